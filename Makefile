@@ -1,0 +1,32 @@
+# `make parity` proves the implementation against the reference; `make test` runs the tests.
+# Both make a virtual environment on first use. Needs Python >= 3.11 with pip, make and git.
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+
+.PHONY: parity test check format clean
+
+parity: $(VENV)/.installed-train
+	$(PY) -m sdpo audit
+
+test: $(VENV)/.installed-dev
+	$(PY) -m pytest -n 2
+
+check: $(VENV)/.installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/basedpyright --pythonpath $(PY)
+
+format: $(VENV)/.installed-dev
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

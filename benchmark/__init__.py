@@ -1,0 +1,1 @@
+"""MBPP code generation: data, confined scoring, reward, statistics."""

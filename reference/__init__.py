@@ -1,0 +1,1 @@
+"""Transcription of the verl SDPO path, written from its specification; torch only."""

@@ -1,0 +1,1 @@
+"""Parity pipeline: stages, oracle, budgets, comparison, verdicts and reports."""

@@ -1,0 +1,1 @@
+"""Candidates: one small file per kind of implementation under test."""
