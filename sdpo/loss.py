@@ -1,0 +1,107 @@
+"""The SDPO loss: the stages in order, from logits to one number.
+
+    logits ─ log_probs ─ support ─ tail ─ divergence ─ importance ─ aggregate ─► loss
+
+Each stage is a pure function of its own module; this file only puts them together.
+"""
+
+import torch
+from torch import Tensor
+
+from sdpo.aggregate import aggregate
+from sdpo.config import SDPOConfig
+from sdpo.divergence import divergence, sampled_token_divergence
+from sdpo.importance import importance
+from sdpo.support import log_probs, support, tail
+
+Trace = dict[str, Tensor]
+
+
+def self_distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    responses: Tensor,
+    response_mask: Tensor,
+    *,
+    old_log_probs: Tensor | None = None,
+    self_distillation_mask: Tensor | None = None,
+    rollout_is_weights: Tensor | None = None,
+    config: SDPOConfig,
+    trace: Trace | None = None,
+) -> Tensor:
+    """The self-distillation loss of one micro-batch.
+
+    Args:
+        student_logits: `(B, T, V)` before temperature; row `t` predicts response token `t`.
+        teacher_logits: `(B, T, V)`, from the teacher's prompt and the same response; no gradient.
+        responses: `(B, T)` int64 token ids.
+        response_mask: `(B, T)`, 1 where a response token counts.
+        old_log_probs: `(B, T)` under the policy before the update; needed if `config.is_clip` is.
+        self_distillation_mask: `(B,)`, 1 for rows that have a teacher prompt; None for all rows.
+        rollout_is_weights: `(B, T)`, or None.
+        config: settings under verl's names.
+        trace: receives the value of every stage under the stage's name.
+
+    Returns:
+        A scalar, in nats.
+
+    Raises:
+        ValueError: a setting needs a tensor that is missing.
+
+    Numerics: places that the masks exclude are neutralised before anything is computed, so that
+    NaN or infinity in padding reaches neither the loss nor the gradient.
+
+    Source: `verl/trainer/ppo/core_algos.py` 1085-1185 at 0e6d5106.
+    """
+    trace = {} if trace is None else trace
+    loss_mask = response_mask
+    if self_distillation_mask is not None:
+        loss_mask = response_mask * self_distillation_mask.unsqueeze(-1)
+    counts = loss_mask != 0
+    student_logits = torch.where(counts.unsqueeze(-1), student_logits, 0.0)
+    teacher_logits = torch.where(counts.unsqueeze(-1), teacher_logits.detach(), 0.0)
+
+    student = log_probs(student_logits, responses, temperature=config.temperature)
+    teacher = log_probs(teacher_logits, responses, temperature=config.temperature)
+    trace.update({"log_probs.student": student, "log_probs.teacher": teacher})
+
+    if config.full_logit_distillation:
+        per_token_loss = support_divergence(student_logits, teacher_logits, config, trace)
+    else:
+        per_token_loss = sampled_token_divergence(student, teacher)
+    trace["divergence"] = per_token_loss
+
+    per_token_loss = importance(
+        per_token_loss,
+        student_log_probs=student,
+        old_log_probs=only_where(counts, old_log_probs),
+        is_clip=config.is_clip,
+        rollout_is_weights=only_where(counts, rollout_is_weights),
+    )
+    loss = aggregate(per_token_loss, loss_mask, loss_agg_mode=config.loss_agg_mode)
+    trace.update({"importance": per_token_loss, "loss_mask": loss_mask, "aggregate": loss})
+    return loss
+
+
+def support_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, config: SDPOConfig, trace: Trace
+) -> Tensor:
+    """Divergence over the top-k support, with tail or renormalised, or over the vocabulary."""
+    indices, student, teacher = support(
+        student_logits,
+        teacher_logits,
+        distillation_topk=config.distillation_topk,
+        temperature=config.temperature,
+    )
+    trace.update({"support.student": student, "support.teacher": teacher})
+    if indices is not None:
+        trace["support.indices"] = indices
+        student = tail(student, distillation_add_tail=config.distillation_add_tail)
+        teacher = tail(teacher, distillation_add_tail=config.distillation_add_tail)
+        trace.update({"tail.student": student, "tail.teacher": teacher})
+    return divergence(student, teacher, alpha=config.alpha)
+
+
+def only_where(counts: Tensor, values: Tensor | None) -> Tensor | None:
+    """`values` with zeros at the places that do not count."""
+    return None if values is None else torch.where(counts, values, 0.0)

@@ -1,0 +1,97 @@
+"""Stages `log_probs`, `support` and `tail`: the distributions that student and teacher are compared on.
+
+The divergence is not taken over the whole vocabulary but over the student's K likeliest tokens. The
+probability left over is either kept as one more entry, the *tail*, or dropped by renormalising.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LARGEST_LOG_MASS = -1e-7
+
+
+class Support(NamedTuple):
+    """The entries of the vocabulary that are compared, and both sides' log-probabilities on them.
+
+    `indices` is `(B, T, K)` int64, or None for the full vocabulary; `student` and `teacher` are
+    `(B, T, K)` or `(B, T, V)`, at most 0, `-inf` where a probability is zero.
+    """
+
+    indices: Tensor | None
+    student: Tensor
+    teacher: Tensor
+
+
+def log_probs(logits: Tensor, responses: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Log-probability of each response token.
+
+    Args:
+        logits: `(B, T, V)` floating, before temperature; row `t` predicts response token `t`.
+        responses: `(B, T)` int64 token ids.
+        temperature: divides the logits.
+
+    Returns:
+        `(B, T)` in the dtype of `logits`, in nats.
+
+    Source: `verl/workers/actor/dp_actor.py` 171-587 at 0e6d5106.
+    """
+    scaled = logits / temperature
+    chosen = scaled.gather(-1, responses.unsqueeze(-1)).squeeze(-1)
+    return chosen - scaled.logsumexp(-1)
+
+
+def support(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    distillation_topk: int | None = None,
+    temperature: float = 1.0,
+) -> Support:
+    """Both sides' log-probabilities on the student's `distillation_topk` likeliest tokens.
+
+    The student chooses for both sides: the teacher is read at the student's indices. The
+    log-probabilities are normalised over the whole vocabulary.
+
+    Args:
+        student_logits: `(B, T, V)`, before temperature.
+        teacher_logits: `(B, T, V)`, before temperature.
+        distillation_topk: K, limited to V; None takes the full vocabulary.
+        temperature: divides both logits.
+
+    Source: `verl/workers/actor/dp_actor.py` 171-587 at 0e6d5106; paper section 3 (top-K
+    distillation).
+    """
+    student = student_logits / temperature
+    teacher = teacher_logits / temperature
+    if distillation_topk is None:
+        return Support(None, student.log_softmax(-1), teacher.log_softmax(-1))
+    indices = student.topk(min(distillation_topk, student.size(-1)), dim=-1).indices
+    return Support(
+        indices,
+        student.gather(-1, indices) - student.logsumexp(-1, keepdim=True),
+        teacher.gather(-1, indices) - teacher.logsumexp(-1, keepdim=True),
+    )
+
+
+def tail(log_probs: Tensor, *, distillation_add_tail: bool = True) -> Tensor:
+    """Make the entries of a top-k support a distribution: add the tail, or renormalise.
+
+    Args:
+        log_probs: `(B, T, K)`, normalised over the vocabulary, so that they sum to at most one.
+        distillation_add_tail: True appends the left-over mass as entry K+1; False rescales.
+
+    Returns:
+        `(B, T, K+1)` or `(B, T, K)`.
+
+    Numerics: the log of the tail loses about unit roundoff ÷ tail mass. The left-over mass is kept
+    at 1e-7 or more, as in the reference; where that limit is active no gradient passes.
+
+    Source: `verl/trainer/ppo/core_algos.py` 1085-1185 at 0e6d5106.
+    """
+    log_mass = log_probs.logsumexp(-1, keepdim=True)
+    if not distillation_add_tail:
+        return log_probs - log_mass
+    log_rest = torch.log(-torch.expm1(log_mass.clamp(max=LARGEST_LOG_MASS)))
+    return torch.cat([log_probs, log_rest], dim=-1)
