@@ -6,22 +6,27 @@ paper's two set-ups and the `sdpo-rl` package disagree; each is a preset.
 
 import difflib
 import math
-import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
 from sdpo.aggregate import LOSS_AGG_MODES
-from sdpo.templates import (
-    DATACLASS_TEMPLATES,
-    FEEDBACK_TEMPLATE,
-    REPROMPT_TEMPLATE,
-    SOLUTION_TEMPLATE,
-)
+from sdpo.templates import SLOTS, TemplateError, check_template
 
 TEACHER_REGULARIZATIONS = ("ema", "trust-region")
 TRUNCATIONS = ("left", "right", "error")
+
+REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
+SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
+FEEDBACK_TEMPLATE = (
+    "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
+)
+DATACLASS_TEMPLATES = {
+    "reprompt_template": REPROMPT_TEMPLATE + "\n",
+    "solution_template": SOLUTION_TEMPLATE + "\n\n",
+    "feedback_template": FEEDBACK_TEMPLATE + "\n\n",
+}
 
 
 class ConfigError(ValueError):
@@ -134,8 +139,13 @@ def _violations(settings: Mapping[str, Any]) -> list[str]:
     violations = [
         f"{name}={value!r}: {RULES[name][1]}"
         for name, value in settings.items()
-        if not RULES[name][0](value)
+        if name in RULES and not RULES[name][0](value)
     ]
+    for name in SLOTS.keys() & settings.keys():
+        try:
+            check_template(name, settings[name])
+        except TemplateError as error:
+            violations.append(str(error))
     alpha = settings.get("alpha", SDPOConfig.alpha)
     if not settings.get("full_logit_distillation", True) and alpha != 1.0:
         violations.append(
@@ -171,22 +181,6 @@ def _one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in choices, f"must be one of {', '.join(choices)}"
 
 
-def _template(*slots: str) -> tuple[Callable[[Any], bool], str]:
-    allowed = set(slots)
-
-    def holds(value: Any) -> bool:
-        if not isinstance(value, str):
-            return False
-        try:
-            found = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None}
-        except ValueError:
-            return False
-        return found <= allowed
-
-    named = " ".join("{" + slot + "}" for slot in slots)
-    return holds, f"must be a format string with no other slots than {named}"
-
-
 _SWITCH = (lambda value: isinstance(value, bool), "must be True or False")
 _POSITIVE = (_number(lambda v: v > 0), "must be a finite number above 0")
 
@@ -212,9 +206,6 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "environment_feedback_only_without_solution": _SWITCH,
         "max_reprompt_len": (_positive_integer, "must be an integer above 0"),
         "reprompt_truncation": _one_of(TRUNCATIONS),
-        "reprompt_template": _template("prompt", "solution", "feedback"),
-        "solution_template": _template("successful_previous_attempt"),
-        "feedback_template": _template("feedback_raw"),
         "apply_chat_template_kwargs": (
             lambda value: isinstance(value, Mapping),
             "must be a mapping",

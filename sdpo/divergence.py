@@ -2,9 +2,10 @@
 
     alpha = 0        KL(teacher‖student) = Σ teacher (log teacher - log student)
     alpha = 1        KL(student‖teacher) = Σ student (log student - log teacher)
-    0 < alpha < 1    (1-alpha) KL(student‖m) + alpha KL(teacher‖m),  m = (1-alpha) student + alpha teacher
+    0 < alpha < 1    (1-alpha) KL(student‖m) + alpha KL(teacher‖m)
+                     with m = (1-alpha) student + alpha teacher
 
-The mixture form is not rescaled: it tends to 0, not to the two pure forms, as alpha tends to 0 or 1.
+The mixture form is not rescaled: as alpha tends to 0 or 1 it tends to 0, not to the pure forms.
 """
 
 import math

@@ -50,7 +50,7 @@ def importance(
 
 
 def importance_ratio(student_log_probs: Tensor, old_log_probs: Tensor, is_clip: float) -> Tensor:
-    """`min(student / old, is_clip)` without gradient, `(B, T)`; the log ratio is kept within ±20."""
+    """`min(student / old, is_clip)` without gradient; the log ratio is kept within ±20."""
     log_ratio = (student_log_probs - old_log_probs).detach()
     return log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().clamp(max=is_clip)
 

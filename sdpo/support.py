@@ -1,4 +1,4 @@
-"""Stages `log_probs`, `support` and `tail`: the distributions that student and teacher are compared on.
+"""Stages `log_probs`, `support` and `tail`: what student and teacher are compared on.
 
 The divergence is not taken over the whole vocabulary but over the student's K likeliest tokens. The
 probability left over is either kept as one more entry, the *tail*, or dropped by renormalising.
