@@ -25,7 +25,7 @@ from sdpo.reference.loss import (
 )
 from torch import Tensor, nn
 
-Batch = Trace = dict[str, Tensor]
+Batch = dict[str, Tensor]
 Groups = Sequence[Sequence[int]]
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -223,7 +223,7 @@ class Actor:
     actor_optimizer: torch.optim.Optimizer
     settings: UpdateSettings
     teacher_module: nn.Module | None = None
-    trace: Trace | None = field(default=None, repr=False)
+    trace: dict[str, Tensor] | None = field(default=None, repr=False)
     updates: int = 0
     metrics: dict[str, Any] = field(default_factory=dict, init=False)
 
@@ -315,7 +315,7 @@ class Actor:
         kinds = ("log_probs", "topk_log_probs", "all_log_probs")
         values = {f"student_{kind}": student[kind] for kind in kinds if kind in student}
         values |= {f"teacher_{kind}": teacher[kind] for kind in kinds if kind in teacher}
-        loss_trace: Trace = {"old_log_probs_used": old_log_probs}
+        loss_trace: dict[str, Tensor] = {"old_log_probs_used": old_log_probs}
         pg_loss = compute_self_distillation_loss(
             **values,
             **{name: getattr(self.settings, name) for name in LOSS_SETTINGS},
