@@ -1,9 +1,9 @@
 """The reference's teacher batch: feedback, demonstration, messages, token ids, mask, metrics.
 
 A transcription of the verl fork's teacher-prompt building, written from its specification and
-checked exactly against recorded values. It keeps the order of operations, the quirks and the classes
-of the raised exceptions of the original, also where they look wrong. `PROVENANCE.toml` names the
-file and lines behind each function. Nothing here is meant to be improved: the readable
+checked exactly against recorded values. It keeps the order of operations, the quirks and the
+classes of the raised exceptions of the original, also where they look wrong. `PROVENANCE.toml`
+names the file and lines behind each function. Nothing here is meant to be improved: the readable
 implementation is `sdpo/reprompt.py`.
 """
 
@@ -23,7 +23,7 @@ THINKING = re.compile(r"<think>.*?</think>\s*", flags=re.DOTALL)
 class Demonstration(NamedTuple):
     """The row whose response is shown to the teacher, and its text after clean-up."""
 
-    index: int
+    row: int
     text: str
 
 
@@ -106,14 +106,13 @@ def choose_demonstration(
     Quirk: a text that is empty after the removal is still a demonstration.
     """
     if settings["dont_reprompt_on_self_success"]:
-        successes = [index for index in successes if index != row]
+        successes = [peer for peer in successes if peer != row]
     if not successes:
         return None
-    index = successes[0]
-    text = response_texts[index]
+    text = response_texts[successes[0]]
     if settings["remove_thinking_from_demonstration"]:
         text = remove_thinking(text)
-    return Demonstration(index, text)
+    return Demonstration(successes[0], text)
 
 
 def uses_feedback(
@@ -161,8 +160,8 @@ def encode_prompts(
 ) -> tuple[Tensor, Tensor]:
     """Ids and attention mask `(B, L)` of all prompts, from one batched call.
 
-    Quirks: of the chat template's arguments only `enable_thinking` is passed on; truncation cuts the
-    complete rendering, on the side that the tokenizer was set to at start-up.
+    Quirks: of the chat template's arguments only `enable_thinking` is passed on; truncation cuts
+    the complete rendering, on the side that the tokenizer was set to at start-up.
     """
     encoded = tokenizer.apply_chat_template(
         messages,
@@ -184,8 +183,8 @@ def append_responses(
 ) -> dict[str, Tensor]:
     """Prompt and response side by side, `(B, L+R)`.
 
-    Quirk: the response part of the attention mask is the response mask, so tokens that it leaves out
-    inside a response are hidden from the teacher, and positions close up over them.
+    Quirk: the response part of the attention mask is the response mask, so tokens that it leaves
+    out inside a response are hidden from the teacher, and positions close up over them.
     """
     device = responses.device
     attention_mask = torch.cat([prompt_mask.to(device), response_mask], dim=1)

@@ -29,9 +29,10 @@ def check_template(name: str, template: str) -> None:
         template: the format string.
 
     Raises:
-        TemplateError: not text; a slot that the template does not have, by another name, by position,
-            or with attribute or index access; an unmatched brace; or a format specification that
-            does not suit text. The message names the template, the slot and the allowed slots.
+        TemplateError: not text; a slot that the template does not have, by another name, by
+            position, or with attribute or index access; an unmatched brace; or a format
+            specification that does not suit text. The message names the template, the slot and
+            the allowed slots.
 
     Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106, which fills unchecked.
     """
