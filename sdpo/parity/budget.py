@@ -1,0 +1,210 @@
+"""Budgets: how far a correct evaluation may be from the definition, element by element.
+
+`truth` evaluates the oracle on a case and bounds each stage (`bounds.py`). Switch points admit both
+branches within rounding: the tail's limit, the ratio's cap, and the choice among logits that are
+equal within rounding at the edge of the top-k.
+
+`ROUNDINGS` is the one constant. It was fixed by running correct evaluation orders that differ in
+summation order, in the form of the expressions and in compilation (`tests/test_budget.py` repeats
+that): none may use more than half of a budget.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+
+from sdpo.parity import bounds, oracle
+from sdpo.parity.case import LossCase
+from sdpo.parity.oracle import Array, Token
+
+ROUNDINGS = 2.0
+MOST_CHOICES = 64
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Oracle values and budgets of a loss case, keyed by stage, as float64 arrays.
+
+    Per-token values are `(N, …)` for the tokens that count, in row-major order of `counts`
+    `(B, T)`; `aggregate` is a scalar and `gradient` `(B, T, V)`. `log_p`, `log_q` and their bounds
+    cover the vocabulary; `certain` and `possible` `(N, V)` mark the entries that must and may be in
+    the support.
+    """
+
+    counts: Array
+    values: dict[str, Array]
+    bounds: dict[str, Array]
+    log_p: Array
+    log_q: Array
+    log_p_bound: Array
+    log_q_bound: Array
+    certain: Array
+    possible: Array
+
+
+def truth(case: LossCase) -> Truth:
+    """Oracle values and budgets of all loss stages of a case."""
+    u = ROUNDINGS * bounds.unit_roundoff(case.dtype)
+    with np.errstate(all="ignore"):
+        counts, student, teacher = oracle.scaled_logits(case, oracle.FLOAT64)
+        certain, possible = choice_limits(case, student)
+        token = oracle.evaluate(case, reference_choice(case, counts))
+        divided = case.config.temperature != 1.0
+        p_bound = bounds.log_prob_bounds(student, token.log_p, divided, u)
+        q_bound = bounds.log_prob_bounds(teacher, token.log_q, divided, u)
+        found = Truth(
+            counts, {}, {}, token.log_p, token.log_q, p_bound, q_bound, certain, possible
+        )
+        add_log_probs(found, case)
+        slope_bound = add_divergence(found, case, token, u)
+        add_importance(found, case, token, slope_bound, u)
+    smallest = bounds.underflow(case.dtype)
+    for name, bound in found.bounds.items():
+        inside = counts[..., None] if name == "gradient" else True
+        found.bounds[name] = np.where(inside, bound + smallest, bound)
+    return found
+
+
+def reference_choice(case: LossCase, counts: Array) -> Array | None:
+    """The support that the reference recorded, `(N, V)`, or None if there is no record."""
+    indices = case.recorded.get("support.indices")
+    if indices is None:
+        return None
+    return oracle.marked(indices.numpy()[counts], case.student_logits.shape[-1])
+
+
+def choice_limits(case: LossCase, scaled: Array) -> tuple[Array, Array]:
+    """Entries that must, and that may, be in the support `(N, V)`: ties at the edge are open.
+
+    Logits tie if they are equal, or closer than the roundings of the division by temperature.
+    """
+    width = scaled.shape[-1]
+    count = min(case.config.distillation_topk or width, width)
+    if case.mode in ("sampled", "full_vocab") or count == width or not len(scaled):
+        every = np.ones_like(scaled, dtype=bool)
+        return every, every
+    ordered = -np.sort(-scaled, axis=-1)
+    last_in, first_out = ordered[:, count - 1 : count], ordered[:, count : count + 1]
+    divided = case.config.temperature != 1.0
+    slack = 2 * bounds.unit_roundoff(case.dtype) * divided
+    certain = scaled > first_out + slack * (np.abs(scaled) + np.abs(first_out))
+    possible = scaled >= last_in - slack * (np.abs(scaled) + np.abs(last_in))
+    return certain, possible
+
+
+def add_log_probs(found: Truth, case: LossCase) -> None:
+    """Stage `log_probs`: the sampled tokens."""
+    rows, own = np.arange(len(found.log_p)), case.responses.numpy()[found.counts]
+    for side, log, bound in (
+        ("student", found.log_p, found.log_p_bound),
+        ("teacher", found.log_q, found.log_q_bound),
+    ):
+        found.values[f"log_probs.{side}"] = log[rows, own]
+        found.bounds[f"log_probs.{side}"] = bound[rows, own]
+
+
+def add_divergence(found: Truth, case: LossCase, token: Token, u: float) -> Array:
+    """Stages `tail` and `divergence`; returns the bound of dD/dz `(N, V)`."""
+    p_bound, q_bound, alpha = found.log_p_bound, found.log_q_bound, case.config.alpha
+    found.values["divergence"] = token.divergence
+    if case.mode == "sampled":
+        d_bound, slope = bounds.sampled_bounds(token, p_bound, q_bound, u)
+        found.bounds["divergence"] = d_bound
+        return slope
+    sides = {}
+    for side, log_on, log, bound in (
+        ("student", token.log_a, token.log_p, p_bound),
+        ("teacher", token.log_b, token.log_q, q_bound),
+    ):
+        sides[side] = bounds.entries(
+            log_on, bounds.LogProbs(log, bound), token.chosen, case.mode, u
+        )
+        tail = bounds.tail_bound(sides[side])[:, None] if case.mode == "topk_tail" else 0
+        found.values[f"tail.{side}"] = log_on
+        found.bounds[f"tail.{side}"] = sides[side].bound + np.where(
+            np.arange(log_on.shape[-1]) == log_on.shape[-1] - 1, tail, 0
+        )
+    a, b = sides["student"], sides["teacher"]
+    d_bound = bounds.divergence_bound(a, b, alpha, u)
+    if case.mode == "topk_tail":
+        d_bound = d_bound + bounds.tail_corners(a, b, alpha)[0]
+    slope = bounds.slope_bound(token, p_bound, a, b, case.mode, alpha, u)
+    for n in np.flatnonzero((found.certain != found.possible).any(axis=-1)):
+        other_d, other_slope = other_choices(found, case, token, int(n))
+        d_bound[n] += other_d
+        slope[n] += other_slope
+    found.bounds["divergence"] = d_bound
+    return slope
+
+
+def other_choices(found: Truth, case: LossCase, token: Token, n: int) -> tuple[float, Array]:
+    """How far other choices among tied logits move D and dD/dz of token `n`."""
+    certain, open_ = found.certain[n], np.flatnonzero(found.possible[n] & ~found.certain[n])
+    places = int(token.chosen[n].sum() - certain.sum())
+    if comb(len(open_), places) <= MOST_CHOICES:
+        picks = list(combinations(open_, places))
+    else:
+        by_teacher = open_[np.argsort(found.log_q[n, open_])]
+        picks = [tuple(by_teacher[:places]), tuple(by_teacher[len(open_) - places :])]
+    chosen = np.repeat(certain[None], len(picks), axis=0)
+    for row, pick in enumerate(picks):
+        chosen[row, list(pick)] = True
+    counts, student, teacher = oracle.scaled_logits(case, oracle.FLOAT64)
+    other = oracle.evaluate_tokens(
+        np.repeat(student[n : n + 1], len(picks), axis=0),
+        np.repeat(teacher[n : n + 1], len(picks), axis=0),
+        chosen,
+        case.mode,
+        case.config.alpha,
+        oracle.FLOAT64,
+    )
+    return (
+        float(np.abs(other.divergence - token.divergence[n]).max()),
+        np.abs(other.slope - token.slope[n]).max(axis=0),
+    )
+
+
+def ratio_interval(found: Truth, case: LossCase, u: float) -> tuple[Array, Array, Array]:
+    """The clipped importance ratio of each token and its interval: value, lowest, highest `(N,)`."""
+    if case.config.is_clip is None or case.old_log_probs is None:
+        one = np.ones(len(found.log_p))
+        return one, one, one
+    own = found.values["log_probs.student"]
+    log_ratio = own - oracle.array_of(case.old_log_probs)[found.counts]
+    slack = found.bounds["log_probs.student"] + u * np.abs(log_ratio)
+    value, low, high = (
+        np.minimum(np.exp(np.clip(shifted, -20, 20)), case.config.is_clip)
+        for shifted in (log_ratio, log_ratio - slack, log_ratio + slack)
+    )
+    return value, low, high
+
+
+def add_importance(found: Truth, case: LossCase, token: Token, slope: Array, u: float) -> None:
+    """Stages `importance`, `aggregate` and `gradient`."""
+    ratio, low, high = ratio_interval(found, case, u)
+    moved = np.maximum(high - ratio, ratio - low)
+    weight = np.ones_like(ratio)
+    if case.rollout_is_weights is not None:
+        weight = oracle.array_of(case.rollout_is_weights)[found.counts]
+    size = np.abs(token.divergence)
+    value = token.divergence * ratio * weight
+    bound = weight * (found.bounds["divergence"] * high + size * moved) + 4 * u * np.abs(value)
+    found.values["importance"], found.bounds["importance"] = value, bound
+
+    mask = oracle.array_of(case.loss_mask)
+    share = oracle.aggregation_weights(mask, case.config.loss_agg_mode)[found.counts]
+    loss = np.asarray((share * value).sum())
+    rounding = u * (4 + bounds.growth(len(share))) * np.abs(share * value).sum()
+    found.values["aggregate"] = loss
+    found.bounds["aggregate"] = np.asarray((share * bound).sum() + rounding)
+
+    scale = (share * weight / case.config.temperature)[:, None]
+    gradient = np.zeros(case.student_logits.shape)
+    limit = np.zeros(case.student_logits.shape)
+    gradient[found.counts] = scale * ratio[:, None] * token.slope
+    limit[found.counts] = scale * (
+        slope * high[:, None] + np.abs(token.slope) * moved[:, None]
+    ) + 6 * u * np.abs(gradient[found.counts])
+    found.values["gradient"], found.bounds["gradient"] = gradient, limit

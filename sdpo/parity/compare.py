@@ -1,0 +1,181 @@
+"""Comparison of one stage's value with the reference: metrics, and the status they imply.
+
+An element passes if it is as far from the reference as two correct evaluations may be: the budget,
+plus the reference's own distance from the oracle (never more than another budget).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sdpo.parity.oracle import Array
+
+MATCH, PASS, DECLARED, DIVERGENT, NOT_COVERED, ERROR = (
+    "MATCH",
+    "PASS",
+    "DECLARED",
+    "DIVERGENT",
+    "NOT_COVERED",
+    "ERROR",
+)
+SEVERITY = (NOT_COVERED, MATCH, PASS, DECLARED, DIVERGENT, ERROR)
+
+
+def worst_status(statuses: list[str]) -> str:
+    """The most severe of some statuses; NOT_COVERED of none."""
+    return max(statuses, key=SEVERITY.index, default=NOT_COVERED)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one named value of a stage compares with the reference.
+
+    `max_abs`, `max_ulp` and `budget_used` are maxima over the finite elements; `worst` describes
+    the element that uses most of its budget; `smallest_detectable` is the smallest relative change
+    of an element that would have failed.
+    """
+
+    stage: str
+    status: str
+    case: str = ""
+    compared: int = 0
+    max_abs: float = 0.0
+    max_ulp: float = 0.0
+    budget_used: float = 0.0
+    smallest_detectable: float | None = None
+    worst: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    effect: str = ""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a value is compared with: reference, oracle and bound, all of one shape.
+
+    `excused` marks elements where a finite value may stand for a non-finite one of the reference,
+    because the reference's value comes from places of weight zero only.
+    """
+
+    reference: Array
+    truth: Array
+    bound: Array
+    epsilon: float
+    excused: Array | bool = False
+    labels: tuple[str, ...] = ()
+
+
+def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) -> Comparison:
+    """Compare a floating value element by element.
+
+    Args:
+        stage: name of the stage.
+        case: identifier of the case.
+        actual: the candidate's value as float64.
+        expected: reference, oracle and bounds.
+    """
+    reference = expected.reference
+    if actual.shape != reference.shape:
+        return Comparison(
+            stage,
+            ERROR,
+            case,
+            note=f"shape {tuple(actual.shape)}, expected {tuple(reference.shape)}",
+        )
+    if actual.size == 0:
+        return Comparison(stage, NOT_COVERED, case, note="no element counts")
+    with np.errstate(all="ignore"):
+        same = (actual == reference) | (np.isnan(actual) & np.isnan(reference))
+        finite = np.isfinite(actual) & np.isfinite(reference)
+        error = np.where(finite, np.abs(actual - reference), 0.0)
+        allowed = expected.bound + np.minimum(
+            np.nan_to_num(np.abs(reference - expected.truth), nan=0.0, posinf=0.0), expected.bound
+        )
+        used = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(float).tiny))
+        ulp = np.where(finite, error / spacing(reference, expected.epsilon), 0.0)
+    odd = ~same & ~finite
+    excused = odd & np.isfinite(actual) & ~np.isfinite(reference) & expected.excused
+    if excused.any():
+        near = np.abs(actual - expected.truth) <= expected.bound
+        excused = excused & near
+    status, note, effect = judge(actual, reference, same, used, odd, excused)
+    at = np.unravel_index(np.argmax(np.where(odd & ~excused, np.inf, used)), used.shape)
+    return Comparison(
+        stage=stage,
+        status=status,
+        case=case,
+        compared=int(actual.size),
+        max_abs=float(error.max()),
+        max_ulp=float(ulp.max()),
+        budget_used=float(used.max()),
+        smallest_detectable=detectable(reference, allowed, finite),
+        worst=describe(at, actual, reference, allowed, expected.labels) if not same.all() else {},
+        note=note,
+        effect=effect,
+    )
+
+
+def judge(
+    actual: Array, reference: Array, same: Array, used: Array, odd: Array, excused: Array
+) -> tuple[str, str, str]:
+    """Status, note and kind of effect from the element-wise findings."""
+    if same.all():
+        return MATCH, "", ""
+    unexcused = odd & ~excused
+    if unexcused.any():
+        invented = int((unexcused & np.isfinite(reference)).sum())
+        if invented:
+            return DIVERGENT, f"{invented} non-finite values where the reference is finite", "nan"
+        finite = int((unexcused & np.isfinite(actual)).sum())
+        if finite:
+            note = f"{finite} finite values where the reference is not"
+            return DIVERGENT, note, "finite_where_reference_is_not"
+        return DIVERGENT, "non-finite values of another kind than the reference's", "nan"
+    if (used > 1).any():
+        zero = not actual.any() and np.nan_to_num(reference).any()
+        note = "all zero where the reference is not" if zero else ""
+        return DIVERGENT, note or f"{int((used > 1).sum())} of {used.size} over budget", "value"
+    if excused.any():
+        note = "finite where the reference is not, at places of weight zero or in an empty batch"
+        return DECLARED, note, "zero_weight"
+    return PASS, "", ""
+
+
+def spacing(values: Array, epsilon: float) -> Array:
+    """Distance between neighbouring numbers of the case's dtype at each value."""
+    size = np.maximum(np.abs(np.nan_to_num(values, posinf=0.0, neginf=0.0)), 2.0**-126)
+    return epsilon * np.exp2(np.floor(np.log2(size)))
+
+
+def detectable(reference: Array, allowed: Array, finite: Array) -> float | None:
+    """The smallest relative change of an element that would exceed its allowance."""
+    usable = finite & (reference != 0)
+    return float((allowed[usable] / np.abs(reference[usable])).min()) if usable.any() else None
+
+
+def describe(
+    at: tuple[Any, ...], actual: Array, reference: Array, allowed: Array, labels: tuple[str, ...]
+) -> dict[str, Any]:
+    """The element that uses most of its budget."""
+    place = {label: int(index) for label, index in zip(labels, at, strict=False)}
+    return place | {
+        "actual": float(actual[at]),
+        "expected": float(reference[at]),
+        "budget": float(allowed[at]),
+    }
+
+
+def compare_exact(stage: str, case: str, name: str, actual: Any, expected: Any) -> Comparison:
+    """Compare a discrete value: settings, texts, token ids, masks."""
+    if actual == expected:
+        return Comparison(stage, MATCH, case, compared=1)
+    worst = {"value": name, "actual": shortened(actual), "expected": shortened(expected)}
+    return Comparison(
+        stage, DIVERGENT, case, compared=1, worst=worst, note=f"{name} differs", effect="value"
+    )
+
+
+def shortened(value: Any, limit: int = 200) -> str:
+    """Text of a value, cut to a length that fits a report."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
