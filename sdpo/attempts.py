@@ -121,18 +121,20 @@ def remove_thinking(text: str) -> str:
 
     A span ends at the first closing tag; tags without partner stay; case matters.
 
-    Numerics: linear in the length of the text, also for many unclosed tags.
+    Numerics: linear in the length of the text, also for many tags, closed or not.
 
     Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
     """
-    kept, rest = [], text
+    kept, start = [], 0
     while True:
-        before, opened, inside = rest.partition(THINK_OPEN)
-        _, closed, after = inside.partition(THINK_CLOSE)
-        if not (opened and closed):
-            return "".join([*kept, rest])
-        kept.append(before)
-        rest = after.lstrip()
+        opened = text.find(THINK_OPEN, start)
+        closed = text.find(THINK_CLOSE, opened) if opened >= 0 else -1
+        if closed < 0:
+            return "".join([*kept, text[start:]])
+        kept.append(text[start:opened])
+        start = closed + len(THINK_CLOSE)
+        while text[start : start + 1].isspace():
+            start += 1
 
 
 def demonstration(
