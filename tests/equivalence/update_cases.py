@@ -1,0 +1,293 @@
+"""Run the recorded updates through either side and compare under the golden names.
+
+Bounds: bit-equality on the recording's stack for the transcription; otherwise the largest change
+that the golden data's README reports for another vector instruction set.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sdpo.fixtures import PACKAGED, GoldenCase, GoldenFamily, load_family
+from sdpo.fixtures.models import build_model, build_optimizer
+from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
+from torch import Tensor
+
+from sdpo.config import SDPOConfig
+from sdpo.update import actor_update
+
+RECORDING_STACK = (
+    torch.__version__.split("+")[0] == "2.13.0"
+    and torch.backends.cpu.get_cpu_capability() == "AVX2"
+)
+STAGES = (
+    "log_probs",
+    "support",
+    "importance",
+    "aggregate",
+    "accumulate",
+    "optimizer",
+    "teacher_update",
+)
+STAGE_OF = {
+    "student_log_probs": "log_probs",
+    "teacher_log_probs": "log_probs",
+    "entropy": "log_probs",
+    "student_topk_indices": "support",
+    "student_topk_log_probs": "support",
+    "teacher_topk_log_probs": "support",
+    "student_all_log_probs": "support",
+    "teacher_all_log_probs": "support",
+    "old_log_probs_used": "importance",
+    "per_token_loss": "importance",
+    "loss_mask": "aggregate",
+    "loss": "aggregate",
+}
+# Ours writes the stage values under its own names.
+OUR_NAMES = {
+    "log_probs.student": "student_log_probs",
+    "log_probs.teacher": "teacher_log_probs",
+    "support.indices": "student_topk_indices",
+    "importance": "per_token_loss",
+    "loss_mask": "loss_mask",
+    "aggregate": "loss",
+}
+PER_TOKEN, LOSS_RELATIVE = 1.5e-4, 3e-6
+WEIGHTS = {"SGD": (1e-6, 3e-7), "AdamW": (1e-4, 6e-6)}
+
+
+@dataclass
+class Run:
+    """What a side produced: tensors under the golden names, and the metrics of each update."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A recorded value that a side does not reproduce within its bound."""
+
+    name: str
+    stage: str
+    detail: str
+
+
+@functools.cache
+def family() -> GoldenFamily:
+    return load_family(PACKAGED, "update")
+
+
+def case(case_id: str) -> GoldenCase:
+    return family().case(case_id)
+
+
+@functools.cache
+def recorded(case_id: str) -> dict[str, Tensor]:
+    return case(case_id).tensors()
+
+
+def build(golden: GoldenCase) -> tuple[torch.nn.Module, torch.nn.Module | None, Any]:
+    """Actor, teacher weights and optimizer of a case."""
+    model = golden.config["model"]
+    actor = build_model(family(), model)
+    teacher = None
+    if golden.config["teacher"] != "none":
+        role = "teacher" if golden.config["teacher_init"] == "perturbed" else "actor"
+        teacher = build_model(family(), model, role)
+    return actor, teacher, build_optimizer(golden.config["optimizer"], actor.parameters())
+
+
+def updates(golden: GoldenCase) -> Iterator[tuple[str, dict[str, Tensor], Any]]:
+    """Per update its prefix, its batch, and the groups of a dynamic batch."""
+    tensors = recorded(golden.id)
+    for number, result in enumerate(golden.entry["results"]):
+        start = f"u{number}.in."
+        inputs = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
+        batch = {name.removeprefix(start): tensor.clone() for name, tensor in inputs.items()}
+        groups = None
+        if golden.config["actor"]["use_dynamic_bsz"]:
+            rows = iter(result["micro_batch_row_indices"])
+            groups = [[next(rows) for _ in range(n)] for n in steps_of(result)]
+        yield f"u{number}.", batch, groups
+
+
+def steps_of(result: dict[str, Any]) -> list[int]:
+    return result["micro_batches_per_optimizer_step"]
+
+
+def run_reference(case_id: str) -> Run:
+    golden = case(case_id)
+    config = golden.config
+    actor, teacher, optimizer = build(golden)
+    settings = UpdateSettings(**config["actor"], **config["self_distillation"])
+    if teacher is not None and config["teacher"] == "trust_region":
+        teacher = TrustRegionTeacher(teacher, actor, settings.teacher_update_rate)
+    run = Run()
+    updater = Actor(actor, optimizer, settings, teacher, run.tensors)
+    for _, batch, groups in updates(golden):
+        run.metrics.append(updater.update_policy(batch, config["temperature"], groups))
+    return run
+
+
+def our_config(config: dict[str, Any]) -> SDPOConfig:
+    return SDPOConfig(
+        **config["self_distillation"],
+        temperature=config["temperature"],
+        loss_agg_mode=config["actor"]["loss_agg_mode"],
+        grad_clip=config["actor"]["grad_clip"],
+    )
+
+
+def run_ours(case_id: str) -> Run:
+    golden = case(case_id)
+    actor, teacher, optimizer = build(golden)
+    sizes = golden.config["actor"]
+    run = Run()
+    for prefix, batch, groups in updates(golden):
+        report = actor_update(
+            actor,
+            teacher,
+            optimizer,
+            batch,
+            our_config(golden.config),
+            mini_batch_size=sizes["ppo_mini_batch_size"],
+            micro_batch_size=sizes["ppo_micro_batch_size_per_gpu"],
+            epochs=sizes["ppo_epochs"],
+            groups=groups,
+            record=True,
+        )
+        for number, trace in enumerate(report.micro_batches):
+            run.tensors |= {f"{prefix}mb{number}.{k}": v for k, v in golden_names(trace)}
+        for number, gradients in enumerate(report.gradients):
+            run.tensors |= {f"{prefix}mini{number}.grad.{k}": v for k, v in gradients.items()}
+        for label, module in (("actor", actor), ("teacher", teacher)):
+            weights = {} if module is None else module.state_dict()
+            run.tensors |= {f"{prefix}{label}.{k}": v.clone() for k, v in weights.items()}
+        metrics = {"actor/pg_loss": sum(report.losses), "actor/grad_norm": report.grad_norms}
+        run.metrics.append(metrics)
+    return run
+
+
+def golden_names(trace: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    kind = "topk" if "support.indices" in trace else "all"
+    for name, value in trace.items():
+        if name in OUR_NAMES:
+            yield OUR_NAMES[name], value
+        elif name.startswith("support."):
+            yield f"{name.removeprefix('support.')}_{kind}_log_probs", value
+
+
+def stage_of(name: str) -> str:
+    """The stage that a recorded tensor or metric belongs to."""
+    _, part, *rest = name.split(".", 2)
+    if part.startswith("mb"):
+        return STAGE_OF[rest[0]]
+    return {"actor": "optimizer", "teacher": "teacher_update"}.get(part, "accumulate")
+
+
+def bound_of(name: str, expected: Tensor, optimizer: dict[str, Any]) -> float:
+    """Largest absolute difference allowed, from the golden data's README."""
+    weights, teacher = WEIGHTS[optimizer["name"]]
+    stage = stage_of(name)
+    if not expected.is_floating_point() or name.endswith("loss_mask"):
+        return 0.0
+    if name.endswith(".loss") and optimizer["name"] == "SGD":
+        return LOSS_RELATIVE * expected.abs().item()
+    if stage == "accumulate":
+        return weights / optimizer["lr"]
+    return {"optimizer": weights, "teacher_update": teacher}.get(stage, PER_TOKEN)
+
+
+def outputs(case_id: str) -> list[str]:
+    """Names of the recorded values, in the order in which an update produces them."""
+    names = [name for name in recorded(case_id) if ".in." not in name]
+    return sorted(names, key=lambda n: (n.split(".")[0], STAGES.index(stage_of(n)), n))
+
+
+def same(actual: Tensor, expected: Tensor) -> bool:
+    """Equal dtype, shape and bits; NaN equals NaN."""
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    return bool(((actual == expected) | ((actual != actual) & (expected != expected))).all())
+
+
+def within(actual: Tensor, expected: Tensor, bound: float) -> bool:
+    """Equal dtype and shape, and each entry within the bound; non-finite ones equal in kind."""
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    return torch.allclose(actual.double(), expected.double(), rtol=0.0, atol=bound, equal_nan=True)
+
+
+def tensor_differences(
+    case_id: str, run: Run, *, exact: bool, counted_only: bool = False, skip: Iterable[str] = ()
+) -> list[Difference]:
+    """Recorded tensors that the run lacks or misses, in the order of production.
+
+    `counted_only` compares per-token values only where the loss mask counts them.
+    """
+    found = []
+    for name in outputs(case_id):
+        expected, actual = recorded(case_id)[name], run.tensors.get(name)
+        if any(name.endswith(ending) for ending in skip):
+            continue
+        if actual is None:
+            found.append(Difference(name, stage_of(name), "missing"))
+            continue
+        if counted_only and ".mb" in name and name.rsplit(".", 1)[1] not in ("loss", "loss_mask"):
+            mask = recorded(case_id)[name.rsplit(".", 1)[0] + ".loss_mask"] != 0
+            actual, expected = actual[mask], expected[mask]
+        bound = 0.0 if exact else bound_of(name, expected, case(case_id).config["optimizer"])
+        if not (same(actual, expected) if exact else within(actual, expected, bound)):
+            worst = (actual.double() - expected.double()).abs().nan_to_num().max().item()
+            found.append(Difference(name, stage_of(name), f"{worst:.3g} > {bound:.3g}"))
+    return found
+
+
+def metric_differences(
+    case_id: str, run: Run, *, exact: bool, names: Iterable[str] | None = None
+) -> list[Difference]:
+    """Recorded metrics that the run misses; with `names` only those."""
+    found = []
+    for number, result in enumerate(case(case_id).entry["results"]):
+        metrics = result["metrics"]
+        for name in metrics if names is None else names:
+            expected, actual = numbers(metrics[name]), numbers(run.metrics[number].get(name, []))
+            relative = metric_bound(name, number, case(case_id).config["optimizer"])
+            if not close(actual, expected, [0.0] if exact else relative):
+                found.append(Difference(f"u{number}.metrics.{name}", "accumulate", f"{actual}"))
+    return found
+
+
+def metric_bound(name: str, update: int, optimizer: dict[str, Any]) -> list[float]:
+    """Relative bound of a metric's first entry, and of the others."""
+    if name.startswith("rollout_corr/"):
+        # chi2 squares a product of up to seven ratios of per-token probabilities.
+        return [14 * PER_TOKEN]
+    if name == "actor/grad_norm":
+        # From the second step on the weights differ by what the bounds allow them to.
+        return [LOSS_RELATIVE if update == 0 else PER_TOKEN, PER_TOKEN]
+    return [LOSS_RELATIVE if optimizer["name"] == "SGD" else PER_TOKEN]
+
+
+def numbers(value: Any) -> list[float]:
+    return [float(entry) for entry in (value if isinstance(value, list) else [value])]
+
+
+def close(actual: list[float], expected: list[float], bounds: list[float]) -> bool:
+    if len(actual) != len(expected):
+        return False
+    bounds = bounds + bounds[-1:] * len(actual)
+    return all(
+        (math.isnan(a) and math.isnan(e)) or math.isclose(a, e, rel_tol=bound, abs_tol=bound)
+        for a, e, bound in zip(actual, expected, bounds, strict=False)
+    )
+
+
+def first_stage(case_id: str, differences: list[Difference]) -> str | None:
+    """Stage of the first difference: earliest update, then earliest stage."""
+    order = sorted(differences, key=lambda d: (d.name.split(".")[0], STAGES.index(d.stage)))
+    return order[0].stage if order else None
