@@ -21,6 +21,7 @@ from sdpo.loss import self_distillation_loss
 from sdpo.teacher import check_teacher, teacher_update, trust_region_logits
 
 Batch = Mapping[str, Tensor]
+Groups = Sequence[Sequence[Sequence[int]]]
 MicroBatch = tuple[Sequence[int], float]
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -30,11 +31,7 @@ REQUIRED = (*MODEL_INPUTS, *(f"teacher_{name}" for name in MODEL_INPUTS), *OTHER
 
 @dataclass
 class UpdateReport:
-    """What an update did, per optimizer step.
-
-    Only if asked for: `micro_batches` with the stage values of each micro-batch, `gradients` with
-    the parameter gradients of each step before clipping.
-    """
+    """What an update did per optimizer step; stage values and gradients only if asked for."""
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
@@ -53,7 +50,7 @@ def actor_update(
     mini_batch_size: int,
     micro_batch_size: int,
     epochs: int = 1,
-    groups: Sequence[Sequence[Sequence[int]]] | None = None,
+    groups: Groups | None = None,
     record: bool = False,
 ) -> UpdateReport:
     """One update of student, optimizer and teacher, all in place.
@@ -70,7 +67,8 @@ def actor_update(
         mini_batch_size: rows per optimizer step.
         micro_batch_size: rows per forward pass; should divide `mini_batch_size`.
         epochs: passes over the batch.
-        groups: per optimizer step the rows of its micro-batches, in place of equal sizes.
+        groups: the rows of each micro-batch of each optimizer step, in place of equal sizes; for
+            all epochs.
         record: keep the stage values and gradients in the report.
 
     Raises:
@@ -86,8 +84,7 @@ def actor_update(
     names = ("teacher_regularization", "teacher_update_rate")
     settings = {name: getattr(config, name) for name in names}
     check_teacher(teacher_parameters, parameters, **settings)
-    rows, sizes = len(batch["responses"]), (mini_batch_size, micro_batch_size)
-    steps = plan(rows, *sizes, epochs=epochs, groups=groups)
+    steps = plan(len(batch["responses"]), mini_batch_size, micro_batch_size, epochs, groups)
     if len(steps) == 1:
         # On-policy the old log-probs are the current ones: the ratio is 1, whatever its cap.
         config = replace(config, is_clip=None)
@@ -109,12 +106,7 @@ def actor_update(
 
 
 def plan(
-    rows: int,
-    mini_batch_size: int,
-    micro_batch_size: int,
-    *,
-    epochs: int = 1,
-    groups: Sequence[Sequence[Sequence[int]]] | None = None,
+    rows: int, mini_size: int, micro_size: int, epochs: int = 1, groups: Groups | None = None
 ) -> list[list[MicroBatch]]:
     """Rows and scale of every micro-batch, for each optimizer step.
 
@@ -125,15 +117,13 @@ def plan(
         ValueError: micro-batch larger than mini-batch.
     """
     if groups is not None:
-        return [[(part, len(part) / mini_batch_size) for part in step] for step in groups]
-    if not 0 < micro_batch_size <= mini_batch_size:
+        return [[(part, len(part) / mini_size) for part in step] for step in groups]
+    if not 0 < micro_size <= mini_size:
         raise ValueError(
-            f"micro_batch_size {micro_batch_size} must be above 0 and at most mini_batch_size "
-            f"{mini_batch_size}: lower it"
+            f"the micro-batch size must lie in [1, mini-batch size {mini_size}], not {micro_size}"
         )
-    scale = 1 / (mini_batch_size // micro_batch_size)
-    minis = split(range(rows), mini_batch_size)
-    return [[(part, scale) for part in split(mini, micro_batch_size)] for mini in minis * epochs]
+    scale, minis = 1 / (mini_size // micro_size), split(range(rows), mini_size)
+    return [[(part, scale) for part in split(mini, micro_size)] for mini in minis * epochs]
 
 
 def split(rows: range, size: int) -> list[range]:
@@ -188,9 +178,7 @@ def teacher_logits(
     student: nn.Module, teacher: nn.Module | None, batch: Batch, config: SDPOConfig
 ) -> Tensor:
     """The teacher's logits `(B, T, V)` on its own prompts, before temperature, without gradient."""
-    if teacher is None:
-        return response_logits(student, batch, "teacher_")
-    logits = response_logits(teacher, batch, "teacher_")
+    logits = response_logits(student if teacher is None else teacher, batch, "teacher_")
     if config.teacher_regularization == "trust-region":
         live = response_logits(student, batch, "teacher_")
         return trust_region_logits(logits, live, config.teacher_update_rate)
