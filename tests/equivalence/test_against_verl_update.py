@@ -1,8 +1,7 @@
 """The 47 recorded actor updates, the direct calls and the errors, on both sides.
 
 Budget kind: bitwise for the transcription on the recording's stack (torch 2.13.0, AVX2, one
-thread), elsewhere the largest change that the golden data's README reports for another vector
-instruction set. Ours: the same bounds, at the tokens that count.
+thread); for ours, at the tokens that count, and on other stacks the bounds in `update_cases.py`.
 
 Ours leaves out, by design: entropy bonus (P-U040), KL to a reference policy (P-U042), packed rows
 with holes (P-U045, P-U046: a quirk of the reference), autocast (P-U047).
@@ -110,7 +109,7 @@ def models() -> tuple[torch.nn.Module, torch.nn.Module]:
     return build_model(cases.family(), "A"), build_model(cases.family(), "A", "teacher")
 
 
-def expect(actual: Tensor, expected: Tensor, bound: float = cases.PER_TOKEN) -> None:
+def expect(actual: Tensor, expected: Tensor, bound: tuple[float, float] = cases.PER_TOKEN) -> None:
     if cases.RECORDING_STACK:
         assert cases.same(actual, expected)
     assert cases.within(actual, expected, bound)
@@ -160,7 +159,9 @@ def test_repeated_averages(direct, models, side, rate, calls):
     names = [name for name in direct if name.startswith(prefix)]
     assert len(names) == 3
     for name in names:
-        expect(weights[name.removeprefix(prefix)], direct[name], cases.WEIGHTS["SGD"][1])
+        expect(
+            weights[name.removeprefix(prefix)], direct[name], (0.0, calls * cases.TEACHER["SGD"][1])
+        )
 
 
 @pytest.mark.parametrize("side", ["reference", "ours"])
