@@ -69,11 +69,12 @@ class Entries:
 
 def entries(log_on: Array, side: LogProbs, chosen: Array, mode: str, u: float) -> Entries:
     """Bounds of one side's log-probabilities on the support, tail or renormalisation included."""
-    inside = np.where(chosen, np.exp(side.value), 0)
-    mass = inside.sum(axis=-1)
-    log_mass = np.minimum(np.log(mass), 0)
-    share = inside / np.maximum(mass, np.finfo(float).tiny)[:, None]
-    spread = (share * side.bound).sum(axis=-1)
+    inside = np.where(chosen, side.value, -np.inf)
+    top = inside.max(axis=-1, keepdims=True, initial=-np.finfo(float).max)
+    relative = np.exp(inside - top)
+    mass = relative.sum(axis=-1)
+    log_mass = np.minimum(top[:, 0] + np.log(mass), 0)
+    spread = (relative / mass[:, None] * side.bound).sum(axis=-1)
     mass_bound = spread + u * (growth(int(chosen.sum(-1).max(initial=1))) + 1 + np.abs(log_mass))
     bound = np.hstack([np.where(chosen, side.bound, 0), np.zeros((len(mass), 1))])
     nothing = np.full((len(mass), 2), -np.inf)

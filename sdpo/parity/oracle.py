@@ -93,20 +93,20 @@ def marked(indices: Array, width: int) -> Array:
 def on_support(
     log_p: Array, chosen: Array, mode: str, numbers: Arithmetic
 ) -> tuple[Array, Array, Array]:
-    """Log-probabilities on the support with the tail last, `(N, V+1)`; tail limited?; mass."""
-    inside = np.where(chosen, numbers.exp(log_p), 0)
+    """Log-probabilities on the support with the tail last, `(N, V+1)`; tail limited?; log mass."""
     outside = np.where(chosen, 0, numbers.exp(log_p)).sum(axis=-1, keepdims=True)
-    mass = inside.sum(axis=-1, keepdims=True)
     nothing = np.full_like(log_p[:, :1], -np.inf)
     log_inside = np.where(chosen, log_p, -np.inf)
+    top = log_inside.max(axis=-1, keepdims=True)
+    log_mass = top + numbers.log(numbers.exp(log_inside - top).sum(axis=-1, keepdims=True))
     if mode == "topk_renorm":
-        return np.hstack([log_inside - numbers.log(mass), nothing]), np.zeros(len(log_p), bool), mass
+        return np.hstack([log_inside - log_mass, nothing]), np.zeros(len(log_p), bool), log_mass
     if mode == "full_vocab":
-        return np.hstack([log_inside, nothing]), np.zeros(len(log_p), bool), mass
+        return np.hstack([log_inside, nothing]), np.zeros(len(log_p), bool), log_mass
     smallest = 1 - numbers.exp(numbers.number(-SMALLEST_TAIL))
     limited = (outside <= smallest)[:, 0]
     rest = np.where(limited[:, None], smallest, outside)
-    return np.hstack([log_inside, numbers.log(rest)]), limited, mass
+    return np.hstack([log_inside, numbers.log(rest)]), limited, log_mass
 
 
 def kl_terms(log_x: Array, log_y: Array, numbers: Arithmetic) -> Array:
@@ -145,7 +145,7 @@ def divergence_and_derivative(
 
 
 def slope_of(
-    h: Array, log_p: Array, chosen: Array, mode: str, limited: Array, mass: Array, xp: Arithmetic
+    h: Array, log_p: Array, chosen: Array, mode: str, limited: Array, log_mass: Array, xp: Arithmetic
 ) -> Array:
     """dD/dz `(N, V)` from h = ∂D/∂a.
 
@@ -154,7 +154,7 @@ def slope_of(
     """
     p = xp.exp(log_p)
     if mode == "topk_renorm":
-        a = np.where(chosen, p / mass, 0)
+        a = np.where(chosen, xp.exp(log_p - log_mass), 0)
         return a * (h[:, :-1] - (a * h[:, :-1]).sum(axis=-1, keepdims=True))
     tail = np.where(limited, 0, h[:, -1])[:, None]
     everywhere = np.where(chosen, h[:, :-1], tail)
@@ -166,10 +166,10 @@ def evaluate_tokens(
 ) -> Token:
     """All per-token values of a distribution-comparing mode, from logits ÷ temperature `(N, V)`."""
     log_p, log_q = log_probabilities(student, numbers), log_probabilities(teacher, numbers)
-    log_a, limited, mass = on_support(log_p, chosen, mode, numbers)
+    log_a, limited, log_mass = on_support(log_p, chosen, mode, numbers)
     log_b, teacher_limited, _ = on_support(log_q, chosen, mode, numbers)
     terms, h = divergence_and_derivative(log_a, log_b, alpha, numbers)
-    slope = slope_of(h, log_p, chosen, mode, limited, mass, numbers)
+    slope = slope_of(h, log_p, chosen, mode, limited, log_mass, numbers)
     values = (log_p, log_q, log_a, log_b, h, terms.sum(axis=-1), slope)
     log_p, log_q, log_a, log_b, h, total, slope = (np.asarray(v, dtype=np.float64) for v in values)
     both = np.stack([limited, teacher_limited], axis=-1)

@@ -1,0 +1,154 @@
+"""What a candidate offers, what can go wrong with one, and one checked call of a loss function."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sdpo.parity.case import LossCase
+
+
+class CandidateError(Exception):
+    """The candidate failed; the message says what happened and what was expected."""
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+class BrokenGradientError(Exception):
+    """The gradient breaks a rule that no budget expresses: no graph, or a path into the teacher."""
+
+
+class NotCoveredError(Exception):
+    """The case needs something that the candidate does not take."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where the candidate's source is."""
+
+    file: str
+    line: int
+
+
+class LossCandidate(Protocol):
+    """A candidate that computes the loss.
+
+    `stages` are those it exposes; `notes` tell the user what was assumed about it.
+    """
+
+    name: str
+    kind: str
+    stages: tuple[str, ...]
+    location: Location | None
+    notes: tuple[str, ...]
+
+    def trace(self, case: LossCase) -> Mapping[str, Tensor]:
+        """Stage values on a case, under the names that `loss_family` compares.
+
+        Raises:
+            CandidateError: the candidate failed.
+            BrokenGradientError: no graph to the student, or a gradient into the teacher. The
+                exception's `trace` holds what was computed up to there.
+            NotCoveredError: the case needs an argument that the candidate does not take.
+        """
+        ...
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN included, in the same dtype and shape."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def guarded(stage: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call code of the candidate; whatever it raises, `SystemExit` included, is its failure.
+
+    Raises:
+        CandidateError: the code raised.
+    """
+    try:
+        return function(*args, **kwargs)
+    except ModuleNotFoundError as error:
+        raise CandidateError(
+            stage, f"needs the package {error.name!r}, which is not installed: install it"
+        ) from error
+    except BaseException as error:
+        text = " ".join(str(error).split())
+        raise CandidateError(
+            stage, f"raised {type(error).__name__}: {text or 'no message'}"
+        ) from error
+
+
+def scalar_of(result: Any) -> Tensor:
+    """The loss in what a candidate returned: a scalar, or a tuple that starts with one.
+
+    Raises:
+        CandidateError: anything else.
+    """
+    value = result[0] if isinstance(result, tuple) and result else result
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = torch.tensor(float(value), dtype=torch.float64)
+    if not isinstance(value, Tensor):
+        raise CandidateError(
+            "aggregate", f"returned {type(value).__name__}; expected a scalar tensor"
+        )
+    if value.dim() != 0:
+        raise CandidateError(
+            "aggregate", f"returned shape {tuple(value.shape)}; expected a scalar, shape ()"
+        )
+    if not value.is_floating_point():
+        raise CandidateError("aggregate", f"returned dtype {value.dtype}; expected floating point")
+    return value
+
+
+def checked_call(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    positional: tuple[Any, ...],
+    inputs: Mapping[str, Tensor],
+    leaves: tuple[Tensor, Tensor | None],
+) -> dict[str, Tensor]:
+    """Call a loss function once and take its gradient.
+
+    Args:
+        function: the candidate.
+        arguments: keyword arguments.
+        positional: arguments before them.
+        inputs: the tensors among the arguments, which the call must not change.
+        leaves: student and teacher tensors to differentiate by; the teacher may be None.
+
+    Returns:
+        `aggregate` and `gradient`.
+
+    Raises:
+        CandidateError: it raised, returned no scalar, or changed an input.
+        BrokenGradientError: no graph to the student, or a gradient into the teacher.
+    """
+    before = {name: tensor.detach().clone() for name, tensor in inputs.items()}
+    loss = scalar_of(guarded("aggregate", function, *positional, **arguments))
+    changed = [name for name, tensor in inputs.items() if not same_bits(tensor, before[name])]
+    if changed:
+        raise CandidateError("aggregate", f"changed its input {changed[0]} in place")
+    student, teacher = leaves
+    trace = {"aggregate": loss.detach()}
+    if not loss.requires_grad:
+        raise broken("the loss has no graph to student_logits; expected a gradient", trace)
+    wanted = [student] if teacher is None else [student, teacher]
+    gradients = guarded("gradient", torch.autograd.grad, loss, wanted, allow_unused=True)
+    if gradients[0] is None:
+        raise broken("the loss has no graph to student_logits; expected a gradient", trace)
+    if teacher is not None and gradients[1] is not None and bool((gradients[1] != 0).any()):
+        raise broken("gradient flows into teacher_logits; expected none", trace)
+    return trace | {"gradient": gradients[0].detach()}
+
+
+def broken(message: str, trace: Mapping[str, Tensor]) -> BrokenGradientError:
+    """A broken gradient, with the stage values computed before."""
+    error = BrokenGradientError(message)
+    error.trace = trace  # type: ignore[attr-defined]
+    return error

@@ -1,0 +1,239 @@
+"""A loss function as a candidate, in its two shapes: from logits and from log-probs."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo.parity.adapters.base import Location, NotCoveredError, checked_call
+from sdpo.parity.case import LOSS_SETTINGS, LossCase
+from sdpo.reference.loss import log_probs_from_logits, topk_log_probs
+
+OBSERVED = ("aggregate", "gradient")
+LOGITS_ARGUMENTS = ("student_logits", "teacher_logits", "responses", "response_mask")
+OPTIONAL_TENSORS = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
+LOG_PROB_ARGUMENTS = (
+    "student_log_probs",
+    "teacher_log_probs",
+    "student_topk_log_probs",
+    "teacher_topk_log_probs",
+    "student_all_log_probs",
+    "teacher_all_log_probs",
+)
+NEEDED = {
+    "sampled": LOG_PROB_ARGUMENTS[:2],
+    "topk_tail": LOG_PROB_ARGUMENTS[2:4],
+    "topk_renorm": LOG_PROB_ARGUMENTS[2:4],
+    "full_vocab": LOG_PROB_ARGUMENTS[4:],
+}
+CONFIG_NAMES = ("config", "self_distillation_config")
+ALIASES = {
+    "add_tail": "distillation_add_tail",
+    "topk": "distillation_topk",
+    "top_k": "distillation_topk",
+    "k": "distillation_topk",
+    "full_logit": "full_logit_distillation",
+    "agg_mode": "loss_agg_mode",
+    "aggregation": "loss_agg_mode",
+    "clip": "is_clip",
+    "kl_alpha": "alpha",
+    "tau": "temperature",
+}
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Signature of a function, callable object or module; `(*args, **kwargs)` if it has none."""
+    target = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        return inspect.signature(target)
+    except (TypeError, ValueError):
+        return inspect.signature(lambda *args, **kwargs: None)
+
+
+def location_of(function: Any) -> Location | None:
+    """Where a candidate is defined, None if Python does not know."""
+    target = function
+    if isinstance(function, torch.nn.Module):
+        target = type(function).forward
+    elif not (inspect.isroutine(function) or inspect.isclass(function)):
+        target = function if inspect.ismodule(function) else type(function).__call__
+    target = inspect.unwrap(target) if callable(target) else target
+    try:
+        file = inspect.getsourcefile(target)
+        line = 1 if inspect.ismodule(target) else inspect.getsourcelines(target)[1]
+    except (TypeError, OSError):
+        return None
+    return Location(file, line) if file else None
+
+
+def is_from_log_probs(function: Callable[..., Any]) -> bool:
+    """Whether the parameters have the reference's log-prob names."""
+    return any(name in signature_of(function).parameters for name in LOG_PROB_ARGUMENTS)
+
+
+class LossFunction:
+    """What both shapes share: which arguments the function takes, and how settings reach it."""
+
+    stages = OBSERVED
+
+    def __init__(self, name: str, kind: str, function: Callable[..., Any]) -> None:
+        self.name, self.kind, self.function = name, kind, function
+        self.location = location_of(function)
+        parameters = signature_of(function).parameters
+        self.takes_anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self.parameters = {
+            name: p
+            for name, p in parameters.items()
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        }
+        self.aliases = {
+            alias: setting
+            for alias, setting in ALIASES.items()
+            if alias in self.parameters and setting not in self.parameters
+        }
+        self.notes = tuple(
+            f"argument {alias!r} is taken as {setting!r}" for alias, setting in self.aliases.items()
+        )
+
+    def takes(self, name: str) -> bool:
+        """Whether the function has a parameter of this name."""
+        return name in self.parameters or self.takes_anything
+
+    def settings(self, case: LossCase, names: tuple[str, ...]) -> dict[str, Any]:
+        """The case's settings as the function takes them: one object, or one argument each.
+
+        Raises:
+            NotCoveredError: a setting that differs from the default has no argument.
+        """
+        arguments: dict[str, Any] = {}
+        for name in CONFIG_NAMES:
+            if name in self.parameters or (self.takes_anything and name == "config"):
+                arguments[name] = case.config
+        for name in names:
+            if name in self.parameters:
+                arguments[name] = getattr(case.config, name)
+        for alias, name in self.aliases.items():
+            if name in names:
+                arguments[alias] = getattr(case.config, name)
+        if not any(name in arguments for name in CONFIG_NAMES):
+            given = set(arguments) | {self.aliases.get(name, name) for name in arguments}
+            self.refuse_hidden_settings(case, tuple(n for n in names if n not in given))
+        return arguments
+
+    def refuse_hidden_settings(self, case: LossCase, names: tuple[str, ...]) -> None:
+        """A setting without an argument is only covered at the reference's default."""
+        default = type(case.config)()
+        for name in names:
+            value = getattr(case.config, name)
+            if value != getattr(default, name):
+                raise NotCoveredError(f"takes no {name}, the case needs {name}={value!r}")
+
+    def optional_tensors(self, case: LossCase) -> dict[str, Tensor | None]:
+        """Copies of masks, weights and old log-probs that the function takes.
+
+        An absent one is passed as None where the parameter has no default.
+
+        Raises:
+            NotCoveredError: one that has an effect on the case has no argument.
+        """
+        given: dict[str, Tensor | None] = {}
+        for name in OPTIONAL_TENSORS:
+            value = getattr(case, name)
+            if value is None:
+                parameter = self.parameters.get(name)
+                if parameter is not None and parameter.default is parameter.empty:
+                    given[name] = None
+            elif self.takes(name):
+                given[name] = value.clone()
+            elif has_effect(case, name, value):
+                raise NotCoveredError(f"takes no {name}, the case needs it")
+        return given
+
+
+def has_effect(case: LossCase, name: str, value: Tensor) -> bool:
+    """Whether leaving out an optional tensor would change the loss."""
+    if name == "old_log_probs":
+        return case.config.is_clip is not None
+    return bool((value != 1).any())
+
+
+class FromLogits(LossFunction):
+    """`f(student_logits, teacher_logits, responses, response_mask, *, …, config)`."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        super().__init__(name, "loss from logits", function)
+
+    def trace(self, case: LossCase) -> Mapping[str, Tensor]:
+        """Loss and gradient on fresh copies of the inputs."""
+        student = case.student_logits.detach().clone().requires_grad_(True)
+        teacher = case.teacher_logits.detach().clone().requires_grad_(True)
+        required = (student, teacher, case.responses.clone(), case.response_mask.clone())
+        optional = self.optional_tensors(case)
+        arguments: dict[str, Any] = {**optional, **self.settings(case, LOSS_SETTINGS)}
+        named = dict(zip(LOGITS_ARGUMENTS, required, strict=True))
+        positional: tuple[Any, ...] = required
+        if all(name in self.parameters for name in LOGITS_ARGUMENTS):
+            arguments |= named
+            positional = ()
+        inputs = present(named | optional)
+        return checked_call(self.function, arguments, positional, inputs, (student, teacher))
+
+
+def present(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Those that are not None."""
+    return {name: value for name, value in tensors.items() if value is not None}
+
+
+class FromLogProbs(LossFunction):
+    """A function whose parameters have the reference's names, from `student_log_probs` on.
+
+    Log-probs and support are computed by the reference, so that these stages are not covered; the
+    teacher's arrive without gradient, as in the reference.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        super().__init__(name, "loss from log-probs", function)
+
+    def trace(self, case: LossCase) -> Mapping[str, Tensor]:
+        """Loss and gradient on fresh copies of the inputs."""
+        leaf = case.student_logits.detach().clone().requires_grad_(True)
+        values = log_prob_inputs(case, leaf)
+        for name in NEEDED[case.mode]:
+            if not self.takes(name):
+                raise NotCoveredError(f"takes no {name}, the case ({case.mode}) needs it")
+        tensors = {name: value for name, value in values.items() if self.takes(name)}
+        optional = self.optional_tensors(case)
+        tensors["response_mask"] = case.response_mask.clone()
+        names = tuple(name for name in LOSS_SETTINGS if name != "temperature")
+        arguments = {**tensors, **optional, **self.settings(case, names)}
+        for name in LOG_PROB_ARGUMENTS:
+            parameter = self.parameters.get(name)
+            if parameter is not None and name not in arguments:
+                if parameter.default is parameter.empty:
+                    arguments[name] = None
+        inputs = present(tensors | optional)
+        return checked_call(self.function, arguments, (), inputs, (leaf, None))
+
+
+def log_prob_inputs(case: LossCase, leaf: Tensor) -> dict[str, Tensor]:
+    """The reference's log-probs on a case, with a graph to the student's logits `leaf`."""
+    student = leaf / case.config.temperature
+    teacher = case.teacher_logits / case.config.temperature
+    values = {
+        "student_log_probs": log_probs_from_logits(student, case.responses),
+        "teacher_log_probs": log_probs_from_logits(teacher, case.responses),
+    }
+    if case.mode == "full_vocab":
+        values["student_all_log_probs"] = student.log_softmax(-1)
+        values["teacher_all_log_probs"] = teacher.log_softmax(-1)
+    elif case.config.distillation_topk is not None and case.mode != "sampled":
+        chosen, indices = topk_log_probs(
+            student, case.config.distillation_topk, case.recorded.get("support.indices")
+        )
+        values["student_topk_log_probs"] = chosen
+        values["teacher_topk_log_probs"], _ = topk_log_probs(
+            teacher, case.config.distillation_topk, indices
+        )
+    return values

@@ -1,0 +1,97 @@
+"""From what the user typed to a candidate."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sdpo.parity.adapters.base import CandidateError, LossCandidate, guarded
+from sdpo.parity.adapters.callables import FromLogits, FromLogProbs, is_from_log_probs
+from sdpo.parity.adapters.own import Own
+from sdpo.parity.adapters.stage_functions import StageFunctions
+from sdpo.parity.stages import NAMES
+
+BUILT_IN = {"sdpo": Own}
+
+
+def load_candidate(name: str) -> LossCandidate:
+    """The candidate called `name`: `sdpo`, `FILE.py:attr`, `pkg.mod:attr`, or a module alone.
+
+    Raises:
+        CandidateError: it cannot be found, imported, or used as a candidate.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    return adapt(name, find(name))
+
+
+def find(name: str) -> Any:
+    """Import the module of a candidate and get its attribute.
+
+    Raises:
+        CandidateError: no such file, module or attribute, or importing it failed.
+    """
+    target, _, attribute = name.rpartition(":") if ":" in name else (name, "", "")
+    path = Path(target)
+    is_file = path.suffix == ".py" or path.is_file()
+    module = import_file(path) if is_file else import_module(target)
+    value: Any = module
+    for part in filter(None, attribute.split(".")):
+        if not hasattr(value, part):
+            known = [key for key in vars(module) if not key.startswith("_")]
+            raise CandidateError(
+                "config", f"{target} has no attribute {attribute!r}; it has {known}"
+            )
+        value = getattr(value, part)
+    return value
+
+
+def import_file(path: Path) -> ModuleType:
+    """Import a file, with its folder first on the path so that its own imports are found.
+
+    Raises:
+        CandidateError: no such file, or importing it failed.
+    """
+    if not path.is_file():
+        raise CandidateError("config", f"no file {path}; give FILE.py:attr or pkg.mod:attr")
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise CandidateError("config", f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    guarded("config", spec.loader.exec_module, module)
+    return module
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module by name, from the present folder too.
+
+    Raises:
+        CandidateError: there is none, or importing it failed.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    return guarded("config", importlib.import_module, name)
+
+
+def adapt(name: str, value: Any) -> LossCandidate:
+    """Wrap a function, callable object or module by what it looks like.
+
+    Raises:
+        CandidateError: it is neither callable nor has functions named as the stages.
+    """
+    if inspect.isclass(value):
+        value = guarded("config", value)
+    if callable(value):
+        shape = FromLogProbs if is_from_log_probs(value) else FromLogits
+        return shape(name, value)
+    if any(callable(getattr(value, stage, None)) for stage in NAMES):
+        return StageFunctions(name, value)
+    raise CandidateError(
+        "config",
+        f"{type(value).__name__} is no candidate: give a loss function, or a module or object "
+        f"with functions named as the stages ({', '.join(NAMES)})",
+    )

@@ -1,0 +1,50 @@
+"""Our own implementation as a candidate: it exposes every stage."""
+
+import inspect
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sdpo import loss
+from sdpo.parity.adapters.base import Location
+from sdpo.parity.case import LossCase
+
+
+class Own:
+    """`sdpo.loss.self_distillation_loss` with its trace."""
+
+    name = "sdpo"
+    kind = "implementation"
+    stages = (
+        "log_probs",
+        "support",
+        "tail",
+        "divergence",
+        "importance",
+        "aggregate",
+        "gradient",
+    )
+    notes = ()
+
+    def __init__(self) -> None:
+        function = loss.self_distillation_loss
+        self.location = Location(inspect.getfile(function), inspect.getsourcelines(function)[1])
+
+    def trace(self, case: LossCase) -> Mapping[str, Tensor]:
+        """Stage values on a case, gradient included."""
+        leaf = case.student_logits.detach().clone().requires_grad_(True)
+        values: dict[str, Tensor] = {}
+        value = loss.self_distillation_loss(
+            leaf,
+            case.teacher_logits,
+            case.responses,
+            case.response_mask,
+            old_log_probs=case.old_log_probs,
+            self_distillation_mask=case.self_distillation_mask,
+            rollout_is_weights=case.rollout_is_weights,
+            config=case.config,
+            trace=values,
+        )
+        (values["gradient"],) = torch.autograd.grad(value, leaf)
+        return {name: tensor.detach() for name, tensor in values.items()}

@@ -1,0 +1,150 @@
+"""A module or object with functions named as the stages: each is called on the reference's inputs.
+
+Arguments are passed by name. A function takes any of the names listed for its stage:
+
+| stage | arguments | returns |
+|---|---|---|
+| `log_probs` | `logits`, `responses`, `temperature` | `(B, T)`; called for each side |
+| `support` | `student_logits`, `teacher_logits`, `distillation_topk`, `temperature` | indices (or None), student and teacher log-probs |
+| `tail` | `log_probs`, `distillation_add_tail` | `(B, T, K+1)` or `(B, T, K)`; called for each side |
+| `divergence` | `student`, `teacher`, `alpha` | `(B, T)` |
+| `importance` | `per_token_loss`, `student_log_probs`, `old_log_probs`, `is_clip`, `rollout_is_weights` | `(B, T)` |
+| `aggregate` | `per_token_loss`, `loss_mask`, `loss_agg_mode` | scalar |
+
+The stages of the teacher prompt are listed in `reprompt_family.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sdpo.parity.adapters.base import CandidateError, Location, guarded
+from sdpo.parity.adapters.callables import location_of, signature_of
+from sdpo.parity.case import LossCase, reference_trace
+
+LOSS_STAGES = ("log_probs", "support", "tail", "divergence", "importance", "aggregate")
+
+
+def call_by_name(stage: str, function: Callable[..., Any], offered: Mapping[str, Any]) -> Any:
+    """Call a stage function with those of the offered arguments that it takes.
+
+    Raises:
+        CandidateError: it raised, or needs an argument that the stage does not offer.
+    """
+    parameters = signature_of(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return guarded(stage, function, **offered)
+    named = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    unknown = [p.name for p in named if p.default is p.empty and p.name not in offered]
+    if unknown:
+        raise CandidateError(
+            stage, f"needs the argument {unknown[0]!r}; this stage offers {', '.join(offered)}"
+        )
+    return guarded(stage, function, **{p.name: offered[p.name] for p in named if p.name in offered})
+
+
+def tensor_of(stage: str, value: Any) -> Tensor:
+    """A stage's result as a tensor.
+
+    Raises:
+        CandidateError: it is none.
+    """
+    if not isinstance(value, Tensor):
+        raise CandidateError(stage, f"returned {type(value).__name__}; expected a tensor")
+    return value.detach()
+
+
+class StageFunctions:
+    """The loss stages of a module or object."""
+
+    kind = "stage functions"
+    notes = ()
+
+    def __init__(self, name: str, owner: Any) -> None:
+        self.name, self.owner = name, owner
+        self.location: Location | None = location_of(owner)
+        self.stages = tuple(s for s in LOSS_STAGES if callable(getattr(owner, s, None)))
+
+    def trace(self, case: LossCase) -> Mapping[str, Tensor]:
+        """Value of every exposed stage, each from the reference's value of the stage before."""
+        reference = reference_trace(case)
+        found: dict[str, Tensor] = {}
+        for stage in self.stages:
+            function = getattr(self.owner, stage)
+            if stage == "support":
+                found |= self.support(function, case)
+                continue
+            for name, offered in offers(stage, case, reference).items():
+                found[name] = tensor_of(stage, call_by_name(stage, function, offered))
+        return found
+
+    def support(self, function: Callable[..., Any], case: LossCase) -> dict[str, Tensor]:
+        """Result of the stage `support`: indices and both sides' log-probs."""
+        if case.mode == "sampled":
+            return {}
+        result = call_by_name(
+            "support",
+            function,
+            {
+                "student_logits": case.student_logits.clone(),
+                "teacher_logits": case.teacher_logits.clone(),
+                "distillation_topk": case.config.distillation_topk,
+                "temperature": case.config.temperature,
+            },
+        )
+        if not isinstance(result, tuple) or len(result) != 3:
+            raise CandidateError("support", "expected (indices or None, student, teacher)")
+        names = ("support.indices", "support.student", "support.teacher")
+        return {
+            name: tensor_of("support", value)
+            for name, value in zip(names, result, strict=True)
+            if value is not None
+        }
+
+
+def offers(
+    stage: str, case: LossCase, reference: Mapping[str, Tensor]
+) -> dict[str, dict[str, Any]]:
+    """For each value of a stage, the arguments it is computed from."""
+    config = case.config
+    if stage == "log_probs":
+        common = {"responses": case.responses.clone(), "temperature": config.temperature}
+        return {
+            "log_probs.student": {"logits": case.student_logits.clone(), **common},
+            "log_probs.teacher": {"logits": case.teacher_logits.clone(), **common},
+        }
+    if stage == "tail":
+        if not case.mode.startswith("topk"):
+            return {}
+        flag = config.distillation_add_tail
+        return {
+            f"tail.{side}": {
+                "log_probs": reference[f"support.{side}"].clone(),
+                "distillation_add_tail": flag,
+            }
+            for side in ("student", "teacher")
+        }
+    if stage == "divergence":
+        if case.mode == "sampled":
+            return {}
+        before = "tail" if case.mode.startswith("topk") else "support"
+        sides = {side: reference[f"{before}.{side}"].clone() for side in ("student", "teacher")}
+        return {"divergence": {**sides, "alpha": config.alpha}}
+    if stage == "importance":
+        return {
+            "importance": {
+                "per_token_loss": reference["divergence"].clone(),
+                "student_log_probs": reference["log_probs.student"].clone(),
+                "old_log_probs": case.old_log_probs,
+                "is_clip": config.is_clip,
+                "rollout_is_weights": case.rollout_is_weights,
+            }
+        }
+    return {
+        "aggregate": {
+            "per_token_loss": reference["importance"].clone(),
+            "loss_mask": reference["loss_mask"].clone(),
+            "loss_agg_mode": config.loss_agg_mode,
+        }
+    }

@@ -1,0 +1,390 @@
+"""The audit of one candidate: all families of cases, verdict, and the RUN document."""
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import sdpo
+from sdpo.determinism import deterministic, reseed
+from sdpo.fixtures import PACKAGED, GoldenDataError, GoldenFamily, load_families
+from sdpo.parity import declared as declarations
+from sdpo.parity.adapters.base import (
+    BrokenGradientError,
+    CandidateError,
+    LossCandidate,
+    NotCoveredError,
+    same_bits,
+)
+from sdpo.parity.adapters.callables import LossFunction
+from sdpo.parity.adapters.load import load_candidate
+from sdpo.parity.adapters.own import Own
+from sdpo.parity.alone import Alone
+from sdpo.parity.budget import truth
+from sdpo.parity.case import LossCase, from_golden, reference_trace
+from sdpo.parity.compare import DIVERGENT, ERROR, NOT_COVERED, Comparison
+from sdpo.parity.intervene import (
+    GRADIENT_DEPARTS,
+    LOSS_DEPARTS,
+    LOSS_HOLDS,
+    UNUSABLE,
+    first_departure,
+)
+from sdpo.parity.loss_family import compare_loss
+from sdpo.parity.stages import NAMES, STAGES, first_in_order
+from sdpo.parity.verdict import EXIT_CODES, CaseResult, run_verdict, stage_rows
+
+SEEDS = (20260, 20261)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; `goldens` and `declared` are paths, `stages` names."""
+
+    candidate: str
+    goldens: tuple[str, ...] = ()
+    declared: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    repro: str = ""
+
+
+@dataclass
+class Findings:
+    """What the audit of a candidate gathered."""
+
+    results: list[CaseResult] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+
+def audit(request: Request, progress: Progress = lambda *_: None) -> dict[str, Any]:
+    """Audit a candidate and return its RUN document; every failure is in the document."""
+    started = time.monotonic()
+    with deterministic(SEEDS[0]) as settings:
+        environment = describe_environment(settings)
+        try:
+            families = load_goldens(request.goldens)
+            declared = load_declarations(request.declared)
+            environment["goldens"] = [fingerprint(family) for family in families]
+            candidate = load_candidate(request.candidate)
+            run = judge(request, candidate, families, declared, progress)
+        except (CandidateError, GoldenDataError, declarations.DeclaredError) as error:
+            run = failed(request, str(error))
+    return run | {
+        "environment": environment,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def load_goldens(folders: Sequence[str]) -> list[GoldenFamily]:
+    """All families of the given folders, or of the packaged data.
+
+    Raises:
+        GoldenDataError: a folder or manifest is unusable.
+    """
+    return [family for folder in folders or (PACKAGED,) for family in load_families(Path(folder))]
+
+
+def load_declarations(files: Sequence[str]) -> list[declarations.Deviation]:
+    """Declared deviations of the given files, or the packaged ones.
+
+    Raises:
+        DeclaredError: a file is unusable.
+    """
+    paths = [Path(file) for file in files] or [declarations.PACKAGED]
+    return [entry for path in paths for entry in declarations.load_declared(path)]
+
+
+def judge(
+    request: Request,
+    candidate: LossCandidate,
+    families: Sequence[GoldenFamily],
+    declared: Sequence[declarations.Deviation],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run all cases and put the RUN document together, environment and times left out."""
+    findings = Findings()
+    exposed = set(candidate.stages)
+    for family in families:
+        if family.name == "loss" and exposed & {s for s in NAMES if STAGES[s].family == "loss"}:
+            run_loss_family(candidate, family, findings, progress)
+        elif False and isinstance(candidate, Own):
+            run_other_family(family, findings, progress)
+    apply_declarations(request.candidate, declared, findings)
+    select_stages(request.stages, findings)
+    return document(request, candidate, findings, declared)
+
+
+def run_loss_family(
+    candidate: LossCandidate, family: GoldenFamily, findings: Findings, progress: Progress
+) -> None:
+    """All loss cases of a family, with the candidate's own determinism checked on the way."""
+    goldens = list(family)
+    cases = [from_golden(golden) for golden in goldens]
+    alone = [Alone(candidate, case) for case in cases[-2:]]
+    for number, case in enumerate(cases):
+        progress(family.name, number, len(cases))
+        result, doubt = run_loss_case(candidate, case)
+        findings.results.append(result)
+        findings.doubts.extend(doubt)
+    for check in alone:
+        findings.doubts.extend(check.doubt())
+    progress(family.name, len(cases), len(cases))
+
+
+def run_loss_case(candidate: LossCandidate, case: LossCase) -> tuple[CaseResult, list[str]]:
+    """One case, run twice under different global seeds; disagreement with itself is a doubt."""
+    result = CaseResult(case.id, "loss", case.tags)
+    doubts: list[str] = []
+    try:
+        reseed(SEEDS[0])
+        trace = candidate.trace(case)
+        reseed(SEEDS[1])
+        again = candidate.trace(case)
+    except NotCoveredError as error:
+        result.note = str(error)
+        return result, doubts
+    except CandidateError as error:
+        note = f"{error}; the reference computes this case"
+        result.comparisons.append(Comparison(error.stage, ERROR, case.id, note=note))
+        return result, doubts
+    except BrokenGradientError as error:
+        trace = again = error.trace
+        result.comparisons.append(Comparison("gradient", DIVERGENT, case.id, note=str(error)))
+    differing = [name for name in trace if not same_bits(trace[name], again[name])]
+    if differing:
+        doubts.append(f"two runs of case {case.id} differ at {differing[0]}")
+    result.comparisons.extend(compare_loss(case, truth(case), reference_trace(case), trace))
+    return result, doubts
+
+
+def run_other_family(family: GoldenFamily, findings: Findings, progress: Progress) -> None:
+    """The teacher prompt and the update of our implementation."""
+    if family.name == "reprompt":
+        from sdpo.parity.reprompt_family import run_reprompt_family as run
+    else:
+        from sdpo.parity.update_family import run_update_family as run
+    findings.results.extend(run(family, progress))
+
+
+def apply_declarations(
+    candidate: str, declared: Sequence[declarations.Deviation], findings: Findings
+) -> None:
+    """Turn declared divergences into DECLARED, in place."""
+    for result in findings.results:
+        for place, comparison in enumerate(result.comparisons):
+            changed, entry = declarations.apply_declared(
+                comparison, candidate, result.tags, declared
+            )
+            result.comparisons[place] = changed
+            if entry is not None:
+                findings.used.add(entry)
+
+
+def select_stages(stages: Sequence[str], findings: Findings) -> None:
+    """Keep the comparisons of the asked stages only, in place."""
+    if stages:
+        for result in findings.results:
+            result.comparisons = [c for c in result.comparisons if c.stage in stages]
+
+
+def required_stages(request: Request, candidate: LossCandidate, results: Iterable[CaseResult]):
+    """Stages that must be covered: those the candidate exposes in the families that ran."""
+    families = {result.family for result in results}
+    exposed = [s for s in candidate.stages if STAGES[s].family in families | {"config"}]
+    if request.stages:
+        return [stage for stage in exposed if stage in request.stages]
+    return exposed
+
+
+def document(
+    request: Request,
+    candidate: LossCandidate,
+    findings: Findings,
+    declared: Sequence[declarations.Deviation],
+) -> dict[str, Any]:
+    """The RUN document of a finished audit."""
+    rows = stage_rows(findings.results)
+    covered = [row["name"] for row in rows if row["status"] != NOT_COVERED]
+    required = required_stages(request, candidate, findings.results)
+    missing = [stage for stage in required if stage not in covered]
+    doubts = list(findings.doubts) + [f"stage {stage} was not covered" for stage in missing]
+    if not covered:
+        doubts.append("nothing was compared")
+    tags = {tag for result in findings.results for tag in result.tags if result.comparisons}
+    gone = declarations.vanished(request.candidate, declared, findings.used, tags)
+    if request.stages:
+        gone = [entry for entry in gone if set(entry.stages) & set(request.stages)]
+    statuses = [row["status"] for row in rows] + [DIVERGENT] * bool(gone)
+    verdict = run_verdict(statuses, doubts=doubts)
+    observed = first_in_order({r["name"] for r in rows if r["status"] in (DIVERGENT, ERROR)})
+    first, inferred, rungs = observed, False, []
+    if isinstance(candidate, LossFunction) and verdict == DIVERGENT:
+        first, inferred, rungs = locate(candidate, findings, observed)
+    reasons = doubts + [f"declared deviation {entry.id} no longer shows" for entry in gone]
+    return {
+        "candidate": request.candidate,
+        "kind": candidate.kind,
+        "verdict": verdict,
+        "exit_code": EXIT_CODES[verdict],
+        "first_stage": first,
+        "first_stage_inferred": inferred,
+        "first_observed": observed,
+        "message": reasons[0] if verdict == "INCONCLUSIVE" else error_message(findings),
+        "reasons": reasons,
+        "explained_by": [],
+        "coverage": {"covered": covered, "not_covered": [n for n in NAMES if n not in covered]},
+        "stages": rows,
+        "cases": [result.row() for result in findings.results],
+        "totals": totals(findings.results),
+        "sensitivity": {
+            "smallest_detectable": {
+                row["name"]: row["smallest_detectable"]
+                for row in rows
+                if row["smallest_detectable"] is not None
+            }
+        },
+        "ladder": rungs,
+        "declared": declared_rows(request.candidate, declared, findings),
+        "notes": list(candidate.notes),
+        "location": vars(candidate.location) if candidate.location else None,
+        "repro": request.repro,
+    }
+
+
+def error_message(findings: Findings) -> str:
+    """The first failure of the candidate, with its case and stage."""
+    for result in findings.results:
+        for comparison in result.comparisons:
+            if comparison.status == ERROR:
+                return f"stage {comparison.stage}, case {result.id}: {comparison.note}"
+    return ""
+
+
+def locate(
+    candidate: LossFunction, findings: Findings, observed: str | None
+) -> tuple[str | None, bool, list[dict[str, str]]]:
+    """Where a callable first departs, by intervention, in a dtype in which it diverges."""
+    diverging = {r.id for r in findings.results if r.status == DIVERGENT}
+    dtypes = candidate_dtypes(findings, diverging)
+    stage, rungs = first_departure(lambda case: rung_result(candidate, case), dtypes)
+    if stage is None:
+        return observed, False, rungs
+    if candidate.kind == "loss from log-probs":
+        stage = {"log_probs": "divergence", "support": "tail"}.get(stage, stage)
+    return stage, True, rungs
+
+
+def candidate_dtypes(findings: Findings, diverging: set[str]) -> torch.dtype:
+    """The dtype for the ladder: float32 unless only cases of another dtype diverge."""
+    del findings, diverging
+    return torch.float32
+
+
+def rung_result(candidate: LossFunction, case: LossCase) -> str:
+    """Whether loss and gradient of a generated case hold."""
+    result, _ = run_loss_case(candidate, case)
+    by_stage = {comparison.stage: comparison.status for comparison in result.comparisons}
+    if not by_stage or ERROR in by_stage.values():
+        return UNUSABLE
+    if by_stage.get("aggregate") == DIVERGENT:
+        return LOSS_DEPARTS
+    return GRADIENT_DEPARTS if DIVERGENT in by_stage.values() else LOSS_HOLDS
+
+
+def declared_rows(
+    candidate: str, declared: Sequence[declarations.Deviation], findings: Findings
+) -> list[dict[str, Any]]:
+    """The declared deviations of this candidate, and whether each was seen."""
+    return [
+        {
+            "id": entry.id,
+            "stages": list(entry.stages),
+            "reason": entry.reason,
+            "seen": entry.id in findings.used,
+        }
+        for entry in declared
+        if entry.candidate == candidate
+    ]
+
+
+def totals(results: Sequence[CaseResult]) -> dict[str, Any]:
+    """Counts of cases by status and of comparisons; they must add up.
+
+    Raises:
+        AssertionError: they do not.
+    """
+    statuses = [result.status for result in results]
+    counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+    comparisons = [c for result in results for c in result.comparisons]
+    if sum(counts.values()) != len(results):
+        raise AssertionError(f"{counts} do not add up to {len(results)} cases")
+    return {
+        "cases": len(results),
+        "by_status": dict(sorted(counts.items())),
+        "comparisons": len(comparisons),
+        "bit_equal": sum(c.status == "MATCH" for c in comparisons),
+        "elements": sum(c.compared for c in comparisons),
+    }
+
+
+def failed(request: Request, message: str) -> dict[str, Any]:
+    """The RUN document of an audit that could not start."""
+    return {
+        "candidate": request.candidate,
+        "kind": "",
+        "verdict": ERROR,
+        "exit_code": EXIT_CODES[ERROR],
+        "first_stage": None,
+        "first_stage_inferred": False,
+        "first_observed": None,
+        "message": message,
+        "reasons": [message],
+        "explained_by": [],
+        "coverage": {"covered": [], "not_covered": list(NAMES)},
+        "stages": stage_rows([]),
+        "cases": [],
+        "totals": totals([]),
+        "sensitivity": {"smallest_detectable": {}},
+        "ladder": [],
+        "declared": [],
+        "notes": [],
+        "location": None,
+        "repro": request.repro,
+    }
+
+
+def describe_environment(settings: dict[str, Any]) -> dict[str, Any]:
+    """Versions, machine and what was set for determinism."""
+    return {
+        "sdpo": sdpo.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": f"{sys.platform}-{platform.machine()}",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "determinism": settings,
+        "candidate_seeds": list(SEEDS),
+    }
+
+
+def fingerprint(family: GoldenFamily) -> dict[str, Any]:
+    """Which golden data were used."""
+    manifest = (family.folder / "cases.json").read_bytes()
+    return {
+        "family": family.name,
+        "cases": len(family),
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "reference_commit": family.manifest.get("provenance", {}).get("reference_commit"),
+    }

@@ -1,0 +1,187 @@
+"""Loss stages of a candidate against the reference, on one case."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdpo.parity.budget import Truth
+from sdpo.parity.case import LossCase
+from sdpo.parity.compare import (
+    DIVERGENT,
+    Comparison,
+    Expected,
+    compare_exact,
+    compare_numeric,
+)
+from sdpo.parity.oracle import Array, array_of
+
+PER_TOKEN = ("log_probs.student", "log_probs.teacher", "divergence", "importance")
+ORDER = ("log_probs", "support", "tail", "divergence", "importance", "aggregate", "gradient")
+
+Trace = Mapping[str, Tensor]
+
+
+def compare_loss(case: LossCase, truth: Truth, reference: Trace, actual: Trace) -> list[Comparison]:
+    """Compare every stage value that the candidate exposes.
+
+    Args:
+        case: the inputs.
+        truth: oracle values and budgets.
+        reference: stage values of the reference.
+        actual: stage values of the candidate, under the same names.
+
+    Returns:
+        One comparison for each value, in stage order.
+    """
+    epsilon = torch.finfo(case.dtype).eps
+    found: list[Comparison] = []
+    for name in PER_TOKEN:
+        if name in actual:
+            expected = Expected(
+                counted(reference[name], truth),
+                truth.values[name],
+                truth.bounds[name],
+                epsilon,
+                labels=("token",),
+            )
+            value = counted(actual[name], truth)
+            found.append(compare_numeric(name.split(".")[0], case.id, value, expected))
+    if "support.student" in actual:
+        found.extend(compare_support(case, truth, reference, actual, epsilon))
+    if "tail.student" in actual:
+        found.extend(compare_tail(case, truth, reference, actual, epsilon))
+    for name in ("aggregate", "gradient"):
+        if name in actual:
+            found.append(compare_output(name, case, truth, reference, actual, epsilon))
+    return sorted(found, key=lambda comparison: ORDER.index(comparison.stage))
+
+
+def counted(value: Tensor, truth: Truth) -> Array:
+    """A `(B, T, …)` value at the tokens that count, `(N, …)` float64; other shapes as they are."""
+    array = array_of(value)
+    return array[truth.counts] if array.shape[:2] == truth.counts.shape else array
+
+
+def compare_output(
+    name: str, case: LossCase, truth: Truth, reference: Trace, actual: Trace, epsilon: float
+) -> Comparison:
+    """Compare the loss or its gradient; only these two see places of weight zero.
+
+    The loss may be finite where the reference's is not if every token that counts is finite there,
+    and the gradient at places of weight zero.
+    """
+    per_token = counted(reference["importance"], truth)
+    if name == "aggregate":
+        excused: Array | bool = bool(np.isfinite(per_token).all())
+        labels: tuple[str, ...] = ()
+    else:
+        excused = np.broadcast_to(~truth.counts[..., None], truth.values[name].shape)
+        labels = ("row", "token", "vocabulary_id")
+    expected = Expected(
+        array_of(reference[name]), truth.values[name], truth.bounds[name], epsilon, excused, labels
+    )
+    return compare_numeric(name, case.id, array_of(actual[name]), expected)
+
+
+def compare_support(
+    case: LossCase, truth: Truth, reference: Trace, actual: Trace, epsilon: float
+) -> list[Comparison]:
+    """Compare the choice of entries, where ties are open, and both sides' log-probs on them."""
+    indices = actual.get("support.indices")
+    if indices is None:
+        at = np.broadcast_to(np.arange(truth.log_p.shape[-1]), truth.log_p.shape)
+    else:
+        at = indices.numpy()[truth.counts]
+        choice = compare_choice(case, truth, reference, at)
+        if choice.status == DIVERGENT:
+            return [choice]
+    found = []
+    for side, log, bound in (
+        ("student", truth.log_p, truth.log_p_bound),
+        ("teacher", truth.log_q, truth.log_q_bound),
+    ):
+        value = counted(actual[f"support.{side}"], truth)
+        recorded = counted(reference[f"support.{side}"], truth)
+        oracle_value = np.take_along_axis(log, at, axis=-1)
+        if indices is not None and not same_order(reference, at, truth):
+            recorded = oracle_value
+        expected = Expected(
+            recorded,
+            oracle_value,
+            np.take_along_axis(bound, at, axis=-1),
+            epsilon,
+            labels=("token", "entry"),
+        )
+        found.append(compare_numeric("support", case.id, value, expected))
+    return found
+
+
+def same_order(reference: Trace, at: Array, truth: Truth) -> bool:
+    """Whether the candidate's indices are the reference's, in the same order."""
+    return np.array_equal(at, reference["support.indices"].numpy()[truth.counts])
+
+
+def compare_choice(case: LossCase, truth: Truth, reference: Trace, at: Array) -> Comparison:
+    """Compare which entries of the vocabulary are in the support."""
+    count = reference["support.indices"].shape[-1]
+    chosen = np.zeros_like(truth.possible)
+    np.put_along_axis(chosen, at, True, axis=-1)
+    wrong = (truth.certain & ~chosen) | (chosen & ~truth.possible)
+    short = chosen.sum(axis=-1) != count
+    bad = np.flatnonzero(wrong.any(axis=-1) | short)
+    if not len(bad):
+        return compare_exact("support", case.id, "indices", True, True)
+    token = int(bad[0])
+    expected = reference["support.indices"].numpy()[truth.counts][token]
+    name = f"top-k indices of token {token}"
+    return compare_exact(
+        "support", case.id, name, sorted(at[token].tolist()), sorted(expected.tolist())
+    )
+
+
+def compare_tail(
+    case: LossCase, truth: Truth, reference: Trace, actual: Trace, epsilon: float
+) -> list[Comparison]:
+    """Compare the distributions on the support after tail or renormalisation.
+
+    Entries are put in the order of their vocabulary ids, the tail last. Tokens where a tie was
+    decided differently have another tail and are judged from `divergence` on.
+    """
+    theirs = reference["support.indices"].numpy()[truth.counts]
+    ours = theirs
+    if "support.indices" in actual:
+        ours = actual["support.indices"].numpy()[truth.counts]
+    agree = (np.sort(ours, axis=-1) == np.sort(theirs, axis=-1)).all(axis=-1)
+    found = []
+    for side in ("student", "teacher"):
+        value = counted(actual[f"tail.{side}"], truth)
+        recorded = counted(reference[f"tail.{side}"], truth)
+        if value.shape != recorded.shape:
+            shape = Expected(recorded, recorded, recorded, epsilon)
+            found.append(compare_numeric("tail", case.id, value, shape))
+            continue
+        at = by_vocabulary(theirs, theirs, recorded.shape[-1], case.student_logits.shape[-1])
+        expected = Expected(
+            by_vocabulary(recorded, theirs, recorded.shape[-1])[agree],
+            np.take_along_axis(truth.values[f"tail.{side}"], at, axis=-1)[agree],
+            np.take_along_axis(truth.bounds[f"tail.{side}"], at, axis=-1)[agree],
+            epsilon,
+            labels=("token", "entry"),
+        )
+        value = by_vocabulary(value, ours, recorded.shape[-1])[agree]
+        found.append(compare_numeric("tail", case.id, value, expected))
+    return found
+
+
+def by_vocabulary(values: Array, indices: Array, width: int, last: int | None = None) -> Array:
+    """Entries `(N, K)` in the order of their vocabulary ids; a further entry stays last.
+
+    `last` is appended as that further entry where `values` has none.
+    """
+    ordered = np.take_along_axis(values, np.argsort(indices, axis=-1), axis=-1)
+    if width == indices.shape[-1]:
+        return ordered
+    tail = values[:, -1:] if last is None else np.full((len(values), 1), last)
+    return np.hstack([ordered, tail])

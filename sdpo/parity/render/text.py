@@ -1,0 +1,79 @@
+"""The report as text for a terminal or a CI log. The first line is contract."""
+
+from typing import Any
+
+RUN = dict[str, Any]
+
+
+def number(value: Any) -> str:
+    """A figure for a table: three significant digits, `-` for none."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def first_line(run: RUN) -> str:
+    """Verdict, candidate, and what a reader of one line needs; fields without a value are left out."""
+    fields = [run["verdict"], f"candidate={run['candidate']}"]
+    if run["first_stage"]:
+        fields.append(f"first={run['first_stage']}")
+    row = first_row(run)
+    if run["verdict"] == "DIVERGENT" and row is not None:
+        fields.append(f"introduced={number(row['max_abs'])}")
+        if row["worst"] and "budget" in row["worst"]:
+            fields.append(f"budget={number(row['worst']['budget'])}")
+    covered = run["coverage"]["covered"]
+    total = len(covered) + len(run["coverage"]["not_covered"])
+    fields.append(f"coverage={len(covered)}/{total}")
+    if run["explained_by"]:
+        fields.append(f"explained_by={'; '.join(run['explained_by'])}")
+    if run["message"]:
+        fields.append(f'message="{one_line(run["message"])}"')
+    if run["repro"]:
+        fields.append(f'repro="{run["repro"]}"')
+    return " ".join(fields)
+
+
+def first_row(run: RUN) -> dict[str, Any] | None:
+    """The stage row behind `first=`: the observed one where the first stage is inferred."""
+    name = run["first_observed"] if run["first_stage_inferred"] else run["first_stage"]
+    return next((row for row in run["stages"] if row["name"] == name), None)
+
+
+def one_line(text: str) -> str:
+    """A message without line breaks and double quotes."""
+    return " ".join(text.split()).replace('"', "'")
+
+
+def text_report(run: RUN) -> str:
+    """First line, stage table, totals and reasons."""
+    lines = [first_line(run)]
+    if run["first_stage_inferred"]:
+        lines.append(
+            f"  first stage inferred by intervention; first observed at {run['first_observed']}"
+        )
+    lines.append("")
+    lines.append(
+        f"  {'stage':<18} {'status':<11} {'compared':>8} {'bit-equal':>9} {'max |Δ|':>9} "
+        f"{'max ULP':>9} {'of budget':>9}"
+    )
+    for row in run["stages"]:
+        lines.append(
+            f"  {row['name']:<18} {row['status']:<11} {row['comparisons']:>8} "
+            f"{row['bit_equal']:>9} {number(row['max_abs']):>9} {number(row['max_ulp']):>9} "
+            f"{number(row['budget_used']):>9}"
+        )
+    totals = run["totals"]
+    counts = ", ".join(f"{count} {status}" for status, count in totals["by_status"].items())
+    lines.append("")
+    lines.append(
+        f"  {totals['cases']} cases ({counts or 'none'}); {totals['comparisons']} comparisons of "
+        f"{totals['elements']} elements, {totals['bit_equal']} bit-equal; {run['seconds']:.1f} s"
+    )
+    lines.extend(f"  note: {note}" for note in run["notes"])
+    lines.extend(f"  reason: {one_line(reason)}" for reason in run["reasons"])
+    lines.extend(
+        f"  {case['status']} {case['id']}: {one_line(case['note'])}"
+        for case in [c for c in run["cases"] if c["status"] in ("DIVERGENT", "ERROR")][:8]
+    )
+    return "\n".join(lines)

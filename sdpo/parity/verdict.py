@@ -1,0 +1,116 @@
+"""From comparisons to a verdict: status per stage, status of the run, exit code."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdpo.parity.compare import (
+    DECLARED,
+    DIVERGENT,
+    ERROR,
+    NOT_COVERED,
+    SEVERITY,
+    Comparison,
+    worst_status,
+)
+from sdpo.parity.stages import NAMES, first_in_order
+
+INCONCLUSIVE = "INCONCLUSIVE"
+PASSED = "PASS"
+
+EXIT_CODES = {PASSED: 0, DECLARED: 0, DIVERGENT: 1, ERROR: 2, INCONCLUSIVE: 3}
+SELF_TEST_FAILED = 4
+EXIT_ORDER = (4, 2, 1, 3, 0)
+
+
+@dataclass
+class CaseResult:
+    """What happened to one case: its comparisons, or why there are none."""
+
+    id: str
+    family: str
+    tags: tuple[str, ...] = ()
+    comparisons: list[Comparison] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def status(self) -> str:
+        """The most severe status among the comparisons."""
+        return worst_status([comparison.status for comparison in self.comparisons])
+
+    @property
+    def first_stage(self) -> str | None:
+        """The first stage that diverges or fails in this case."""
+        return first_in_order(
+            {c.stage for c in self.comparisons if c.status in (DIVERGENT, ERROR)}
+        )
+
+    def row(self) -> dict[str, Any]:
+        """The case in the report."""
+        notes = [self.note] + [c.note for c in self.comparisons if c.status != PASSED]
+        return {
+            "id": self.id,
+            "family": self.family,
+            "status": self.status,
+            "first_stage": self.first_stage,
+            "note": next((note for note in notes if note), ""),
+        }
+
+
+def stage_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
+    """One row for each of the sixteen stages, in order."""
+    return [_stage_row(name, results) for name in NAMES]
+
+
+def _stage_row(name: str, results: Sequence[CaseResult]) -> dict[str, Any]:
+    found = [c for result in results for c in result.comparisons if c.stage == name]
+    row: dict[str, Any] = {
+        "name": name,
+        "status": worst_status([c.status for c in found]),
+        "max_abs": None,
+        "max_ulp": None,
+        "budget_used": None,
+        "worst": None,
+        "comparisons": len(found),
+        "bit_equal": sum(c.status == "MATCH" for c in found),
+        "smallest_detectable": None,
+        "note": "",
+    }
+    if not found:
+        return row
+    worst = max(found, key=lambda c: (SEVERITY.index(c.status), c.budget_used))
+    sizes = [c.smallest_detectable for c in found if c.smallest_detectable is not None]
+    return row | {
+        "max_abs": max(c.max_abs for c in found),
+        "max_ulp": max(c.max_ulp for c in found),
+        "budget_used": max(c.budget_used for c in found),
+        "worst": {"case": worst.case} | worst.worst if worst.worst else None,
+        "smallest_detectable": min(sizes, default=None),
+        "note": worst.note,
+    }
+
+
+def run_verdict(
+    statuses: Iterable[str], *, missing: Sequence[str] = (), doubts: Sequence[str] = ()
+) -> str:
+    """The verdict of a run: the worst found wins.
+
+    Args:
+        statuses: of all stages.
+        missing: required stages that were not covered.
+        doubts: other reasons why a pass cannot be given.
+    """
+    found = set(statuses)
+    if ERROR in found:
+        return ERROR
+    if DIVERGENT in found:
+        return DIVERGENT
+    if missing or doubts or found <= {NOT_COVERED}:
+        return INCONCLUSIVE
+    return DECLARED if DECLARED in found else PASSED
+
+
+def exit_code(codes: Iterable[int]) -> int:
+    """One exit code for several candidates: the worst in the order 4, 2, 1, 3, 0."""
+    present = set(codes)
+    return next((code for code in EXIT_ORDER if code in present), 2)
