@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from sdpo.reference.loss import (
     agg_loss,
     compute_self_distillation_loss,
     log_probs_from_logits,
     topk_log_probs,
 )
-from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
 Groups = Sequence[Sequence[int]]

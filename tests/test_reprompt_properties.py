@@ -7,11 +7,11 @@ import torch
 from char_tokenizer import CHOICE, SETTINGS, TEMPLATES, rewards, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sdpo.fixtures import PACKAGED
-from sdpo.reference import teacher_prompt as reference
 from transformers import AutoTokenizer
 
 from sdpo import reprompt
+from sdpo.fixtures import PACKAGED
+from sdpo.reference import teacher_prompt as reference
 
 REAL_TOKENIZER = AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from sdpo.fixtures import PACKAGED, load_family
-from sdpo.fixtures.models import build_model, build_optimizer
 from torch import Tensor, nn
 
 from sdpo.config import SDPOConfig
+from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures.models import build_model, build_optimizer
 from sdpo.update import UpdateReport, actor_update, plan
 
 ROWS, PROMPT, WIDTH, VOCABULARY = 4, 3, 5, 11

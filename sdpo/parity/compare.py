@@ -31,7 +31,8 @@ def worst_status(statuses: list[str]) -> str:
 class Comparison:
     """How one named value of a stage compares with the reference.
 
-    `max_abs`, `max_ulp` and `budget_used` are maxima over the finite elements; `worst` describes
+    `max_abs`, `max_ulp` and `budget_used` are maxima over the finite elements (`max_ulp` over those
+    larger than their budget); `worst` describes
     the element that uses most of its budget; `smallest_detectable` is the smallest relative change
     of an element that would have failed.
     """
@@ -92,7 +93,9 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
             np.nan_to_num(np.abs(reference - expected.truth), nan=0.0, posinf=0.0), expected.bound
         )
         used = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(float).tiny))
-        ulp = np.where(finite, error / spacing(reference, expected.epsilon), 0.0)
+        # a unit in the last place of a value that is rounding noise itself says nothing
+        meaningful = finite & (np.abs(reference) > allowed)
+        ulp = np.where(meaningful, error / spacing(reference, expected.epsilon), 0.0)
     odd = ~same & ~finite
     excused = odd & np.isfinite(actual) & ~np.isfinite(reference) & expected.excused
     if excused.any():

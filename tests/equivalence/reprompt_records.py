@@ -6,12 +6,12 @@ A record maps each stage to its value; `STAGES` is their order.
 from typing import Any
 
 import torch
-from sdpo.fixtures import PACKAGED, load_family
-from sdpo.fixtures.loader import GoldenCase
-from sdpo.reference import teacher_prompt as reference
 from transformers import AutoTokenizer
 
 from sdpo import reprompt
+from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures.loader import GoldenCase
+from sdpo.reference import teacher_prompt as reference
 
 FAMILY = load_family(PACKAGED, "reprompt")
 CASES = {case.id: case for case in FAMILY}

@@ -20,10 +20,10 @@ from reprompt_records import (
     run_reference,
     run_sdpo,
 )
-from sdpo.fixtures.loader import GoldenCase
-from sdpo.reference import teacher_prompt as reference
 
 from sdpo import reprompt, tokens
+from sdpo.fixtures.loader import GoldenCase
+from sdpo.reference import teacher_prompt as reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::sdpo.reprompt.RepromptWarning")
 

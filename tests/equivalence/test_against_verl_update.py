@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import torch
 import update_cases as cases
+from torch import Tensor
+
+from sdpo import teacher as our_teacher
 from sdpo.fixtures.loader import read_verified
 from sdpo.fixtures.models import build_model
 from sdpo.reference.update import (
@@ -24,9 +27,6 @@ from sdpo.reference.update import (
     ema_update,
     forward_micro_batch,
 )
-from torch import Tensor
-
-from sdpo import teacher as our_teacher
 from sdpo.update import actor_update
 
 ALL = [case.id for case in cases.family()]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from reprompt_records import CASES, TENSORS, new_tokenizer
-from sdpo.reference import teacher_prompt as reference
 
 from sdpo import reprompt
+from sdpo.reference import teacher_prompt as reference
 from sdpo.reprompt import RepromptWarning, TemplateError
 
 CASE = CASES["P-R011"]

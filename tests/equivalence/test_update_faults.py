@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-import sdpo.reference.update as reference
 import torch
 import update_cases as cases
 
+import sdpo.reference.update as reference
 from sdpo import loss, teacher, update
 from sdpo.support import Support, support
 

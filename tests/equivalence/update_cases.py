@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sdpo.fixtures import PACKAGED, GoldenCase, GoldenFamily, load_family
-from sdpo.fixtures.models import build_model, build_optimizer
-from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
 from torch import Tensor
 
 from sdpo.config import SDPOConfig
+from sdpo.fixtures import PACKAGED, GoldenCase, GoldenFamily, load_family
+from sdpo.fixtures.models import build_model, build_optimizer
+from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
 from sdpo.update import actor_update
 
 RECORDING_STACK = (
