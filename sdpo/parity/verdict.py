@@ -73,12 +73,14 @@ def _stage_row(name: str, results: Sequence[CaseResult]) -> dict[str, Any]:
         "worst": None,
         "comparisons": len(found),
         "bit_equal": sum(c.status == "MATCH" for c in found),
+        "empty": sum(c.status == NOT_COVERED for c in found),
         "smallest_detectable": None,
         "note": "",
+        "by_case": _by_case(found),
     }
     if not found:
         return row
-    worst = max(found, key=lambda c: (SEVERITY.index(c.status), c.budget_used))
+    worst = max(found, key=_severity)
     sizes = [c.smallest_detectable for c in found if c.smallest_detectable is not None]
     return row | {
         "max_abs": max(c.max_abs for c in found),
@@ -88,6 +90,28 @@ def _stage_row(name: str, results: Sequence[CaseResult]) -> dict[str, Any]:
         "smallest_detectable": min(sizes, default=None),
         "note": worst.note,
     }
+
+
+def _severity(comparison: Comparison) -> tuple[int, float]:
+    return SEVERITY.index(comparison.status), comparison.budget_used
+
+
+def _by_case(found: Iterable[Comparison]) -> list[list[Any]]:
+    """`[case, status, budget_used, max_abs, max_ulp]` of each case; empty comparisons left out."""
+    cases: dict[str, list[Comparison]] = {}
+    for comparison in found:
+        if comparison.status != NOT_COVERED:
+            cases.setdefault(comparison.case, []).append(comparison)
+    return [
+        [
+            case,
+            worst_status([c.status for c in values]),
+            max(c.budget_used for c in values),
+            max(c.max_abs for c in values),
+            max(c.max_ulp for c in values),
+        ]
+        for case, values in cases.items()
+    ]
 
 
 def run_verdict(
