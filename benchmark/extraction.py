@@ -1,0 +1,199 @@
+"""Finds the code in a completion.
+
+The rule, in order:
+
+1. Line ends become `\\n`, a byte order mark is dropped. Text up to the last `</think>` is dropped.
+2. Text between `[PYTHON]` and `[/PYTHON]`, or `[BEGIN]` and `[DONE]`, stands for the completion; the
+   closing mark may be missing, and so may the opening one.
+3. Fenced blocks: three or more backticks or tildes, at any indentation, also at the end of a line of
+   prose; closed by the same mark, or by the end of the text. Blocks labelled as Python count; if
+   there are none, blocks without a label; if none either, blocks with any label.
+4. Of several blocks the last one that defines a function under test is taken, or else the last one
+   that defines any function or class, or else the last. Other blocks are put before it if they
+   define a name that it uses and not the function under test.
+5. A lone fence after code ends the code (the prompt had opened the block).
+6. Without fences: from the first line that starts like code to the last, prose before and after cut
+   off. Text with no such line holds no code.
+7. Common indentation is removed.
+
+All of it works line by line in linear time: the text is never parsed here.
+"""
+
+import dataclasses
+import re
+import textwrap
+from collections.abc import Sequence
+
+_FENCE = re.compile(r"^(?P<before>.*?)(?P<mark>`{3,}|~{3,})[ \t]*(?P<label>[^`~]*)$")
+_PYTHON_LABELS = frozenset({"python", "py", "python3", "python2", "py3", "ipython", "pycon"})
+_STRONG = re.compile(
+    r"(?:def\s+\w+|class\s+\w+\s*[:(]|async\s+def\s|@\w|import\s+[\w.]+\s*(?:,|;|#|$|as\s)"
+    r"|from\s+[\w.]+\s+import\s)"
+)
+_WEAK = re.compile(
+    r"(?:#|\"\"\"|'''|[\])}]|[A-Za-z_][\w.]*(?:\s*,\s*[A-Za-z_][\w.]*)*(?:\[[^\]]*\])*\s*"
+    r"(?::\s*[\w\[\], .|\"']+)?(?:=|[-+*/%|&^@]=|//=|\*\*=|>>=|<<=|\()"
+    r"|(?:while|for|if|elif|with|try|else|except|finally|match)\b.*:\s*(?:#.*)?\S*"
+    r"|(?:assert|del|return|raise|global|nonlocal|yield|await)\s+[\w(\[\"'-]"
+    r"|(?:pass|break|continue|return|raise)\s*(?:#.*)?$|[\w.]+\.\w+\()"
+)
+_DEFINES = re.compile(r"^(?:async\s+def|def|class)\s+(\w+)|^(\w+)\s*(?::[^=]*)?=(?!=)", re.MULTILINE)
+_IMPORTS = re.compile(r"^(?:import\s+(.+)|from\s+\S+\s+import\s+(.+))$", re.MULTILINE)
+_FUNCTION = re.compile(r"^\s*(?:async\s+def|def|class)\s+\w", re.MULTILINE)
+_TAGS = (("[PYTHON]", "[/PYTHON]"), ("[BEGIN]", "[DONE]"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    label: str
+    code: str
+
+    @property
+    def names(self) -> frozenset[str]:
+        defined = {a or b for a, b in _DEFINES.findall(self.code)}
+        for match in _IMPORTS.findall(self.code):
+            defined.update(re.findall(r"\w+", " ".join(match)))
+        return frozenset(defined)
+
+
+def extract_code(completion: str, names: Sequence[str] = ()) -> str:
+    """Find the code in a completion by the rule above.
+
+    Args:
+        completion: What the model wrote.
+        names: Names that the code should define.
+
+    Returns:
+        The code, ending in a line end; empty if there is none.
+    """
+    text = completion.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    text = _between_tags(text.rpartition("</think>")[2])
+    blocks, rest = _fenced(text.split("\n"))
+    code = _choose(blocks, frozenset(names)) if blocks else _unfenced(rest)
+    code = textwrap.dedent(code).strip("\n")
+    return code + "\n" if code.strip() else ""
+
+
+def _between_tags(text: str) -> str:
+    for opening, closing in _TAGS:
+        if opening in text:
+            text = text.partition(opening)[2]
+        if closing in text:
+            text = text.partition(closing)[0]
+    return text
+
+
+def _fenced(lines: list[str]) -> tuple[list[_Block], list[str]]:
+    """Split into fenced blocks and, where there are none, the lines that may be code."""
+    blocks: list[_Block] = []
+    start, mark, label = -1, "", ""
+    for index, line in enumerate(lines):
+        match = _FENCE.match(line) if "```" in line or "~~~" in line else None
+        if match is None:
+            continue
+        if mark:
+            if _closes(match, mark):
+                before = [match["before"]] if match["before"].strip() else []
+                blocks.append(_Block(label, "\n".join(lines[start:index] + before)))
+                mark = ""
+        elif not blocks and not match["label"].strip() and _is_lone(lines, index):
+            return [], lines[:index]
+        elif _opens(match):
+            start, mark, label = index + 1, match["mark"], _label(match["label"])
+    if mark:
+        blocks.append(_Block(label, "\n".join(lines[start:])))
+    return [block for block in blocks if block.code.strip()], lines
+
+
+def _closes(match: re.Match[str], mark: str) -> bool:
+    found = match["mark"]
+    return found[0] == mark[0] and len(found) >= len(mark) and not match["label"].strip()
+
+
+def _opens(match: re.Match[str]) -> bool:
+    """A fence in the middle of a line counts if nothing but a label follows it."""
+    return not match["before"].strip() or len(match["label"].split()) <= 1
+
+
+def _is_lone(lines: list[str], index: int) -> bool:
+    """Whether a bare fence ends a block that the prompt had opened."""
+    later = sum("```" in line or "~~~" in line for line in lines[index + 1 :])
+    return later % 2 == 0 and any(_STRONG.match(line) for line in lines[:index])
+
+
+def _label(text: str) -> str:
+    words = re.findall(r"[\w+-]+", text.lower())
+    return words[0] if words else ""
+
+
+def _choose(blocks: list[_Block], names: frozenset[str]) -> str:
+    python = [block for block in blocks if block.label in _PYTHON_LABELS]
+    candidates = python or [block for block in blocks if not block.label] or blocks
+    defining = [block for block in candidates if block.names & names]
+    functions = [block for block in candidates if _FUNCTION.search(block.code)]
+    chosen = (defining or functions or candidates)[-1]
+    used = frozenset(re.findall(r"\w+", chosen.code))
+    helpers = [
+        textwrap.dedent(block.code)
+        for block in candidates
+        if block is not chosen and block.names & (used - chosen.names) and not block.names & names
+    ]
+    return "\n".join([*helpers, textwrap.dedent(chosen.code)])
+
+
+def _unfenced(lines: list[str]) -> str:
+    lines = textwrap.dedent("\n".join(lines)).split("\n")
+    strong = next((i for i, line in enumerate(lines) if _STRONG.match(line)), None)
+    if strong is None:
+        strong = next((i for i, line in enumerate(lines) if _WEAK.match(line)), None)
+        if strong is None:
+            return ""
+    start = strong
+    while start and (not lines[start - 1].strip() or _is_code(lines[start - 1])):
+        start -= 1
+    return "\n".join(lines[start : _end(lines, strong)])
+
+
+def _is_code(line: str) -> bool:
+    return bool(_STRONG.match(line) or _WEAK.match(line))
+
+
+def _end(lines: list[str], start: int) -> int:
+    """Index after the last line of code: prose at the left margin ends it."""
+    quote = ""
+    depth = 0
+    for index in range(start, len(lines)):
+        line = lines[index]
+        inside = bool(quote) or depth > 0
+        if line.strip() and not inside and not line[0].isspace() and not _is_code(line):
+            return index
+        quote, depth = _continues(line, quote, depth)
+    return len(lines)
+
+
+_TOKEN = re.compile(
+    r"\"\"\"|'''|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|#.*|[()\[\]{}]", re.DOTALL
+)
+
+
+def _continues(line: str, quote: str, depth: int) -> tuple[str, int]:
+    """Whether a string in triple quotes, or a bracket, is open after the line."""
+    position = 0
+    while position < len(line):
+        if quote:
+            end = line.find(quote, position)
+            if end < 0:
+                return quote, depth
+            position, quote = end + 3, ""
+            continue
+        match = _TOKEN.search(line, position)
+        if match is None:
+            break
+        position = match.end()
+        if match[0] in ('"""', "'''"):
+            quote = match[0]
+        elif match[0] in "([{":
+            depth += 1
+        elif match[0] in ")]}":
+            depth = max(0, depth - 1)
+    return quote, depth

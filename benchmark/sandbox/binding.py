@@ -1,0 +1,56 @@
+"""Which names a program may bind at its top level, found without running it."""
+
+import ast
+from collections.abc import Iterator
+
+# With any of these a program can bind names that its text does not show.
+_DYNAMIC = frozenset(
+    "exec eval compile globals locals vars setattr __import__ importlib builtins sys __builtins__ "
+    "__dict__ modules types runpy code inspect gc".split()
+)
+
+
+def bound_names(tree: ast.Module, names: list[str]) -> list[str]:
+    """Which of the names the program binds, or may bind by indirect means.
+
+    Args:
+        tree: The program.
+        names: The names asked about.
+    """
+    missing = set(names)
+    for node in tree.body:
+        missing.difference_update(_bound_by(node))
+    if missing:
+        for node in ast.walk(tree):
+            missing.difference_update(_bound_by(node))
+            if _is_dynamic(node):
+                return list(names)
+    return [name for name in names if name not in missing]
+
+
+def _bound_by(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        for alias in node.names:
+            yield (alias.asname or alias.name).partition(".")[0]
+    elif isinstance(node, ast.MatchAs | ast.MatchStar) and node.name:
+        yield node.name
+    elif isinstance(node, ast.MatchMapping) and node.rest:
+        yield node.rest
+    elif isinstance(node, ast.ExceptHandler) and node.name:
+        yield node.name
+
+
+def _is_dynamic(node: ast.AST) -> bool:
+    if isinstance(node, ast.Name):
+        return node.id in _DYNAMIC
+    if isinstance(node, ast.Attribute):
+        return node.attr in _DYNAMIC
+    if isinstance(node, ast.Import):
+        return any(alias.name.partition(".")[0] in _DYNAMIC for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        return any(alias.name == "*" for alias in node.names)
+    return False

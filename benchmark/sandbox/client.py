@@ -1,0 +1,193 @@
+"""The harness's side of a fork server."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from sdpo.benchmark.sandbox.confine import CORE_LAYERS
+from sdpo.benchmark.sandbox.wire import Peer
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+_START_SECONDS = 60.0
+_END_SECONDS = 30.0
+
+# Makes the sandbox importable without running `sdpo`'s own start-up code or adding a search path.
+_BOOTSTRAP = """
+import json, sys, types
+names = "sdpo", "sdpo.benchmark", "sdpo.benchmark.sandbox"
+for name, path in zip(names, (None, None, sys.argv[1])):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [path] if path else []
+from sdpo.benchmark.sandbox import server
+server.main(json.loads(sys.argv[2]))
+"""
+
+
+class ServerError(RuntimeError):
+    """A fork server did not start, or ended."""
+
+
+class IsolationError(RuntimeError):
+    """The machine lacks a layer of isolation that was required."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Limits of one confined process.
+
+    `memory`: address space, MiB. `file_size`: largest file, MiB. `scratch_size`: all files
+    together, MiB (held only where `memory-scratch` is among the layers).
+    """
+
+    memory: int = 1024
+    file_size: int = 16
+    scratch_size: int = 64
+
+
+class ForkServer:
+    """One fork server with its scratch folder; used by one thread at a time.
+
+    Args:
+        limits: Limits of the processes it makes.
+        disabled: Layers not to use, `namespaces` for all of them; for tests and measurements.
+
+    Raises:
+        ServerError: If it does not start.
+    """
+
+    def __init__(
+        self, limits: Limits | None = None, *, disabled: frozenset[str] = frozenset()
+    ) -> None:
+        limits = limits or Limits()
+        self._scratch = tempfile.mkdtemp(prefix="sdpo-mbpp-")
+        settings = {
+            "scratch": self._scratch,
+            "disabled": sorted(disabled),
+            **dataclasses.asdict(limits),
+        }
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self._process = _spawn(settings, theirs)
+            self._control.settimeout(_START_SECONDS)
+            hello = self._receive()
+        except BaseException:
+            self._control.close()
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
+        self.layers: list[str] = hello["layers"]
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator["Session"]:
+        """Processes of one run; at the end all are killed and the scratch folder is emptied.
+
+        Raises:
+            ServerError: If the server ended meanwhile.
+        """
+        session = Session(self._control)
+        try:
+            yield session
+        finally:
+            session.close()
+            self._control.settimeout(_END_SECONDS)
+            self._send(b"E")
+            session.report = self._receive()
+
+    def _send(self, message: bytes) -> None:
+        try:
+            self._control.send(message)
+        except OSError as error:
+            raise ServerError("a fork server ended unexpectedly") from error
+
+    def _receive(self) -> dict:
+        try:
+            message = self._control.recv(1 << 16)
+        except OSError as error:
+            raise ServerError(f"a fork server does not answer: {error}") from error
+        if not message:
+            raise ServerError("a fork server ended unexpectedly")
+        return json.loads(message)
+
+    def close(self) -> None:
+        """End the server and every process below it, and remove its scratch folder."""
+        self._control.close()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+class Session:
+    """Starts the processes of one run. `report` is filled at the end of the session."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._ends: list[socket.socket] = []
+        self.report: dict = {}
+
+    def start(self, kind: str, cpu_seconds: float) -> Peer:
+        """Start a `runner` or a `judge`.
+
+        Args:
+            kind: `runner` or `judge`.
+            cpu_seconds: Limit of processor time.
+
+        Raises:
+            ServerError: If the server ended.
+        """
+        ours, theirs = socket.socketpair()
+        self._ends.append(ours)
+        message = f"{kind[0].upper()}{math.ceil(cpu_seconds) + 1}".encode()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [message], [theirs.fileno()])
+            except OSError as error:
+                raise ServerError("a fork server ended unexpectedly") from error
+        return Peer(ours)
+
+    def close(self) -> None:
+        """Close the connections to the processes."""
+        for end in self._ends:
+            end.close()
+
+
+def _spawn(settings: dict, control: socket.socket) -> subprocess.Popen[bytes]:
+    # -P and the bare environment give the isolation of -I; -I itself would ignore the hash seed,
+    # on which the order of sets, and with it the feedback, depends.
+    interpreter = getattr(sys, "_base_executable", None) or sys.executable
+    command = [interpreter, "-S", "-s", "-P", "-B", "-X", "utf8", "-c", _BOOTSTRAP]
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'exec "$@" 3<&0 0</dev/null', "sh", *command]
+        + [_PACKAGE, json.dumps(settings)],
+        env={"PYTHONHASHSEED": "0"},
+        stdin=control,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+
+
+def require_core(layers: list[str]) -> None:
+    """Check that the core layers are active.
+
+    Raises:
+        IsolationError: If one is missing.
+    """
+    missing = [layer for layer in CORE_LAYERS if layer not in layers]
+    if missing:
+        raise IsolationError(
+            f"isolation layers missing on this machine: {', '.join(missing)} "
+            f"(active: {', '.join(layers) or 'none'}); run on Linux 5.13 or newer with Landlock and "
+            "seccomp, or drop --require-isolation"
+        )

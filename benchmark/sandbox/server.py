@@ -1,0 +1,166 @@
+"""The fork server: makes one confined process per request and leaves none behind.
+
+    harness ── outer ── server (process 1 of its namespaces) ─┬─ runner  ◄── submission, calls
+                                                              └─ judge   ◄── the test itself
+
+The server never learns what its children are given: the harness passes it one end of a socket pair
+for each, and talks to the child over the other end. Requests on the control socket, one datagram
+each: `R` (start a runner) and `J` (start a judge), with the CPU limit in seconds and a descriptor;
+`E` (end: kill everything, empty the scratch folder, report).
+"""
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from sdpo.benchmark.sandbox import confine, cleanup, judge, kernel, namespaces, runner
+from sdpo.benchmark.sandbox.wire import Pipe
+
+# Modules that submissions use often; loaded once instead of in every run.
+_PRELOADED = (
+    "bisect cmath collections copy dataclasses enum functools heapq itertools math operator random "
+    "re statistics string sys time typing"
+).split()
+_CONTROL, _CHANNEL = 3, 4
+_WATCH_SECONDS = 1.0
+
+
+def main(settings: dict) -> None:
+    """Run as the outer process: enter namespaces, start the server, outlive it by nothing.
+
+    Args:
+        settings: `scratch`, `memory`, `file_size`, `scratch_size` (MiB), `disabled` (layers).
+    """
+    parent = os.getppid()
+    disabled = frozenset(settings["disabled"])
+    layers = [] if "namespaces" in disabled else namespaces.enter()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    child = os.fork()
+    if child == 0:
+        _serve(settings, layers, disabled)
+        os._exit(0)
+    os.close(_CONTROL)
+    _watch(child, parent)
+
+
+def _watch(child: int, parent: int) -> None:
+    """Wait for the server's end; if the harness dies first, end the server."""
+    while True:
+        signal.sigtimedwait([signal.SIGCHLD], _WATCH_SECONDS)
+        if os.waitpid(child, os.WNOHANG)[0]:
+            os._exit(0)
+        if os.getppid() != parent:
+            os.kill(child, signal.SIGKILL)
+
+
+def _serve(settings: dict, layers: list[str], disabled: frozenset[str]) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+    if sys.platform == "linux":
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    own_processes = "pid-namespace" in layers
+    if "mount-namespace" in layers:
+        layers = layers + namespaces.seal_file_system(settings["scratch"], settings["scratch_size"])
+    os.chdir(settings["scratch"])
+    for name in _PRELOADED:
+        __import__(name)
+    confinement = confine.Confinement(layers, disabled)
+    confinement.prepare(settings["scratch"], settings["memory"], settings["file_size"])
+    os.environ.clear()
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    control = socket.socket(fileno=_CONTROL)
+    control.send(json.dumps({"layers": confinement.layers}).encode())
+    _Server(control, confinement, own_processes).loop()
+
+
+class _Server:
+    def __init__(
+        self, control: socket.socket, confinement: confine.Confinement, own_processes: bool
+    ) -> None:
+        self._control = control
+        self._confinement = confinement
+        self._own_processes = own_processes
+        self._children: list[int] = []
+        self._problem: str | None = None
+
+    def loop(self) -> None:
+        """Serve until the harness closes the control socket."""
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(self._control, 64, 1)
+            if not message:
+                break
+            if message[:1] == b"E":
+                self._control.send(json.dumps(self._end()).encode())
+            else:
+                work = runner.run if message[:1] == b"R" else judge.run
+                self._start(work, int(message[1:]), descriptors[0])
+        self._kill_all()
+
+    def _start(self, work: Callable[[Pipe], None], cpu_seconds: int, descriptor: int) -> None:
+        try:
+            child = os.fork()
+        except OSError as error:
+            self._problem = f"fork: {error.strerror}"
+        else:
+            if child == 0:
+                _child(work, cpu_seconds, descriptor, self._confinement)
+            self._children.append(child)
+        os.close(descriptor)
+
+    def _end(self) -> dict:
+        largest = self._kill_all()
+        cleaned = cleanup.empty_folder(".")
+        problem, self._problem = self._problem, None
+        return {"memory": largest, "removed": cleaned, "problem": problem}
+
+    def _kill_all(self) -> int:
+        """Kill every process of this server; returns the largest resident size in KiB."""
+        for child in self._children:
+            os.kill(child, signal.SIGKILL)
+        if self._own_processes:
+            _signal_everything()
+        elif "seccomp" not in self._confinement.layers:
+            cleanup.kill_descendants()
+        self._children.clear()
+        largest = 0
+        while True:
+            try:
+                largest = max(largest, os.wait4(-1, 0)[2].ru_maxrss)
+            except ChildProcessError:
+                return largest
+            if not self._own_processes and "seccomp" not in self._confinement.layers:
+                cleanup.kill_descendants()
+
+
+def _signal_everything() -> None:
+    try:
+        # As process 1 of a namespace of processes: everything in it but the caller.
+        os.kill(-1, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _child(
+    work: Callable[[Pipe], None],
+    cpu_seconds: int,
+    descriptor: int,
+    confinement: confine.Confinement,
+) -> None:
+    """Confine this process and do the work; never returns."""
+    status = 1
+    try:
+        confinement.apply(cpu_seconds)
+        os.dup2(descriptor, _CHANNEL)
+        os.close(_CONTROL)
+        os.closerange(_CHANNEL + 1, 1 << 16)
+        gc.enable()
+        work(Pipe(_CHANNEL))
+        status = 0
+    finally:
+        os._exit(status)
