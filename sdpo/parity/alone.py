@@ -65,4 +65,6 @@ def _trace(candidate: LossCandidate, case: LossCase) -> dict[str, Tensor]:
         trace = error.trace
     except (CandidateError, NotCoveredError):
         trace = {}
-    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in trace.items()}
+    return {
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in trace.items()
+    }

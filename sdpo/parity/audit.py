@@ -27,6 +27,7 @@ from sdpo.parity.adapters.base import (
 from sdpo.parity.adapters.callables import LossFunction
 from sdpo.parity.adapters.load import load_candidate
 from sdpo.parity.adapters.own import Own
+from sdpo.parity.adapters.stage_functions import PROMPT_STAGES
 from sdpo.parity.alone import Alone
 from sdpo.parity.budget import truth
 from sdpo.parity.case import LossCase, from_golden, reference_trace
@@ -56,6 +57,12 @@ class Request:
     declared: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
     repro: str = ""
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "Request":
+        """A request from a JSON document."""
+        lists = {name: tuple(fields[name]) for name in ("goldens", "declared", "stages")}
+        return cls(candidate=fields["candidate"], repro=fields["repro"], **lists)
 
 
 @dataclass
@@ -119,8 +126,12 @@ def judge(
     for family in families:
         if family.name == "loss" and exposed & {s for s in NAMES if STAGES[s].family == "loss"}:
             run_loss_family(candidate, family, findings, progress)
-        elif False and isinstance(candidate, Own):
-            run_other_family(family, findings, progress)
+        elif family.name == "reprompt":
+            run_prompt_stages(candidate, family, findings, progress)
+        elif family.name == "update" and isinstance(candidate, Own):
+            from sdpo.parity.update_family import run_update_family
+
+            findings.results.extend(run_update_family(family, progress))
     apply_declarations(request.candidate, declared, findings)
     select_stages(request.stages, findings)
     return document(request, candidate, findings, declared)
@@ -169,13 +180,20 @@ def run_loss_case(candidate: LossCandidate, case: LossCase) -> tuple[CaseResult,
     return result, doubts
 
 
-def run_other_family(family: GoldenFamily, findings: Findings, progress: Progress) -> None:
-    """The teacher prompt and the update of our implementation."""
-    if family.name == "reprompt":
-        from sdpo.parity.reprompt_family import run_reprompt_family as run
-    else:
-        from sdpo.parity.update_family import run_update_family as run
-    findings.results.extend(run(family, progress))
+def run_prompt_stages(
+    candidate: LossCandidate, family: GoldenFamily, findings: Findings, progress: Progress
+) -> None:
+    """Settings and teacher prompt of our implementation, or a candidate's prompt functions."""
+    from sdpo import reprompt
+    from sdpo.parity.config_family import run_config_family
+    from sdpo.parity.reprompt_family import run_reprompt_family
+
+    owner = reprompt if isinstance(candidate, Own) else getattr(candidate, "owner", None)
+    stages = tuple(stage for stage in candidate.stages if stage in PROMPT_STAGES)
+    if isinstance(candidate, Own):
+        findings.results.extend(run_config_family(family))
+    if owner is not None and stages:
+        findings.results.extend(run_reprompt_family(owner, stages, family, progress))
 
 
 def apply_declarations(

@@ -197,8 +197,8 @@ def slope_bound(
         bound = error + weight * (total_error + log_bound * np.abs(total))
         bound = bound + ops * (np.abs(direct) + weight * size)
         return bound + p * ops * (size + np.abs(total) + total_error)
-    return error + p * (total_error + log_p_bound * np.abs(total)) + ops * (
-        np.abs(direct) + p * size
+    return (
+        error + p * (total_error + log_p_bound * np.abs(total)) + ops * (np.abs(direct) + p * size)
     )
 
 

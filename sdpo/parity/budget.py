@@ -54,9 +54,7 @@ def truth(case: LossCase) -> Truth:
         divided = case.config.temperature != 1.0
         p_bound = bounds.log_prob_bounds(student, token.log_p, divided, u)
         q_bound = bounds.log_prob_bounds(teacher, token.log_q, divided, u)
-        found = Truth(
-            counts, {}, {}, token.log_p, token.log_q, p_bound, q_bound, certain, possible
-        )
+        found = Truth(counts, {}, {}, token.log_p, token.log_q, p_bound, q_bound, certain, possible)
         add_log_probs(found, case)
         slope_bound = add_divergence(found, case, token, u)
         add_importance(found, case, token, slope_bound, u)
@@ -151,7 +149,7 @@ def other_choices(found: Truth, case: LossCase, token: Token, n: int) -> tuple[f
     chosen = np.repeat(certain[None], len(picks), axis=0)
     for row, pick in enumerate(picks):
         chosen[row, list(pick)] = True
-    counts, student, teacher = oracle.scaled_logits(case, oracle.FLOAT64)
+    _, student, teacher = oracle.scaled_logits(case, oracle.FLOAT64)
     other = oracle.evaluate_tokens(
         np.repeat(student[n : n + 1], len(picks), axis=0),
         np.repeat(teacher[n : n + 1], len(picks), axis=0),
@@ -167,7 +165,7 @@ def other_choices(found: Truth, case: LossCase, token: Token, n: int) -> tuple[f
 
 
 def ratio_interval(found: Truth, case: LossCase, u: float) -> tuple[Array, Array, Array]:
-    """The clipped importance ratio of each token and its interval: value, lowest, highest `(N,)`."""
+    """The clipped importance ratio of each token: value, lowest, highest, each `(N,)`."""
     if case.config.is_clip is None or case.old_log_probs is None:
         one = np.ones(len(found.log_p))
         return one, one, one

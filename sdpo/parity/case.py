@@ -1,4 +1,4 @@
-"""One comparison's inputs: a loss case, recorded or generated, with the reference's stage values."""
+"""One comparison's inputs: a loss case, recorded or generated, and the reference's values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -149,7 +149,7 @@ def reference_trace(case: LossCase) -> dict[str, Tensor]:
             if f"{side}_{kind}_log_probs" in values:
                 trace[f"support.{side}"] = values[f"{side}_{kind}_log_probs"]
     trace["gradient"] = gradient
-    if case.mode != "topk_tail" and case.mode != "topk_renorm":
+    if not case.mode.startswith("topk"):
         trace.pop("tail.student", None)
         trace.pop("tail.teacher", None)
     return {name: value.detach() for name, value in (trace | dict(case.recorded)).items()}

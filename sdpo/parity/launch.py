@@ -118,9 +118,8 @@ def lost(request: dict[str, Any], returncode: int) -> dict[str, Any]:
     from sdpo.parity.audit import Request, failed
 
     how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in request.items()}
     message = f"the candidate ended the process ({how}) before the audit was complete"
-    run = failed(Request(**fields), message)
+    run = failed(Request.from_fields(request), message)
     return run | {"environment": {}, "created": "", "seconds": 0.0}
 
 

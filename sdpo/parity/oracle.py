@@ -145,7 +145,13 @@ def divergence_and_derivative(
 
 
 def slope_of(
-    h: Array, log_p: Array, chosen: Array, mode: str, limited: Array, log_mass: Array, xp: Arithmetic
+    h: Array,
+    log_p: Array,
+    chosen: Array,
+    mode: str,
+    limited: Array,
+    log_mass: Array,
+    xp: Arithmetic,
 ) -> Array:
     """dD/dz `(N, V)` from h = ∂D/∂a.
 

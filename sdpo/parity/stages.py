@@ -101,9 +101,7 @@ ORDERED = (
         f"{CORE_ALGOS}:1085-1185",
         "per-token loss after ratio and rollout weights",
     ),
-    _stage(
-        12, "aggregate", "numeric", "loss", f"{CORE_ALGOS}:1027-1082", "loss of a micro-batch"
-    ),
+    _stage(12, "aggregate", "numeric", "loss", f"{CORE_ALGOS}:1027-1082", "loss of a micro-batch"),
     _stage(
         13,
         "gradient",

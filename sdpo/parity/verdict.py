@@ -41,9 +41,7 @@ class CaseResult:
     @property
     def first_stage(self) -> str | None:
         """The first stage that diverges or fails in this case."""
-        return first_in_order(
-            {c.stage for c in self.comparisons if c.status in (DIVERGENT, ERROR)}
-        )
+        return first_in_order({c.stage for c in self.comparisons if c.status in (DIVERGENT, ERROR)})
 
     def row(self) -> dict[str, Any]:
         """The case in the report."""

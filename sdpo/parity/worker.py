@@ -29,10 +29,7 @@ def plain(value: Any) -> Any:
 
 def main(request_file: str, result_file: str) -> None:
     """Read the request, audit with a progress bar on standard error, write the RUN document."""
-    fields = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    request = Request(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    )
+    request = Request.from_fields(json.loads(Path(request_file).read_text(encoding="utf-8")))
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}

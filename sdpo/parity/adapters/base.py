@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sdpo.parity.case import LossCase
 
+NO_GRAPH = "the loss has no graph to student_logits; expected a gradient"
+
 
 class CandidateError(Exception):
     """The candidate failed; the message says what happened and what was expected."""
@@ -19,7 +21,14 @@ class CandidateError(Exception):
 
 
 class BrokenGradientError(Exception):
-    """The gradient breaks a rule that no budget expresses: no graph, or a path into the teacher."""
+    """The gradient breaks a rule that no budget expresses: no graph, or a path into the teacher.
+
+    `trace` holds the stage values computed before.
+    """
+
+    def __init__(self, message: str, trace: Mapping[str, Tensor]) -> None:
+        super().__init__(message)
+        self.trace = trace
 
 
 class NotCoveredError(Exception):
@@ -51,8 +60,7 @@ class LossCandidate(Protocol):
 
         Raises:
             CandidateError: the candidate failed.
-            BrokenGradientError: no graph to the student, or a gradient into the teacher. The
-                exception's `trace` holds what was computed up to there.
+            BrokenGradientError: no graph to the student, or a gradient into the teacher.
             NotCoveredError: the case needs an argument that the candidate does not take.
         """
         ...
@@ -137,18 +145,11 @@ def checked_call(
     student, teacher = leaves
     trace = {"aggregate": loss.detach()}
     if not loss.requires_grad:
-        raise broken("the loss has no graph to student_logits; expected a gradient", trace)
+        raise BrokenGradientError(NO_GRAPH, trace)
     wanted = [student] if teacher is None else [student, teacher]
     gradients = guarded("gradient", torch.autograd.grad, loss, wanted, allow_unused=True)
     if gradients[0] is None:
-        raise broken("the loss has no graph to student_logits; expected a gradient", trace)
+        raise BrokenGradientError(NO_GRAPH, trace)
     if teacher is not None and gradients[1] is not None and bool((gradients[1] != 0).any()):
-        raise broken("gradient flows into teacher_logits; expected none", trace)
+        raise BrokenGradientError("gradient flows into teacher_logits; expected none", trace)
     return trace | {"gradient": gradients[0].detach()}
-
-
-def broken(message: str, trace: Mapping[str, Tensor]) -> BrokenGradientError:
-    """A broken gradient, with the stage values computed before."""
-    error = BrokenGradientError(message)
-    error.trace = trace  # type: ignore[attr-defined]
-    return error

@@ -76,7 +76,7 @@ def is_from_log_probs(function: Callable[..., Any]) -> bool:
 class LossFunction:
     """What both shapes share: which arguments the function takes, and how settings reach it."""
 
-    stages = OBSERVED
+    stages: tuple[str, ...] = OBSERVED
 
     def __init__(self, name: str, kind: str, function: Callable[..., Any]) -> None:
         self.name, self.kind, self.function = name, kind, function
@@ -96,6 +96,10 @@ class LossFunction:
         self.notes = tuple(
             f"argument {alias!r} is taken as {setting!r}" for alias, setting in self.aliases.items()
         )
+
+    def trace(self, case: LossCase) -> Mapping[str, Tensor]:
+        """Loss and gradient on fresh copies of the inputs."""
+        raise NotImplementedError
 
     def takes(self, name: str) -> bool:
         """Whether the function has a parameter of this name."""
@@ -210,9 +214,10 @@ class FromLogProbs(LossFunction):
         arguments = {**tensors, **optional, **self.settings(case, names)}
         for name in LOG_PROB_ARGUMENTS:
             parameter = self.parameters.get(name)
-            if parameter is not None and name not in arguments:
-                if parameter.default is parameter.empty:
-                    arguments[name] = None
+            if parameter is None or name in arguments:
+                continue
+            if parameter.default is parameter.empty:
+                arguments[name] = None
         inputs = present(tensors | optional)
         return checked_call(self.function, arguments, (), inputs, (leaf, None))
 

@@ -1,14 +1,13 @@
 """Our own implementation as a candidate: it exposes every stage."""
 
-import inspect
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from sdpo import loss
-from sdpo.parity.adapters.base import Location
 from sdpo.parity.case import LossCase
+from sdpo.parity.stages import NAMES
 
 
 class Own:
@@ -16,20 +15,14 @@ class Own:
 
     name = "sdpo"
     kind = "implementation"
-    stages = (
-        "log_probs",
-        "support",
-        "tail",
-        "divergence",
-        "importance",
-        "aggregate",
-        "gradient",
-    )
+    stages = NAMES
     notes = ()
 
     def __init__(self) -> None:
         function = loss.self_distillation_loss
-        self.location = Location(inspect.getfile(function), inspect.getsourcelines(function)[1])
+        self.location: Location | None = Location(
+            inspect.getfile(function), inspect.getsourcelines(function)[1]
+        )
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Stage values on a case, gradient included."""

@@ -12,7 +12,7 @@ Arguments are passed by name. A function takes any of the names listed for its s
 | `aggregate` | `per_token_loss`, `loss_mask`, `loss_agg_mode` | scalar |
 
 The stages of the teacher prompt are listed in `reprompt_family.py`.
-"""
+"""  # noqa: E501
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,7 +23,15 @@ from sdpo.parity.adapters.base import CandidateError, Location, guarded
 from sdpo.parity.adapters.callables import location_of, signature_of
 from sdpo.parity.case import LossCase, reference_trace
 
+PROMPT_STAGES = (
+    "feedback",
+    "demonstration",
+    "teacher_prompt",
+    "teacher_tokens",
+    "distillation_mask",
+)
 LOSS_STAGES = ("log_probs", "support", "tail", "divergence", "importance", "aggregate")
+EXPOSED = PROMPT_STAGES + LOSS_STAGES
 
 
 def call_by_name(stage: str, function: Callable[..., Any], offered: Mapping[str, Any]) -> Any:
@@ -64,13 +72,14 @@ class StageFunctions:
     def __init__(self, name: str, owner: Any) -> None:
         self.name, self.owner = name, owner
         self.location: Location | None = location_of(owner)
-        self.stages = tuple(s for s in LOSS_STAGES if callable(getattr(owner, s, None)))
+        self.stages = tuple(s for s in EXPOSED if callable(getattr(owner, s, None)))
+        self.loss_stages = tuple(s for s in self.stages if s in LOSS_STAGES)
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Value of every exposed stage, each from the reference's value of the stage before."""
         reference = reference_trace(case)
         found: dict[str, Tensor] = {}
-        for stage in self.stages:
+        for stage in self.loss_stages:
             function = getattr(self.owner, stage)
             if stage == "support":
                 found |= self.support(function, case)

@@ -13,7 +13,7 @@ def number(value: Any) -> str:
 
 
 def first_line(run: RUN) -> str:
-    """Verdict, candidate, and what a reader of one line needs; fields without a value are left out."""
+    """Verdict, candidate, and what a reader of one line needs; empty fields are left out."""
     fields = [run["verdict"], f"candidate={run['candidate']}"]
     if run["first_stage"]:
         fields.append(f"first={run['first_stage']}")

@@ -1,0 +1,238 @@
+"""What the Markdown and the HTML report say, section by section, as plain values.
+
+Templates only lay these values out. Texts of the candidate (names, messages, values) stay separate
+fields and are never put into a sentence: the templates quote them. In sentences written here,
+`backticks` mark names. An empty section has an empty value, and templates leave it out.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from sdpo.parity.render.rows import FAILING, permalink, stage_view
+from sdpo.parity.render.text import RUN, first_row
+from sdpo.parity.stages import STAGES
+
+MOST_CASES = 20
+MOST_IDS = 6
+
+BUILT_IN = (
+    "finite where the reference is not, because of values at places of weight zero (padding, "
+    "masked rows) or in an empty batch; part of the verdict rules"
+)
+
+LEGEND = {
+    "MATCH": "bit-equal",
+    "PASS": "within the rounding budget",
+    "DECLARED": "deviates as declared",
+    "DIVERGENT": "further away than rounding explains",
+    "ERROR": "the candidate failed",
+    "NOT_COVERED": "not compared",
+}
+
+
+def sections(run: RUN) -> dict[str, Any]:
+    """All sections of a report on one RUN document."""
+    commit = reference_commit(run)
+    failing = [case for case in run["cases"] if case["status"] in FAILING]
+    return {
+        "candidate": run["candidate"],
+        "kind": run["kind"],
+        "verdict": run["verdict"],
+        "headline": headline(run),
+        "message": run["message"],
+        "summary": summary(run),
+        "covers": covers(run),
+        "stages": [stage_view(row, commit) for row in run["stages"]],
+        "legend": legend(run),
+        "totals": totals_line(run),
+        "first": first_divergence(run, commit),
+        "goldens": goldens(run),
+        "declared": declared(run),
+        "failing": failing[:MOST_CASES],
+        "failing_count": len(failing),
+        "not_covered": grouped(c for c in run["cases"] if c["status"] == "NOT_COVERED"),
+        "explained_by": run["explained_by"],
+        "reasons": [reason for reason in run["reasons"] if reason != run["message"]],
+        "notes": run["notes"],
+        "location": location(run),
+        "environment": environment(run),
+        "repro": run["repro"],
+    }
+
+
+def reference_commit(run: RUN) -> str | None:
+    """The commit of the reference that the golden data were recorded from."""
+    goldens = run["environment"].get("goldens", [])
+    return next((g["reference_commit"] for g in goldens if g["reference_commit"]), None)
+
+
+def headline(run: RUN) -> str:
+    """The verdict in one short sentence."""
+    covered = len(run["coverage"]["covered"])
+    of_all = f"{covered} of {len(run['stages'])} stages compared"
+    match run["verdict"]:
+        case "PASS":
+            return f"{of_all}, all agree with the reference"
+        case "DECLARED":
+            return f"{of_all}, all agree with the reference or deviate as declared"
+        case "DIVERGENT" if run["first_stage"]:
+            how = ", inferred" if run["first_stage_inferred"] else ""
+            return f"departs from the reference, first at `{run['first_stage']}`{how}"
+        case "DIVERGENT":
+            return "departs from its declared deviations"
+        case "INCONCLUSIVE":
+            return f"no verdict; {of_all}"
+        case _ if run["totals"]["comparisons"]:
+            failed = run["totals"]["by_status"].get("ERROR", 0)
+            return f"the candidate fails in {failed} of {run['totals']['cases']} cases; {of_all}"
+        case _:
+            return "the audit could not be carried out"
+
+
+def summary(run: RUN) -> list[str]:
+    """What the report shows, in full sentences."""
+    totals, counts = run["totals"], run["totals"]["by_status"]
+    if not totals["comparisons"]:
+        return ["Nothing was compared, so this report says nothing about the candidate's numbers."]
+    compared = totals["cases"] - counts.get("NOT_COVERED", 0)
+    lines = [
+        f"{compared} recorded cases were compared with the reference, stage by stage: "
+        f"{totals['bit_equal']} of {totals['comparisons']} values "
+        f"({totals['elements']} elements) are bit-equal."
+    ]
+    if divergent := counts.get("DIVERGENT", 0):
+        lines.append(f"{divergent} cases are further from it than rounding explains.")
+    if failed := counts.get("ERROR", 0):
+        lines.append(f"In {failed} cases the candidate fails where the reference does not.")
+    if divergent or failed:
+        return lines
+    if totals["bit_equal"] < totals["comparisons"] - empty(run):
+        lines.append(
+            "The others differ by no more than two correct evaluations in the same precision may."
+            if run["verdict"] != "DECLARED"
+            else "The others stay within the rounding budget or deviate as declared below."
+        )
+    if run["verdict"] == "INCONCLUSIVE":
+        lines.append("This is no pass, for the reasons below.")
+    return lines
+
+
+def empty(run: RUN) -> int:
+    """Comparisons in which no element counts."""
+    return sum(row.get("empty", 0) for row in run["stages"])
+
+
+def covers(run: RUN) -> dict[str, str]:
+    """What a PASS covers, and what it does not; empty if nothing was compared."""
+    covered, missing = run["coverage"]["covered"], run["coverage"]["not_covered"]
+    if not covered:
+        return {}
+    return {
+        "What a PASS covers.": f"{names(covered)}, on the recorded cases. Numbers are judged "
+        "element by element: the budget is what rounding may do to this element, derived from an "
+        "oracle in higher precision, not chosen by hand. Texts, ids and masks must be equal.",
+        "What it does not cover.": (f"The stages {names(missing)}. " if missing else "")
+        + "Inputs unlike the recorded cases, other hardware and library versions than those listed "
+        "below, speed and memory, and whether training with it makes a better model.",
+    }
+
+
+def names(stages: Iterable[str]) -> str:
+    """Stage names as a phrase."""
+    quoted = [f"`{stage}`" for stage in stages]
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
+
+
+def legend(run: RUN) -> str:
+    """The meaning of the statuses that occur."""
+    present = {row["status"] for row in run["stages"]}
+    return "; ".join(f"{status}: {text}" for status, text in LEGEND.items() if status in present)
+
+
+def totals_line(run: RUN) -> str:
+    """Counts of cases and comparisons, and the time."""
+    totals = run["totals"]
+    counts = ", ".join(f"{count} {status}" for status, count in totals["by_status"].items())
+    without = f", {empty(run)} without an element that counts" if empty(run) else ""
+    return (
+        f"{totals['cases']} cases ({counts or 'none'}); {totals['comparisons']} values compared, "
+        f"{totals['bit_equal']} bit-equal{without}; {run['seconds']:.1f} s"
+    )
+
+
+def first_divergence(run: RUN, commit: str | None) -> dict[str, Any] | None:
+    """The first divergent stage: how it was found, its worst place, and the ladder."""
+    row = first_row(run)
+    if run["first_stage"] is None:
+        return None
+    rungs = [{"number": n, **rung} for n, rung in enumerate(run["ladder"], start=1)]
+    return {
+        "stage": run["first_stage"],
+        "compares": STAGES[run["first_stage"]].compares,
+        "source": STAGES[run["first_stage"]].source,
+        "url": permalink(STAGES[run["first_stage"]], commit),
+        "inferred": run["first_stage_inferred"],
+        "observed": run["first_observed"],
+        "row": stage_view(row, commit) if row else None,
+        "ladder": rungs,
+        "failing": row is not None and row["status"] == "ERROR",
+        "departing": sum("departs" in rung["result"] for rung in rungs),
+    }
+
+
+def goldens(run: RUN) -> list[dict[str, Any]]:
+    """The golden data used: families, cases, results, hash of the manifest, reference commit."""
+    rows = []
+    for family in run["environment"].get("goldens", []):
+        statuses = Counter(c["status"] for c in run["cases"] if c["family"] == family["family"])
+        results = ", ".join(f"{statuses[status]} {status}" for status in LEGEND if statuses[status])
+        rows.append(family | {"results": results or "not audited"})
+    return rows
+
+
+def declared(run: RUN) -> list[dict[str, Any]]:
+    """Declared deviations, and the cases that fall under the built-in exception."""
+    rows = [
+        {
+            "id": entry["id"],
+            "stages": ", ".join(entry["stages"]),
+            "seen": "yes" if entry["seen"] else "no",
+            "reason": entry["reason"],
+        }
+        for entry in run["declared"]
+    ]
+    cases = [c for c in run["cases"] if c["status"] == "DECLARED"]
+    if built_in := [c for c in cases if not c["note"].startswith("declared as ")]:
+        seen = f"{len(built_in)} cases"
+        rows.append({"id": "built-in", "stages": "any", "seen": seen, "reason": BUILT_IN})
+    return rows
+
+
+def grouped(cases: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cases that carry the same note, with their number and the first identifiers."""
+    by_note: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        by_note[case["note"]].append(case["id"])
+    return [
+        {"note": note, "count": len(ids), "ids": ids[:MOST_IDS], "more": len(ids) - MOST_IDS}
+        for note, ids in by_note.items()
+    ]
+
+
+def location(run: RUN) -> str:
+    """Where the candidate's source is."""
+    found = run["location"]
+    return f"{found['file']}:{found['line']}" if found else ""
+
+
+def environment(run: RUN) -> list[tuple[str, str]]:
+    """Versions, machine and determinism settings, flat."""
+    pairs = []
+    for key, value in run["environment"].items():
+        if isinstance(value, dict):
+            pairs += [(f"{key}: {inner}", str(setting)) for inner, setting in value.items()]
+        elif key != "goldens":
+            items = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            pairs.append((key, items))
+    return [*pairs, ("created", run["created"])] if run["created"] else pairs
