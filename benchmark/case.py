@@ -88,7 +88,7 @@ class Result:
     seconds: float
     isolation: tuple[str, ...]
 
-    def record(self, id: object) -> dict[str, Any]:  # noqa: A002
+    def record(self, id: object) -> dict[str, Any]:
         """The output line for a case."""
         return {
             "id": id,

@@ -73,6 +73,7 @@ class Executor:
         if not 0 < timeout < float("inf"):
             raise ValueError(f"timeout is {timeout}; it must be a positive number of seconds")
         self.timeout = timeout
+        self.workers = workers
         self._limits = limits
         self._disabled = disabled
         self._owner = os.getpid()
@@ -210,10 +211,7 @@ def _feedback(
 ) -> str:
     if not outcomes:
         return feedback.compose(passed, total, [lines])
-    if len({outcome.lines for outcome in outcomes}) == 1 and outcomes[0].kind in (
-        "error",
-        "timeout",
-    ):
+    if len(set(outcomes)) == 1 and outcomes[0].whole:
         return feedback.compose(passed, total, [outcomes[0].lines])
     parts = [
         (feedback.heading(number, "failed", case.test_list[number - 1]), *outcome.lines)

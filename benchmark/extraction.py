@@ -1,4 +1,4 @@
-"""Finds the code in a completion.
+r"""Finds the code in a completion.
 
 The rule, in order:
 
@@ -37,7 +37,9 @@ _WEAK = re.compile(
     r"|(?:assert|del|return|raise|global|nonlocal|yield|await)\s+[\w(\[\"'-]"
     r"|(?:pass|break|continue|return|raise)\s*(?:#.*)?$|[\w.]+\.\w+\()"
 )
-_DEFINES = re.compile(r"^(?:async\s+def|def|class)\s+(\w+)|^(\w+)\s*(?::[^=]*)?=(?!=)", re.MULTILINE)
+_DEFINES = re.compile(
+    r"^(?:async\s+def|def|class)\s+(\w+)|^(\w+)\s*(?::[^=]*)?=(?!=)", re.MULTILINE
+)
 _IMPORTS = re.compile(r"^(?:import\s+(.+)|from\s+\S+\s+import\s+(.+))$", re.MULTILINE)
 _FUNCTION = re.compile(r"^\s*(?:async\s+def|def|class)\s+\w", re.MULTILINE)
 _TAGS = (("[PYTHON]", "[/PYTHON]"), ("[BEGIN]", "[DONE]"))
@@ -171,9 +173,7 @@ def _end(lines: list[str], start: int) -> int:
     return len(lines)
 
 
-_TOKEN = re.compile(
-    r"\"\"\"|'''|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|#.*|[()\[\]{}]", re.DOTALL
-)
+_TOKEN = re.compile(r"\"\"\"|'''|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|#.*|[()\[\]{}]", re.DOTALL)
 
 
 def _continues(line: str, quote: str, depth: int) -> tuple[str, int]:

@@ -28,10 +28,14 @@ _FORGED = "The submission wrote to the connection that carries its results."
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one test; `lines` say why it did not pass."""
+    """What became of one test.
+
+    `lines` say why it did not pass; `whole` marks that this holds for the submission as a whole.
+    """
 
     kind: Literal["pass", "fail", "error", "timeout"]
     lines: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +47,15 @@ class Submission:
     setup: str
 
 
-class _Stopped(Exception):  # noqa: N818
+class _Stopped(Exception):
     """Nothing more can be judged; carries the outcome of the tests that are left."""
 
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
+    def __init__(self, kind: Literal["error", "timeout"], *lines: str) -> None:
+        super().__init__(*lines)
+        self.outcome = Outcome(kind, lines, whole=True)
 
 
-class _Ended(Exception):  # noqa: N818
+class _Ended(Exception):
     """The confined process gave no answer that counts; carries the outcome of the test."""
 
     def __init__(self, kind: Literal["fail", "timeout"], line: str) -> None:
@@ -143,9 +147,7 @@ def _judge_together(
 class _Run:
     """One confined process with the submission, and where needed one with the tests."""
 
-    def __init__(
-        self, session: Session, submission: Submission, plan: Plan, limit: float
-    ) -> None:
+    def __init__(self, session: Session, submission: Submission, plan: Plan, limit: float) -> None:
         self._session = session
         self._submission = submission
         self._plan = plan
@@ -167,13 +169,13 @@ class _Run:
             ready = _checked(self._runner.receive(deadline))
             self._stop_on_error(ready)
         except Timeout:
-            lines = ("Timeout: the code did not finish running within the time limit.",)
-            raise _Stopped(Outcome("timeout", lines)) from None
+            line = "Timeout: the code did not finish running within the time limit."
+            raise _Stopped("timeout", line) from None
         except WireError:
-            lines = ("The process ended while the code was being run: it exited or crashed.",)
-            raise _Stopped(Outcome("error", lines)) from None
+            line = "The process ended while the code was being run: it exited or crashed."
+            raise _Stopped("error", line) from None
         if not isinstance(defined, list) or ready != {"ready": True}:
-            raise _Stopped(Outcome("error", (_FORGED,)))
+            raise _Stopped("error", _FORGED)
         self._missing = set(self._plan.names).difference(map(str, defined))
 
     def _stop_on_error(self, message: dict[str, Any]) -> None:
@@ -181,7 +183,7 @@ class _Run:
             lines = feedback.exception(_description(message["error"]), self._submission.code)
             where = {"imports": "test_imports: ", "setup": "test_setup_code: "}
             lines[0] = where.get(str(message.get("phase")), "") + lines[0]
-            raise _Stopped(Outcome("error", tuple(lines)))
+            raise _Stopped("error", *lines)
 
     def outcome(self, index: int, test: str, deadline: float) -> Outcome:
         """Judge one test; `alive` tells whether another can follow."""
@@ -190,7 +192,8 @@ class _Run:
         missing = self._missing.intersection(planned.names)
         if missing:
             names = ", ".join(sorted(missing))
-            return Outcome("error", (f"NameError: the submission does not define {names}",))
+            line = f"NameError: the submission does not define {names}"
+            return Outcome("error", (line,), whole=missing == set(self._plan.names))
         self._calls = []
         try:
             if isinstance(planned, Equality):

@@ -22,8 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 TRUSTED_MODULES = frozenset(
-    "bisect cmath collections copy datetime decimal fractions functools heapq itertools json math "
-    "numbers operator re statistics string sys types typing".split()
+    ["bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "json", "math", "numbers", "operator", "re", "statistics", "string", "sys", "types", "typing"]
 )
 _BUILTINS = frozenset(vars(builtins))
 _PLAIN_TYPES = (int, float, complex, str, bytes, list, tuple, set, frozenset, dict)
@@ -230,9 +229,7 @@ def _equality(tree: ast.Module, splitter: "_Splitter") -> Equality | None:
 class _Splitter(ast.NodeTransformer):
     """Rewrites a test for the judge and collects the submission's expressions."""
 
-    def __init__(
-        self, trusted: frozenset[str], own: frozenset[str], bound: frozenset[str]
-    ) -> None:
+    def __init__(self, trusted: frozenset[str], own: frozenset[str], bound: frozenset[str]) -> None:
         self._trusted = trusted
         self._own = own
         self._bound = bound
@@ -280,12 +277,12 @@ class _Splitter(ast.NodeTransformer):
             return True
         return root in self._trusted
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         if self.is_whole(node):
             return self._ask(node)
         return self.generic_visit(node)
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         root = _root(node)
         if root is not None and _is_dotted(node) and self._is_module(root.id):
             self.modules.add(root.id)
@@ -294,7 +291,7 @@ class _Splitter(ast.NodeTransformer):
             return self._ask(node)
         return self.generic_visit(node)
 
-    def visit_Name(self, node: ast.Name) -> ast.AST:  # noqa: N802
+    def visit_Name(self, node: ast.Name) -> ast.AST:
         if isinstance(node.ctx, ast.Load) and node.id not in self._trusted:
             return self._ask(node)
         return node
@@ -311,7 +308,7 @@ class _Splitter(ast.NodeTransformer):
         number = ast.Constant(len(self.expressions) - 1)
         return ast.Call(ast.Name("__ask__", ast.Load()), [number, bindings], [])
 
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:  # noqa: N802
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
         test = node.test
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             name = ast.Constant(type(test.ops[0]).__name__)

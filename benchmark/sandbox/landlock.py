@@ -79,9 +79,7 @@ def _allow(number: int, path: str, rights: int) -> None:
         if not stat.S_ISDIR(os.fstat(folder).st_mode):
             rights &= _FILE_RIGHTS
         rule = _PathBeneath(rights, folder)
-        kernel.syscall(
-            "landlock_add_rule", _ADD_RULE, number, _PATH_BENEATH, ctypes.byref(rule), 0
-        )
+        kernel.syscall("landlock_add_rule", _ADD_RULE, number, _PATH_BENEATH, ctypes.byref(rule), 0)
     finally:
         os.close(folder)
 

@@ -9,7 +9,6 @@ request. A reply repeats the request's random number, so what a submission write
 account is not mistaken for one. In place of a message there may be an `error`.
 """
 
-import ast
 import builtins
 import itertools
 import random
@@ -61,10 +60,8 @@ def run(pipe: Pipe) -> None:
 
 
 def _define(job: dict, pipe: Pipe, phase: _Phase) -> dict[str, Any]:
-    tree = ast.parse(job["code"], FILE_NAME)
-    code = compile(tree, FILE_NAME, "exec", dont_inherit=True)
-    pipe.send({"defined": bound_names(tree, job["names"])})
-    del tree
+    code = compile(job["code"], FILE_NAME, "exec", dont_inherit=True)
+    pipe.send({"defined": bound_names(job["code"], job["names"])})
     module = types.ModuleType(_MODULE)
     sys.modules[_MODULE] = module
     namespace = vars(module)

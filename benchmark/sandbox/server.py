@@ -17,14 +17,11 @@ import socket
 import sys
 from collections.abc import Callable
 
-from sdpo.benchmark.sandbox import confine, cleanup, judge, kernel, namespaces, runner
+from sdpo.benchmark.sandbox import cleanup, confine, judge, kernel, namespaces, runner
 from sdpo.benchmark.sandbox.wire import Pipe
 
 # Modules that submissions use often; loaded once instead of in every run.
-_PRELOADED = (
-    "bisect cmath collections copy dataclasses enum functools heapq itertools math operator random "
-    "re statistics string sys time typing"
-).split()
+_PRELOADED = ["bisect", "cmath", "collections", "copy", "functools", "heapq", "itertools", "math", "operator", "random", "re", "string", "sys", "time", "typing"]
 _CONTROL, _CHANNEL = 3, 4
 _WATCH_SECONDS = 1.0
 

@@ -1,10 +1,179 @@
 """`sdpo mbpp`: confined scoring of MBPP completions."""
 
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
+if TYPE_CHECKING:
+    from sdpo.benchmark.data import Dataset
+    from sdpo.benchmark.executor import Executor
+
 app = typer.Typer(help="MBPP code generation: run and score completions in confinement.")
+
+# Same as `executor.DEFAULT_TIMEOUT`, which is not imported here to keep `--help` fast.
+_TIMEOUT = 20.0
+_INTERRUPTED = 130
+
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Cases run at a time; default: one per processor.")
+]
+Timeout = Annotated[
+    float, typer.Option(min=0.1, help="Wall time in seconds for all tests of a case together.")
+]
+RequireIsolation = Annotated[
+    bool,
+    typer.Option(
+        "--require-isolation", help="Refuse to run unless limits, Landlock and seccomp are active."
+    ),
+]
 
 
 @app.callback()
 def mbpp() -> None:
     """MBPP code generation: run and score completions in confinement."""
+
+
+@app.command("exec")
+def exec_(
+    cases: Annotated[Path, typer.Argument(help="JSON lines: id, completion, test_list, ...")],
+    out: Annotated[Path, typer.Option(help="JSON lines; an unfinished file is continued.")],
+    workers: Workers = None,
+    timeout: Timeout = _TIMEOUT,
+    require_isolation: RequireIsolation = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard an existing output.")
+    ] = False,
+) -> None:
+    """Score completions: one result line per case, in input order."""
+    from sdpo.benchmark import runfile
+
+    with _reported():
+        total = runfile.count_cases(cases)
+        finished, size = (0, 0) if overwrite else runfile.finished_lines(out, cases)
+        with (
+            runfile.open_output(out, size) as output,
+            _executor(workers, timeout, require_isolation) as executor,
+            _progress(total, finished) as advance,
+        ):
+            lines = runfile.read_cases(cases)
+            for _ in range(finished):
+                next(lines)
+            counts = runfile.run(executor, lines, output, advance)
+    summary = ", ".join(f"{counts[status]} {status}" for status in sorted(counts)) or "nothing new"
+    resumed = f" ({finished} were there before)" if finished else ""
+    print(f"DONE {total} cases{resumed}: {summary}")
+
+
+@app.command("check")
+def check(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Published mbpp.jsonl or sanitized-mbpp.json; default: from the hub."),
+    ] = None,
+    configuration: Annotated[
+        str, typer.Option(help="Set to load from the hub: full or sanitized.")
+    ] = "sanitized",
+    split: Annotated[
+        str | None, typer.Option(help="prompt, test, validation or train; default: all.")
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Reverse the order of tests.")] = False,
+    workers: Workers = None,
+    timeout: Timeout = _TIMEOUT,
+    require_isolation: RequireIsolation = False,
+) -> None:
+    """Run all reference solutions of a data set; exit code 1 if one does not pass.
+
+    Without --data the set is loaded from the hub with `datasets`, which needs a network or a cache.
+    """
+    from sdpo.benchmark.check import check as check_references
+
+    with _reported():
+        dataset = _dataset(data, configuration, split)
+        with (
+            _executor(workers, timeout, require_isolation) as executor,
+            _progress(len(dataset.problems), 0) as advance,
+        ):
+            failures = check_references(executor, dataset, reverse=reverse, progress=advance)
+            isolation = ",".join(executor.isolation)
+    total = len(dataset.problems)
+    verdict = "FAIL" if failures else "PASS"
+    print(
+        f"{verdict} references={total - len(failures)}/{total} data={dataset.origin} "
+        f"split={dataset.split or 'all'} sha256={dataset.sha256} isolation={isolation}"
+    )
+    for failure in failures:
+        print(f"task {failure.task_id}: {failure.result.status}\n{failure.result.feedback}")
+    raise typer.Exit(1 if failures else 0)
+
+
+def _dataset(data: Path | None, configuration: str, split: str | None) -> "Dataset":
+    from sdpo.benchmark.data import load_file, load_hub
+
+    dataset = load_hub(configuration) if data is None else load_file(data)
+    return dataset.only(split) if split else dataset
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Turn what can go wrong into one line starting with ERROR and an exit code."""
+    from sdpo.benchmark.data import DataError
+    from sdpo.benchmark.runfile import RunError
+    from sdpo.benchmark.sandbox.client import IsolationError, ServerError
+
+    try:
+        with _terminable():
+            yield
+    except (DataError, RunError, IsolationError, ServerError) as error:
+        print(f"ERROR {error}")
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        print("ERROR interrupted; the same command continues from here")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a request to terminate end the run as Ctrl-C does: in order, leaving no process."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _executor(workers: int | None, timeout: float, require: bool) -> Iterator["Executor"]:
+    from sdpo.benchmark.executor import Executor
+    from sdpo.benchmark.sandbox.confine import CORE_LAYERS
+
+    with Executor(workers, timeout=timeout, require_isolation=require) as executor:
+        missing = [layer for layer in CORE_LAYERS if layer not in executor.isolation]
+        if missing:
+            message = f"WARNING isolation is incomplete, missing: {', '.join(missing)}"
+            typer.echo(message, err=True)
+        yield executor
+
+
+@contextlib.contextmanager
+def _progress(total: int, finished: int) -> Iterator[Callable[[Any], None]]:
+    """A bar on standard error; the callback advances it by one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("cases", total=total, completed=finished)
+        yield lambda result: bar.advance(task)
