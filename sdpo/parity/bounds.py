@@ -131,40 +131,41 @@ def divergence_bound(a: Entries, b: Entries, alpha: float, u: float) -> Array:
     return (first + mixed + rounding + weight_rounding).sum(axis=-1)
 
 
-def h_bound(h: Array, a: Entries, b: Entries, alpha: float, u: float) -> Array:
-    """First-order bound of h = ∂D/∂a, `(N, V+1)`."""
-    both = a.bound + b.bound
-    sizes = np.abs(zeroed(a.log)) + np.abs(zeroed(b.log))
+def g_bound(g: Array, a: Entries, b: Entries, alpha: float, u: float) -> Array:
+    """First-order bound of g = ∂D/∂log a, `(N, V+1)`."""
+    both, pa = a.bound + b.bound, np.exp(a.log)
     if alpha == 0.0:
-        return np.abs(h) * (both + 4 * u)
+        return np.abs(g) * (both + 4 * u)
+    own = np.abs(g) * (a.bound + 4 * u)
     if alpha == 1.0:
-        return both + u * (sizes + 2)
+        sizes = np.abs(zeroed(a.log)) + np.abs(zeroed(b.log))
+        return own + pa * (both + u * (sizes + 2))
     log_m = oracle.mixture(a.log, b.log, alpha, oracle.FLOAT64)
     share = alpha * np.exp(b.log - zeroed(log_m))
     sizes = np.abs(zeroed(a.log)) + np.abs(zeroed(log_m))
-    return (1 - alpha) * (share * both + u * (sizes + 2)) + u * np.abs(h)
+    return own + (1 - alpha) * pa * (share * both + u * (sizes + 2))
 
 
 def tail_corners(a: Entries, b: Entries, alpha: float) -> tuple[Array, Array]:
-    """How far the tail's interval moves D's tail term and h of the tail, each `(N,)`.
+    """How far the tail's interval moves D's tail term and its slope ∂D/∂tail, each `(N,)`.
 
-    Where the smallest tail is in force at one end of the interval only, h may also vanish.
+    Where the smallest tail is in force at one end of the interval only, the slope may also vanish.
     """
-    term, h = _tail_at(a.log[:, -1], b.log[:, -1], alpha)
-    moved_term, moved_h = np.zeros_like(term), np.zeros_like(h)
+    term, rate = _tail_at(a.log[:, -1], b.log[:, -1], alpha)
+    moved_term, moved_rate = np.zeros_like(term), np.zeros_like(rate)
     for low_a, low_b in product(range(2), range(2)):
-        other_term, other_h = _tail_at(a.tail[:, low_a], b.tail[:, low_b], alpha)
+        other_term, other_rate = _tail_at(a.tail[:, low_a], b.tail[:, low_b], alpha)
         moved_term = np.maximum(moved_term, np.abs(other_term - term))
-        moved_h = np.maximum(moved_h, np.abs(other_h - h))
-    moved_h = moved_h + np.where(a.limit.any(axis=-1), np.abs(h), 0)
-    return moved_term, np.where(a.limit.all(axis=-1), 0, moved_h)
+        moved_rate = np.maximum(moved_rate, np.abs(other_rate - rate))
+    moved_rate = moved_rate + np.where(a.limit.any(axis=-1), np.abs(rate), 0)
+    return moved_term, np.where(a.limit.all(axis=-1), 0, moved_rate)
 
 
 def _tail_at(log_a: Array, log_b: Array, alpha: float) -> tuple[Array, Array]:
-    terms, h = oracle.divergence_and_derivative(
+    terms, g = oracle.divergence_and_derivative(
         log_a[:, None], log_b[:, None], alpha, oracle.FLOAT64
     )
-    return terms[:, 0], h[:, 0]
+    return terms[:, 0], g[:, 0] / np.exp(log_a)
 
 
 def slope_bound(
@@ -172,29 +173,21 @@ def slope_bound(
 ) -> Array:
     """Bound of dD/dz `(N, V)`, z being logits ÷ temperature."""
     p = np.exp(token.log_p)
-    h_error = h_bound(token.h, a, b, alpha, u)
-    tail_h = np.zeros((len(p), 1))
-    tail_error = np.zeros((len(p), 1))
+    g, weight = token.g[:, :-1], np.exp(a.log[:, :-1])
+    error = g_bound(token.g, a, b, alpha, u)[:, :-1]
+    direct = g
     if mode == "topk_tail":
         limited = token.tail_limited[:, :1]
-        tail_h = np.where(limited, 0, token.h[:, -1:])
-        tail_error = tail_corners(a, b, alpha)[1][:, None] + 4 * u * np.abs(token.h[:, -1:])
-    h, h_error = token.h[:, :-1], h_error[:, :-1]
-    if mode == "topk_renorm":
-        weight = np.where(token.chosen, np.exp(zeroed(a.log[:, :-1])), 0)
-        log_bound = a.bound[:, :-1]
-    else:
-        weight, log_bound = np.where(token.chosen, p, 0), log_p_bound
-    # direct = share of the gradient that reaches an entry through its own log-probability
-    direct = weight * (h - tail_h)
-    error = weight * (
-        np.abs(h - tail_h) * log_bound + h_error + tail_error + 4 * u * (np.abs(h) + np.abs(tail_h))
-    )
+        whole = token.g[:, -1:] / np.exp(a.log[:, -1:])
+        rate = np.where(limited, 0, whole)
+        rate_error = tail_corners(a, b, alpha)[1][:, None] + 4 * u * np.abs(whole)
+        direct = g - weight * rate
+        error = error + weight * (rate_error + np.abs(rate) * (a.bound[:, :-1] + 4 * u))
     ops = u * (2 + growth(int(token.chosen.sum(-1).max(initial=1))))
     total, size = direct.sum(-1, keepdims=True), np.abs(direct).sum(-1, keepdims=True)
     total_error = error.sum(-1, keepdims=True) + ops * size
     if mode == "topk_renorm":
-        bound = error + weight * (total_error + log_bound * np.abs(total))
+        bound = error + weight * (total_error + a.bound[:, :-1] * np.abs(total))
         bound = bound + ops * (np.abs(direct) + weight * size)
         return bound + p * ops * (size + np.abs(total) + total_error)
     return (

@@ -6,7 +6,7 @@ cases of lower precision; float64 cases are evaluated with 40 decimal digits.
 
     p, q   probabilities of student and teacher over the vocabulary
     a, b   the same over the support; the last entry is the tail where there is one
-    D      divergence of a token;   h = ∂D/∂a;   loss = Σ weight · D
+    D      divergence of a token;   g = ∂D/∂log a;   loss = Σ weight · D
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ PRECISE = Arithmetic(
 class Token:
     """Definition-level values of the `N` tokens that count, as float64 arrays.
 
-    `log_p`, `log_q` `(N, V)`; `chosen` `(N, V)` marks the support; `log_a`, `log_b`, `h` `(N, V+1)`
+    `log_p`, `log_q` `(N, V)`; `chosen` `(N, V)` marks the support; `log_a`, `log_b`, `g` `(N, V+1)`
     with the tail last and `-inf`, 0 at unused entries; `divergence` `(N,)`; `slope` `(N, V)` is
     dD/dz, z being logits ÷ temperature; `tail_limited` `(N, 2)` tells where the smallest tail
     (student, teacher) was in force.
@@ -55,7 +55,7 @@ class Token:
     chosen: Array
     log_a: Array
     log_b: Array
-    h: Array
+    g: Array
     divergence: Array
     slope: Array
     tail_limited: Array
@@ -90,23 +90,22 @@ def marked(indices: Array, width: int) -> Array:
     return mask
 
 
-def on_support(
-    log_p: Array, chosen: Array, mode: str, numbers: Arithmetic
-) -> tuple[Array, Array, Array]:
-    """Log-probabilities on the support with the tail last, `(N, V+1)`; tail limited?; log mass."""
-    outside = np.where(chosen, 0, numbers.exp(log_p)).sum(axis=-1, keepdims=True)
+def on_support(log_p: Array, chosen: Array, mode: str, numbers: Arithmetic) -> tuple[Array, Array]:
+    """Log-probabilities on the support with the tail last, `(N, V+1)`; is the tail limited?"""
+    never = np.zeros(len(log_p), bool)
     nothing = np.full_like(log_p[:, :1], -np.inf)
     log_inside = np.where(chosen, log_p, -np.inf)
-    top = log_inside.max(axis=-1, keepdims=True)
-    log_mass = top + numbers.log(numbers.exp(log_inside - top).sum(axis=-1, keepdims=True))
-    if mode == "topk_renorm":
-        return np.hstack([log_inside - log_mass, nothing]), np.zeros(len(log_p), bool), log_mass
     if mode == "full_vocab":
-        return np.hstack([log_inside, nothing]), np.zeros(len(log_p), bool), log_mass
+        return np.hstack([log_inside, nothing]), never
+    if mode == "topk_renorm":
+        top = log_inside.max(axis=-1, keepdims=True)
+        log_mass = top + numbers.log(numbers.exp(log_inside - top).sum(axis=-1, keepdims=True))
+        return np.hstack([log_inside - log_mass, nothing]), never
+    outside = np.where(chosen, 0, numbers.exp(log_p)).sum(axis=-1, keepdims=True)
     smallest = 1 - numbers.exp(numbers.number(-SMALLEST_TAIL))
     limited = (outside <= smallest)[:, 0]
     rest = np.where(limited[:, None], smallest, outside)
-    return np.hstack([log_inside, numbers.log(rest)]), limited, log_mass
+    return np.hstack([log_inside, numbers.log(rest)]), limited
 
 
 def kl_terms(log_x: Array, log_y: Array, numbers: Arithmetic) -> Array:
@@ -128,43 +127,35 @@ def mixture(log_a: Array, log_b: Array, alpha: Any, numbers: Arithmetic) -> Arra
 def divergence_and_derivative(
     log_a: Array, log_b: Array, alpha: float, numbers: Arithmetic
 ) -> tuple[Array, Array]:
-    """Terms of D over the support, and h = ∂D/∂a."""
+    """Terms of D over the support, and g = ∂D/∂log a."""
     used = log_a != -np.inf
     if alpha == 0.0:
-        terms = kl_terms(log_b, log_a, numbers)
-        return terms, np.where(used, -numbers.exp(log_b - np.where(used, log_a, 0)), 0)
+        return kl_terms(log_b, log_a, numbers), np.where(used, -numbers.exp(log_b), 0)
     if alpha == 1.0:
         terms = kl_terms(log_a, log_b, numbers)
-        return terms, np.where(used, np.where(used, log_a, 0) - np.where(used, log_b, 0) + 1, 0)
+        return terms, terms + numbers.exp(log_a)
     weight = numbers.number(alpha)
     log_m = mixture(log_a, log_b, weight, numbers)
     terms = (1 - weight) * kl_terms(log_a, log_m, numbers)
     terms = terms + weight * kl_terms(log_b, log_m, numbers)
-    gap = np.where(used, log_a, 0) - np.where(used, log_m, 0)
-    return terms, np.where(used, (1 - weight) * gap, 0)
+    return terms, (1 - weight) * kl_terms(log_a, log_m, numbers)
 
 
 def slope_of(
-    h: Array,
-    log_p: Array,
-    chosen: Array,
-    mode: str,
-    limited: Array,
-    log_mass: Array,
-    xp: Arithmetic,
+    g: Array, log_p: Array, log_a: Array, mode: str, limited: Array, xp: Arithmetic
 ) -> Array:
-    """dD/dz `(N, V)` from h = ∂D/∂a.
+    """dD/dz `(N, V)` from g = ∂D/∂log a.
 
-    With the tail, every token outside the support has the tail's h (zero while the tail is
-    limited). Renormalised, a = p ÷ mass inside and nothing outside.
+    What an entry gains the tail loses, unless the tail is limited. Renormalised, what an entry
+    gains the others in the support lose.
     """
-    p = xp.exp(log_p)
+    p, inside = xp.exp(log_p), g[:, :-1]
     if mode == "topk_renorm":
-        a = np.where(chosen, xp.exp(log_p - log_mass), 0)
-        return a * (h[:, :-1] - (a * h[:, :-1]).sum(axis=-1, keepdims=True))
-    tail = np.where(limited, 0, h[:, -1])[:, None]
-    everywhere = np.where(chosen, h[:, :-1], tail)
-    return p * (everywhere - (p * everywhere).sum(axis=-1, keepdims=True))
+        return inside - xp.exp(log_a[:, :-1]) * inside.sum(axis=-1, keepdims=True)
+    if mode == "topk_tail":
+        rate = np.where(limited, 0, g[:, -1] / xp.exp(log_a[:, -1]))[:, None]
+        inside = inside - xp.exp(log_a[:, :-1]) * rate
+    return inside - p * inside.sum(axis=-1, keepdims=True)
 
 
 def evaluate_tokens(
@@ -172,14 +163,14 @@ def evaluate_tokens(
 ) -> Token:
     """All per-token values of a distribution-comparing mode, from logits ÷ temperature `(N, V)`."""
     log_p, log_q = log_probabilities(student, numbers), log_probabilities(teacher, numbers)
-    log_a, limited, log_mass = on_support(log_p, chosen, mode, numbers)
-    log_b, teacher_limited, _ = on_support(log_q, chosen, mode, numbers)
-    terms, h = divergence_and_derivative(log_a, log_b, alpha, numbers)
-    slope = slope_of(h, log_p, chosen, mode, limited, log_mass, numbers)
-    values = (log_p, log_q, log_a, log_b, h, terms.sum(axis=-1), slope)
-    log_p, log_q, log_a, log_b, h, total, slope = (np.asarray(v, dtype=np.float64) for v in values)
+    log_a, limited = on_support(log_p, chosen, mode, numbers)
+    log_b, teacher_limited = on_support(log_q, chosen, mode, numbers)
+    terms, g = divergence_and_derivative(log_a, log_b, alpha, numbers)
+    slope = slope_of(g, log_p, log_a, mode, limited, numbers)
+    values = (log_p, log_q, log_a, log_b, g, terms.sum(axis=-1), slope)
+    log_p, log_q, log_a, log_b, g, total, slope = (np.asarray(v, dtype=np.float64) for v in values)
     both = np.stack([limited, teacher_limited], axis=-1)
-    return Token(log_p, log_q, chosen, log_a, log_b, h, total, slope, both)
+    return Token(log_p, log_q, chosen, log_a, log_b, g, total, slope, both)
 
 
 def scaled_logits(case: LossCase, numbers: Arithmetic) -> tuple[Array, Array, Array]:

@@ -22,6 +22,7 @@ LOG_PROB_ARGUMENTS = (
     "student_all_log_probs",
     "teacher_all_log_probs",
 )
+BEFORE_LOG_PROBS = {"temperature", "distillation_topk"}
 NEEDED = {
     "sampled": LOG_PROB_ARGUMENTS[:2],
     "topk_tail": LOG_PROB_ARGUMENTS[2:4],
@@ -29,6 +30,15 @@ NEEDED = {
     "full_vocab": LOG_PROB_ARGUMENTS[4:],
 }
 CONFIG_NAMES = ("config", "self_distillation_config")
+ABSENT_MEANS = {
+    "full_logit_distillation": True,
+    "alpha": 0.5,
+    "distillation_topk": 100,
+    "distillation_add_tail": True,
+    "is_clip": None,
+    "loss_agg_mode": "token-mean",
+    "temperature": 1.0,
+}
 ALIASES = {
     "add_tail": "distillation_add_tail",
     "topk": "distillation_topk",
@@ -105,6 +115,10 @@ class LossFunction:
         """Whether the function has a parameter of this name."""
         return name in self.parameters or self.takes_anything
 
+    def gives(self, setting: str) -> bool:
+        """Whether a setting has an argument of its own, under its name or an alias."""
+        return setting in self.parameters or setting in self.aliases.values()
+
     def settings(self, case: LossCase, names: tuple[str, ...]) -> dict[str, Any]:
         """The case's settings as the function takes them: one object, or one argument each.
 
@@ -127,11 +141,10 @@ class LossFunction:
         return arguments
 
     def refuse_hidden_settings(self, case: LossCase, names: tuple[str, ...]) -> None:
-        """A setting without an argument is only covered at the reference's default."""
-        default = type(case.config)()
+        """A setting without an argument is covered where it is off, or at its usual value."""
         for name in names:
             value = getattr(case.config, name)
-            if value != getattr(default, name):
+            if value != ABSENT_MEANS[name]:
                 raise NotCoveredError(f"takes no {name}, the case needs {name}={value!r}")
 
     def optional_tensors(self, case: LossCase) -> dict[str, Tensor | None]:
@@ -210,7 +223,9 @@ class FromLogProbs(LossFunction):
         tensors = {name: value for name, value in values.items() if self.takes(name)}
         optional = self.optional_tensors(case)
         tensors["response_mask"] = case.response_mask.clone()
-        names = tuple(name for name in LOSS_SETTINGS if name != "temperature")
+        # temperature and K are already in the log-probs
+        elsewhere = {"temperature"} if self.gives("distillation_topk") else BEFORE_LOG_PROBS
+        names = tuple(name for name in LOSS_SETTINGS if name not in elsewhere)
         arguments = {**tensors, **optional, **self.settings(case, names)}
         for name in LOG_PROB_ARGUMENTS:
             parameter = self.parameters.get(name)

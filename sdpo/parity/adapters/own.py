@@ -20,9 +20,7 @@ class Own:
 
     def __init__(self) -> None:
         function = loss.self_distillation_loss
-        self.location: Location | None = Location(
-            inspect.getfile(function), inspect.getsourcelines(function)[1]
-        )
+        self.location = location_of(function)
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Stage values on a case, gradient included."""
