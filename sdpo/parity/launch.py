@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sdpo.parity.render.html import html_report
+from sdpo.parity.render.markdown import markdown_report
+from sdpo.parity.render.plots import FILES, draw_plots
 from sdpo.parity.render.text import first_line, text_report
 from sdpo.parity.stages import NAMES
 
@@ -129,5 +132,12 @@ def document(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def write_reports(run: dict[str, Any], folder: Path) -> None:
-    """Write `report.json` and its renderings."""
+    """Write `report.json` and its renderings; plots of an earlier run do not stay."""
     (folder / "report.json").write_text(document([run]) + "\n", encoding="utf-8")
+    for file in FILES:
+        (folder / file).unlink(missing_ok=True)
+    plots = draw_plots(run)
+    for plot in plots:
+        (folder / plot.file).write_bytes(plot.png)
+    (folder / "report.md").write_text(markdown_report(run, plots), encoding="utf-8")
+    (folder / "report.html").write_text(html_report(run, plots), encoding="utf-8")

@@ -1,6 +1,7 @@
 """The numbers behind the plots, without any drawing."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,19 +31,20 @@ class CaseError:
 class StageErrors:
     """The cases of one numeric stage.
 
-    Every case is in one of three groups: `bit_equal` (a count), `errors` (a finite error above
-    zero), `odd` (a count: differs, but only by non-finite values, or failed).
+    Every case is in one of four groups: `bit_equal` (a count), `errors` (a finite error above
+    zero), `odd` (a count: NaN or infinity on one side only), `failed` (a count).
     """
 
     name: str
     bit_equal: int
     errors: tuple[CaseError, ...]
     odd: int
+    failed: int
 
     @property
     def cases(self) -> int:
         """All cases of the stage."""
-        return self.bit_equal + len(self.errors) + self.odd
+        return self.bit_equal + len(self.errors) + self.odd + self.failed
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ def _errors(name: str, by_case: list[list[Any]]) -> StageErrors:
         CaseError(case, status, float(used), float(size), float(ulp))
         for case, status, used, size, ulp in by_case
     ]
-    equal = [case for case in cases if case.status == "MATCH"]
-    errors = [c for c in cases if c.status != "MATCH" and c.used > 0 and math.isfinite(c.used)]
-    return StageErrors(name, len(equal), tuple(errors), len(cases) - len(equal) - len(errors))
+    equal = sum(case.status == "MATCH" for case in cases)
+    failed = sum(case.status == "ERROR" for case in cases)
+    rest = [case for case in cases if case.status not in ("MATCH", "ERROR")]
+    errors = tuple(case for case in rest if case.used > 0 and math.isfinite(case.used))
+    return StageErrors(name, equal, errors, len(rest) - len(errors), failed)
 
 
 def overview(run: RUN) -> list[Cell]:
@@ -86,21 +90,55 @@ def overview(run: RUN) -> list[Cell]:
     ]
 
 
-def swarm(values: list[float], width: float, step: float) -> list[float]:
-    """Offsets that keep nearby values apart: each bin fills symmetrically from its middle.
+def log_range(
+    values: Sequence[float], within: tuple[float, float], at_least: tuple[float, float]
+) -> tuple[float, float]:
+    """Limits of a log axis around positive values.
 
     Args:
-        values: positions along the axis.
-        width: of a bin.
-        step: between neighbours; shrunk in bins that would leave ±0.4.
+        values: to show; those outside `within` are drawn at its edges.
+        within: the widest limits.
+        at_least: the narrowest.
     """
-    bins: dict[int, list[int]] = {}
-    for index in sorted(range(len(values)), key=lambda i: values[i]):
-        bins.setdefault(math.floor(values[index] / width), []).append(index)
+    low = min([max(min(values, default=at_least[0]), within[0]), at_least[0]])
+    high = max([min(max(values, default=at_least[1]), within[1]), at_least[1]])
+    margin = max(1.6, (high / low) ** 0.04)
+    return low / margin, high * margin
+
+
+def clipped(value: float, within: tuple[float, float]) -> float:
+    """A value moved to the nearer edge if it lies outside."""
+    return min(max(value, within[0]), within[1])
+
+
+def power_of_ten(value: float) -> str:
+    """`10⁻³` for 0.001; 1 and 10 as they are."""
+    exponent = round(math.log10(value))
+    if exponent in (0, 1):
+        return str(10**exponent)
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def swarm(
+    values: Sequence[float], limits: tuple[float, float], bins: int = 90, step: float = 0.09
+) -> list[float]:
+    """Offsets that keep nearby values on a log axis apart.
+
+    Args:
+        values: positive, within the limits.
+        limits: of the axis.
+        bins: number of bins along the axis; each fills symmetrically from its middle.
+        step: between neighbours in a bin; less in bins that would leave ±0.4.
+    """
+    width = math.log(limits[1] / limits[0]) / bins
+    members: dict[int, list[int]] = {}
+    for index in sorted(range(len(values)), key=values.__getitem__):
+        place = math.floor(math.log(values[index] / limits[0]) / width)
+        members.setdefault(place, []).append(index)
     offsets = [0.0] * len(values)
-    for members in bins.values():
-        middle = (len(members) - 1) / 2
+    for indices in members.values():
+        middle = (len(indices) - 1) / 2
         distance = min(step, 0.4 / middle) if middle else 0.0
-        for rank, index in enumerate(members):
+        for rank, index in enumerate(indices):
             offsets[index] = (rank - middle) * distance
     return offsets

@@ -82,7 +82,7 @@ def digits(actual: Any, expected: Any) -> tuple[str, str]:
     if not all(isinstance(value, float) for value in pair):
         return single(actual), single(expected)
     for precision in (4, 6, 9, 12):
-        texts = tuple(f"{value:.{precision}g}" for value in pair)
-        if texts[0] != texts[1]:
-            return texts
+        left, right = (f"{value:.{precision}g}" for value in pair)
+        if left != right:
+            return left, right
     return repr(actual), repr(expected)

@@ -1,0 +1,46 @@
+"""The report as one HTML file: plots embedded, nothing loaded from elsewhere, all text escaped."""
+
+import base64
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from sdpo.parity.render.plots import Plot
+from sdpo.parity.render.sections import sections
+from sdpo.parity.render.text import RUN
+
+
+def html_report(run: RUN, plots: Sequence[Plot] = ()) -> str:
+    """Render a RUN document.
+
+    Args:
+        run: the document.
+        plots: pictures to embed.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=True,
+    )
+    environment.filters |= {"marked": marked, "data_uri": data_uri, "breakable": breakable}
+    return environment.get_template("report.html.j2").render(sections(run), plots=plots)
+
+
+def marked(sentence: str) -> Markup:
+    """A sentence of ours, `names` in it set as code; escaped before."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(sentence))))
+
+
+def breakable(name: str) -> Markup:
+    """A long name that may break after `_`, `/` and `:`; escaped before."""
+    return Markup(re.sub(r"([_/:])", r"\1<wbr>", str(escape(name))))
+
+
+def data_uri(png: bytes) -> str:
+    """A picture as an address that needs no file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
