@@ -35,7 +35,7 @@ _WEAK = re.compile(
     r"(?::\s*[\w\[\], .|\"']+)?(?:=|[-+*/%|&^@]=|//=|\*\*=|>>=|<<=|\()"
     r"|(?:while|for|if|elif|with|try|else|except|finally|match)\b.*:\s*(?:#.*)?\S*"
     r"|(?:assert|del|return|raise|global|nonlocal|yield|await)\s+[\w(\[\"'-]"
-    r"|(?:pass|break|continue|return|raise)\s*(?:#.*)?$|[\w.]+\.\w+\()"
+    r"|\(\s*\w+\s*:=|(?:pass|break|continue|return|raise)\s*(?:#.*)?$|[\w.]+\.\w+\()"
 )
 _DEFINES = re.compile(
     r"^(?:async\s+def|def|class)\s+(\w+)|^(\w+)\s*(?::[^=]*)?=(?!=)", re.MULTILINE
@@ -150,10 +150,18 @@ def _unfenced(lines: list[str]) -> str:
         strong = next((i for i, line in enumerate(lines) if _WEAK.match(line)), None)
         if strong is None:
             return ""
-    start = strong
+    return "\n".join(lines[_start(lines, strong) : _end(lines, strong)])
+
+
+def _start(lines: list[str], start: int) -> int:
+    """Index of the first line of code: also assignments, comments and a docstring before it."""
     while start and (not lines[start - 1].strip() or _is_code(lines[start - 1])):
         start -= 1
-    return "\n".join(lines[start : _end(lines, strong)])
+        quotes = [mark for mark in ('"""', "'''") if lines[start].count(mark) % 2]
+        if quotes:
+            opening = (i for i in range(start - 1, -1, -1) if quotes[0] in lines[i])
+            start = next(opening, start)
+    return start
 
 
 def _is_code(line: str) -> bool:

@@ -22,7 +22,28 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 TRUSTED_MODULES = frozenset(
-    ["bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "json", "math", "numbers", "operator", "re", "statistics", "string", "sys", "types", "typing"]
+    [
+        "bisect",
+        "cmath",
+        "collections",
+        "copy",
+        "datetime",
+        "decimal",
+        "fractions",
+        "functools",
+        "heapq",
+        "itertools",
+        "json",
+        "math",
+        "numbers",
+        "operator",
+        "re",
+        "statistics",
+        "string",
+        "sys",
+        "types",
+        "typing",
+    ]
 )
 _BUILTINS = frozenset(vars(builtins))
 _PLAIN_TYPES = (int, float, complex, str, bytes, list, tuple, set, frozenset, dict)

@@ -167,7 +167,15 @@ def _spawn(settings: dict, control: socket.socket) -> subprocess.Popen[bytes]:
     interpreter = getattr(sys, "_base_executable", None) or sys.executable
     command = [interpreter, "-S", "-s", "-P", "-B", "-X", "utf8", "-c", _BOOTSTRAP]
     return subprocess.Popen(
-        ["/bin/sh", "-c", 'exec "$@" 3<&0 0</dev/null', "sh", *command, _PACKAGE, json.dumps(settings)],
+        [
+            "/bin/sh",
+            "-c",
+            'exec "$@" 3<&0 0</dev/null',
+            "sh",
+            *command,
+            _PACKAGE,
+            json.dumps(settings),
+        ],
         env={"PYTHONHASHSEED": "0"},
         stdin=control,
         stdout=subprocess.DEVNULL,

@@ -21,7 +21,23 @@ from sdpo.benchmark.sandbox import cleanup, confine, judge, kernel, namespaces, 
 from sdpo.benchmark.sandbox.wire import Pipe
 
 # Modules that submissions use often; loaded once instead of in every run.
-_PRELOADED = ["bisect", "cmath", "collections", "copy", "functools", "heapq", "itertools", "math", "operator", "random", "re", "string", "sys", "time", "typing"]
+_PRELOADED = [
+    "bisect",
+    "cmath",
+    "collections",
+    "copy",
+    "functools",
+    "heapq",
+    "itertools",
+    "math",
+    "operator",
+    "random",
+    "re",
+    "string",
+    "sys",
+    "time",
+    "typing",
+]
 _CONTROL, _CHANNEL = 3, 4
 _WATCH_SECONDS = 1.0
 
