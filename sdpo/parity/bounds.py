@@ -16,6 +16,8 @@ import torch
 from sdpo.parity import oracle
 from sdpo.parity.oracle import Array, Token
 
+HALF_PRECISION = 2.0**-20
+
 
 def unit_roundoff(dtype: torch.dtype) -> float:
     """Largest relative error of one rounding."""
@@ -27,44 +29,76 @@ def underflow(dtype: torch.dtype) -> float:
     return min(torch.finfo(dtype).tiny, 2.0**-24)
 
 
-def growth(count: int) -> float:
-    """Roundings that a sum of `count` terms may add up to: √n, the usual size for any order."""
-    return float(np.sqrt(count))
+def growth(count: int, u: float) -> float:
+    """Roundings that a sum of `count` terms may add up to: √n, the usual size for any order.
+
+    Half precision is accumulated in float32 everywhere and rounded once.
+    """
+    return 1.0 if u > HALF_PRECISION else float(np.sqrt(count))
+
+
+def together(errors: Array) -> Array:
+    """What independent errors add up to over the last axis: three standard deviations at most."""
+    size = np.abs(errors)
+    return np.minimum(size.sum(axis=-1), 3 * np.sqrt((size**2).sum(axis=-1)))
 
 
 @dataclass(frozen=True)
 class LogProbs:
-    """Log-probabilities of one side with their bounds, `(N, V)`."""
+    """Log-probabilities of one side `(N, V)` with the bounds of their errors.
+
+    `own` `(N, V)` is independent from entry to entry; `common` `(N, 1)`, from the normalizer, is
+    the same for all entries of a token.
+    """
 
     value: Array
-    bound: Array
+    own: Array
+    common: Array
+
+    @property
+    def bound(self) -> Array:
+        """Bound of each entry, `(N, V)`."""
+        return np.where(np.isfinite(self.value), self.own + self.common, 0)
 
 
-def log_prob_bounds(scaled: Array, log_p: Array, divided: bool, u: float) -> Array:
-    """Bound of `log p`: the rounded logits, the sum of exponentials, its log, the difference."""
+def log_prob_bounds(scaled: Array, log_p: Array, divided: bool, u: float) -> LogProbs:
+    """Errors of `log p`: rounded logits, the sum of exponentials, its log, the difference."""
     p = np.exp(log_p)
     below = scaled - scaled.max(axis=-1, keepdims=True)
     logit = 2 * u * np.abs(scaled) * divided
     normalizer = scaled - log_p
     finite = np.isfinite(log_p)
-    average = np.where(finite, p * (logit + u * np.abs(below)), 0).sum(axis=-1, keepdims=True)
+    average = together(np.where(finite, p * (logit + u * np.abs(below)), 0))[:, None]
     size = np.abs(np.where(finite, normalizer, 0)).max(axis=-1, keepdims=True)
-    normalizer_bound = average + u * (growth(p.shape[-1]) + 1 + size)
-    return np.where(finite, logit + normalizer_bound + 2 * u * np.abs(log_p), 0)
+    common = average + u * (growth(p.shape[-1], u) + 1 + size)
+    return LogProbs(log_p, np.where(finite, logit + 2 * u * np.abs(log_p), 0), common)
 
 
 @dataclass(frozen=True)
 class Entries:
-    """One side on the support `(N, V+1)`: logs, first-order bounds, and the tail's interval.
+    """One side on the support `(N, V+1)`: logs, first-order errors, and the tail's interval.
 
-    `tail` is `(N, 2)`: lowest and highest log of the tail; `limit` `(N, 2)` tells at which of the
+    `own` is independent from entry to entry, `common` `(N, 1)` shared by all; both leave the tail
+    out. `tail` is `(N, 2)`: lowest and highest log of the tail; `limit` `(N, 2)` tells at which of the
     two ends the smallest tail is in force.
     """
 
     log: Array
-    bound: Array
+    own: Array
+    common: Array
     tail: Array
     limit: Array
+
+    @property
+    def bound(self) -> Array:
+        """Bound of each entry but the tail, `(N, V+1)`."""
+        return self.own + self.shared
+
+    @property
+    def shared(self) -> Array:
+        """The common error at each entry but the tail, `(N, V+1)`."""
+        used = np.isfinite(self.log) & (np.arange(self.log.shape[-1]) < self.log.shape[-1] - 1)
+        return np.where(used, self.common, 0)
 
 
 def entries(log_on: Array, side: LogProbs, chosen: Array, mode: str, u: float) -> Entries:
@@ -74,17 +108,20 @@ def entries(log_on: Array, side: LogProbs, chosen: Array, mode: str, u: float) -
     relative = np.exp(inside - top)
     mass = relative.sum(axis=-1)
     log_mass = np.minimum(top[:, 0] + np.log(mass), 0)
-    spread = (relative / mass[:, None] * side.bound).sum(axis=-1)
-    mass_bound = spread + u * (growth(int(chosen.sum(-1).max(initial=1))) + 1 + np.abs(log_mass))
-    bound = np.hstack([np.where(chosen, side.bound, 0), np.zeros((len(mass), 1))])
+    spread = together(relative / mass[:, None] * side.own)
+    count = int(chosen.sum(-1).max(initial=1))
+    rounding = u * (growth(count, u) + 1 + np.abs(log_mass))
+    mass_bound = spread + side.common[:, 0] + rounding
+    own = np.hstack([np.where(chosen, side.own, 0), np.zeros((len(mass), 1))])
     nothing = np.full((len(mass), 2), -np.inf)
     never = np.zeros((len(mass), 2), bool)
     if mode == "topk_renorm":
         used = np.isfinite(log_on)
-        extra = mass_bound[:, None] + u * np.abs(np.where(used, log_on, 0))
-        return Entries(log_on, np.where(used, bound + extra, 0), nothing, never)
+        own = np.where(used, own + u * np.abs(np.where(used, log_on, 0)), 0)
+        # the normalizer over the vocabulary cancels up to the rounding it caused
+        return Entries(log_on, own, (spread + rounding)[:, None], nothing, never)
     if mode == "full_vocab":
-        return Entries(log_on, bound, nothing, never)
+        return Entries(log_on, own, side.common, nothing, never)
     # exact log-mass from the tail itself: 1 - mass loses digits where the tail is small
     outside = np.where(chosen, 0, np.exp(side.value)).sum(axis=-1)
     centre = np.log1p(-np.minimum(outside, 1))
@@ -92,8 +129,8 @@ def entries(log_on: Array, side: LogProbs, chosen: Array, mode: str, u: float) -
     ends = np.stack([centre + mass_bound, centre - mass_bound], axis=-1)
     limit = ends >= -oracle.SMALLEST_TAIL
     tail = np.log(-np.expm1(np.minimum(ends, -oracle.SMALLEST_TAIL)))
-    rounding = 2 * u * (1 + np.abs(tail))
-    return Entries(log_on, bound, tail + rounding * np.array([-1, 1]), limit)
+    tail = tail + 2 * u * (1 + np.abs(tail)) * np.array([-1, 1])
+    return Entries(log_on, own, side.common, tail, limit)
 
 
 def tail_bound(side: Entries) -> Array:
@@ -106,37 +143,46 @@ def zeroed(log_values: Array) -> Array:
     return np.where(np.isfinite(log_values), log_values, 0)
 
 
-def divergence_bound(a: Entries, b: Entries, alpha: float, u: float) -> Array:
-    """First-order bound of D `(N,)`, the tail's own interval left out."""
+def divergence_bound(a: Entries, b: Entries, g: Array, alpha: float, u: float) -> Array:
+    """First-order bound of D `(N,)`, the tail's own interval left out.
+
+    `g` `(N, V+1)` is ∂D/∂log a; the slope by log b follows from the definition.
+    """
     log_a, log_b = zeroed(a.log), zeroed(b.log)
     pa, pb = np.exp(a.log), np.exp(b.log)
-    ops = u * (4 + growth(int(np.isfinite(a.log).sum(-1).max(initial=1))))
-    if alpha in (0.0, 1.0):
-        weight = pb if alpha == 0.0 else pa
-        own, other = (b, a) if alpha == 0.0 else (a, b)
-        gap = np.abs(log_a - log_b)
-        first = weight * ((1 + gap) * own.bound + other.bound)
-        rounding = weight * (ops * gap + u * (np.abs(log_a) + np.abs(log_b)))
-        return (first + rounding).sum(axis=-1)
     log_m = zeroed(oracle.mixture(a.log, b.log, alpha, oracle.FLOAT64))
-    wa, wb = (1 - alpha) * pa, alpha * pb
-    gap_a, gap_b = np.abs(log_a - log_m), np.abs(log_b - log_m)
-    first = wa * gap_a * a.bound + wb * gap_b * b.bound
-    inside = wa * (np.abs(log_a) - np.log(1 - alpha)) + wb * (np.abs(log_b) - np.log(alpha))
-    mixed = u * (inside + (wa + wb) * (1 + np.abs(log_m)))
-    rounding = ops * (wa * gap_a + wb * gap_b) + u * (
-        wa * (np.abs(log_a) + np.abs(log_m)) + wb * (np.abs(log_b) + np.abs(log_m))
-    )
-    weight_rounding = u * alpha * (pa * gap_a + pb * gap_b)
-    return (first + mixed + rounding + weight_rounding).sum(axis=-1)
+    if alpha == 0.0:
+        by_b, terms = pb * (log_b - log_a + 1), pb * (log_b - log_a)
+        sizes = pb * (np.abs(log_a) + np.abs(log_b))
+    elif alpha == 1.0:
+        by_b, terms = -pa, pa * (log_a - log_b)
+        sizes = pa * (np.abs(log_a) + np.abs(log_b))
+    else:
+        wa, wb = (1 - alpha) * pa, alpha * pb
+        by_b = wb * (log_b - log_m)
+        terms = np.abs(g) + np.abs(by_b)
+        sizes = wa * (np.abs(log_a) + 2 * np.abs(log_m) - np.log(1 - alpha))
+        sizes = sizes + wb * (np.abs(log_b) + 2 * np.abs(log_m) - np.log(alpha)) + wa + wb
+    count = int(np.isfinite(a.log).sum(-1).max(initial=1))
+    propagated = together(g * a.own) + together(by_b * b.own)
+    used = a.shared > 0
+    common = np.abs(np.where(used, g, 0).sum(-1)) * a.common[:, 0]
+    common = common + np.abs(np.where(used, by_b, 0).sum(-1)) * b.common[:, 0]
+    rounding = together(u * sizes + 4 * u * np.abs(terms)) + u * growth(count, u) * np.abs(
+        terms
+    ).sum(-1)
+    weight = u * alpha * np.abs(pa * (log_a - log_m) - pb * (log_b - log_m)).sum(axis=-1)
+    return propagated + common + rounding + np.where(alpha in (0.0, 1.0), 0, weight)
 
 
-def g_bound(g: Array, a: Entries, b: Entries, alpha: float, u: float) -> Array:
-    """First-order bound of g = ∂D/∂log a, `(N, V+1)`."""
-    both, pa = a.bound + b.bound, np.exp(a.log)
+def g_bound(
+    g: Array, a: Entries, b: Entries, alpha: float, error_a: Array, error_b: Array, u: float
+) -> Array:
+    """First-order bound of g = ∂D/∂log a `(N, V+1)` for given errors of log a and log b."""
+    both, pa = error_a + error_b, np.exp(a.log)
     if alpha == 0.0:
         return np.abs(g) * (both + 4 * u)
-    own = np.abs(g) * (a.bound + 4 * u)
+    own = np.abs(g) * (error_a + 4 * u)
     if alpha == 1.0:
         sizes = np.abs(zeroed(a.log)) + np.abs(zeroed(b.log))
         return own + pa * (both + u * (sizes + 2))
@@ -169,30 +215,31 @@ def _tail_at(log_a: Array, log_b: Array, alpha: float) -> tuple[Array, Array]:
 
 
 def slope_bound(
-    token: Token, log_p_bound: Array, a: Entries, b: Entries, mode: str, alpha: float, u: float
+    token: Token, p_side: LogProbs, a: Entries, b: Entries, mode: str, alpha: float, u: float
 ) -> Array:
     """Bound of dD/dz `(N, V)`, z being logits ÷ temperature."""
     p = np.exp(token.log_p)
-    g, weight = token.g[:, :-1], np.exp(a.log[:, :-1])
-    error = g_bound(token.g, a, b, alpha, u)[:, :-1]
-    direct = g
+    direct, weight = token.g[:, :-1], np.exp(a.log[:, :-1])
+    own = g_bound(token.g, a, b, alpha, a.own, b.own, u)[:, :-1]
+    common = g_bound(token.g, a, b, alpha, a.shared, b.shared, 0.0)[:, :-1]
     if mode == "topk_tail":
         limited = token.tail_limited[:, :1]
         whole = token.g[:, -1:] / np.exp(a.log[:, -1:])
         rate = np.where(limited, 0, whole)
         rate_error = tail_corners(a, b, alpha)[1][:, None] + 4 * u * np.abs(whole)
-        direct = g - weight * rate
-        error = error + weight * (rate_error + np.abs(rate) * (a.bound[:, :-1] + 4 * u))
-    ops = u * (2 + growth(int(token.chosen.sum(-1).max(initial=1))))
+        direct = direct - weight * rate
+        own = own + weight * np.abs(rate) * (a.own[:, :-1] + 4 * u)
+        common = common + weight * (rate_error + np.abs(rate) * a.shared[:, :-1])
+    ops = u * (2 + growth(int(token.chosen.sum(-1).max(initial=1)), u))
     total, size = direct.sum(-1, keepdims=True), np.abs(direct).sum(-1, keepdims=True)
-    total_error = error.sum(-1, keepdims=True) + ops * size
+    total_error = together(own)[:, None] + common.sum(-1, keepdims=True) + ops * size
+    error = own + common
     if mode == "topk_renorm":
         bound = error + weight * (total_error + a.bound[:, :-1] * np.abs(total))
         bound = bound + ops * (np.abs(direct) + weight * size)
         return bound + p * ops * (size + np.abs(total) + total_error)
-    return (
-        error + p * (total_error + log_p_bound * np.abs(total)) + ops * (np.abs(direct) + p * size)
-    )
+    bound = error + p * (total_error + p_side.bound * np.abs(total))
+    return bound + ops * (np.abs(direct) + p * size)
 
 
 def sampled_bounds(token: Token, p_bound: Array, q_bound: Array, u: float) -> tuple[Array, Array]:

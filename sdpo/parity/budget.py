@@ -16,6 +16,7 @@ from math import comb
 import numpy as np
 
 from sdpo.parity import bounds, oracle
+from sdpo.parity.bounds import LogProbs
 from sdpo.parity.case import LossCase
 from sdpo.parity.oracle import Array, Token
 
@@ -23,14 +24,14 @@ ROUNDINGS = 2.0
 MOST_CHOICES = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class Truth:
     """Oracle values and budgets of a loss case, keyed by stage, as float64 arrays.
 
     Per-token values are `(N, …)` for the tokens that count, in row-major order of `counts`
     `(B, T)`; `aggregate` is a scalar and `gradient` `(B, T, V)`. `log_p`, `log_q` and their bounds
     cover the vocabulary; `certain` and `possible` `(N, V)` mark the entries that must and may be in
-    the support.
+    the support. `unit` is the largest weight of a token in the gradient: its natural scale.
     """
 
     counts: Array
@@ -42,6 +43,7 @@ class Truth:
     log_q_bound: Array
     certain: Array
     possible: Array
+    unit: float = 0.0
 
 
 def truth(case: LossCase) -> Truth:
@@ -52,11 +54,13 @@ def truth(case: LossCase) -> Truth:
         certain, possible = choice_limits(case, student)
         token = oracle.evaluate(case, reference_choice(case, counts))
         divided = case.config.temperature != 1.0
-        p_bound = bounds.log_prob_bounds(student, token.log_p, divided, u)
-        q_bound = bounds.log_prob_bounds(teacher, token.log_q, divided, u)
-        found = Truth(counts, {}, {}, token.log_p, token.log_q, p_bound, q_bound, certain, possible)
+        p_side = bounds.log_prob_bounds(student, token.log_p, divided, u)
+        q_side = bounds.log_prob_bounds(teacher, token.log_q, divided, u)
+        found = Truth(
+            counts, {}, {}, token.log_p, token.log_q, p_side.bound, q_side.bound, certain, possible
+        )
         add_log_probs(found, case)
-        slope_bound = add_divergence(found, case, token, u)
+        slope_bound = add_divergence(found, case, token, p_side, q_side, u)
         add_importance(found, case, token, slope_bound, u)
     smallest = bounds.underflow(case.dtype)
     for name, bound in found.bounds.items():
@@ -103,32 +107,32 @@ def add_log_probs(found: Truth, case: LossCase) -> None:
         found.bounds[f"log_probs.{side}"] = bound[rows, own]
 
 
-def add_divergence(found: Truth, case: LossCase, token: Token, u: float) -> Array:
+def add_divergence(
+    found: Truth, case: LossCase, token: Token, p_side: LogProbs, q_side: LogProbs, u: float
+) -> Array:
     """Stages `tail` and `divergence`; returns the bound of dD/dz `(N, V)`."""
-    p_bound, q_bound, alpha = found.log_p_bound, found.log_q_bound, case.config.alpha
+    alpha = case.config.alpha
     found.values["divergence"] = token.divergence
     if case.mode == "sampled":
-        d_bound, slope = bounds.sampled_bounds(token, p_bound, q_bound, u)
+        d_bound, slope = bounds.sampled_bounds(token, p_side.bound, q_side.bound, u)
         found.bounds["divergence"] = d_bound
         return slope
     sides = {}
-    for side, log_on, log, bound in (
-        ("student", token.log_a, token.log_p, p_bound),
-        ("teacher", token.log_b, token.log_q, q_bound),
+    for side, log_on, log_probs in (
+        ("student", token.log_a, p_side),
+        ("teacher", token.log_b, q_side),
     ):
-        sides[side] = bounds.entries(
-            log_on, bounds.LogProbs(log, bound), token.chosen, case.mode, u
-        )
+        sides[side] = bounds.entries(log_on, log_probs, token.chosen, case.mode, u)
         tail = bounds.tail_bound(sides[side])[:, None] if case.mode == "topk_tail" else 0
         found.values[f"tail.{side}"] = log_on
         found.bounds[f"tail.{side}"] = sides[side].bound + np.where(
             np.arange(log_on.shape[-1]) == log_on.shape[-1] - 1, tail, 0
         )
     a, b = sides["student"], sides["teacher"]
-    d_bound = bounds.divergence_bound(a, b, alpha, u)
+    d_bound = bounds.divergence_bound(a, b, token.g, alpha, u)
     if case.mode == "topk_tail":
         d_bound = d_bound + bounds.tail_corners(a, b, alpha)[0]
-    slope = bounds.slope_bound(token, p_bound, a, b, case.mode, alpha, u)
+    slope = bounds.slope_bound(token, p_side, a, b, case.mode, alpha, u)
     for n in np.flatnonzero((found.certain != found.possible).any(axis=-1)):
         other_d, other_slope = other_choices(found, case, token, int(n))
         d_bound[n] += other_d
@@ -194,11 +198,12 @@ def add_importance(found: Truth, case: LossCase, token: Token, slope: Array, u: 
     mask = oracle.array_of(case.loss_mask)
     share = oracle.aggregation_weights(mask, case.config.loss_agg_mode)[found.counts]
     loss = np.asarray((share * value).sum())
-    rounding = u * (4 + bounds.growth(len(share))) * np.abs(share * value).sum()
+    rounding = u * (4 + bounds.growth(len(share), u)) * np.abs(share * value).sum()
     found.values["aggregate"] = loss
-    found.bounds["aggregate"] = np.asarray((share * bound).sum() + rounding)
+    found.bounds["aggregate"] = np.asarray(bounds.together(share * bound) + rounding)
 
     scale = (share * weight / case.config.temperature)[:, None]
+    found.unit = float(np.max(scale[:, 0] * ratio, initial=0.0))
     gradient = np.zeros(case.student_logits.shape)
     limit = np.zeros(case.student_logits.shape)
     gradient[found.counts] = scale * ratio[:, None] * token.slope

@@ -55,7 +55,9 @@ class Expected:
     """What a value is compared with: reference, oracle and bound, all of one shape.
 
     `excused` marks elements where a finite value may stand for a non-finite one of the reference,
-    because the reference's value comes from places of weight zero only.
+    because the reference's value comes from places of weight zero only. `unit` is the natural scale
+    of a gradient: a value that is zero throughout, where the oracle is more than a rounding of the
+    unit, never passes, however wide the budget.
     """
 
     reference: Array
@@ -63,6 +65,7 @@ class Expected:
     bound: Array
     epsilon: float
     excused: Array | bool = False
+    unit: float | None = None
     labels: tuple[str, ...] = ()
 
 
@@ -101,6 +104,17 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
     if excused.any():
         near = np.abs(actual - expected.truth) <= expected.bound
         excused = excused & near
+    if expected.unit is not None and vanished(actual, expected):
+        return Comparison(
+            stage,
+            DIVERGENT,
+            case,
+            compared=int(actual.size),
+            max_abs=float(error.max()),
+            budget_used=float(used.max()),
+            note="all zero where the reference is not",
+            effect="value",
+        )
     status, note, effect = judge(actual, reference, same, used, odd, excused)
     at = np.unravel_index(np.argmax(np.where(odd & ~excused, np.inf, used)), used.shape)
     return Comparison(
@@ -135,13 +149,17 @@ def judge(
             return DIVERGENT, note, "finite_where_reference_is_not"
         return DIVERGENT, "non-finite values of another kind than the reference's", "nan"
     if (used > 1).any():
-        zero = not actual.any() and np.nan_to_num(reference).any()
-        note = "all zero where the reference is not" if zero else ""
-        return DIVERGENT, note or f"{int((used > 1).sum())} of {used.size} over budget", "value"
+        return DIVERGENT, f"{int((used > 1).sum())} of {used.size} over budget", "value"
     if excused.any():
         note = "finite where the reference is not, at places of weight zero or in an empty batch"
         return DECLARED, note, "zero_weight"
     return PASS, "", ""
+
+
+def vanished(actual: Array, expected: Expected) -> bool:
+    """Whether a gradient is zero throughout where the oracle's is not."""
+    size = np.abs(np.nan_to_num(expected.truth, posinf=0.0, neginf=0.0)).max()
+    return not actual.any() and bool(size > expected.epsilon * (expected.unit or 0.0))
 
 
 def spacing(values: Array, epsilon: float) -> Array:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sdpo import loss
+from sdpo.parity.adapters.callables import location_of
 from sdpo.parity.case import LossCase
 from sdpo.parity.stages import NAMES
 
