@@ -46,12 +46,21 @@ _TAGS = (("[PYTHON]", "[/PYTHON]"), ("[BEGIN]", "[DONE]"))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Block:
+class Block:
+    """A fenced block; `closed` tells whether its end was marked."""
+
     label: str
     code: str
+    closed: bool = True
+
+    @property
+    def is_python(self) -> bool:
+        """Whether the label is one of Python's."""
+        return self.label in _PYTHON_LABELS
 
     @property
     def names(self) -> frozenset[str]:
+        """Names that the code defines or imports at its left margin."""
         defined = {a or b for a, b in _DEFINES.findall(self.code)}
         for match in _IMPORTS.findall(self.code):
             defined.update(re.findall(r"\w+", " ".join(match)))
@@ -68,12 +77,20 @@ def extract_code(completion: str, names: Sequence[str] = ()) -> str:
     Returns:
         The code, ending in a line end; empty if there is none.
     """
-    text = completion.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
-    text = _between_tags(text.rpartition("</think>")[2])
-    blocks, rest = _fenced(text.split("\n"))
+    blocks, rest = _fenced(_normal(completion).split("\n"))
     code = _choose(blocks, frozenset(names)) if blocks else _unfenced(rest)
     code = textwrap.dedent(code).strip("\n")
     return code + "\n" if code.strip() else ""
+
+
+def fenced_blocks(completion: str) -> list[Block]:
+    """The fenced blocks of a completion that are not blank, in order."""
+    return _fenced(_normal(completion).split("\n"))[0]
+
+
+def _normal(completion: str) -> str:
+    text = completion.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    return _between_tags(text.rpartition("</think>")[2])
 
 
 def _between_tags(text: str) -> str:
@@ -85,9 +102,9 @@ def _between_tags(text: str) -> str:
     return text
 
 
-def _fenced(lines: list[str]) -> tuple[list[_Block], list[str]]:
+def _fenced(lines: list[str]) -> tuple[list[Block], list[str]]:
     """Split into fenced blocks and, where there are none, the lines that may be code."""
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     start, mark, label = -1, "", ""
     for index, line in enumerate(lines):
         match = _FENCE.match(line) if "```" in line or "~~~" in line else None
@@ -96,14 +113,14 @@ def _fenced(lines: list[str]) -> tuple[list[_Block], list[str]]:
         if mark:
             if _closes(match, mark):
                 before = [match["before"]] if match["before"].strip() else []
-                blocks.append(_Block(label, "\n".join(lines[start:index] + before)))
+                blocks.append(Block(label, "\n".join(lines[start:index] + before)))
                 mark = ""
         elif not blocks and not match["label"].strip() and _is_lone(lines, index):
             return [], lines[:index]
         elif _opens(match):
             start, mark, label = index + 1, match["mark"], _label(match["label"])
     if mark:
-        blocks.append(_Block(label, "\n".join(lines[start:])))
+        blocks.append(Block(label, "\n".join(lines[start:]), closed=False))
     return [block for block in blocks if block.code.strip()], lines
 
 
@@ -128,8 +145,8 @@ def _label(text: str) -> str:
     return words[0] if words else ""
 
 
-def _choose(blocks: list[_Block], names: frozenset[str]) -> str:
-    python = [block for block in blocks if block.label in _PYTHON_LABELS]
+def _choose(blocks: list[Block], names: frozenset[str]) -> str:
+    python = [block for block in blocks if block.is_python]
     candidates = python or [block for block in blocks if not block.label] or blocks
     defining = [block for block in candidates if block.names & names]
     functions = [block for block in candidates if _FUNCTION.search(block.code)]

@@ -1,0 +1,198 @@
+"""Statistics of pass rates: estimates with intervals, and paired comparison of two runs.
+
+All exact or by resampling, with the standard library; problems are the unit of resampling.
+"""
+
+import dataclasses
+import math
+import random
+import statistics
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval; `level` is the coverage aimed at."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float = 0.95
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; it must lie between 0 and 1")
+
+
+def wilson(passed: int, total: int, level: float = 0.95) -> Interval:
+    """Wilson score interval of a proportion; pass@1 of a greedy run is the plain proportion.
+
+    Raises:
+        ValueError: If `total` is not positive or `passed` lies outside 0 to `total`.
+    """
+    _check_level(level)
+    if total < 1 or not 0 <= passed <= total:
+        raise ValueError(f"{passed} of {total}: needs 0 <= passed <= total and total >= 1")
+    z = statistics.NormalDist().inv_cdf(0.5 + level / 2)
+    p = passed / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total**2))
+    low = 0.0 if passed == 0 else max(0.0, centre - half)
+    high = 1.0 if passed == total else min(1.0, centre + half)
+    return Interval(p, low, high, level)
+
+
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """Unbiased estimate of pass@k for one problem: `1 - C(n - c, k) / C(n, k)`.
+
+    Args:
+        samples: Number n of samples drawn.
+        passed: Number c of those that passed.
+        k: Size of the subset of which one must pass.
+
+    Raises:
+        ValueError: Unless `0 <= passed <= samples` and `1 <= k <= samples`.
+
+    Source: Chen et al. 2021, https://arxiv.org/abs/2107.03374, equation 1.
+    """
+    if not 0 <= passed <= samples or not 1 <= k <= samples:
+        raise ValueError(
+            f"n={samples}, c={passed}, k={k}: needs 0 <= c <= n and 1 <= k <= n samples"
+        )
+    return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
+    """Mean of `pass_at_k` over problems given as (samples, passed); raises `ValueError`."""
+    if not counts:
+        raise ValueError("no problems: there is no mean pass@k")
+    return statistics.fmean(pass_at_k(samples, passed, k) for samples, passed in counts)
+
+
+def bootstrap(
+    values: Sequence[float], level: float = 0.95, *, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of the mean over problems.
+
+    Args:
+        values: One value per problem, such as its pass@k or pass/fail as 1 and 0.
+        level: Coverage aimed at.
+        resamples: Number of resamples.
+        seed: The same seed gives the same interval.
+
+    Raises:
+        ValueError: If there are no values or no resamples.
+    """
+    _check_level(level)
+    if not values or resamples < 1:
+        raise ValueError(f"{len(values)} values, {resamples} resamples: needs at least one of each")
+    generator = random.Random(seed)
+    size = len(values)
+    means = sorted(
+        math.fsum(generator.choices(values, k=size)) / size for _ in range(resamples)
+    )
+    tail = (1 - level) / 2
+    low = means[math.floor(tail * (resamples - 1))]
+    high = means[math.ceil((1 - tail) * (resamples - 1))]
+    return Interval(statistics.fmean(values), low, high, level)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Paired comparison of two runs over the same problems.
+
+    `only_first` and `only_second` count the problems that one run passes and the other does not;
+    `p_value` is two-sided. `verdict` is `first`, `second` or `cannot distinguish`.
+    """
+
+    problems: int
+    only_first: int
+    only_second: int
+    p_value: float
+    difference: float
+    minimum_detectable: float
+    verdict: str
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value of McNemar's test: a fair coin over the discordant problems.
+
+    Raises:
+        ValueError: If a count is negative.
+    """
+    if min(only_first, only_second) < 0:
+        raise ValueError(f"counts {only_first} and {only_second} must not be negative")
+    total = only_first + only_second
+    tail = sum(math.comb(total, i) for i in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def minimum_detectable_effect(
+    problems: int, discordant: float, *, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """Smallest difference of pass rates that a paired test would find with the given power.
+
+    Args:
+        problems: Number of problems.
+        discordant: Fraction of problems on which the runs differ.
+        alpha: Two-sided level of the test.
+        power: Probability of finding the difference.
+
+    Returns:
+        A difference of pass rates; infinity if no difference within `discordant` would be found.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Source: normal approximation of Connor 1987, https://doi.org/10.2307/2531961, solved for the
+    difference.
+    """
+    if problems < 1 or not 0 <= discordant <= 1 or not (0 < alpha < 1 and 0 < power < 1):
+        raise ValueError(
+            f"problems={problems}, discordant={discordant}, alpha={alpha}, power={power}: needs "
+            "problems >= 1, 0 <= discordant <= 1 and alpha, power between 0 and 1"
+        )
+    normal = statistics.NormalDist()
+    a, b = normal.inv_cdf(1 - alpha / 2), normal.inv_cdf(power)
+    # d sqrt(n) = a sqrt(D) + b sqrt(D - d^2), a quadratic equation in d.
+    squared = a * math.sqrt(discordant * problems)
+    root = squared**2 - (problems + b * b) * discordant * (a * a - b * b)
+    effect = (squared + math.sqrt(max(0.0, root))) / (problems + b * b)
+    return effect if 0 < effect <= discordant else math.inf
+
+
+def compare(
+    first: Sequence[bool], second: Sequence[bool], *, alpha: float = 0.05, power: float = 0.8
+) -> Comparison:
+    """Compare two runs problem by problem.
+
+    Args:
+        first: Whether each problem passed in the first run.
+        second: The same for the second run, in the same order.
+        alpha: Level at which a difference counts.
+        power: Power for the minimum detectable effect.
+
+    Raises:
+        ValueError: If the runs have different lengths or none.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} and {len(second)} problems: needs the same, at least one")
+    pairs = list(zip(first, second, strict=True))
+    only_first = sum(bool(a) and not b for a, b in pairs)
+    only_second = sum(bool(b) and not a for a, b in pairs)
+    p_value = mcnemar(only_first, only_second)
+    problems = len(pairs)
+    verdict = "cannot distinguish"
+    if p_value < alpha:
+        verdict = "first" if only_first > only_second else "second"
+    discordant = (only_first + only_second) / problems
+    return Comparison(
+        problems,
+        only_first,
+        only_second,
+        p_value,
+        (only_second - only_first) / problems,
+        minimum_detectable_effect(problems, discordant, alpha=alpha, power=power),
+        verdict,
+    )
