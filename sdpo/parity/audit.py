@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,11 @@ from sdpo.parity.adapters.load import load_candidate
 from sdpo.parity.adapters.own import Own
 from sdpo.parity.adapters.stage_functions import PROMPT_STAGES
 from sdpo.parity.alone import Alone
-from sdpo.parity.budget import truth
-from sdpo.parity.case import LossCase, from_golden, reference_trace
+from sdpo.parity.case import LossCase, from_golden
 from sdpo.parity.compare import DIVERGENT, ERROR, NOT_COVERED, Comparison
-from sdpo.parity.intervene import (
-    GRADIENT_DEPARTS,
-    LOSS_DEPARTS,
-    LOSS_HOLDS,
-    UNUSABLE,
-    first_departure,
-)
+from sdpo.parity.locate import Departure, locate
 from sdpo.parity.loss_family import compare_loss
+from sdpo.parity.prepared import Observation, prepared, values_of
 from sdpo.parity.stages import NAMES, STAGES, first_in_order
 from sdpo.parity.verdict import EXIT_CODES, CaseResult, run_verdict, stage_rows
 
@@ -72,6 +67,7 @@ class Findings:
     results: list[CaseResult] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    observations: list[Observation] = field(default_factory=list)
 
 
 def audit(request: Request, progress: Progress = lambda *_: None) -> dict[str, Any]:
@@ -146,7 +142,7 @@ def run_loss_family(
     alone = [Alone(candidate, case) for case in cases[-2:]]
     for number, case in enumerate(cases):
         progress(family.name, number, len(cases))
-        result, doubt = run_loss_case(candidate, case)
+        result, doubt = run_loss_case(candidate, case, findings.observations)
         findings.results.append(result)
         findings.doubts.extend(doubt)
     for check in alone:
@@ -154,8 +150,14 @@ def run_loss_family(
     progress(family.name, len(cases), len(cases))
 
 
-def run_loss_case(candidate: LossCandidate, case: LossCase) -> tuple[CaseResult, list[str]]:
-    """One case, run twice under different global seeds; disagreement with itself is a doubt."""
+def run_loss_case(
+    candidate: LossCandidate, case: LossCase, observations: list[Observation] | None = None
+) -> tuple[CaseResult, list[str]]:
+    """One case, run twice under different global seeds; disagreement with itself is a doubt.
+
+    The candidate's values are added to `observations`.
+    """
+    complaint, on = "", prepared(case)
     result = CaseResult(case.id, "loss", case.tags)
     doubts: list[str] = []
     try:
@@ -172,11 +174,15 @@ def run_loss_case(candidate: LossCandidate, case: LossCase) -> tuple[CaseResult,
         return result, doubts
     except BrokenGradientError as error:
         trace = again = error.trace
-        result.comparisons.append(Comparison("gradient", DIVERGENT, case.id, note=str(error)))
+        complaint = str(error)
+        result.comparisons.append(Comparison("gradient", DIVERGENT, case.id, note=complaint))
     differing = [name for name in trace if not same_bits(trace[name], again[name])]
     if differing:
         doubts.append(f"two runs of case {case.id} differ at {differing[0]}")
-    result.comparisons.extend(compare_loss(case, truth(case), reference_trace(case), trace))
+    result.comparisons.extend(compare_loss(case, on.truth, on.reference, trace))
+    if observations is not None:
+        diverges = result.status in (DIVERGENT, ERROR)
+        observations.append(Observation(on, diverges, values_of(on, trace), complaint))
     return result, doubts
 
 
@@ -247,21 +253,19 @@ def document(
     statuses = [row["status"] for row in rows] + [DIVERGENT] * bool(gone)
     verdict = run_verdict(statuses, doubts=doubts)
     observed = first_in_order({r["name"] for r in rows if r["status"] in (DIVERGENT, ERROR)})
-    first, inferred, rungs = observed, False, []
-    if isinstance(candidate, LossFunction) and verdict == DIVERGENT:
-        first, inferred, rungs = locate(candidate, findings, observed)
+    found = departure(candidate, findings, verdict, observed)
     reasons = doubts + [f"declared deviation {entry.id} no longer shows" for entry in gone]
     return {
         "candidate": request.candidate,
         "kind": candidate.kind,
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
-        "first_stage": first,
-        "first_stage_inferred": inferred,
+        "first_stage": found.stage,
+        "first_stage_inferred": found.inferred,
         "first_observed": observed,
         "message": reasons[0] if verdict == "INCONCLUSIVE" else error_message(findings),
         "reasons": reasons,
-        "explained_by": [],
+        "explained_by": found.explained_by,
         "coverage": {"covered": covered, "not_covered": [n for n in NAMES if n not in covered]},
         "stages": rows,
         "cases": [result.row() for result in findings.results],
@@ -273,7 +277,7 @@ def document(
                 if row["smallest_detectable"] is not None
             }
         },
-        "ladder": rungs,
+        "ladder": found.rungs,
         "declared": declared_rows(request.candidate, declared, findings),
         "notes": list(candidate.notes),
         "location": vars(candidate.location) if candidate.location else None,
@@ -290,35 +294,20 @@ def error_message(findings: Findings) -> str:
     return ""
 
 
-def locate(
-    candidate: LossFunction, findings: Findings, observed: str | None
-) -> tuple[str | None, bool, list[dict[str, str]]]:
-    """Where a callable first departs, by intervention, in a dtype in which it diverges."""
-    diverging = {r.id for r in findings.results if r.status == DIVERGENT}
-    dtypes = candidate_dtypes(findings, diverging)
-    stage, rungs = first_departure(lambda case: rung_result(candidate, case), dtypes)
-    if stage is None:
-        return observed, False, rungs
-    if candidate.kind == "loss from log-probs":
-        stage = {"log_probs": "divergence", "support": "tail"}.get(stage, stage)
-    return stage, True, rungs
+def departure(
+    candidate: LossCandidate, findings: Findings, verdict: str, observed: str | None
+) -> Departure:
+    """Where a divergent candidate first departs, and the known faults that explain it."""
+    if verdict != DIVERGENT or not any(o.diverges for o in findings.observations):
+        return Departure(observed)
+    shows_loss_only = isinstance(candidate, LossFunction)
+    judge_case = partial(judged, candidate) if shows_loss_only else None
+    return locate(candidate.kind, findings.observations, observed, judge_case)
 
 
-def candidate_dtypes(findings: Findings, diverging: set[str]) -> torch.dtype:
-    """The dtype for the ladder: float32 unless only cases of another dtype diverge."""
-    del findings, diverging
-    return torch.float32
-
-
-def rung_result(candidate: LossFunction, case: LossCase) -> str:
-    """Whether loss and gradient of a generated case hold."""
-    result, _ = run_loss_case(candidate, case)
-    by_stage = {comparison.stage: comparison.status for comparison in result.comparisons}
-    if not by_stage or ERROR in by_stage.values():
-        return UNUSABLE
-    if by_stage.get("aggregate") == DIVERGENT:
-        return LOSS_DEPARTS
-    return GRADIENT_DEPARTS if DIVERGENT in by_stage.values() else LOSS_HOLDS
+def judged(candidate: LossCandidate, case: LossCase) -> CaseResult:
+    """The comparisons of one further case."""
+    return run_loss_case(candidate, case)[0]
 
 
 def declared_rows(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from copy import copy
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,6 @@ from sdpo.parity.faults_parts import (
     divergence,
     ratio,
     sampled_divergence,
-    weights,
 )
 from sdpo.reference import loss as reference
 from sdpo.reference.loss import log_probs_from_logits
@@ -137,8 +136,10 @@ def cap(run: Run) -> float:
 
 def ratio_with_gradient(run: Run) -> Tensor:
     """The ratio, not detached."""
-    gap = run.student_log_probs - (log_ratio(run) * 0 + (run.old_log_probs or 0))  # pragma: no cover
-    return clamped(gap).exp().clamp(max=cap(run))
+    own = ratio(run)
+    gap = run.student_log_probs - run.student_log_probs.detach()
+    free = (own < cap(run)) & (log_ratio(run).abs() < LARGEST_LOG_RATIO) & gap.isfinite()
+    return own * (1 + torch.where(free, gap, 0.0))
 
 
 def of_other_temperature(run: Run) -> Tensor:
@@ -149,9 +150,9 @@ def of_other_temperature(run: Run) -> Tensor:
 
 def replaced(run: Run, **values: Tensor) -> Run:
     """A copy of the run with other values."""
-    copy = replace(run)
-    copy.__dict__.update({**run.__dict__, **values})
-    return copy
+    other = copy(run)
+    other.__dict__.update(values)
+    return other
 
 
 def of_the_row(run: Run) -> Tensor:
@@ -180,3 +181,261 @@ def capped_product(run: Run) -> Tensor:
 def ratio_of(change: Callable[[Run, Tensor], Tensor]) -> Part:
     """A ratio made from the run and the log ratio."""
     return lambda run: change(run, log_ratio(run))
+
+
+def weights_held(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
+    """The divergence whose outer probabilities carry no gradient."""
+    if alpha == 0.0:
+        return reference.divergence(student, teacher, alpha)
+    if alpha == 1.0:
+        return (student.detach().exp() * (student - teacher)).sum(-1)
+    weight = torch.tensor(alpha, dtype=student.dtype)
+    shifted = torch.stack([student + torch.log(1 - weight), teacher + torch.log(weight)])
+    mixed = torch.logsumexp(shifted, dim=0)
+    own = student.detach().exp() * (student - mixed)
+    return torch.lerp(own, kl(teacher, mixed), weight).sum(-1)
+
+
+def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
+    """The value of one tensor with the gradient of another."""
+    return value.detach() + torch.where(gradient.isfinite(), gradient - gradient.detach(), 0.0)
+
+
+def squared_weights(run: Run) -> Tensor | None:
+    """The rollout weights squared."""
+    return None if run.rollout_is_weights is None else run.rollout_is_weights.square()
+
+
+def divergence_fault(
+    number: int, name: str, part: Part, *, source: str = "design", inactive: str = ""
+) -> Fault:
+    """A fault of distribution-comparing modes."""
+    return Fault(
+        f"M{number:02}",
+        name,
+        "divergence",
+        "divergence",
+        source,
+        {"divergence": part},
+        inactive=inactive,
+    )
+
+
+def sampled_fault(number: int, name: str, part: Part) -> Fault:
+    """A fault of sampled-token mode."""
+    return Fault(
+        f"M{number:02}", name, "divergence", "divergence", "design", {"sampled_divergence": part}
+    )
+
+
+def ratio_fault(
+    id_: str, name: str, part: Part, *, source: str = "design", inactive: str = ""
+) -> Fault:
+    """A fault of the importance ratio."""
+    return Fault(
+        id_,
+        name,
+        "importance sampling",
+        "importance",
+        source,
+        {"ratio": part},
+        inactive=inactive,
+    )
+
+
+DIVERGENCE = (
+    divergence_fault(
+        1,
+        "KL direction swapped at alpha 0 and 1",
+        with_alpha(lambda alpha: 1.0 - alpha if alpha in (0.0, 1.0) else alpha),
+        source="idanshen #5, OPSD #14, TRL #4935",
+    ),
+    divergence_fault(
+        2,
+        "weights of the mixture form swapped",
+        with_alpha(lambda alpha: alpha if alpha in (0.0, 1.0) else 1.0 - alpha),
+        source="TRL #6780",
+        inactive="equal at alpha 0.5",
+    ),
+    divergence_fault(
+        3,
+        "mixture without its log-weights",
+        weighted(normalized=lambda alpha: False),
+    ),
+    divergence_fault(
+        20,
+        f"terms clipped at {CLIP_OF_TERMS} before the sum",
+        over(lambda found: found.clamp(max=CLIP_OF_TERMS).sum(-1)),
+        source="TRL #5990",
+    ),
+    divergence_fault(55, "mixture form rescaled to the pure forms", rescaled),
+    divergence_fault(
+        56,
+        "mixture at equal weights",
+        weighted(mixture=lambda alpha: 0.5),
+        inactive="equal at alpha 0.5",
+    ),
+    divergence_fault(
+        57,
+        "outer weights of the mixture form swapped",
+        weighted(outer=lambda alpha: 1.0 - alpha),
+        inactive="equal at alpha 0.5",
+    ),
+    divergence_fault(58, "mean over the support", over(lambda found: found.mean(-1))),
+    divergence_fault(59, "log base 2", lambda run: divergence(run) / math.log(2)),
+    divergence_fault(60, "cross-entropy for KL(teacher‖student)", cross_entropy),
+    divergence_fault(61, "tail left out of the sum", without_tail),
+    divergence_fault(62, "absolute values of the terms", over(lambda found: found.abs().sum(-1))),
+    divergence_fault(
+        63,
+        "mixture form at alpha 0 and 1 too",
+        with_alpha(lambda alpha: min(max(alpha, 1e-3), 1 - 1e-3)),
+    ),
+    divergence_fault(64, "KL(teacher‖student) at any alpha", with_alpha(lambda alpha: 0.0)),
+    divergence_fault(65, "KL(student‖teacher) at any alpha", with_alpha(lambda alpha: 1.0)),
+    divergence_fault(66, "alpha 0.5 at any alpha", with_alpha(lambda alpha: 0.5)),
+    divergence_fault(
+        67,
+        "divergence in bfloat16",
+        in_bfloat16,
+        inactive="in bfloat16 the reference rounds just as much",
+    ),
+    sampled_fault(
+        68, "sampled token: sign reversed", over(lambda found: -found[..., 0], sampled=True)
+    ),
+    sampled_fault(
+        69,
+        "sampled token: plain log ratio",
+        lambda run: run.student_log_probs - run.teacher_log_probs,
+    ),
+    sampled_fault(70, "sampled token: low-variance estimate", low_variance_estimate),
+)
+
+IMPORTANCE = (
+    ratio_fault(
+        "M17b",
+        "log ratio not kept within ±20",
+        ratio_of(lambda run, gap: gap.exp().clamp(max=cap(run))),
+        source="TRL #4935",
+        inactive="shows only where the log ratio is beyond 20",
+    ),
+    ratio_fault(
+        "M17c",
+        "ratio clipped from below",
+        ratio_of(lambda run, gap: clamped(gap).exp().clamp(min=cap(run))),
+        source="TRL #4935",
+    ),
+    ratio_fault(
+        "M18",
+        "ratio applied twice",
+        lambda run: ratio(run).square(),
+        source="lasgroup/SDPO applies ratio and weights",
+    ),
+    Fault(
+        "M19",
+        "ratio across temperatures",
+        "importance sampling",
+        "importance",
+        "design",
+        {"ratio": of_other_temperature},
+        needs_logits=True,
+    ),
+    ratio_fault(
+        "M71",
+        "ratio upside down",
+        ratio_of(lambda run, gap: clamped(-gap).exp().clamp(max=cap(run))),
+    ),
+    ratio_fault(
+        "M72",
+        "ratio of the teacher to the old policy",
+        lambda run: ratio(replaced(run, student_log_probs=run.teacher_log_probs)),
+    ),
+    ratio_fault("M73", "ratio left out", lambda run: torch.ones_like(run.student_log_probs)),
+    ratio_fault("M76", "ratio not capped", ratio_of(lambda run, gap: clamped(gap).exp())),
+    ratio_fault(
+        "M77",
+        "cap applied to the log ratio",
+        ratio_of(lambda run, gap: clamped(gap).clamp(max=cap(run)).exp()),
+    ),
+    ratio_fault("M78", "one ratio for each row", of_the_row),
+    ratio_fault("M79", "ratio divided by its mean", self_normalized),
+    ratio_fault(
+        "M80",
+        "ratio capped on both sides",
+        ratio_of(lambda run, gap: clamped(gap).exp().clamp(1 / cap(run), cap(run))),
+    ),
+    Fault(
+        "M74",
+        "rollout weights left out",
+        "importance sampling",
+        "importance",
+        "design",
+        {"weights": lambda run: None},
+    ),
+    Fault(
+        "M75",
+        "rollout weights squared",
+        "importance sampling",
+        "importance",
+        "design",
+        {"weights": squared_weights},
+    ),
+    Fault(
+        "M81",
+        "product of ratio and weights capped",
+        "importance sampling",
+        "importance",
+        "design",
+        {
+            "ratio": capped_product,
+            "weights": lambda run: run.rollout_is_weights if run.config.is_clip is None else None,
+        },
+    ),
+)
+
+GRADIENT = (
+    Fault(
+        "M17",
+        "ratio not detached",
+        "importance sampling",
+        "gradient",
+        "TRL #4935",
+        {"ratio": ratio_with_gradient},
+    ),
+    Fault(
+        "M22",
+        "stop-gradient on the wrong factor of the surrogate",
+        "gradient",
+        "gradient",
+        "design",
+        {
+            "sampled_divergence": lambda run: (
+                (run.student_log_probs - run.teacher_log_probs) * run.student_log_probs.detach()
+            )
+        },
+    ),
+    Fault(
+        "M102",
+        "no stop-gradient in the surrogate",
+        "gradient",
+        "gradient",
+        "design",
+        {
+            "sampled_divergence": lambda run: (
+                (run.student_log_probs - run.teacher_log_probs) * run.student_log_probs
+            )
+        },
+    ),
+    Fault(
+        "M103",
+        "no gradient through the student's probabilities",
+        "gradient",
+        "gradient",
+        "design",
+        {
+            "divergence": lambda run: straight_through(
+                divergence(run), weights_held(run.student_on, run.teacher_on, run.config.alpha)
+            )
+        },
+    ),
+)

@@ -117,9 +117,7 @@ def ratio(run: Run) -> Tensor:
     """
     if run.old_log_probs is None or run.config.is_clip is None:
         raise ValueError("is_clip needs old_log_probs")
-    return reference.importance_ratio(
-        run.student_log_probs, run.old_log_probs, run.config.is_clip
-    )
+    return reference.importance_ratio(run.student_log_probs, run.old_log_probs, run.config.is_clip)
 
 
 def weights(run: Run) -> Tensor | None:
@@ -164,13 +162,14 @@ REFERENCE: Mapping[str, Part] = MappingProxyType(
 FROM_LOGITS_ONLY = frozenset({"scaled", "log_probs", "choice", "support"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fault:
     """A named single deviation from the reference.
 
     `parts` holds the exchanged part of the loss; it is empty for faults outside the loss, whose
     `proof` names the planted fault that shows them to be found, or says that there is none.
-    `inactive` says where a fault of the loss does nothing although one might expect an effect.
+    `inactive` says where a fault of the loss does nothing although one might expect an effect;
+    `needs_logits` marks a fault that a loss from log-probs cannot have, whatever its part.
     """
 
     id: str
@@ -181,6 +180,7 @@ class Fault:
     parts: Mapping[str, Part] = field(default_factory=dict)
     proof: str = ""
     inactive: str = ""
+    needs_logits: bool = False
 
     @property
     def label(self) -> str:
@@ -195,7 +195,7 @@ class Fault:
     @property
     def after_log_probs(self) -> bool:
         """Whether the fault lies in a loss that starts from log-probs."""
-        return self.in_loss and not FROM_LOGITS_ONLY & self.parts.keys()
+        return self.in_loss and not (self.needs_logits or FROM_LOGITS_ONLY & self.parts.keys())
 
 
 def evaluate_logits(run: Run, parts: Mapping[str, Part], trace: dict[str, Tensor]) -> None:

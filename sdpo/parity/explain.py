@@ -1,0 +1,163 @@
+"""Which known fault gives a candidate's results? Single faults first, then pairs.
+
+A fault explains a candidate if, on every case, candidate and fault agree within what two correct
+evaluations may differ by: on the cases where the candidate diverges, of which the fault must change
+at least half itself, and on those where it holds. Faults that these cases cannot tell apart are all
+named. A fault that leaves the reference as it is on all cases explains nothing. Cases with infinite
+or undefined inputs are left out: implementations differ there whatever else they do.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+from sdpo.parity.adapters.base import BrokenGradientError, CandidateError
+from sdpo.parity.faults import LOSS_FAULTS
+from sdpo.parity.faults_parts import Fault, Part, fault_trace
+from sdpo.parity.prepared import Observation, Prepared, Values, allowances, same, values_of
+from sdpo.parity.stages import NAMES
+
+MOST_NAMED = 6
+CACHED_EVALUATIONS = 8192
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One fault, or two together, that give the candidate's results."""
+
+    faults: tuple[Fault, ...]
+
+    @property
+    def label(self) -> str:
+        """What reports print."""
+        return " + ".join(fault.label for fault in self.faults)
+
+    @property
+    def stage(self) -> str:
+        """The first stage that departs."""
+        return min((fault.stage for fault in self.faults), key=NAMES.index)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a fault gives on a case; `changes` tells whether it departs from the reference."""
+
+    values: Values
+    complaint: str
+    changes: bool
+    allowed: Values
+
+
+def explain(
+    observations: Sequence[Observation],
+    budget_seconds: float = 20.0,
+    *,
+    after_log_probs: bool = False,
+) -> list[Explanation]:
+    """The smallest explanations of a divergent candidate, at most `MOST_NAMED`.
+
+    Args:
+        observations: the candidate's results, on cases where it diverges and where it holds.
+        budget_seconds: pairs are tried until then; single faults always.
+        after_log_probs: only faults of a loss that is given log-probs.
+    """
+    deadline = time.monotonic() + budget_seconds
+    ordered = in_order(observations)
+    if not ordered or not ordered[0].diverges:
+        return []
+    faults = [f for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs]
+    single = [Explanation((fault,)) for fault in faults if explains((fault,), ordered)]
+    found = single or list(explaining_pairs(faults, ordered, deadline))
+    return found[:MOST_NAMED]
+
+
+def stage_of(explanations: Sequence[Explanation]) -> str | None:
+    """The first stage that all explanations agree on."""
+    stages = {explanation.stage for explanation in explanations}
+    return stages.pop() if len(stages) == 1 else None
+
+
+def in_order(observations: Sequence[Observation]) -> list[Observation]:
+    """Divergent cases first, those with the fewest features at the front; inputs all finite."""
+
+    def features(observation: Observation) -> tuple[bool, bool, int, int]:
+        case = observation.on.case
+        switched_on = (
+            case.config.temperature != 1.0,
+            case.config.is_clip is not None,
+            case.rollout_is_weights is not None,
+            case.self_distillation_mask is not None,
+            bool((case.response_mask == 0).any()),
+        )
+        low = case.student_logits.element_size() < 4
+        return not observation.diverges, low, sum(switched_on), case.student_logits.numel()
+
+    usable = [observation for observation in observations if observation.on.finite]
+    return sorted(usable, key=features)
+
+
+def explains(faults: tuple[Fault, ...], ordered: Sequence[Observation]) -> bool:
+    """Whether some faults together give the candidate's results on all cases."""
+    changed = diverging = 0
+    for observation in ordered:
+        given = evaluation(faults, observation.on)
+        if given is None or not agrees(observation, given):
+            return False
+        if observation.diverges:
+            diverging += 1
+            changed += given.changes
+    return 2 * changed >= diverging > 0
+
+
+def agrees(observation: Observation, given: Evaluation) -> bool:
+    """Whether a fault gives the candidate's results on one case."""
+    if bool(observation.complaint) != bool(given.complaint):
+        return False
+    return same(observation.on, observation.values, given.values, given.allowed)
+
+
+def explaining_pairs(
+    faults: Sequence[Fault], ordered: Sequence[Observation], deadline: float
+) -> Iterator[Explanation]:
+    """Pairs of faults in different parts of the loss, until the deadline.
+
+    A pair of which one fault does nothing on the first case must agree there by the other alone.
+    """
+    first = ordered[0]
+    single = {fault.id: evaluation((fault,), first.on) for fault in faults}
+    alone = {id_ for id_, given in single.items() if given is not None and agrees(first, given)}
+    acting = {id_ for id_, given in single.items() if given is None or given.changes}
+    for pair in combinations(faults, 2):
+        if time.monotonic() > deadline:
+            return
+        if pair[0].parts.keys() & pair[1].parts.keys():
+            continue
+        both = {fault.id for fault in pair}
+        promising = both <= acting or (both & acting and both & acting <= alone)
+        if promising and explains(pair, ordered):
+            yield Explanation(pair)
+
+
+@lru_cache(maxsize=CACHED_EVALUATIONS)
+def evaluation(faults: tuple[Fault, ...], on: Prepared) -> Evaluation | None:
+    """What the reference with some faults gives on a case; None if they make it fail."""
+    changes: dict[str, Part] = {}
+    for fault in faults:
+        changes.update(fault.parts)
+    complaint, trace = "", {}
+    try:
+        trace = fault_trace(changes, on.case)
+    except BrokenGradientError as error:
+        complaint, trace = str(error), error.trace  # type: ignore[attr-defined]
+    except CandidateError:
+        return None
+    values = values_of(on, trace)
+    held = same(on, values, on.reference_values, limits(on))
+    return Evaluation(values, complaint, bool(complaint) or not held, allowances(on, values))
+
+
+def limits(on: Prepared) -> Mapping[str, Values]:
+    """The allowances around the reference."""
+    return allowances(on, on.reference_values)

@@ -1,0 +1,87 @@
+"""Where does a divergent candidate first depart, and which known fault explains it?
+
+The stage of the explaining faults comes first, where they agree; the ladder of interventions
+(`intervene.py`) is what remains for a callable that no known fault explains.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from sdpo.parity.case import LossCase
+from sdpo.parity.compare import DIVERGENT, ERROR
+from sdpo.parity.explain import explain, stage_of
+from sdpo.parity.intervene import (
+    GRADIENT_DEPARTS,
+    LOSS_DEPARTS,
+    LOSS_HOLDS,
+    UNUSABLE,
+    first_departure,
+)
+from sdpo.parity.prepared import Observation
+from sdpo.parity.verdict import CaseResult
+
+EXPLAIN_SECONDS = 15.0
+FROM_LOG_PROBS = "loss from log-probs"
+WITHOUT_LOG_PROBS = {"log_probs": "divergence", "support": "tail"}
+
+JudgeCase = Callable[[LossCase], CaseResult]
+
+
+@dataclass(frozen=True)
+class Departure:
+    """What is known about a divergent candidate's first departure."""
+
+    stage: str | None
+    inferred: bool = False
+    explained_by: list[str] = field(default_factory=list)
+    rungs: list[dict[str, str]] = field(default_factory=list)
+
+
+def locate(
+    kind: str,
+    observations: Sequence[Observation],
+    observed: str | None,
+    judge: JudgeCase | None,
+    seconds: float = EXPLAIN_SECONDS,
+) -> Departure:
+    """Explain a divergent candidate, and infer the first stage of one that shows only its loss.
+
+    Args:
+        kind: of the candidate.
+        observations: its results on the loss cases.
+        observed: the first stage at which it was seen to diverge.
+        judge: runs a further case; None for a candidate whose stages are all seen.
+        seconds: for the explanation.
+    """
+    from_log_probs = kind == FROM_LOG_PROBS
+    found = explain(observations, seconds, after_log_probs=from_log_probs)
+    labels = [explanation.label for explanation in found]
+    if judge is None:
+        return Departure(observed, explained_by=labels)
+    stage, rungs = first_departure(lambda case: rung_result(judge(case)), dtype_of(observations))
+    if from_log_probs and stage is not None:
+        stage = WITHOUT_LOG_PROBS.get(stage, stage)
+    stage = stage_of(found) or stage
+    if stage is None:
+        return Departure(observed, explained_by=labels, rungs=rungs)
+    return Departure(stage, True, labels, rungs)
+
+
+def dtype_of(observations: Sequence[Observation]) -> torch.dtype:
+    """The dtype for the ladder: float32 unless only cases of another dtype diverge."""
+    found = {o.on.case.dtype for o in observations if o.diverges}
+    return next(
+        (d for d in (torch.float32, torch.float64, torch.bfloat16) if d in found), torch.float32
+    )
+
+
+def rung_result(result: CaseResult) -> str:
+    """Whether loss and gradient of a generated case hold."""
+    by_stage = {comparison.stage: comparison.status for comparison in result.comparisons}
+    if not by_stage or ERROR in by_stage.values():
+        return UNUSABLE
+    if by_stage.get("aggregate") == DIVERGENT:
+        return LOSS_DEPARTS
+    return GRADIENT_DEPARTS if DIVERGENT in by_stage.values() else LOSS_HOLDS

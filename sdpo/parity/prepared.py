@@ -1,0 +1,138 @@
+"""What a case is judged by: oracle with budgets and the reference's values, computed once.
+
+Also what a candidate gave on it, and whether two sets of results agree.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdpo.parity.budget import Truth, truth
+from sdpo.parity.case import LossCase, reference_trace
+from sdpo.parity.loss_family import PER_TOKEN, counted
+from sdpo.parity.oracle import Array, array_of
+
+COMPARED = (*PER_TOKEN, "aggregate", "gradient")
+
+ROUNDINGS_OF_LARGEST = 4
+
+Values = Mapping[str, Array]
+
+
+@dataclass(eq=False)
+class Prepared:
+    """A case with its truth and its reference, each computed at first use."""
+
+    case: LossCase
+
+    @cached_property
+    def truth(self) -> Truth:
+        """Oracle values and budgets."""
+        return truth(self.case)
+
+    @cached_property
+    def reference(self) -> dict[str, Tensor]:
+        """Stage values of the reference."""
+        return reference_trace(self.case)
+
+    @cached_property
+    def reference_values(self) -> Values:
+        """The reference's values at the tokens that count."""
+        return values_of(self, self.reference)
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether all inputs are finite."""
+        case = self.case
+        optional = (case.old_log_probs, case.rollout_is_weights)
+        given = [tensor for tensor in optional if tensor is not None]
+        return all(
+            bool(tensor.isfinite().all())
+            for tensor in (case.student_logits, case.teacher_logits, *given)
+        )
+
+
+_KNOWN: dict[int, Prepared] = {}
+
+
+def prepared(case: LossCase) -> Prepared:
+    """The prepared form of a case; the same object for the same case object."""
+    found = _KNOWN.get(id(case))
+    if found is None or found.case is not case:
+        found = _KNOWN[id(case)] = Prepared(case)
+    return found
+
+
+def forget() -> None:
+    """Drop all prepared cases."""
+    _KNOWN.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """A candidate's results on a case; `complaint` says how its gradient is broken, if it is."""
+
+    on: Prepared
+    diverges: bool
+    values: Values = field(repr=False)
+    complaint: str = ""
+
+
+def values_of(on: Prepared, trace: Mapping[str, Tensor]) -> Values:
+    """The comparable values of a trace, per-token ones at the tokens that count."""
+    found: dict[str, Array] = {}
+    for name in COMPARED:
+        if name in trace:
+            per_token = name in PER_TOKEN
+            found[name] = counted(trace[name], on.truth) if per_token else array_of(trace[name])
+    return found
+
+
+def allowances(on: Prepared, centre: Values) -> Values:
+    """How far two correct evaluations around `centre` may be apart, for each element.
+
+    Twice the budget of the case, one for each evaluation. A fault may make values larger than the
+    reference's, so that the budget grows with them: by the budget's share of the largest value of
+    the tensor, half the digits of the dtype at most. Where the reference has no gradient, a token's
+    largest value takes the place of each; nowhere are a few roundings of that value too much.
+    """
+    found = {}
+    epsilon = torch.finfo(on.case.dtype).eps
+    most = float(np.sqrt(epsilon))
+    with np.errstate(all="ignore"):
+        for name, value in centre.items():
+            bound = np.nan_to_num(on.truth.bounds[name], nan=0.0, posinf=0.0)
+            size = np.abs(np.nan_to_num(on.truth.values[name], posinf=0.0, neginf=0.0))
+            largest = size.max(initial=0.0)
+            share = min(bound.max(initial=0.0) / largest, most) if largest else most
+            scale = np.abs(np.nan_to_num(value, posinf=0.0, neginf=0.0))
+            if name == "gradient" and scale.size:
+                of_token = scale.max(axis=-1, keepdims=True)
+                scale = np.where(on.truth.counts[..., None], scale, of_token)
+                bound = np.maximum(bound, ROUNDINGS_OF_LARGEST * epsilon * of_token)
+            found[name] = 2 * np.maximum(bound, share * scale)
+    return found
+
+
+def same(on: Prepared, actual: Values, centre: Values, allowed: Values) -> bool:
+    """Whether all shared values agree; elements where the reference is not finite are left out.
+
+    Two non-finite elements agree, of whatever kind.
+    """
+    for name in actual.keys() & centre.keys():
+        a, b = actual[name], centre[name]
+        if a.shape != b.shape:
+            return False
+        judged = np.isfinite(on.reference_values[name]) if name in on.reference_values else True
+        finite = np.isfinite(a) & np.isfinite(b)
+        with np.errstate(all="ignore"):
+            near = np.where(
+                finite, np.abs(a - b) <= allowed[name], np.isfinite(a) == np.isfinite(b)
+            )
+        if not np.all(near | ~np.broadcast_to(judged, near.shape)):
+            return False
+    return True
