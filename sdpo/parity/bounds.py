@@ -79,8 +79,8 @@ class Entries:
     """One side on the support `(N, V+1)`: logs, first-order errors, and the tail's interval.
 
     `own` is independent from entry to entry, `common` `(N, 1)` shared by all; both leave the tail
-    out. `tail` is `(N, 2)`: lowest and highest log of the tail; `limit` `(N, 2)` tells at which of the
-    two ends the smallest tail is in force.
+    out. `tail` is `(N, 2)`: lowest and highest log of the tail; `limit` `(N, 2)` tells at which of
+    the two ends the smallest tail is in force.
     """
 
     log: Array

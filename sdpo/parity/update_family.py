@@ -59,9 +59,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class UpdateRun:
-    """Tensors under the golden names, and per update the gradient norms of its steps."""
+    """Tensors under the golden names, and per update the losses and gradient norms of its steps."""
 
     tensors: Tensors = field(default_factory=dict)
+    losses: list[list[float]] = field(default_factory=list)
     grad_norms: list[list[float]] = field(default_factory=list)
 
 
@@ -193,6 +194,7 @@ def run_own(family: GoldenFamily, golden: GoldenCase, recorded: Tensors) -> Upda
             groups=groups,
             record=True,
         )
+        run.losses.append(report.losses)
         run.grad_norms.append(report.grad_norms)
         for number, trace in enumerate(report.micro_batches):
             run.tensors |= {f"{prefix}mb{number}.{k}": v for k, v in golden_names(trace)}

@@ -19,6 +19,7 @@ from torch import Tensor
 from sdpo import teacher as our_teacher
 from sdpo.fixtures.loader import read_verified
 from sdpo.fixtures.models import build_model
+from sdpo.parity.update_family import own_config
 from sdpo.reference.update import (
     MODEL_INPUTS,
     Actor,
@@ -246,7 +247,7 @@ def test_ours_raises_before_anything_changes(condition, error):
     """Intended difference: the reference finds two of these only after the optimizer stepped."""
     actor, teacher, optimizer, batch, settings = error_set_up(condition)
     before = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
-    config = cases.our_config(cases.case("P-U001").config)
+    config = own_config(cases.case("P-U001").config)
     regularization = settings.get("teacher_regularization", "ema")
     with pytest.raises(error):
         actor_update(

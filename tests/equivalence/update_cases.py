@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.config import SDPOConfig
 from sdpo.fixtures import PACKAGED, GoldenCase, GoldenFamily, load_family
-from sdpo.fixtures.models import build_model, build_optimizer
+from sdpo.parity import update_family as library
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
-from sdpo.update import actor_update
 
 RECORDING_STACK = (
     torch.__version__.split("+")[0] == "2.13.0"
@@ -34,27 +32,10 @@ STAGES = (
     "teacher_update",
 )
 STAGE_OF = {
-    "student_log_probs": "log_probs",
-    "teacher_log_probs": "log_probs",
+    **library.STAGE_OF,
     "entropy": "log_probs",
-    "student_topk_indices": "support",
-    "student_topk_log_probs": "support",
-    "teacher_topk_log_probs": "support",
-    "student_all_log_probs": "support",
-    "teacher_all_log_probs": "support",
     "old_log_probs_used": "importance",
-    "per_token_loss": "importance",
     "loss_mask": "aggregate",
-    "loss": "aggregate",
-}
-# Ours writes the stage values under its own names.
-OUR_NAMES = {
-    "log_probs.student": "student_log_probs",
-    "log_probs.teacher": "teacher_log_probs",
-    "support.indices": "student_topk_indices",
-    "importance": "per_token_loss",
-    "loss_mask": "loss_mask",
-    "aggregate": "loss",
 }
 # (relative, absolute)
 PER_TOKEN = (0.0, 1.5e-4)
@@ -100,31 +81,12 @@ def recorded(case_id: str) -> dict[str, Tensor]:
 
 def build(golden: GoldenCase) -> tuple[torch.nn.Module, torch.nn.Module | None, Any]:
     """Actor, teacher weights and optimizer of a case."""
-    model = golden.config["model"]
-    actor = build_model(family(), model)
-    teacher = None
-    if golden.config["teacher"] != "none":
-        role = "teacher" if golden.config["teacher_init"] == "perturbed" else "actor"
-        teacher = build_model(family(), model, role)
-    return actor, teacher, build_optimizer(golden.config["optimizer"], actor.parameters())
+    return library.build(family(), golden)
 
 
 def updates(golden: GoldenCase) -> Iterator[tuple[str, dict[str, Tensor], Any]]:
     """Per update its prefix, its batch, and the groups of a dynamic batch."""
-    tensors = recorded(golden.id)
-    for number, result in enumerate(golden.entry["results"]):
-        start = f"u{number}.in."
-        inputs = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
-        batch = {name.removeprefix(start): tensor.clone() for name, tensor in inputs.items()}
-        groups = None
-        if golden.config["actor"]["use_dynamic_bsz"]:
-            rows = iter(result["micro_batch_row_indices"])
-            groups = [[next(rows) for _ in range(n)] for n in steps_of(result)]
-        yield f"u{number}.", batch, groups
-
-
-def steps_of(result: dict[str, Any]) -> list[int]:
-    return result["micro_batches_per_optimizer_step"]
+    return library.updates(golden, recorded(golden.id))
 
 
 def run_reference(case_id: str) -> Run:
@@ -141,52 +103,13 @@ def run_reference(case_id: str) -> Run:
     return run
 
 
-def our_config(config: dict[str, Any]) -> SDPOConfig:
-    return SDPOConfig(
-        **config["self_distillation"],
-        temperature=config["temperature"],
-        loss_agg_mode=config["actor"]["loss_agg_mode"],
-        grad_clip=config["actor"]["grad_clip"],
-    )
-
-
 def run_ours(case_id: str) -> Run:
-    golden = case(case_id)
-    actor, teacher, optimizer = build(golden)
-    sizes = golden.config["actor"]
-    run = Run()
-    for prefix, batch, groups in updates(golden):
-        report = actor_update(
-            actor,
-            teacher,
-            optimizer,
-            batch,
-            our_config(golden.config),
-            mini_batch_size=sizes["ppo_mini_batch_size"],
-            micro_batch_size=sizes["ppo_micro_batch_size_per_gpu"],
-            epochs=sizes["ppo_epochs"],
-            groups=groups,
-            record=True,
-        )
-        for number, trace in enumerate(report.micro_batches):
-            run.tensors |= {f"{prefix}mb{number}.{k}": v for k, v in golden_names(trace)}
-        for number, gradients in enumerate(report.gradients):
-            run.tensors |= {f"{prefix}mini{number}.grad.{k}": v for k, v in gradients.items()}
-        for label, module in (("actor", actor), ("teacher", teacher)):
-            weights = {} if module is None else module.state_dict()
-            run.tensors |= {f"{prefix}{label}.{k}": v.clone() for k, v in weights.items()}
-        metrics = {"actor/pg_loss": sum(report.losses), "actor/grad_norm": report.grad_norms}
-        run.metrics.append(metrics)
-    return run
-
-
-def golden_names(trace: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    kind = "topk" if "support.indices" in trace else "all"
-    for name, value in trace.items():
-        if name in OUR_NAMES:
-            yield OUR_NAMES[name], value
-        elif name.startswith("support."):
-            yield f"{name.removeprefix('support.')}_{kind}_log_probs", value
+    found = library.run_own(family(), case(case_id), recorded(case_id))
+    metrics = [
+        {"actor/pg_loss": sum(losses), "actor/grad_norm": norms}
+        for losses, norms in zip(found.losses, found.grad_norms, strict=True)
+    ]
+    return Run(found.tensors, metrics)
 
 
 def stage_of(name: str) -> str:

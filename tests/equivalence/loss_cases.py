@@ -1,0 +1,64 @@
+"""Recorded loss cases, their stage values by either side, and how they compare."""
+
+import functools
+
+import torch
+
+from sdpo.fixtures import PACKAGED, load_family
+from sdpo.parity.adapters.own import Own
+from sdpo.parity.budget import Truth, truth
+from sdpo.parity.case import LOSS_SETTINGS, LossCase, from_golden, reference_trace
+from sdpo.parity.loss_family import compare_loss
+from sdpo.reference.loss import loss_from_logits
+
+RECORDING_STACK = (
+    torch.__version__.split("+")[0] == "2.13.0"
+    and torch.backends.cpu.get_cpu_capability() == "AVX2"
+)
+FAMILY = load_family(PACKAGED, "loss")
+IDS = [golden.id for golden in FAMILY]
+
+
+@functools.cache
+def recorded(case_id: str) -> dict[str, torch.Tensor]:
+    """All tensors of a case as recorded."""
+    return FAMILY.case(case_id).tensors()
+
+
+@functools.cache
+def case(case_id: str) -> LossCase:
+    """The inputs of a case."""
+    return from_golden(FAMILY.case(case_id))
+
+
+@functools.cache
+def truth_of(case_id: str) -> Truth:
+    """Oracle values and budgets of a case."""
+    return truth(case(case_id))
+
+
+def transcription(case_id: str) -> dict[str, torch.Tensor]:
+    """Stage values of the transcription under the recording's names, from the inputs alone."""
+    inputs = case(case_id)
+    leaf = inputs.student_logits.clone().requires_grad_(True)
+    trace: dict[str, torch.Tensor] = {}
+    loss = loss_from_logits(
+        leaf,
+        inputs.teacher_logits,
+        inputs.responses,
+        inputs.response_mask,
+        old_log_probs=inputs.old_log_probs,
+        self_distillation_mask=inputs.self_distillation_mask,
+        rollout_is_weights=inputs.rollout_is_weights,
+        trace=trace,
+        **{name: getattr(inputs.config, name) for name in LOSS_SETTINGS},
+    )
+    (trace["grad_student_logits"],) = torch.autograd.grad(loss, leaf)
+    return {f"out.{name}": value.detach() for name, value in trace.items()}
+
+
+def comparisons(case_id: str, trace=None):
+    """Comparisons of a trace, of ours if none is given, with the reference on a recorded case."""
+    trace = Own().trace(case(case_id)) if trace is None else trace
+    inputs = case(case_id)
+    return compare_loss(inputs, truth_of(case_id), reference_trace(inputs), trace)
