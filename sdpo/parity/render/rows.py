@@ -7,7 +7,7 @@ from sdpo.parity.stages import STAGES, Stage
 
 FAILING = ("DIVERGENT", "ERROR")
 REPOSITORY = "https://github.com/lasgroup/SDPO"
-PLACES = ("row", "token", "vocabulary_id")
+NOT_PLACES = ("case", "value", "actual", "expected", "budget")
 
 
 def stage_view(row: dict[str, Any], commit: str | None) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def worst(row: dict[str, Any]) -> dict[str, str] | None:
     found = row["worst"]
     if not found:
         return None
-    places = [f"{place.replace('_', ' ')} {found[place]}" for place in PLACES if place in found]
+    places = [f"{key.replace('_', ' ')} {found[key]}" for key in found if key not in NOT_PLACES]
     actual, expected = digits(found.get("actual"), found.get("expected"))
     return {
         "case": str(found.get("case", "")),

@@ -21,6 +21,15 @@ BUILT_IN = (
     "masked rows) or in an empty batch; part of the verdict rules"
 )
 
+RULES = {
+    "reprompt": "Texts, ids and masks must be equal.",
+    "loss": "Each number of the loss has a budget of its own: what rounding may do to it, derived "
+    "from an oracle in higher precision.",
+    "update": "Numbers of a whole update have as budget a small multiple of the reference's own "
+    "rounding error, measured against a repetition in float64.",
+}
+"""How the cases of each family are judged."""
+
 LEGEND = {
     "MATCH": "bit-equal",
     "PASS": "within the rounding budget",
@@ -34,13 +43,14 @@ LEGEND = {
 def sections(run: RUN) -> dict[str, Any]:
     """All sections of a report on one RUN document."""
     commit = reference_commit(run)
+    message = run["message"] if run["verdict"] != "INCONCLUSIVE" else ""
     failing = [case for case in run["cases"] if case["status"] in FAILING]
     return {
         "candidate": run["candidate"],
         "kind": run["kind"],
         "verdict": run["verdict"],
         "headline": headline(run),
-        "message": run["message"],
+        "message": message,
         "summary": summary(run),
         "covers": covers(run),
         "stages": [stage_view(row, commit) for row in run["stages"]],
@@ -53,7 +63,7 @@ def sections(run: RUN) -> dict[str, Any]:
         "failing_count": len(failing),
         "not_covered": grouped(c for c in run["cases"] if c["status"] == "NOT_COVERED"),
         "explained_by": run["explained_by"],
-        "reasons": [reason for reason in run["reasons"] if reason != run["message"]],
+        "reasons": [reason for reason in run["reasons"] if reason != message],
         "notes": run["notes"],
         "location": location(run),
         "environment": environment(run),
@@ -97,25 +107,32 @@ def summary(run: RUN) -> list[str]:
         return ["Nothing was compared, so this report says nothing about the candidate's numbers."]
     compared = totals["cases"] - counts.get("NOT_COVERED", 0)
     lines = [
-        f"{compared} recorded cases were compared with the reference, stage by stage: "
+        f"{cases(compared, 'recorded ')} compared with the reference, stage by stage: "
         f"{totals['bit_equal']} of {totals['comparisons']} values "
         f"({totals['elements']} elements) are bit-equal."
     ]
     if divergent := counts.get("DIVERGENT", 0):
-        lines.append(f"{divergent} cases are further from it than rounding explains.")
+        lines.append(f"{cases(divergent)} further from it than rounding explains.")
     if failed := counts.get("ERROR", 0):
-        lines.append(f"In {failed} cases the candidate fails where the reference does not.")
+        lines.append(f"{cases(failed)} without result, where the reference has one.")
+    if uncovered := counts.get("NOT_COVERED", 0):
+        lines.append(f"{cases(uncovered)} not covered (reasons below).")
     if divergent or failed:
         return lines
     if totals["bit_equal"] < totals["comparisons"] - empty(run):
         lines.append(
-            "The others differ by no more than two correct evaluations in the same precision may."
+            "The other values stay within the rounding budget."
             if run["verdict"] != "DECLARED"
-            else "The others stay within the rounding budget or deviate as declared below."
+            else "The other values stay within the rounding budget or deviate as declared below."
         )
     if run["verdict"] == "INCONCLUSIVE":
         lines.append("This is no pass, for the reasons below.")
     return lines
+
+
+def cases(count: int, which: str = "") -> str:
+    """A number of cases, with its verb."""
+    return f"{count} {which}{'case is' if count == 1 else 'cases are'}"
 
 
 def empty(run: RUN) -> int:
@@ -128,10 +145,10 @@ def covers(run: RUN) -> dict[str, str]:
     covered, missing = run["coverage"]["covered"], run["coverage"]["not_covered"]
     if not covered:
         return {}
+    families = {case["family"] for case in run["cases"] if case["status"] != "NOT_COVERED"}
     return {
-        "What a PASS covers.": f"{names(covered)}, on the recorded cases. Numbers are judged "
-        "element by element: the budget is what rounding may do to this element, derived from an "
-        "oracle in higher precision, not chosen by hand. Texts, ids and masks must be equal.",
+        "What a PASS covers.": f"{names(covered)}, on the recorded cases. "
+        + " ".join(rule for family, rule in RULES.items() if family in families),
         "What it does not cover.": (f"The stages {names(missing)}. " if missing else "")
         + "Inputs unlike the recorded cases, other hardware and library versions than those listed "
         "below, speed and memory, and whether training with it makes a better model.",
@@ -202,17 +219,17 @@ def declared(run: RUN) -> list[dict[str, Any]]:
         }
         for entry in run["declared"]
     ]
-    cases = [c for c in run["cases"] if c["status"] == "DECLARED"]
-    if built_in := [c for c in cases if not c["note"].startswith("declared as ")]:
+    seen_cases = [c for c in run["cases"] if c["status"] == "DECLARED"]
+    if built_in := [c for c in seen_cases if not c["note"].startswith("declared as ")]:
         seen = f"{len(built_in)} cases"
         rows.append({"id": "built-in", "stages": "any", "seen": seen, "reason": BUILT_IN})
     return rows
 
 
-def grouped(cases: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def grouped(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Cases that carry the same note, with their number and the first identifiers."""
     by_note: dict[str, list[str]] = defaultdict(list)
-    for case in cases:
+    for case in rows:
         by_note[case["note"]].append(case["id"])
     return [
         {"note": note, "count": len(ids), "ids": ids[:MOST_IDS], "more": len(ids) - MOST_IDS}
