@@ -155,6 +155,12 @@ def test_failing_cases_are_cut_with_a_count():
     assert "5 more of 25 are in `report.json`" in report
 
 
+def test_reasons_are_cut_with_a_count():
+    run = run_documents.inconclusive() | {"reasons": [f"reason {n}" for n in range(150)]}
+    assert "- `reason 5`\n- 144 more in `report.json`" in markdown_report(run)
+    assert "144 more in report.json" in parsed(html_report(run)).text
+
+
 def test_sections_without_content_are_left_out():
     report = markdown_report(run_documents.failed())
     assert re.findall("^#+ .*", report, re.MULTILINE) == [

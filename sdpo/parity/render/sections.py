@@ -14,6 +14,7 @@ from sdpo.parity.render.text import RUN, first_row
 from sdpo.parity.stages import STAGES
 
 MOST_CASES = 20
+MOST_REASONS = 6
 MOST_IDS = 6
 
 BUILT_IN = (
@@ -44,6 +45,7 @@ def sections(run: RUN) -> dict[str, Any]:
     """All sections of a report on one RUN document."""
     commit = reference_commit(run)
     message = run["message"] if run["verdict"] != "INCONCLUSIVE" else ""
+    reasons = [reason for reason in run["reasons"] if reason != message]
     failing = [case for case in run["cases"] if case["status"] in FAILING]
     return {
         "candidate": run["candidate"],
@@ -63,7 +65,8 @@ def sections(run: RUN) -> dict[str, Any]:
         "failing_count": len(failing),
         "not_covered": grouped(c for c in run["cases"] if c["status"] == "NOT_COVERED"),
         "explained_by": run["explained_by"],
-        "reasons": [reason for reason in run["reasons"] if reason != message],
+        "reasons": reasons[:MOST_REASONS],
+        "more_reasons": max(0, len(reasons) - MOST_REASONS),
         "notes": run["notes"],
         "location": location(run),
         "environment": environment(run),
