@@ -127,7 +127,7 @@ def draw_budget(stages: Sequence[StageErrors], label: str) -> "Figure":
     axes.axvline(1.0, color="#b3261e", linewidth=1.6, zorder=1)
     axes.text(1.0, -0.95, "within budget  ", fontsize=8.5, ha="right", va="center")
     axes.text(1.0, -0.95, "  over", fontsize=8.5, ha="left", va="center")
-    axes.set_xlabel("error ÷ budget, worst element of each case, log scale")
+    axes.set_xlabel("error ÷ budget, worst element, log scale")
     for row, stage in enumerate(stages):
         if not stage.errors:
             note = "all bit-equal" if stage.bit_equal == stage.cases else "no finite difference"
