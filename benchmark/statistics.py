@@ -89,9 +89,7 @@ def bootstrap(
         raise ValueError(f"{len(values)} values, {resamples} resamples: needs at least one of each")
     generator = random.Random(seed)
     size = len(values)
-    means = sorted(
-        math.fsum(generator.choices(values, k=size)) / size for _ in range(resamples)
-    )
+    means = sorted(math.fsum(generator.choices(values, k=size)) / size for _ in range(resamples))
     tail = (1 - level) / 2
     low = means[math.floor(tail * (resamples - 1))]
     high = means[math.ceil((1 - tail) * (resamples - 1))]

@@ -17,33 +17,15 @@ Methods that plain values have (`f(x).lower()`, `f(x).keys()`) are called on the
 import ast
 import builtins
 import dataclasses
+import functools
 import importlib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 TRUSTED_MODULES = frozenset(
-    [
-        "bisect",
-        "cmath",
-        "collections",
-        "copy",
-        "datetime",
-        "decimal",
-        "fractions",
-        "functools",
-        "heapq",
-        "itertools",
-        "json",
-        "math",
-        "numbers",
-        "operator",
-        "re",
-        "statistics",
-        "string",
-        "sys",
-        "types",
-        "typing",
-    ]
+    "bisect cmath collections copy datetime decimal fractions functools heapq itertools json math "
+    "numbers operator re statistics string sys types typing".split()  # noqa: SIM905
 )
 _BUILTINS = frozenset(vars(builtins))
 _PLAIN_TYPES = (int, float, complex, str, bytes, list, tuple, set, frozenset, dict)
@@ -64,13 +46,12 @@ class Equality:
     """
 
     expression: str
-    literal: str
     expected: Any
     names: tuple[str, ...]
 
     def program(self) -> "Program":
         """The same test for the judge."""
-        source = f"__compare__('Eq', __ask__(0, {{}}), {self.literal})"
+        source = f"__compare__('Eq', __ask__(0, {{}}), {self.expected!r})"
         return Program(source, (self.expression,), (), self.names)
 
 
@@ -102,7 +83,9 @@ class Plan:
     setup: str
 
 
-def plan(tests: Sequence[str], imports: str = "", setup: str = "") -> Plan:
+# In training the same tests come with every completion of a group.
+@functools.lru_cache(maxsize=256)
+def plan(tests: tuple[str, ...], imports: str = "", setup: str = "") -> Plan:
     """Plan the tests of one case.
 
     Args:
@@ -123,7 +106,8 @@ def plan(tests: Sequence[str], imports: str = "", setup: str = "") -> Plan:
     under_test = _builtin_under_test(parsed, bound)
     trusted = ((_BUILTINS | imported) - _bound(setup_tree) | helpers) - under_test
     planned = tuple(
-        tree if isinstance(tree, PlanError) else _planned(tree, trusted, bound) for tree in trees
+        tree if isinstance(tree, PlanError) else _planned(tree, test.strip(), trusted, bound)
+        for tree, test in zip(trees, tests, strict=True)
     )
     names = {name for test in planned if not isinstance(test, PlanError) for name in test.names}
     return Plan(planned, tuple(sorted(names)), imports, setup if helpers else "")
@@ -143,7 +127,8 @@ def _parse_or_error(test: str) -> "ast.Module | PlanError":
         tree = _parse(test.strip(), "the test")
     except PlanError as error:
         return error
-    if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+    nodes = itertools.chain(tree.body, ast.walk(tree))
+    if not any(isinstance(node, ast.Assert) for node in nodes):
         return PlanError("the test asserts nothing")
     return tree
 
@@ -214,37 +199,57 @@ def _builtin_under_test(trees: Iterable[ast.Module], known: frozenset[str]) -> f
 
 
 def _planned(
-    tree: ast.Module, trusted: frozenset[str], bound: frozenset[str]
+    tree: ast.Module, source: str, trusted: frozenset[str], bound: frozenset[str]
 ) -> "Equality | Program":
+    sides = _equality_sides(tree)
+    for call, literal in sides:
+        # Most tests call one function with literals; the general rule would find the same.
+        if isinstance(call.func, ast.Name) and _is_plain(call, call.func.id, trusted | bound):
+            return _equality(call, literal, source, (call.func.id,))
     own = _bound(tree)
     splitter = _Splitter(trusted | own, own, bound)
-    simple = _equality(tree, splitter)
-    if simple is not None:
-        return simple
+    for call, literal in sides:
+        if splitter.is_whole(call):
+            splitter.note(call)
+            return _equality(call, literal, source, splitter.names())
     source = ast.unparse(ast.fix_missing_locations(splitter.visit(tree)))
     return Program(
         source, tuple(splitter.expressions), tuple(sorted(splitter.modules)), splitter.names()
     )
 
 
-def _equality(tree: ast.Module, splitter: "_Splitter") -> Equality | None:
-    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.Assert):
-        return None
-    test = tree.body[0].test
-    if not isinstance(test, ast.Compare) or len(test.ops) != 1:
-        return None
-    if not isinstance(test.ops[0], ast.Eq):
-        return None
+def _equality_sides(tree: ast.Module) -> list[tuple[ast.Call, Any]]:
+    """The call and the literal's value of a test `assert CALL == LITERAL`, in either order."""
+    statement = tree.body[0]
+    if len(tree.body) != 1 or not isinstance(statement, ast.Assert):
+        return []
+    test = statement.test
+    if not isinstance(test, ast.Compare) or [type(op) for op in test.ops] != [ast.Eq]:
+        return []
+    sides = []
     for call, literal in ((test.left, test.comparators[0]), (test.comparators[0], test.left)):
-        if isinstance(call, ast.Call) and splitter.is_whole(call):
+        if isinstance(call, ast.Call):
             try:
-                expected = ast.literal_eval(literal)
+                sides.append((call, ast.literal_eval(literal)))
             except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
                 continue
-            splitter.note(call)
-            texts = ast.unparse(call), ast.unparse(literal)
-            return Equality(*texts, expected, splitter.names())
-    return None
+    return sides
+
+
+def _is_plain(call: ast.Call, name: str, known: frozenset[str]) -> bool:
+    return name not in known and not call.keywords and all(map(_is_literal, call.args))
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return True
+
+
+def _equality(call: ast.Call, expected: Any, source: str, names: tuple[str, ...]) -> Equality:
+    return Equality(ast.get_source_segment(source, call) or ast.unparse(call), expected, names)
 
 
 class _Splitter(ast.NodeTransformer):

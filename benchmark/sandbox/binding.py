@@ -1,32 +1,12 @@
 """Which names a program may bind at its top level, found without running it."""
 
 import ast
-import re
 from collections.abc import Iterator
 
 # With any of these a program can bind names that its text does not show.
 _DYNAMIC = frozenset(
-    [
-        "exec",
-        "eval",
-        "compile",
-        "globals",
-        "locals",
-        "vars",
-        "setattr",
-        "__import__",
-        "importlib",
-        "builtins",
-        "sys",
-        "__builtins__",
-        "__dict__",
-        "modules",
-        "types",
-        "runpy",
-        "code",
-        "inspect",
-        "gc",
-    ]
+    "exec eval compile globals locals vars setattr __import__ importlib builtins sys __builtins__ "
+    "__dict__ modules types runpy code inspect gc".split()  # noqa: SIM905
 )
 
 
@@ -37,18 +17,12 @@ def bound_names(source: str, names: list[str]) -> list[str]:
         source: The program; it must compile.
         names: The names asked about.
     """
-    missing = {name for name in names if not _defined_plainly(source, name)}
-    if missing:
-        for node in ast.walk(ast.parse(source)):
-            missing.difference_update(_bound_by(node))
-            if _is_dynamic(node):
-                return list(names)
+    missing = set(names)
+    for node in ast.walk(ast.parse(source)):
+        missing.difference_update(_bound_by(node))
+        if _is_dynamic(node):
+            return names
     return [name for name in names if name not in missing]
-
-
-def _defined_plainly(source: str, name: str) -> bool:
-    """Whether a line defines the name; saves a syntax tree for nearly every submission."""
-    return re.search(rf"^(?:async def|def|class) {name}\b", source, re.MULTILINE) is not None
 
 
 def _bound_by(node: ast.AST) -> Iterator[str]:

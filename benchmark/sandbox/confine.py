@@ -3,7 +3,6 @@
 import os
 import resource
 import sys
-import sysconfig
 from collections.abc import Callable
 
 from sdpo.benchmark.sandbox import kernel, landlock, seccomp
@@ -27,7 +26,7 @@ class Confinement:
         self.layers = list(layers)
         self._disabled = disabled
         self._rules: int | None = None
-        self._filter: seccomp.Filter | None = None
+        self._filter: seccomp.ChildFilter | None = None
 
     def prepare(self, scratch: str, memory: int, file_size: int) -> None:
         """Limit this process and prepare what its children install.
@@ -42,7 +41,7 @@ class Confinement:
         self._try("no-new-privileges", lambda: kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))
         self._try("no-capabilities", kernel.drop_capabilities)
         self._try("landlock", lambda: self._make_rules(scratch))
-        self._try("seccomp", self._check_filter)
+        self._try("seccomp", self._install_filter)
 
     def _try(self, layer: str, action: Callable[[], object]) -> None:
         if layer in self._disabled:
@@ -56,14 +55,15 @@ class Confinement:
     def _make_rules(self, scratch: str) -> None:
         self._rules = landlock.ruleset(_readable(), [scratch, "/dev/null"])
 
-    def _check_filter(self) -> None:
-        """Install the filter in a child, which must survive and be refused a new process."""
-        prepared = seccomp.Filter(kernel.machine())
+    def _install_filter(self) -> None:
+        """Install the server's filter if the children's takes hold in a trial child."""
+        prepared = seccomp.ChildFilter(kernel.machine())
         child = os.fork()
         if child == 0:
             os._exit(_filter_works(prepared))
         if os.waitpid(child, 0)[1] != 0:
             raise OSError("the filter does not take hold on this kernel")
+        seccomp.install_in_server(kernel.machine())
         self._filter = prepared
 
     def apply(self, cpu_seconds: int) -> None:
@@ -82,9 +82,10 @@ class Confinement:
             self._filter.install(os.getpid())
 
 
-def _filter_works(prepared: seccomp.Filter) -> int:
+def _filter_works(prepared: seccomp.ChildFilter) -> int:
     """Exit status for the trial child: 0 if the filter takes hold as it should."""
     try:
+        seccomp.install_in_server(kernel.machine())
         prepared.install(os.getpid())
         os.getppid()
         os.fork()
@@ -108,7 +109,7 @@ def _limit_resources(memory: int, file_size: int) -> None:
 
 def _readable() -> list[str]:
     """The standard library and the folders of the shared libraries that it needs."""
-    folders = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    folders = {os.path.dirname(os.__file__)}
     folders.update(path for path in sys.path if path and os.path.isdir(path))
     with open("/proc/self/maps") as maps:
         files = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}

@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import platform
 import sys
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -18,7 +17,7 @@ _M_ARENA_MAX = -8
 
 def machine() -> str:
     """Name of the processor architecture as in `uname -m`, or `""` off Linux."""
-    return platform.machine() if sys.platform == "linux" else ""
+    return os.uname().machine if sys.platform == "linux" else ""
 
 
 def _check(result: int, name: str) -> int:

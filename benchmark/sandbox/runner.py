@@ -61,7 +61,7 @@ def run(pipe: Pipe) -> None:
 
 def _define(job: dict, pipe: Pipe, phase: _Phase) -> dict[str, Any]:
     code = compile(job["code"], FILE_NAME, "exec", dont_inherit=True)
-    pipe.send({"defined": bound_names(job["code"], job["names"])})
+    pipe.send({"defined": _defined(job["code"], job["names"])})
     module = types.ModuleType(_MODULE)
     sys.modules[_MODULE] = module
     namespace = vars(module)
@@ -73,6 +73,14 @@ def _define(job: dict, pipe: Pipe, phase: _Phase) -> dict[str, Any]:
     phase.name = "setup"
     exec(compile(job["setup"], _TEST_FILE, "exec", dont_inherit=True), namespace)
     return namespace
+
+
+def _defined(source: str, names: list[str]) -> list[str]:
+    """Which names the submission binds; a syntax tree is made only where a plain look fails."""
+    text = "\n" + source
+    if all(f"\ndef {name}(" in text for name in names):
+        return names
+    return bound_names(source, names)
 
 
 def _answer(request: dict, namespace: dict[str, Any], encoder: Encoder) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 A process under the filter can start threads but no process and no program, opens no socket, and
 sends signals to itself only. Refused calls answer EPERM, so that Python raises `PermissionError`.
+
+There are two programs, because a process's filter is compiled anew for each process, while an
+inherited one costs nothing: the long allow list is installed in the fork server, which may also
+start and end processes; each child adds a short one that takes this away.
 """
 
 import ctypes
@@ -49,24 +53,23 @@ def _one_of(argument: int, values: tuple[int, ...]) -> list[_Step]:
     return [*steps, _answer(_ERROR | _EPERM)]
 
 
-def _conditional(number: dict[str, int], process: int) -> list[_Step]:
-    thread_only = [
-        _argument(0),
-        (_ANY_BIT, 0, 1, _CLONE_THREAD),
-        _answer(_ALLOW),
-        _answer(_ERROR | _EPERM),
+def _start(machine: str) -> list[_Step]:
+    """Kill on calls of another architecture; leave the number of the call loaded.
+
+    Raises:
+        OSError: If there is no table for the architecture.
+    """
+    if machine not in syscalls.ARCHITECTURES:
+        raise OSError(_ENOSYS, f"seccomp: no table of system calls for {machine!r}")
+    steps = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_EQUAL, 1, 0, _AUDIT[machine]),
+        _answer(_KILL),
+        (_LOAD, 0, 0, _NUMBER),
     ]
-    # The flags of clone3 lie in memory, where a filter cannot look: the C library takes clone.
-    return [
-        *_when(number["clone"], thread_only),
-        *_when(number["clone3"], [_answer(_ERROR | _ENOSYS)]),
-        *_when(number["kill"], _one_of(0, (process,))),
-        *_when(number["tgkill"], _one_of(0, (process,))),
-        *_when(number["prlimit64"], _one_of(0, (0,))),
-        *_when(number["prctl"], _one_of(0, _PRCTL)),
-        *_when(number["ioctl"], _one_of(1, _IOCTL)),
-        *_when(number["fcntl"], _one_of(1, _FCNTL)),
-    ]
+    if machine == "x86_64":
+        steps += [(_AT_LEAST, 0, 1, _X32_BIT), _answer(_KILL)]
+    return steps
 
 
 def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
@@ -92,33 +95,60 @@ def _search(ranges: list[tuple[int, int]], refuse: list[_Step]) -> list[_Step]:
     return [(_AT_LEAST, 0, 1, ranges[middle][0]), (_JUMP, 0, 0, len(lower)), *lower, *upper]
 
 
-def program(machine: str, process: int) -> bytes:
-    """Assemble the filter.
-
-    Args:
-        machine: `x86_64` or `aarch64`.
-        process: Number of the process it is for, as that process sees itself.
+def server_program(machine: str) -> bytes:
+    """Assemble the allow list for a fork server and, by inheritance, its children.
 
     Raises:
-        OSError: For another architecture.
+        OSError: If there is no table for the architecture.
     """
-    if machine not in syscalls.ARCHITECTURES:
-        raise OSError(_ENOSYS, f"seccomp: no table of system calls for {machine!r}")
-    steps: list[_Step] = [
-        (_LOAD, 0, 0, _ARCHITECTURE),
-        (_EQUAL, 1, 0, _AUDIT[machine]),
-        _answer(_KILL),
-        (_LOAD, 0, 0, _NUMBER),
-    ]
-    if machine == "x86_64":
-        steps += [(_AT_LEAST, 0, 1, _X32_BIT), _answer(_KILL)]
-    steps += _conditional(syscalls.conditional(machine), process)
+    steps = _start(machine)
+    number = syscalls.conditional(machine)
+    # The flags of clone3 lie in memory, where a filter cannot look: the C library takes clone.
+    steps += [*_when(number.pop("clone3"), [_answer(_ERROR | _ENOSYS)])]
     refuse = [
         (_AT_LEAST, 0, 1, syscalls.NEWEST + 1),
         _answer(_ERROR | _ENOSYS),
         _answer(_ERROR | _EPERM),
     ]
-    steps += _search(_ranges(sorted(syscalls.allowed(machine).values())), refuse)
+    allowed = [syscalls.allowed(machine), syscalls.server(machine), number]
+    numbers = sorted(value for table in allowed for value in table.values())
+    return _assemble(steps + _search(_ranges(numbers), refuse))
+
+
+def child_program(machine: str, process: int) -> bytes:
+    """Assemble what a child adds.
+
+    Args:
+        machine: Architecture.
+        process: Number of the child, as it sees itself.
+
+    Raises:
+        OSError: If there is no table for the architecture.
+    """
+    start = _start(machine)
+    number = syscalls.conditional(machine)
+    thread_only = [
+        _argument(0),
+        (_ANY_BIT, 0, 1, _CLONE_THREAD),
+        _answer(_ALLOW),
+        _answer(_ERROR | _EPERM),
+    ]
+    steps = [
+        *start,
+        *_when(number["clone"], thread_only),
+        *_when(number["kill"], _one_of(0, (process,))),
+        *_when(number["tgkill"], _one_of(0, (process,))),
+        *_when(number["prlimit64"], _one_of(0, (0,))),
+        *_when(number["prctl"], _one_of(0, _PRCTL)),
+        *_when(number["ioctl"], _one_of(1, _IOCTL)),
+        *_when(number["fcntl"], _one_of(1, _FCNTL)),
+    ]
+    for call in syscalls.server(machine).values():
+        steps += _when(call, [_answer(_ERROR | _EPERM)])
+    return _assemble([*steps, _answer(_ALLOW)])
+
+
+def _assemble(steps: list[_Step]) -> bytes:
     return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
@@ -126,25 +156,30 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
 
 
-class Filter:
-    """The filter, assembled once and adapted to each process.
+def _install(steps: bytes) -> None:
+    loaded = _Program(len(steps) // struct.calcsize("HBBI"), steps)
+    kernel.prctl(kernel.PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(loaded))
 
-    Raises:
-        OSError: If there is no table for the architecture.
-    """
+
+def install_in_server(machine: str) -> None:
+    """Put this process under the allow list for good; needs no_new_privs. Raises `OSError`."""
+    _install(server_program(machine))
+
+
+class ChildFilter:
+    """The child's program, assembled once and adapted to each process."""
 
     # No process has this number; its bytes are replaced by the real one.
     _PLACEHOLDER = 0x7FFFFFFE
 
     def __init__(self, machine: str) -> None:
-        self._steps = program(machine, self._PLACEHOLDER)
+        self._steps = child_program(machine, self._PLACEHOLDER)
 
     def install(self, process: int) -> None:
-        """Put this process, whose number it is, under the filter for good.
+        """Put this process, whose number it is, under both programs for good.
 
-        Needs no_new_privs. Raises `OSError` if the kernel refuses.
+        Raises:
+            OSError: If the kernel refuses.
         """
         old, new = struct.pack("I", self._PLACEHOLDER), struct.pack("I", process)
-        steps = self._steps.replace(old, new)
-        loaded = _Program(len(steps) // struct.calcsize("HBBI"), steps)
-        kernel.prctl(kernel.PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(loaded))
+        _install(self._steps.replace(old, new))

@@ -35,6 +35,11 @@ close_range:436:436 getcpu:309:168 fadvise64:221:223 sync_file_range:277:84 minc
 msync:26:227 setrlimit:160:164
 """
 
+# What a fork server needs besides, and its children do not get.
+_SERVER = """
+wait4:61:260 setsid:112:157 landlock_restrict_self:446:446 chmod:90:- fchmodat:268:53
+"""
+
 # Allowed for some arguments only; the rules are in `seccomp`.
 _CONDITIONAL = """
 clone:56:220 clone3:435:435 kill:62:129 tgkill:234:131 prlimit64:302:261 prctl:157:167
@@ -57,6 +62,11 @@ def _column(table: str, machine: str) -> dict[str, int]:
 def allowed(machine: str) -> dict[str, int]:
     """Calls that are allowed whatever their arguments."""
     return _column(_ALLOWED, machine)
+
+
+def server(machine: str) -> dict[str, int]:
+    """Calls that only a fork server may make."""
+    return _column(_SERVER, machine)
 
 
 def conditional(machine: str) -> dict[str, int]:

@@ -20,10 +20,9 @@ opaque: equal to nothing but themselves.
 
 import builtins
 import collections
-import datetime
-import decimal
-import fractions
+import importlib
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -40,13 +39,16 @@ _NAMED = {
     if isinstance(value, type) or name in ("Ellipsis", "NotImplemented")
 }
 _NAMES = {id(value): name for name, value in _NAMED.items()}
+_DAY = ("year", "month", "day")
+_HOUR = ("hour", "minute", "second", "microsecond")
 _MOMENTS = {
-    datetime.date: ("year", "month", "day"),
-    datetime.time: ("hour", "minute", "second", "microsecond"),
-    datetime.datetime: ("year", "month", "day", "hour", "minute", "second", "microsecond"),
-    datetime.timedelta: ("days", "seconds", "microseconds"),
+    "date": _DAY,
+    "time": _HOUR,
+    "datetime": (*_DAY, *_HOUR),
+    "timedelta": ("days", "seconds", "microseconds"),
 }
-_MOMENT_NAMES = {kind.__name__: kind for kind in _MOMENTS}
+# Modules that are loaded only if a submission loads them: each costs every run a little.
+_LATE = {"decimal": ("Decimal",), "fractions": ("Fraction",), "datetime": tuple(_MOMENTS)}
 _bases_of = type.__dict__["__mro__"].__get__
 _KEYS, _ITEMS = type({}.keys()), type({}.items())
 
@@ -78,11 +80,10 @@ class Encoder:
             encode = _ENCODERS.get(base)
             if encode is not None:
                 return encode(self, value, depth)
-            if base in _EXACT and type(value) is base:
-                return _exact_only(self, value, depth)
         if id(value) in _NAMES and _NAMED[_NAMES[id(value)]] is value:
             return {"B": _NAMES[id(value)]}
-        return self._opaque(value)
+        encoded = _exact_only(self, value, depth)
+        return self._opaque(value) if encoded is None else encoded
 
     def _opaque(self, value: object) -> dict[str, Any]:
         if id(value) not in self._handles:
@@ -101,8 +102,13 @@ class Encoder:
         finally:
             self._open.discard(id(value))
 
-    def _list(self, value: object, depth: int) -> Any:
-        parts = self._parts(value, list.__iter__(value), depth)  # pyright: ignore
+    def _list(self, value: Any, depth: int) -> Any:
+        if _is_simple(value):
+            self._nodes += list.__len__(value)
+            if self._nodes > MAX_NODES:
+                raise TooLargeError(f"more than {MAX_NODES} parts")
+            return list.__getitem__(value, slice(None))
+        parts = self._parts(value, list.__iter__(value), depth)
         return self._opaque(value) if parts is None else parts
 
     def _tagged(self, tag: str, value: object, parts: Any, depth: int) -> dict[str, Any]:
@@ -115,6 +121,15 @@ class Encoder:
         if encoded is None:
             return self._opaque(value)
         return {tag: [[encoded[i], encoded[i + 1]] for i in range(0, len(encoded), 2)]}
+
+
+def _is_simple(value: list[Any]) -> bool:
+    """Whether a list stands for itself; saves most of the time for long ones."""
+    kinds = set(map(type, list.__iter__(value)))
+    if kinds == {int}:
+        numbers = list.__getitem__(value, slice(None))
+        return min(numbers) >= -_SMALL and max(numbers) < _SMALL
+    return kinds <= {str, bool, type(None)}
 
 
 def _integer(value: Any) -> Any:
@@ -132,27 +147,37 @@ def _complex(value: Any) -> Any:
     return {"c": [repr(exact.real), repr(exact.imag)]}
 
 
-def _moment(encoder: Encoder, value: Any) -> Any:
+def _late_name(kind: type) -> str:
+    """Name of a type from one of the modules in `_LATE`; empty for any other."""
+    for module, names in _LATE.items():
+        loaded = sys.modules.get(module)
+        for name in names:
+            if loaded is not None and getattr(loaded, name, None) is kind:
+                return name
+    return ""
+
+
+def _moment(encoder: Encoder, name: str, value: Any) -> Any:
     if getattr(value, "tzinfo", None) is not None:
         return encoder._opaque(value)
-    kind = type(value)
-    return {"T": [kind.__name__, *(getattr(value, part) for part in _MOMENTS[kind])]}
+    return {"T": [name, *(getattr(value, part) for part in _MOMENTS[name])]}
 
 
 def _exact_only(encoder: Encoder, value: Any, depth: int) -> Any:
-    """Encode a value of a type whose subclasses are opaque."""
+    """Encode a value of a type whose subclasses are opaque; `None` for any other type."""
     kind = type(value)
-    if kind in _MOMENTS:
-        return _moment(encoder, value)
     if kind is range:
         return {"r": [_integer(part) for part in (value.start, value.stop, value.step)]}
-    if kind is decimal.Decimal:
-        return {"D": str(value)}
-    if kind is fractions.Fraction:
-        return {"F": [_integer(value.numerator), _integer(value.denominator)]}
     if kind is _KEYS:
         return encoder._tagged("k", value, iter(value), depth)
-    return encoder._pairs("m", value, iter(value), depth)
+    if kind is _ITEMS:
+        return encoder._pairs("m", value, iter(value), depth)
+    name = _late_name(kind)
+    if name == "Decimal":
+        return {"D": str(value)}
+    if name == "Fraction":
+        return {"F": [_integer(value.numerator), _integer(value.denominator)]}
+    return _moment(encoder, name, value) if name else None
 
 
 _ENCODERS: dict[type, Callable[[Encoder, Any, int], Any]] = {
@@ -171,7 +196,6 @@ _ENCODERS: dict[type, Callable[[Encoder, Any, int], Any]] = {
     dict: lambda e, v, n: e._pairs("d", v, dict.items(v), n),
     collections.deque: lambda e, v, n: e._tagged("q", v, collections.deque.__iter__(v), n),
 }
-_EXACT = frozenset([range, decimal.Decimal, fractions.Fraction, _KEYS, _ITEMS, *_MOMENTS])
 
 
 class DecodeError(ValueError):
@@ -211,8 +235,10 @@ def _decode(data: Any, opaque: Callable[[int, str], object], depth: int) -> Any:
     return _CONTAINERS[tag](parts)
 
 
-def _decode_moment(content: Any) -> Any:
-    return _MOMENT_NAMES[content[0]](*content[1:])
+def _late(module: str, name: str, parts: Any) -> Any:
+    if name not in _LATE[module]:
+        raise ValueError(name)
+    return getattr(importlib.import_module(module), name)(*parts)
 
 
 _SCALARS: dict[str, Callable[[Any], Any]] = {
@@ -221,8 +247,8 @@ _SCALARS: dict[str, Callable[[Any], Any]] = {
     "c": lambda pair: complex(float(pair[0]), float(pair[1])),
     "b": bytes.fromhex,
     "y": bytearray.fromhex,
-    "D": decimal.Decimal,
-    "T": _decode_moment,
+    "D": lambda text: _late("decimal", "Decimal", [str(text)]),
+    "T": lambda parts: _late("datetime", parts[0], parts[1:]),
     "B": lambda name: _NAMED[name],
 }
 _CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
@@ -234,5 +260,5 @@ _CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
     "r": lambda parts: range(*parts),
     "k": lambda parts: dict.fromkeys(parts).keys(),
     "m": lambda parts: dict(parts).items(),
-    "F": lambda parts: fractions.Fraction(*parts),
+    "F": lambda parts: _late("fractions", "Fraction", parts),
 }

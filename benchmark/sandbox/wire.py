@@ -2,13 +2,17 @@
 
 import json
 import os
-import socket
 import struct
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 _HEADER = struct.Struct("!I")
 # The longest value a test may return, encoded. Far above any honest answer.
 MAX_FRAME = 8 << 20
+_CHUNK = 1 << 16
 
 
 class WireError(Exception):
@@ -31,8 +35,9 @@ class Peer:
     `frame_size` is the size in bytes of the frame received last.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: "socket.socket") -> None:
         self._socket = connection
+        self._buffer = bytearray()
         self.frame_size = 0
 
     def send(self, message: object, deadline: float) -> None:
@@ -74,19 +79,20 @@ class Peer:
         self._socket.settimeout(remaining)
 
     def _exactly(self, size: int, deadline: float) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
+        while len(self._buffer) < size:
             self._wait(deadline)
             try:
-                part = self._socket.recv(min(size - len(parts), 1 << 16))
+                part = self._socket.recv(_CHUNK)
             except TimeoutError as error:
                 raise Timeout from error
             except OSError as error:
                 raise WireError("the process ended") from error
             if not part:
                 raise WireError("the process ended")
-            parts += part
-        return bytes(parts)
+            self._buffer += part
+        result = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return result
 
 
 class Pipe:
