@@ -2,10 +2,12 @@
 
 import sys
 
-import click
 import typer
 
-from sdpo.cli import audit, mbpp
+from sdpo.cli import audit, mbpp, mutants
+
+# typer carries its own copy of click: its exceptions are reached through typer's names
+ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="sdpo",
@@ -15,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("audit")(audit.audit)
+app.command("mutants")(mutants.mutants)
 app.add_typer(mbpp.app, name="mbpp")
 
 
@@ -23,13 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     command = typer.main.get_command(app)
     try:
         code = command.main(args=argv, prog_name="sdpo", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        code = 0
-    except click.ClickException as error:
-        print(f"ERROR {error.format_message()} (see `sdpo --help`)")
+    except ClickException as error:
+        print(f"ERROR {' '.join(str(error).split())} (see `sdpo --help`)")
         code = 2
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         print("ERROR interrupted")
         code = 130
     sys.exit(code)

@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ class DeclaredError(Exception):
 class Deviation:
     """One declared deviation of a candidate from the reference.
 
-    It covers a divergent comparison of that candidate, at one of `stages`, in a case that has the
-    tag, with that effect, and with `max_abs` of at most `largest`.
+    `candidate` may hold wildcards. The entry covers a divergent comparison of that candidate, at
+    one of `stages`, in a case that has the tag, with that effect, and with `max_abs` of at most
+    `largest`.
     """
 
     id: str
@@ -39,7 +41,7 @@ class Deviation:
     def covers(self, candidate: str, tags: Sequence[str], comparison: Comparison) -> bool:
         """Whether this entry declares a divergent comparison."""
         return (
-            candidate == self.candidate
+            fnmatchcase(candidate, self.candidate)
             and comparison.stage in self.stages
             and comparison.effect == self.effect
             and self.tag in tags
@@ -108,7 +110,7 @@ def vanished(
     return [
         deviation
         for deviation in declared
-        if deviation.candidate == candidate
+        if fnmatchcase(candidate, deviation.candidate)
         and deviation.tag in tags_seen
         and deviation.id not in used
     ]

@@ -45,7 +45,8 @@ class CaseResult:
 
     def row(self) -> dict[str, Any]:
         """The case in the report."""
-        notes = [self.note] + [c.note for c in self.comparisons if c.status != PASSED]
+        worst_first = sorted(self.comparisons, key=lambda c: -SEVERITY.index(c.status))
+        notes = [self.note] + [c.note for c in worst_first if c.status != PASSED]
         return {
             "id": self.id,
             "family": self.family,

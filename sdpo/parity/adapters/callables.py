@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.parity.adapters.base import Location, NotCoveredError, checked_call
+from sdpo.parity.adapters.base import (
+    CandidateError,
+    Location,
+    NotCoveredError,
+    checked_call,
+)
 from sdpo.parity.case import LOSS_SETTINGS, LossCase
 from sdpo.reference.loss import log_probs_from_logits, topk_log_probs
 
@@ -51,6 +56,14 @@ ALIASES = {
     "kl_alpha": "alpha",
     "tau": "temperature",
 }
+OFFERED = {
+    *LOGITS_ARGUMENTS,
+    *OPTIONAL_TENSORS,
+    *LOG_PROB_ARGUMENTS,
+    *CONFIG_NAMES,
+    *LOSS_SETTINGS,
+    *ALIASES,
+}
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
@@ -87,17 +100,20 @@ class LossFunction:
     """What both shapes share: which arguments the function takes, and how settings reach it."""
 
     stages: tuple[str, ...] = OBSERVED
+    inputs: tuple[str, ...] = ()
 
     def __init__(self, name: str, kind: str, function: Callable[..., Any]) -> None:
         self.name, self.kind, self.function = name, kind, function
         self.location = location_of(function)
         parameters = signature_of(function).parameters
         self.takes_anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self.takes_positions = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
         self.parameters = {
             name: p
             for name, p in parameters.items()
             if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         }
+        self.check_parameters()
         self.aliases = {
             alias: setting
             for alias, setting in ALIASES.items()
@@ -106,6 +122,25 @@ class LossFunction:
         self.notes = tuple(
             f"argument {alias!r} is taken as {setting!r}" for alias, setting in self.aliases.items()
         )
+
+    def check_parameters(self) -> None:
+        """Refuse a function that needs an argument which no case offers.
+
+        Raises:
+            CandidateError: there is such an argument.
+        """
+        for name, p in self.parameters.items():
+            needed = p.default is p.empty and name not in OFFERED
+            if needed and not self.is_positional_input(name):
+                raise CandidateError(
+                    "config",
+                    f"needs the argument {name!r}, which a loss is not offered; offered are "
+                    f"{', '.join(self.inputs)}, config and the settings by name",
+                )
+
+    def is_positional_input(self, name: str) -> bool:
+        """Whether a parameter of any name stands for one of the inputs by its position."""
+        return False
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Loss and gradient on fresh copies of the inputs."""
@@ -177,10 +212,28 @@ def has_effect(case: LossCase, name: str, value: Tensor) -> bool:
 
 
 class FromLogits(LossFunction):
-    """`f(student_logits, teacher_logits, responses, response_mask, *, …, config)`."""
+    """`f(student_logits, teacher_logits, responses, response_mask, *, …, config)`.
+
+    The four inputs are passed by position where they have other names.
+    """
+
+    inputs = LOGITS_ARGUMENTS
+
+    def is_positional_input(self, name: str) -> bool:
+        """The first four positional parameters are the inputs, whatever their names."""
+        places = [n for n, p in self.parameters.items() if p.kind is not p.KEYWORD_ONLY]
+        return name in places[: len(LOGITS_ARGUMENTS)]
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name, "loss from logits", function)
+        places = [p for p in self.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        named = all(argument in self.parameters for argument in LOGITS_ARGUMENTS)
+        if len(places) < len(LOGITS_ARGUMENTS) and not (named or self.takes_positions):
+            raise CandidateError(
+                "config",
+                f"takes {len(places)} arguments by position; a loss from logits takes "
+                f"{', '.join(LOGITS_ARGUMENTS)}",
+            )
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Loss and gradient on fresh copies of the inputs."""
@@ -209,6 +262,8 @@ class FromLogProbs(LossFunction):
     Log-probs and support are computed by the reference, so that these stages are not covered; the
     teacher's arrive without gradient, as in the reference.
     """
+
+    inputs = (*LOG_PROB_ARGUMENTS, "response_mask")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name, "loss from log-probs", function)

@@ -1,5 +1,6 @@
 """The report as text for a terminal or a CI log. The first line is contract."""
 
+import math
 from typing import Any
 
 RUN = dict[str, Any]
@@ -19,9 +20,7 @@ def first_line(run: RUN) -> str:
         fields.append(f"first={run['first_stage']}")
     row = first_row(run)
     if run["verdict"] == "DIVERGENT" and row is not None:
-        fields.append(f"introduced={number(row['max_abs'])}")
-        if row["worst"] and "budget" in row["worst"]:
-            fields.append(f"budget={number(row['worst']['budget'])}")
+        fields.extend(introduced(row["worst"] or {}))
     covered = run["coverage"]["covered"]
     total = len(covered) + len(run["coverage"]["not_covered"])
     fields.append(f"coverage={len(covered)}/{total}")
@@ -32,6 +31,15 @@ def first_line(run: RUN) -> str:
     if run["repro"]:
         fields.append(f'repro="{run["repro"]}"')
     return " ".join(fields)
+
+
+def introduced(worst: dict[str, Any]) -> list[str]:
+    """Error and budget of the worst element, where both are numbers."""
+    values = [worst.get(name) for name in ("actual", "expected", "budget")]
+    if not all(isinstance(value, float) and math.isfinite(value) for value in values):
+        return []
+    actual, expected, budget = values
+    return [f"introduced={number(abs(actual - expected))}", f"budget={number(budget)}"]
 
 
 def first_row(run: RUN) -> dict[str, Any] | None:
