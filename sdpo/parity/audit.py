@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import sdpo
+from sdpo import __version__
 from sdpo.determinism import deterministic, reseed
 from sdpo.fixtures import PACKAGED, GoldenDataError, GoldenFamily, load_families
 from sdpo.parity import declared as declarations
@@ -27,15 +27,18 @@ from sdpo.parity.adapters.base import (
 )
 from sdpo.parity.adapters.callables import LossFunction
 from sdpo.parity.adapters.load import load_candidate
-from sdpo.parity.adapters.own import Own
+from sdpo.parity.adapters.own import WHOLE, Own
 from sdpo.parity.adapters.stage_functions import PROMPT_STAGES
 from sdpo.parity.alone import Alone
-from sdpo.parity.case import LossCase, from_golden
+from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT, ERROR, NOT_COVERED, Comparison
+from sdpo.parity.config_family import run_config_family
 from sdpo.parity.locate import Departure, locate
 from sdpo.parity.loss_family import compare_loss
-from sdpo.parity.prepared import Observation, prepared, values_of
+from sdpo.parity.prepared import Observation, loss_cases, prepared, values_of
+from sdpo.parity.reprompt_family import run_reprompt_family
 from sdpo.parity.stages import NAMES, STAGES, first_in_order
+from sdpo.parity.update_family import run_update_family
 from sdpo.parity.verdict import EXIT_CODES, CaseResult, run_verdict, stage_rows
 
 SEEDS = (20260, 20261)
@@ -124,10 +127,8 @@ def judge(
             run_loss_family(candidate, family, findings, progress)
         elif family.name == "reprompt":
             run_prompt_stages(candidate, family, findings, progress)
-        elif family.name == "update" and isinstance(candidate, Own):
-            from sdpo.parity.update_family import run_update_family
-
-            findings.results.extend(run_update_family(family, progress))
+        elif family.name == "update" and isinstance(candidate, WHOLE):
+            findings.results.extend(run_update_family(candidate, family, progress))
     apply_declarations(request.candidate, declared, findings)
     select_stages(request.stages, findings)
     return document(request, candidate, findings, declared)
@@ -137,8 +138,7 @@ def run_loss_family(
     candidate: LossCandidate, family: GoldenFamily, findings: Findings, progress: Progress
 ) -> None:
     """All loss cases of a family, with the candidate's own determinism checked on the way."""
-    goldens = list(family)
-    cases = [from_golden(golden) for golden in goldens]
+    cases = loss_cases(family)
     alone = [Alone(candidate, case) for case in cases[-2:]]
     for number, case in enumerate(cases):
         progress(family.name, number, len(cases))
@@ -190,16 +190,11 @@ def run_prompt_stages(
     candidate: LossCandidate, family: GoldenFamily, findings: Findings, progress: Progress
 ) -> None:
     """Settings and teacher prompt of our implementation, or a candidate's prompt functions."""
-    from sdpo import reprompt
-    from sdpo.parity.config_family import run_config_family
-    from sdpo.parity.reprompt_family import run_reprompt_family
-
-    owner = reprompt if isinstance(candidate, Own) else getattr(candidate, "owner", None)
     stages = tuple(stage for stage in candidate.stages if stage in PROMPT_STAGES)
     if isinstance(candidate, Own):
         findings.results.extend(run_config_family(family))
-    if owner is not None and stages:
-        findings.results.extend(run_reprompt_family(owner, stages, family, progress))
+    if stages:
+        findings.results.extend(run_reprompt_family(candidate, stages, family, progress))
 
 
 def apply_declarations(
@@ -322,7 +317,7 @@ def declared_rows(
             "seen": entry.id in findings.used,
         }
         for entry in declared
-        if entry.candidate == candidate
+        if entry.concerns(candidate)
     ]
 
 
@@ -375,7 +370,7 @@ def failed(request: Request, message: str) -> dict[str, Any]:
 def describe_environment(settings: dict[str, Any]) -> dict[str, Any]:
     """Versions, machine and what was set for determinism."""
     return {
-        "sdpo": sdpo.__version__,
+        "sdpo": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -127,6 +127,11 @@ def recorded_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def reference_trace(case: LossCase) -> dict[str, Tensor]:
     """Stage values of the reference: recorded where they were, else from the transcription."""
+    return transcription_trace(case, case.recorded.get("support.indices")) | dict(case.recorded)
+
+
+def transcription_trace(case: LossCase, indices: Tensor | None = None) -> dict[str, Tensor]:
+    """Stage values of the transcription, on its own choice of the support or a given one."""
     leaf = case.student_logits.detach().clone().requires_grad_(True)
     values: dict[str, Tensor] = {}
     settings: dict[str, Any] = {name: getattr(case.config, name) for name in LOSS_SETTINGS}
@@ -135,7 +140,7 @@ def reference_trace(case: LossCase) -> dict[str, Tensor]:
         case.teacher_logits,
         case.responses,
         case.response_mask,
-        topk_indices=case.recorded.get("support.indices"),
+        topk_indices=indices,
         old_log_probs=case.old_log_probs,
         self_distillation_mask=case.self_distillation_mask,
         rollout_is_weights=case.rollout_is_weights,
@@ -152,4 +157,4 @@ def reference_trace(case: LossCase) -> dict[str, Tensor]:
     if not case.mode.startswith("topk"):
         trace.pop("tail.student", None)
         trace.pop("tail.teacher", None)
-    return {name: value.detach() for name, value in (trace | dict(case.recorded)).items()}
+    return {name: value.detach() for name, value in trace.items()}

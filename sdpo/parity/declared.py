@@ -41,12 +41,16 @@ class Deviation:
     def covers(self, candidate: str, tags: Sequence[str], comparison: Comparison) -> bool:
         """Whether this entry declares a divergent comparison."""
         return (
-            fnmatchcase(candidate, self.candidate)
+            self.concerns(candidate)
             and comparison.stage in self.stages
             and comparison.effect == self.effect
             and self.tag in tags
             and (self.largest is None or comparison.max_abs <= self.largest)
         )
+
+    def concerns(self, candidate: str) -> bool:
+        """Whether this entry is about a candidate."""
+        return fnmatchcase(candidate, self.candidate)
 
     def expired(self, today: date) -> bool:
         """Whether the entry no longer holds."""
@@ -110,7 +114,5 @@ def vanished(
     return [
         deviation
         for deviation in declared
-        if fnmatchcase(candidate, deviation.candidate)
-        and deviation.tag in tags_seen
-        and deviation.id not in used
+        if deviation.concerns(candidate) and deviation.tag in tags_seen and deviation.id not in used
     ]

@@ -1,6 +1,6 @@
 """Stages of the teacher prompt, on the recorded cases: exact comparison.
 
-Our implementation runs from its own values; functions of a module or object are called on the
+A whole implementation runs from its own values; functions of a module or object are called on the
 reference's values, by name:
 
 | stage | arguments | returns, per row |
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo import reprompt
+from sdpo.attempts import RepromptWarning
 from sdpo.fixtures import GoldenCase, GoldenFamily
 from sdpo.fixtures.models import load_tokenizer
 from sdpo.parity.adapters.base import CandidateError, guarded
-from sdpo.parity.adapters.stage_functions import PROMPT_STAGES, call_by_name
+from sdpo.parity.adapters.stage_functions import call_by_name
 from sdpo.parity.compare import ERROR, Comparison, compare_exact
 from sdpo.parity.verdict import CaseResult
 from sdpo.reference import teacher_prompt as reference
@@ -35,12 +35,12 @@ Progress = Callable[[str, int, int], None]
 
 
 def run_reprompt_family(
-    owner: Any, stages: tuple[str, ...], family: GoldenFamily, progress: Progress
+    candidate: Any, stages: tuple[str, ...], family: GoldenFamily, progress: Progress
 ) -> list[CaseResult]:
     """All recorded teacher prompts.
 
     Args:
-        owner: `sdpo.reprompt`, or a module or object with functions named as the stages.
+        candidate: one with `prompt_record`, or with an `owner` of functions named as the stages.
         stages: those of its stages that are compared.
         family: the recorded cases.
         progress: told the family, the number of cases done and their total.
@@ -58,12 +58,14 @@ def run_reprompt_family(
     results = []
     for number, golden in enumerate(family):
         progress(family.name, number, len(family))
-        results.append(run_case(owner, stages, golden, tokenizer))
+        results.append(run_case(candidate, stages, golden, tokenizer))
     progress(family.name, len(family), len(family))
     return results
 
 
-def run_case(owner: Any, stages: tuple[str, ...], golden: GoldenCase, tokenizer: Any) -> CaseResult:
+def run_case(
+    candidate: Any, stages: tuple[str, ...], golden: GoldenCase, tokenizer: Any
+) -> CaseResult:
     """One recorded teacher prompt."""
     result = CaseResult(golden.id, "reprompt", tuple(golden.tags))
     tensors = golden.tensors()
@@ -72,25 +74,60 @@ def run_case(owner: Any, stages: tuple[str, ...], golden: GoldenCase, tokenizer:
         return result
     expected = reference_record(golden, tensors, tokenizer)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", reprompt.RepromptWarning)
-        own = {}
-        if owner is reprompt:
-            own = guarded("teacher_prompt", own_record, golden, tensors, tokenizer)
+        warnings.simplefilter("ignore", RepromptWarning)
+        try:
+            values = whole_record(candidate, golden, tensors, tokenizer)
+        except CandidateError as error:
+            result.comparisons.append(Comparison(error.stage, ERROR, golden.id, note=str(error)))
+            return result
         for stage in stages:
             try:
-                if stage not in own:
+                if stage not in values:
                     offered = offers(stage, golden, tensors, expected, tokenizer)
-                    value = call_by_name(stage, getattr(owner, stage), offered)
-                    own[stage] = guarded(stage, normal, stage, value)
-                found = compare_record(stage, golden.id, own[stage], expected[stage])
+                    function = getattr(candidate.owner, stage)
+                    values[stage] = call_by_name(stage, function, offered)
+                value = guarded(stage, normal, stage, values[stage])
+                found = compare_record(stage, golden.id, value, expected[stage])
             except CandidateError as error:
                 found = Comparison(stage, ERROR, golden.id, note=str(error))
             result.comparisons.append(found)
     return result
 
 
+def whole_record(
+    candidate: Any, golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
+) -> Record:
+    """The stage values of a candidate that builds the whole prompt; empty for stage functions.
+
+    Raises:
+        CandidateError: building it raised.
+    """
+    if not hasattr(candidate, "prompt_record"):
+        return {}
+    return guarded("teacher_prompt", candidate.prompt_record, golden, tensors, tokenizer)
+
+
 def reference_record(golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any) -> Record:
     """Stage values of the reference: recorded where they were, else from the transcription."""
+    trace = transcription_record(golden, tensors, tokenizer)
+    return {
+        "response_texts": golden.entry["outputs"]["response_texts"],
+        "feedback": trace["feedback"],
+        "demonstration": normal("demonstration", trace["demonstration"]),
+        "teacher_prompt": golden.entry["outputs"]["teacher_messages"],
+        "teacher_tokens": {name: tensors[f"out.teacher_{name}"] for name in TOKEN_NAMES},
+        "distillation_mask": tensors["out.self_distillation_mask"],
+    }
+
+
+def transcription_record(
+    golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
+) -> Record:
+    """Stage values of the transcription.
+
+    Raises:
+        AssertionError: it builds no teacher prompt for this case.
+    """
     inputs, settings = golden.entry["inputs"], golden.config["self_distillation"]
     reference.set_tokenizer_sides(tokenizer, settings)
     batch = reference.build_teacher_batch(
@@ -107,31 +144,7 @@ def reference_record(golden: GoldenCase, tensors: Mapping[str, Tensor], tokenize
     )
     if batch is None:
         raise AssertionError(f"the transcription builds no teacher prompt for {golden.id}")
-    return {
-        "response_texts": golden.entry["outputs"]["response_texts"],
-        "feedback": batch.trace["feedback"],
-        "demonstration": normal("demonstration", batch.trace["demonstration"]),
-        "teacher_prompt": golden.entry["outputs"]["teacher_messages"],
-        "teacher_tokens": {name: tensors[f"out.teacher_{name}"] for name in TOKEN_NAMES},
-        "distillation_mask": tensors["out.self_distillation_mask"],
-    }
-
-
-def own_record(golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any) -> Record:
-    """Stage values of our implementation, each from our value of the stage before."""
-    inputs = golden.entry["inputs"]
-    batch = reprompt.teacher_batch(
-        inputs["raw_prompt"],
-        tensors["in.responses"],
-        tensors["in.response_mask"],
-        tensors["in.token_level_rewards"],
-        inputs["uids"],
-        tokenizer,
-        reward_extra_infos=inputs["reward_extra_infos"],
-        chat_template_kwargs=golden.config["apply_chat_template_kwargs"],
-        **golden.config["self_distillation"],
-    )
-    return {stage: normal(stage, batch.trace[stage]) for stage in PROMPT_STAGES}
+    return dict(batch.trace)
 
 
 def offers(

@@ -10,15 +10,15 @@ from typing import Any
 
 from sdpo.parity.adapters.base import CandidateError, LossCandidate, guarded
 from sdpo.parity.adapters.callables import FromLogits, FromLogProbs, is_from_log_probs
-from sdpo.parity.adapters.own import Own
+from sdpo.parity.adapters.own import Own, Transcription
 from sdpo.parity.adapters.stage_functions import StageFunctions
 from sdpo.parity.stages import NAMES
 
-BUILT_IN = {"sdpo": Own}
+BUILT_IN = {"sdpo": Own, "reference": Transcription}
 
 
 def load_candidate(name: str) -> LossCandidate:
-    """The candidate called `name`: `sdpo`, `FILE.py:attr`, `pkg.mod:attr`, or a module alone.
+    """The candidate called `name`: built in, `FILE.py:attr`, `pkg.mod:attr`, or a module alone.
 
     Raises:
         CandidateError: it cannot be found, imported, or used as a candidate.

@@ -1,30 +1,33 @@
-"""Our own implementation as a candidate: it exposes every stage."""
+"""Candidates that expose every stage: our implementation, and the transcription."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdpo import loss
+from sdpo import loss, reprompt
+from sdpo.fixtures import GoldenCase, GoldenFamily
+from sdpo.parity import update_family
 from sdpo.parity.adapters.callables import location_of
-from sdpo.parity.case import LossCase
+from sdpo.parity.case import LossCase, transcription_trace
+from sdpo.parity.reprompt_family import Record, transcription_record
 from sdpo.parity.stages import NAMES
+from sdpo.parity.update_family import UpdateRun
+from sdpo.reference.loss import loss_from_logits
 
 
 class Own:
-    """`sdpo.loss.self_distillation_loss` with its trace."""
+    """Our implementation: `sdpo.loss`, `sdpo.reprompt` and `sdpo.update`."""
 
     name = "sdpo"
     kind = "implementation"
     stages = NAMES
     notes = ()
-
-    def __init__(self) -> None:
-        function = loss.self_distillation_loss
-        self.location = location_of(function)
+    location = location_of(loss.self_distillation_loss)
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
-        """Stage values on a case, gradient included."""
+        """Stage values on a loss case, gradient included."""
         leaf = case.student_logits.detach().clone().requires_grad_(True)
         values: dict[str, Tensor] = {}
         value = loss.self_distillation_loss(
@@ -40,3 +43,64 @@ class Own:
         )
         (values["gradient"],) = torch.autograd.grad(value, leaf)
         return {name: tensor.detach() for name, tensor in values.items()}
+
+    def prompt_record(
+        self, golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
+    ) -> Record:
+        """Stage values of a recorded teacher prompt, each from our value of the stage before."""
+        inputs = golden.entry["inputs"]
+        batch = reprompt.teacher_batch(
+            inputs["raw_prompt"],
+            tensors["in.responses"],
+            tensors["in.response_mask"],
+            tensors["in.token_level_rewards"],
+            inputs["uids"],
+            tokenizer,
+            reward_extra_infos=inputs["reward_extra_infos"],
+            chat_template_kwargs=golden.config["apply_chat_template_kwargs"],
+            **golden.config["self_distillation"],
+        )
+        return dict(batch.trace)
+
+    def update_gap(self, golden: GoldenCase) -> str | None:
+        """Why a recorded update is not run, None if it is."""
+        return update_family.not_ours(golden)
+
+    def update_run(
+        self, family: GoldenFamily, golden: GoldenCase, recorded: dict[str, Tensor]
+    ) -> UpdateRun:
+        """A recorded case of one or three updates."""
+        return update_family.run_own(family, golden, recorded)
+
+
+class Transcription:
+    """The transcription in `reference/`: how much of the recording it reproduces."""
+
+    name = "reference"
+    kind = "transcription"
+    stages = tuple(name for name in NAMES if name != "config")
+    notes = ()
+    location = location_of(loss_from_logits)
+
+    def trace(self, case: LossCase) -> Mapping[str, Tensor]:
+        """Stage values on a loss case, gradient included."""
+        return transcription_trace(case)
+
+    def prompt_record(
+        self, golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
+    ) -> Record:
+        """Stage values of a recorded teacher prompt."""
+        return transcription_record(golden, tensors, tokenizer)
+
+    def update_gap(self, golden: GoldenCase) -> str | None:
+        """Every recorded update is run."""
+        return None
+
+    def update_run(
+        self, family: GoldenFamily, golden: GoldenCase, recorded: dict[str, Tensor]
+    ) -> UpdateRun:
+        """A recorded case of one or three updates, in float32."""
+        return update_family.run_reference(family, golden, recorded, torch.float32)
+
+
+WHOLE = (Own, Transcription)
