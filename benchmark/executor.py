@@ -25,15 +25,13 @@ from types import TracebackType
 
 from sdpo.benchmark import feedback
 from sdpo.benchmark.case import Case, Result, Status
-from sdpo.benchmark.extraction import extract_code
+from sdpo.benchmark.extraction import MAX_CODE, extract_code
 from sdpo.benchmark.judging import Outcome, Submission, judge
 from sdpo.benchmark.sandbox.client import ForkServer, Limits, ServerError, require_core
 from sdpo.benchmark.testplan import Plan, PlanError, plan
 
 # The slowest reference solution of MBPP takes 6 s on an idle core.
 DEFAULT_TIMEOUT = 20.0
-# Longer code is refused: compiling it takes memory in proportion, and no honest answer comes near.
-MAX_CODE = 1 << 20
 # A case whose server ends twice ends servers.
 _ATTEMPTS = 2
 

@@ -20,8 +20,9 @@ All of it works line by line in linear time: the text is never parsed here.
 """
 
 import dataclasses
+import itertools
+import os
 import re
-import textwrap
 from collections.abc import Sequence
 
 _FENCE = re.compile(r"^(?P<before>.*?)(?P<mark>`{3,}|~{3,})[ \t]*(?P<label>[^`~]*)$")
@@ -42,6 +43,10 @@ _DEFINES = re.compile(
 )
 _IMPORTS = re.compile(r"^(?:import\s+(.+)|from\s+\S+\s+import\s+(.+))$", re.MULTILINE)
 _FUNCTION = re.compile(r"^\s*(?:async\s+def|def|class)\s+\w", re.MULTILINE)
+# Longer code is refused: compiling it takes memory in proportion, and no honest answer comes near.
+MAX_CODE = 1 << 20
+# Lines tried as the first one; each attempt reads on from there.
+_MAX_STARTS = 20
 _TAGS = (("[PYTHON]", "[/PYTHON]"), ("[BEGIN]", "[DONE]"))
 
 
@@ -79,7 +84,7 @@ def extract_code(completion: str, names: Sequence[str] = ()) -> str:
     """
     blocks, rest = _fenced(_normal(completion).split("\n"))
     code = _choose(blocks, frozenset(names)) if blocks else _unfenced(rest)
-    code = textwrap.dedent(code).strip("\n")
+    code = _dedent(code).strip("\n")
     return code + "\n" if code.strip() else ""
 
 
@@ -95,11 +100,23 @@ def _normal(completion: str) -> str:
 
 def _between_tags(text: str) -> str:
     for opening, closing in _TAGS:
-        if opening in text:
-            text = text.partition(opening)[2]
-        if closing in text:
-            text = text.partition(closing)[0]
+        start, end = text.find(opening), text.find(closing)
+        if 0 <= end < start:
+            start = -1
+        if start >= 0:
+            text = text[start + len(opening) :].partition(closing)[0]
+        elif end >= 0:
+            text = text[:end]
     return text
+
+
+def _dedent(text: str) -> str:
+    """As `textwrap.dedent`, in linear time whatever the indentation."""
+    lines = text.split("\n")
+    margin = os.path.commonprefix(
+        [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip()]
+    )
+    return "\n".join(line.removeprefix(margin) for line in lines)
 
 
 def _fenced(lines: list[str]) -> tuple[list[Block], list[str]]:
@@ -153,15 +170,15 @@ def _choose(blocks: list[Block], names: frozenset[str]) -> str:
     chosen = (defining or functions or candidates)[-1]
     used = frozenset(re.findall(r"\w+", chosen.code))
     helpers = [
-        textwrap.dedent(block.code)
+        _dedent(block.code)
         for block in candidates
         if block is not chosen and block.names & (used - chosen.names) and not block.names & names
     ]
-    return "\n".join([*helpers, textwrap.dedent(chosen.code)])
+    return "\n".join([*helpers, _dedent(chosen.code)])
 
 
 def _unfenced(lines: list[str]) -> str:
-    lines = textwrap.dedent("\n".join(lines)).split("\n")
+    lines = _dedent("\n".join(lines)).split("\n")
     strong = next((i for i, line in enumerate(lines) if _STRONG.match(line)), None)
     if strong is None:
         strong = next((i for i, line in enumerate(lines) if _WEAK.match(line)), None)
@@ -170,15 +187,13 @@ def _unfenced(lines: list[str]) -> str:
     return "\n".join(lines[_start(lines, strong) : _end(lines, strong)])
 
 
-def _start(lines: list[str], start: int) -> int:
+def _start(lines: list[str], strong: int) -> int:
     """Index of the first line of code: also assignments, comments and a docstring before it."""
-    while start and (not lines[start - 1].strip() or _is_code(lines[start - 1])):
-        start -= 1
-        quotes = [mark for mark in ('"""', "'''") if lines[start].count(mark) % 2]
-        if quotes:
-            opening = (i for i in range(start - 1, -1, -1) if quotes[0] in lines[i])
-            start = next(opening, start)
-    return start
+    candidates = (i for i in range(strong) if _is_code(lines[i]))
+    for start in itertools.islice(candidates, _MAX_STARTS):
+        if _end(lines, start) > strong:
+            return start
+    return strong
 
 
 def _is_code(line: str) -> bool:
@@ -188,9 +203,13 @@ def _is_code(line: str) -> bool:
 def _end(lines: list[str], start: int) -> int:
     """Index after the last line of code: prose at the left margin ends it."""
     quote = ""
-    depth = 0
+    depth = size = 0
     for index in range(start, len(lines)):
         line = lines[index]
+        size += len(line)
+        if size > MAX_CODE:
+            # Refused by the executor however it ends.
+            break
         inside = bool(quote) or depth > 0
         if line.strip() and not inside and not line[0].isspace() and not _is_code(line):
             return index

@@ -6,7 +6,7 @@ confinement fails. `ENDLESS` must be stopped at the limit. `NOISY` solve the tas
 inside their own process, and must neither disturb others nor leave anything behind.
 """
 
-from tests.benchmark.programs_honest import ADD_TESTS, Program
+from programs_honest import ADD_TESTS, Program
 
 _NOT_PASSED = ("fail", "error", "timeout")
 TRUTH_TESTS = ("assert good(1)", "assert good(2) == True", "assert not bad(1)")
@@ -245,7 +245,6 @@ CHEATS = {
     "segmentation fault": _cheat("import ctypes\ndef add(a, b):\n    ctypes.string_at(0)"),
     "abort": _cheat("import os\ndef add(a, b):\n    os.abort()"),
     "kills itself": _cheat("import os\ndef add(a, b):\n    os.kill(os.getpid(), 9)"),
-    "stops itself": _cheat("import os\ndef add(a, b):\n    os.kill(os.getpid(), 19)"),
     "stack overflow": _cheat(
         "import sys\nsys.setrecursionlimit(10**9)\nclass A:\n    def __getattr__(self, n):\n        return getattr(self, n + 'x')\n"
         "def add(a, b):\n    return A().x"
@@ -265,14 +264,13 @@ CHEATS = {
     ),
     "decimal bomb": _cheat(
         "from decimal import Decimal\ndef t():\n    return Decimal('1e999999999')",
-        "assert t() == 3",
-        "assert int(t()) == 3",
+        "assert t() == 3"
     ),
     "equal hashes": _cheat(
-        "def t():\n    return {i * (2**61 - 1) << 70 for i in range(1, 2)} | {i * (2**61 - 1) for i in range(2**10, 2**10 + 20000)}",
+        "def t():\n    return {i * (2**61 - 1) << 70 for i in range(1, 2)} | {i * (2**61 - 1) for i in range(2**10, 2**10 + 4000)}",
         "assert t() == {1}",
     ),
-    "collision in a list of keys": _cheat("def t():\n    return [[]] * 900_000", "assert t() == 3"),
+    "collision in a list of keys": _cheat("def t():\n    return [[]] * 100_000", "assert t() == 3"),
     "exponential sharing": _cheat(
         "def t():\n    x = []\n    for _ in range(60):\n        x = [x, x]\n    return x",
         "assert t() == []",
@@ -450,6 +448,14 @@ ENDLESS["endless generator, listed"] = Program(
     "def up():\n    while True:\n        yield 1",
     ("timeout", "fail"),
     ("assert list(up()) == [1]",),
+)
+ENDLESS["stops itself"] = Program(
+    "import os\ndef add(a, b):\n    os.kill(os.getpid(), 19)", ("timeout",)
+)
+ENDLESS["decimal bomb"] = Program(
+    "from decimal import Decimal\ndef t():\n    return Decimal('1e999999999')",
+    ("timeout", "fail"),
+    ("assert int(t()) == 3",),
 )
 ENDLESS["endless truth"] = Program(
     "class T:\n    def __bool__(self):\n        while True:\n            pass\ndef t():\n    return T()",
