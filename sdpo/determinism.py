@@ -56,4 +56,8 @@ def reseed(seed: int) -> None:
     """Set the global seeds of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:
+        # torch.manual_seed spends milliseconds on preparing for a device that may come later
+        torch.default_generator.manual_seed(seed)

@@ -8,7 +8,7 @@ or undefined inputs are left out: implementations differ there whatever else the
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -154,10 +154,5 @@ def evaluation(faults: tuple[Fault, ...], on: Prepared) -> Evaluation | None:
     except CandidateError:
         return None
     values = values_of(on, trace)
-    held = same(on, values, on.reference_values, limits(on))
+    held = same(on, values, on.reference_values, allowances(on, on.reference_values))
     return Evaluation(values, complaint, bool(complaint) or not held, allowances(on, values))
-
-
-def limits(on: Prepared) -> Mapping[str, Values]:
-    """The allowances around the reference."""
-    return allowances(on, on.reference_values)

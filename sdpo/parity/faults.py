@@ -133,6 +133,7 @@ CATALOGUE = collected(
         faults_divergence.IMPORTANCE,
         faults_divergence.GRADIENT,
         faults_outcome.AGGREGATE,
+        faults_outcome.SCALE,
         faults_outcome.GRADIENT,
         OUTSIDE,
     ]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from copy import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +45,9 @@ def terms(
         return kl(student, teacher)
     inner = torch.tensor(alpha if mixture is None else mixture, dtype=student.dtype)
     shifts = (torch.log(1 - inner), torch.log(inner)) if normalized else (0.0, 0.0)
-    mixed = torch.logsumexp(torch.stack([student + shifts[0], teacher + shifts[1]]), dim=0)
+    middle = torch.logsumexp(torch.stack([student + shifts[0], teacher + shifts[1]]), dim=0)
     weight = torch.tensor(alpha if outer is None else outer, dtype=student.dtype)
-    return torch.lerp(kl(student, mixed), kl(teacher, mixed), weight)
+    return torch.lerp(kl(student, middle), kl(teacher, middle), weight)
 
 
 def over(change: Callable[[Tensor], Tensor], sampled: bool = False) -> Part:
@@ -67,15 +68,15 @@ def with_alpha(change: Callable[[float], float]) -> Part:
     )
 
 
-def weighted(**options: Callable[[float], float]) -> Part:
+def mixed(**options: Any) -> Part:
     """The mixture form with other weights inside or outside."""
+    return lambda run: terms(run.student_on, run.teacher_on, run.config.alpha, **options).sum(-1)
 
-    def changed(run: Run) -> Tensor:
-        alpha = run.config.alpha
-        chosen = {name: value(alpha) for name, value in options.items()}
-        return terms(run.student_on, run.teacher_on, alpha, **chosen).sum(-1)
 
-    return changed
+def outer_swapped(run: Run) -> Tensor:
+    """The mixture as it is, its two divergences weighted the other way round."""
+    alpha = run.config.alpha
+    return terms(run.student_on, run.teacher_on, alpha, outer=1 - alpha).sum(-1)
 
 
 def rescaled(run: Run) -> Tensor:
@@ -191,9 +192,9 @@ def weights_held(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
         return (student.detach().exp() * (student - teacher)).sum(-1)
     weight = torch.tensor(alpha, dtype=student.dtype)
     shifted = torch.stack([student + torch.log(1 - weight), teacher + torch.log(weight)])
-    mixed = torch.logsumexp(shifted, dim=0)
-    own = student.detach().exp() * (student - mixed)
-    return torch.lerp(own, kl(teacher, mixed), weight).sum(-1)
+    middle = torch.logsumexp(shifted, dim=0)
+    own = student.detach().exp() * (student - middle)
+    return torch.lerp(own, kl(teacher, middle), weight).sum(-1)
 
 
 def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
@@ -260,7 +261,7 @@ DIVERGENCE = (
     divergence_fault(
         3,
         "mixture without its log-weights",
-        weighted(normalized=lambda alpha: False),
+        mixed(normalized=False),
     ),
     divergence_fault(
         20,
@@ -272,13 +273,13 @@ DIVERGENCE = (
     divergence_fault(
         56,
         "mixture at equal weights",
-        weighted(mixture=lambda alpha: 0.5),
+        mixed(mixture=0.5),
         inactive="equal at alpha 0.5",
     ),
     divergence_fault(
         57,
         "outer weights of the mixture form swapped",
-        weighted(outer=lambda alpha: 1.0 - alpha),
+        outer_swapped,
         inactive="equal at alpha 0.5",
     ),
     divergence_fault(58, "mean over the support", over(lambda found: found.mean(-1))),

@@ -120,7 +120,6 @@ def leaf_of(run: Run) -> Tensor:
 
 def scaled_gradient(factor: float) -> Part:
     """The loss with its gradient times a factor."""
-
     return lambda run: with_gradient_times(run, factor)
 
 
@@ -243,6 +242,18 @@ AGGREGATE = (
         "M92",
         "one token too few in the denominator",
         only_token_mean(lambda run: over_tokens(run, (run.mask.sum() - 1).clamp(min=1.0))),
+    ),
+)
+
+SCALE = (
+    Fault(
+        "M104",
+        "loss times temperature squared",
+        "precision / scaling",
+        "aggregate",
+        "design: usual in distillation from softened targets",
+        {"aggregate": lambda run: aggregate(run) * run.config.temperature**2},
+        needs_logits=True,
     ),
 )
 

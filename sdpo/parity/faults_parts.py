@@ -327,7 +327,9 @@ def fault_trace(changes: Mapping[str, Part], case: LossCase) -> dict[str, Tensor
     student = case.student_logits.detach().clone().requires_grad_(True)
     teacher = case.teacher_logits.detach().clone().requires_grad_(True)
     trace: dict[str, Tensor] = {}
-    function = loss_from_logits(changes, case.recorded.get("support.indices"), trace)
+    # the recorded choice among tied logits holds for the logits that it was made from
+    chosen = None if "scaled" in changes else case.recorded.get("support.indices")
+    function = loss_from_logits(changes, chosen, trace)
     optional = {
         "old_log_probs": case.old_log_probs,
         "self_distillation_mask": case.self_distillation_mask,

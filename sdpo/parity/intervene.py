@@ -2,10 +2,13 @@
 
 Each rung is a small generated case that adds one feature to rungs below it; everything else is
 neutral. A rung whose loss is over budget while the ones below hold names the stage of its feature.
+Where one feature shows a fault of several stages, the rungs are read together (`RULES`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -15,10 +18,21 @@ from sdpo.parity.case import LossCase
 VOCABULARY, TOPK = 24, 6
 LOSS_HOLDS = "holds"
 LOSS_DEPARTS = "departs"
+ONLY_LOSS_DEPARTS = "loss departs"
 GRADIENT_DEPARTS = "gradient departs"
 UNUSABLE = "not covered"
+SAME_FACTOR = 1e-3
 
-Judge = Callable[[LossCase], str]
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rung showed; `factor` is the loss divided by the reference's."""
+
+    result: str
+    factor: float | None = None
+
+
+Judge = Callable[[LossCase], Outcome]
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,14 @@ def agreeing(case: LossCase) -> LossCase:
     return replace(case, teacher_logits=case.student_logits * 0.5)
 
 
+def with_small_tail(case: LossCase) -> LossCase:
+    """The same case with little mass outside the first tokens, far less in the student."""
+    outside = torch.arange(VOCABULARY) >= TOPK
+    student = torch.where(outside, case.student_logits - 10, case.student_logits)
+    teacher = torch.where(outside, case.teacher_logits - 4, case.teacher_logits)
+    return replace(case, student_logits=student, teacher_logits=teacher)
+
+
 def with_ratio(case: LossCase, shift: float) -> LossCase:
     """Old log-probs that lie `shift` below the present ones."""
     scaled = case.student_logits / case.config.temperature
@@ -71,6 +93,13 @@ def padded(case: LossCase) -> LossCase:
     """The same case with ragged rows."""
     mask = case.response_mask.clone()
     mask[0, -1], mask[1, 1:] = 0, 0
+    return replace(case, response_mask=mask)
+
+
+def with_empty_column(case: LossCase) -> LossCase:
+    """The same case with padding at the end of every row."""
+    mask = case.response_mask.clone()
+    mask[:, -1] = 0
     return replace(case, response_mask=mask)
 
 
@@ -106,10 +135,13 @@ def several_tokens(dtype: torch.dtype) -> list[Rung]:
         teacher_logits=distinct.teacher_logits[:, :1].expand(1, 3, -1).clone(),
         responses=distinct.responses[:, :1].expand(1, 3).clone(),
     )
+    sampled = settings(full_logit_distillation=False, alpha=1.0)
+    of_samples = plain("distinct tokens, sampled", sampled, 1, 3, dtype)
     rows = plain("two rows", settings(), 2, 3, dtype)
     return [
         Rung("aggregate", "equal tokens", equal),
         Rung("log_probs", "distinct tokens", distinct),
+        Rung("log_probs", "distinct tokens, sampled", of_samples),
         Rung("aggregate", "two rows", rows),
     ]
 
@@ -125,6 +157,12 @@ def top_k(dtype: torch.dtype) -> list[Rung]:
         config = settings(distillation_topk=TOPK, distillation_add_tail=add_tail)
         case = plain(f"top-k {feature}", config, 1, 1, dtype)
         rungs.append(Rung("support", f"top-k {feature}", case))
+    config = settings(distillation_topk=TOPK)
+    small = plain("small tail", config, 1, 1, dtype)
+    rungs.append(Rung("tail", "small tail", with_small_tail(small)))
+    config = settings(distillation_topk=VOCABULARY, distillation_add_tail=False)
+    whole = plain("renormalised, whole vocabulary", config, 1, 1, dtype)
+    rungs.append(Rung("tail", "renormalised, whole vocabulary", whole))
     config = settings(distillation_topk=VOCABULARY - 1)
     rungs.append(Rung("tail", "tail of one token", plain("tail of one", config, 1, 1, dtype)))
     config = settings(distillation_topk=VOCABULARY, alpha=1.0)
@@ -148,10 +186,17 @@ def importance(dtype: torch.dtype) -> list[Rung]:
     rungs.append(
         Rung("importance", "rollout weights", replace(weighted, rollout_is_weights=weights))
     )
-    both = with_ratio(plain("ratio and weights", settings(is_clip=2.0), 1, 1, dtype), 0.4)
+    config = settings(is_clip=2.0, temperature=0.7)
+    warm = with_ratio(plain("ratio at a temperature", config, 1, 1, dtype), 0.4)
+    rungs.append(Rung("importance", "ratio at a temperature", warm))
+    several = with_ratio(plain("ratios of several tokens", settings(is_clip=2.0), 1, 3, dtype), 0.0)
+    assert several.old_log_probs is not None
+    moved = several.old_log_probs + torch.tensor([[0.6, -0.3, 0.2]])
     rungs.append(
-        Rung("importance", "ratio and weights", replace(both, rollout_is_weights=weights))
+        Rung("importance", "ratios of several tokens", replace(several, old_log_probs=moved))
     )
+    both = with_ratio(plain("ratio and weights", settings(is_clip=2.0), 1, 1, dtype), 0.4)
+    rungs.append(Rung("importance", "ratio and weights", replace(both, rollout_is_weights=weights)))
     return rungs
 
 
@@ -166,6 +211,7 @@ def masks(dtype: torch.dtype) -> list[Rung]:
     ):
         case = plain(f"padding, {mode}", settings(loss_agg_mode=mode), 3, 4, dtype)
         rungs.append(Rung("aggregate", f"padding, {mode}", padded(case)))
+        rungs.append(Rung("aggregate", f"empty column, {mode}", with_empty_column(case)))
         masked = replace(padded(case), self_distillation_mask=torch.tensor([1.0, 0.0, 1.0]))
         rungs.append(Rung("aggregate", f"row without signal, {mode}", masked))
     nothing = plain("nothing counts", settings(), 2, 2, dtype)
@@ -179,7 +225,7 @@ def masks(dtype: torch.dtype) -> list[Rung]:
     return rungs
 
 
-def first_departure(judge: Judge, dtype: torch.dtype) -> tuple[str | None, list[dict[str, str]]]:
+def first_departure(judge: Judge, dtype: torch.dtype) -> tuple[str | None, list[dict[str, Any]]]:
     """The stage where a callable first departs, and what every rung showed.
 
     Args:
@@ -190,28 +236,95 @@ def first_departure(judge: Judge, dtype: torch.dtype) -> tuple[str | None, list[
         The stage, None if every rung holds; and one row for each rung.
     """
     rows = []
-    for rung in ladder(dtype):
-        rows.append({"stage": rung.stage, "feature": rung.feature, "result": judge(rung.case)})
+    for rung in cached_ladder(dtype):
+        outcome = judge(rung.case)
+        row = {"stage": rung.stage, "feature": rung.feature, "result": outcome.result}
+        rows.append(row | {"factor": outcome.factor})
     return inferred_stage(rows), rows
 
 
-def inferred_stage(rows: list[dict[str, str]]) -> str | None:
+@lru_cache
+def cached_ladder(dtype: torch.dtype) -> tuple[Rung, ...]:
+    """The ladder, the same case objects each time."""
+    return tuple(ladder(dtype))
+
+
+class Reading:
+    """What the rungs showed, by feature."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.stages = {row["feature"]: row["stage"] for row in rows}
+        self.results = {row["feature"]: row["result"] for row in rows}
+        self.factors = {row["feature"]: row.get("factor") for row in rows}
+
+    def departs(self, *features: str) -> bool:
+        """Whether the loss departs on all of these rungs."""
+        return all(self.results[f] in (LOSS_DEPARTS, ONLY_LOSS_DEPARTS) for f in features)
+
+    def holds(self, *features: str) -> bool:
+        """Whether loss and gradient hold on all of these rungs."""
+        return all(self.results[f] == LOSS_HOLDS for f in features)
+
+    def one_factor(self, *features: str) -> bool:
+        """Whether the loss is off by one and the same factor on all of these rungs."""
+        if not self.departs(*features):
+            return False
+        factors = [self.factors[f] for f in features]
+        known = [f for f in factors if f is not None]
+        near = SAME_FACTOR * max(abs(f) for f in known) if known else 0.0
+        return len(known) == len(factors) and max(known) - min(known) <= near
+
+
+def scaled_as_a_whole(rungs: Reading) -> bool:
+    """Every token is off by one factor, in all forms of the divergence, or at a temperature."""
+    at_temperature = ("temperature", "temperature, sampled")
+    return rungs.one_factor(*SINGLE) or (rungs.holds(*SINGLE) and rungs.one_factor(*at_temperature))
+
+
+def only_values(rungs: Reading) -> bool:
+    """Every token's loss is off, and no gradient is."""
+    return all(rungs.results[f] == ONLY_LOSS_DEPARTS for f in SINGLE)
+
+
+def only_support_at_temperature(rungs: Reading) -> bool:
+    """The temperature reaches the sampled token and not the distribution."""
+    return rungs.departs("temperature") and rungs.holds("temperature, sampled", *SINGLE)
+
+
+def sampled_token_everywhere(rungs: Reading) -> bool:
+    """The sampled token's log-prob is off, in its own mode and in the ratio."""
+    ratios = ("ratio below cap", "ratio between one and cap", "ratios of several tokens")
+    return rungs.departs("sampled token") and any(map(rungs.departs, ratios))
+
+
+def support_is_another(rungs: Reading) -> bool:
+    """Top-k departs with and without tail, whatever the ranking, and not for want of a rest."""
+    return rungs.departs(*SAME_RANKING) and (
+        rungs.holds("tail of one token") or rungs.departs("renormalised, whole vocabulary")
+    )
+
+
+SINGLE = ("alpha 0", "alpha 1", "alpha 0.5", "alpha 0.25", "sampled token")
+DISTRIBUTIONS = SINGLE[:-1]
+SAME_RANKING = ("top-k renormalised, same ranking", "top-k tail, same ranking")
+RULES: tuple[tuple[str, Callable[[Reading], bool]], ...] = (
+    ("aggregate", scaled_as_a_whole),
+    ("aggregate", only_values),
+    ("log_probs", lambda rungs: rungs.departs(*SINGLE)),
+    ("log_probs", lambda rungs: rungs.holds(*DISTRIBUTIONS) and sampled_token_everywhere(rungs)),
+    ("support", only_support_at_temperature),
+    ("support", lambda rungs: rungs.holds(*SINGLE) and support_is_another(rungs)),
+)
+
+
+def inferred_stage(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """The stage that the results of the rungs point to."""
-    departs = {row["feature"]: row["stage"] for row in rows if row["result"] == LOSS_DEPARTS}
-    holds = {row["feature"] for row in rows if row["result"] == LOSS_HOLDS}
-    alphas = {"alpha 0", "alpha 1", "alpha 0.5", "alpha 0.25"}
-    if not departs:
-        gradient = any(row["result"] == GRADIENT_DEPARTS for row in rows)
+    rungs = Reading(rows)
+    departing = [feature for feature in rungs.stages if rungs.departs(feature)]
+    if not departing:
+        gradient = GRADIENT_DEPARTS in rungs.results.values()
         return "gradient" if gradient else None
-    if departs.keys() >= {"sampled token", *alphas}:
-        return "log_probs"
-    if "sampled token" in departs and any(
-        departs.get(feature) == "importance" for feature in departs
-    ):
-        if alphas <= holds:
-            return "log_probs"
-    first = next(iter(departs))
-    agreeing_rungs = {"top-k renormalised, same ranking", "top-k tail, same ranking"}
-    if first in agreeing_rungs and agreeing_rungs <= departs.keys():
-        return "support" if "tail of one token" in holds else "tail"
-    return departs[first]
+    for stage, rule in RULES:
+        if rule(rungs):
+            return stage
+    return rungs.stages[departing[0]]

@@ -6,6 +6,7 @@ The stage of the explaining faults comes first, where they agree; the ladder of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -16,7 +17,9 @@ from sdpo.parity.intervene import (
     GRADIENT_DEPARTS,
     LOSS_DEPARTS,
     LOSS_HOLDS,
+    ONLY_LOSS_DEPARTS,
     UNUSABLE,
+    Outcome,
     first_departure,
 )
 from sdpo.parity.prepared import Observation
@@ -36,7 +39,7 @@ class Departure:
     stage: str | None
     inferred: bool = False
     explained_by: list[str] = field(default_factory=list)
-    rungs: list[dict[str, str]] = field(default_factory=list)
+    rungs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def locate(
@@ -60,10 +63,11 @@ def locate(
     labels = [explanation.label for explanation in found]
     if judge is None:
         return Departure(observed, explained_by=labels)
-    stage, rungs = first_departure(lambda case: rung_result(judge(case)), dtype_of(observations))
+    if (stage := stage_of(found)) is not None:
+        return Departure(stage, True, labels)
+    stage, rungs = first_departure(lambda case: rung_outcome(judge(case)), dtype_of(observations))
     if from_log_probs and stage is not None:
         stage = WITHOUT_LOG_PROBS.get(stage, stage)
-    stage = stage_of(found) or stage
     if stage is None:
         return Departure(observed, explained_by=labels, rungs=rungs)
     return Departure(stage, True, labels, rungs)
@@ -77,11 +81,16 @@ def dtype_of(observations: Sequence[Observation]) -> torch.dtype:
     )
 
 
-def rung_result(result: CaseResult) -> str:
-    """Whether loss and gradient of a generated case hold."""
-    by_stage = {comparison.stage: comparison.status for comparison in result.comparisons}
-    if not by_stage or ERROR in by_stage.values():
-        return UNUSABLE
-    if by_stage.get("aggregate") == DIVERGENT:
-        return LOSS_DEPARTS
-    return GRADIENT_DEPARTS if DIVERGENT in by_stage.values() else LOSS_HOLDS
+def rung_outcome(result: CaseResult) -> Outcome:
+    """Whether loss and gradient of a generated case hold, and the factor between the losses."""
+    by_stage = {comparison.stage: comparison for comparison in result.comparisons}
+    statuses = {comparison.status for comparison in result.comparisons}
+    if not by_stage or ERROR in statuses:
+        return Outcome(UNUSABLE)
+    loss, gradient = by_stage.get("aggregate"), by_stage.get("gradient")
+    if loss is None or loss.status != DIVERGENT:
+        return Outcome(GRADIENT_DEPARTS if DIVERGENT in statuses else LOSS_HOLDS)
+    expected = loss.worst.get("expected", 0.0)
+    factor = loss.worst["actual"] / expected if expected else None
+    held = gradient is not None and gradient.status != DIVERGENT
+    return Outcome(ONLY_LOSS_DEPARTS if held else LOSS_DEPARTS, factor)

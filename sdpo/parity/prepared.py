@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdpo.fixtures import GoldenFamily
 from sdpo.parity.budget import Truth, truth
-from sdpo.parity.case import LossCase, reference_trace
+from sdpo.parity.case import LossCase, from_golden, reference_trace
 from sdpo.parity.loss_family import PER_TOKEN, counted
 from sdpo.parity.oracle import Array, array_of
 
@@ -57,6 +58,7 @@ class Prepared:
 
 
 _KNOWN: dict[int, Prepared] = {}
+_CASES: dict[int, tuple[GoldenFamily, list[LossCase]]] = {}
 
 
 def prepared(case: LossCase) -> Prepared:
@@ -67,9 +69,12 @@ def prepared(case: LossCase) -> Prepared:
     return found
 
 
-def forget() -> None:
-    """Drop all prepared cases."""
-    _KNOWN.clear()
+def loss_cases(family: GoldenFamily) -> list[LossCase]:
+    """The cases of a family of the loss; the same objects for the same family object."""
+    known = _CASES.get(id(family))
+    if known is None or known[0] is not family:
+        known = _CASES[id(family)] = (family, [from_golden(golden) for golden in family])
+    return known[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,74 @@
+"""`sdpo mutants`: the self-test of the harness against the catalogue of known faults."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+MOST_PROCESSES = 8
+
+
+def mutants(
+    only: Annotated[
+        str, typer.Option(help="Only these faults, by id, separated by commas.", metavar="M01,M07")
+    ] = "",
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of text.")
+    ] = False,
+) -> None:
+    """Audit every known fault of the loss as a candidate: each must be found, at its stage.
+
+    Faults of the teacher prompt and of the update are listed with the test that plants them. Exit
+    code: 0 all found, 4 a fault survives or is found at another stage, 2 wrong usage.
+
+    Example: sdpo mutants --only M07,M23
+    """
+    import json
+
+    from sdpo.parity.faults import BY_ID, CATALOGUE, LOSS_FAULTS
+    from sdpo.parity.render.mutants import text_of
+    from sdpo.parity.selftest import failures
+
+    asked = [id_.strip() for id_ in only.split(",") if id_.strip()]
+    known = [fault.id for fault in LOSS_FAULTS]
+    if unknown := [id_ for id_ in asked if id_ not in known]:
+        elsewhere = [f"{id_} ({BY_ID[id_].proof})" for id_ in unknown if id_ in BY_ID]
+        why = f"not in the loss: {'; '.join(elsewhere)}" if elsewhere else "see `sdpo mutants`"
+        raise typer.BadParameter(f"{', '.join(unknown)}: no fault of the loss; {why}")
+    rows = run([id_ for id_ in known if not asked or id_ in asked])
+    failed = failures(rows)
+    outside = [fault for fault in CATALOGUE if not fault.in_loss and not asked]
+    if json_:
+        listed = [
+            {"id": f.id, "name": f.name, "stage": f.stage, "source": f.source, "proof": f.proof}
+            for f in outside
+        ]
+        document = {
+            "schema_version": 1,
+            "verdict": "FAILED" if failed else "PASS",
+            "failures": failed,
+            "faults": rows,
+            "outside_the_loss": listed,
+        }
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print(text_of(rows, outside, failed))
+    raise typer.Exit(4 if failed else 0)
+
+
+def run(ids: list[str]) -> list[dict[str, Any]]:
+    """Audit the faults with a progress bar on standard error."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sdpo.parity.selftest import self_test
+
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES) if len(ids) > MOST_PROCESSES else 1
+    console = Console(stderr=True)
+    rows = []
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("known faults", total=len(ids))
+        for row in self_test(ids, processes):
+            rows.append(row)
+            bar.advance(task)
+    return rows
