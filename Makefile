@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 
-.PHONY: parity test check format clean
+.PHONY: parity test check format docs clean
 
 parity: $(VENV)/.installed-train
-	$(PY) -m sdpo audit
+	$(PY) -m sdpo audit reference sdpo
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2
@@ -20,6 +20,9 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: parity
+	$(PY) docs/generate.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

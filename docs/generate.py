@@ -1,0 +1,102 @@
+"""Writes the generated parts of the README, and the gallery, from audit reports.
+
+Run `make docs`: it audits the transcription and our implementation first.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sdpo.parity.render.text import number
+from sdpo.parity.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+AUDITS = ROOT / "reports" / "audit"
+GALLERY = ROOT / "reports" / "gallery"
+
+
+def load(candidate: str) -> dict:
+    """The RUN document of a candidate."""
+    return json.loads((AUDITS / candidate / "report.json").read_text(encoding="utf-8"))["runs"][0]
+
+
+def table(reference: dict, own: dict) -> str:
+    """Verdict table of both candidates, one row for each stage."""
+    lines = [
+        "| # | stage | what is compared | transcription: bit-equal | ours: status | bit-equal "
+        "| largest error ÷ budget |",
+        "|--:|---|---|--:|---|--:|--:|",
+    ]
+    for theirs, row in zip(reference["stages"], own["stages"], strict=True):
+        stage = STAGES[row["name"]]
+        lines.append(
+            f"| {stage.number} | `{stage.name}` | {stage.compares} | {share(theirs)} "
+            f"| {row['status']} | {share(row)} | {used(stage.kind, row)} |"
+        )
+    return "\n".join(lines)
+
+
+def share(row: dict) -> str:
+    """How many of the comparisons that had an element were bit-equal."""
+    compared = row["comparisons"] - row["empty"]
+    return f"{row['bit_equal']} of {compared}" if compared else "-"
+
+
+def used(kind: str, row: dict) -> str:
+    """The largest share of a budget that was used."""
+    return "exact" if kind == "exact" else number(row["budget_used"])
+
+
+def summary(run: dict) -> str:
+    """Verdict and totals of a run in one line."""
+    totals = run["totals"]
+    counts = ", ".join(f"{count} {status}" for status, count in totals["by_status"].items())
+    return (
+        f"`sdpo audit {run['candidate']}`: **{run['verdict']}**, {totals['cases']} cases "
+        f"({counts}); {totals['comparisons']} comparisons of {totals['elements']} elements."
+    )
+
+
+def replaced(text: str, name: str, block: str) -> str:
+    """The text with the part between the markers of `name` replaced."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{block}\n{end}{after}"
+
+
+def example(text: str) -> str:
+    """The audit's first line for the loss in the README."""
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "my_loss.py").write_text(code[1], encoding="utf-8")
+        command = [sys.executable, "-m", "sdpo", "audit", "my_loss.py:sdpo_loss", "--quiet"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return f"```\n{done.stdout.strip()}\n```"
+
+
+def main() -> None:
+    """Replace the generated parts of the README and copy the plots."""
+    reference, own = load("reference"), load("sdpo")
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    environment = own["environment"]
+    stack = (
+        f"torch {environment['torch']}, {environment['cpu_capability']}, "
+        f"{environment['determinism']['torch_num_threads']} thread"
+    )
+    parts = [summary(reference), summary(own), f"Measured with {stack}.", table(reference, own)]
+    text = replaced(text, "verdicts", "\n\n".join(parts))
+    readme.write_text(replaced(text, "example", example(text)), encoding="utf-8")
+    GALLERY.mkdir(parents=True, exist_ok=True)
+    for name in ("overview.png", "budget.png"):
+        shutil.copy(AUDITS / "sdpo" / name, GALLERY / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""A fault planted in each module of our maths is caught, and the first stage is named right."""
+
+import pytest
+import torch
+
+from sdpo import aggregate, divergence, importance, loss, support
+from sdpo.fixtures import PACKAGED, load_family
+from sdpo.parity.adapters.own import Own
+from sdpo.parity.budget import truth
+from sdpo.parity.case import from_golden, reference_trace
+from sdpo.parity.compare import DIVERGENT, ERROR
+from sdpo.parity.loss_family import compare_loss
+from sdpo.parity.stages import first_in_order
+
+FAMILY = load_family(PACKAGED, "loss")
+SOME = ("P-L002", "P-L005", "P-L014", "P-L018", "P-L027", "P-L038", "P-L046", "P-L145", "P-L146")
+
+
+def first_stage() -> str | None:
+    """The first stage of ours that diverges or has a wrong shape, over some recorded cases."""
+    found = set()
+    for case_id in SOME:
+        case = from_golden(FAMILY.case(case_id))
+        trace = Own().trace(case)
+        comparisons = compare_loss(case, truth(case), reference_trace(case), trace)
+        found |= {c.stage for c in comparisons if c.status in (DIVERGENT, ERROR)}
+    return first_in_order(found)
+
+
+def without_temperature(logits, responses, *, temperature=1.0):
+    return support.log_probs(logits, responses)
+
+
+def off_by_one(logits, responses, *, temperature=1.0):
+    return support.log_probs(logits, responses, temperature=temperature).roll(1, dims=-1)
+
+
+def teachers_choice(student, teacher, **settings):
+    indices, theirs, ours = support.support(teacher, student, **settings)
+    return support.Support(indices, ours, theirs)
+
+
+def one_entry_less(student, teacher, *, distillation_topk=None, temperature=1.0):
+    topk = None if distillation_topk is None else max(distillation_topk - 1, 1)
+    return support.support(student, teacher, distillation_topk=topk, temperature=temperature)
+
+
+def never_a_tail(log_probs, *, distillation_add_tail=True):
+    return support.tail(log_probs, distillation_add_tail=False)
+
+
+def nothing_done(log_probs, *, distillation_add_tail=True):
+    return log_probs
+
+
+def swapped(student, teacher, *, alpha):
+    return divergence.divergence(teacher, student, alpha=alpha)
+
+
+def other_end(student, teacher, *, alpha):
+    return divergence.divergence(student, teacher, alpha=1 - alpha)
+
+
+def slightly_more(student, teacher, *, alpha):
+    return divergence.divergence(student, teacher, alpha=alpha) * (1 + 1e-3)
+
+
+def negative(student_log_probs, teacher_log_probs):
+    return -divergence.sampled_token_divergence(student_log_probs, teacher_log_probs)
+
+
+def without_ratio(per_token_loss, **settings):
+    return importance.importance(per_token_loss, **{**settings, "is_clip": None})
+
+
+def without_weights(per_token_loss, **settings):
+    return importance.importance(per_token_loss, **{**settings, "rollout_is_weights": None})
+
+
+def per_row_over_all_rows(per_token_loss, loss_mask, *, loss_agg_mode="token-mean"):
+    value = aggregate.aggregate(per_token_loss, loss_mask, loss_agg_mode=loss_agg_mode)
+    return value * (loss_mask.sum(-1) > 0).sum().clamp(min=1) / len(loss_mask)
+
+
+def padded_width(per_token_loss, loss_mask, *, loss_agg_mode="token-mean"):
+    return (per_token_loss * loss_mask).nan_to_num().sum() / loss_mask.numel()
+
+
+def half_the_gradient(per_token_loss, loss_mask, *, loss_agg_mode="token-mean"):
+    value = aggregate.aggregate(per_token_loss, loss_mask, loss_agg_mode=loss_agg_mode)
+    return 0.5 * value + 0.5 * value.detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "stage"),
+    [
+        ("log_probs", without_temperature, "log_probs"),
+        ("log_probs", off_by_one, "log_probs"),
+        ("support", teachers_choice, "support"),
+        ("support", one_entry_less, "support"),
+        ("tail", never_a_tail, "tail"),
+        ("tail", nothing_done, "tail"),
+        ("divergence", swapped, "divergence"),
+        ("divergence", other_end, "divergence"),
+        ("divergence", slightly_more, "divergence"),
+        ("sampled_token_divergence", negative, "divergence"),
+        ("importance", without_ratio, "importance"),
+        ("importance", without_weights, "importance"),
+        ("aggregate", per_row_over_all_rows, "aggregate"),
+        ("aggregate", padded_width, "aggregate"),
+        ("aggregate", half_the_gradient, "gradient"),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_planted_fault_is_named_at_its_stage(name, fault, stage, monkeypatch):
+    monkeypatch.setattr(loss, name, fault)
+    assert first_stage() == stage
+
+
+def test_nothing_is_found_where_nothing_is_planted():
+    assert first_stage() is None
+
+
+def test_a_constant_in_a_module_matters(monkeypatch):
+    """M06: the tail without its limit is not finite where the top-k holds all the mass."""
+    monkeypatch.setattr(support, "LARGEST_LOG_MASS", 0.0)
+    case = from_golden(FAMILY.case("P-L087"))
+    assert not torch.isfinite(Own().trace(case)["tail.student"]).all()
+    comparisons = compare_loss(case, truth(case), reference_trace(case), Own().trace(case))
+    assert first_in_order({c.stage for c in comparisons if c.status == DIVERGENT}) == "tail"

@@ -1,0 +1,61 @@
+"""What the README promises: its commands exist, its example runs and says what is printed there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from sdpo.parity.audit import Request, audit
+from sdpo.parity.render.text import first_line
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def between(name: str) -> str:
+    found = re.search(f"<!-- {name}: begin -->(.*?)<!-- {name}: end -->", README, re.DOTALL)
+    assert found is not None
+    return found[1].strip()
+
+
+def test_example_is_named_as_the_readme_prints_it(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    (tmp_path / "my_loss.py").write_text(code[1], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run = audit(Request("my_loss.py:sdpo_loss", repro="sdpo audit my_loss.py:sdpo_loss"))
+    words = r"(candidate|first|coverage|explained_by|repro)=[^=]*(?= \w+=|$)"
+    printed = between("example").strip("`").strip()
+    matches = [m[0] for m in re.finditer(words, printed)]
+    assert matches
+    for match in matches:
+        assert match in first_line(run)
+    assert run["first_stage"] == "support"
+    assert any(name.startswith("M04") for name in run["explained_by"])
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"(?:`|^)make (\w+)", README, re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_commands_without_make_install_declared_extras():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for extra in re.findall(r"\.\[(\w+)\]", README):
+        assert extra in extras
+
+
+def test_files_named_in_the_readme_exist():
+    for path in re.findall(r"`((?:sdpo|docs|fixtures|reference)/[\w/.]+\.(?:py|md|toml))`", README):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_verdict_table_names_all_stages():
+    from sdpo.parity.stages import NAMES
+
+    table = between("verdicts")
+    assert all(f"`{name}`" in table for name in NAMES)
