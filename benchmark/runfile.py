@@ -5,10 +5,10 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sdpo.benchmark.case import Case, CaseError, Result
 from sdpo.benchmark.executor import Executor
@@ -90,13 +90,17 @@ def finished_lines(out: Path, cases: Path) -> tuple[int, int]:
         Number of finished cases, and of bytes that hold them.
 
     Raises:
-        RunError: If the output belongs to other cases.
+        RunError: If the output belongs to other cases, or cannot be read.
     """
-    if not out.exists():
+    if not out.is_file():
         return 0, 0
     finished = size = 0
     lines = read_cases(cases)
-    with out.open("rb") as file:
+    try:
+        file = out.open("rb")
+    except OSError as error:
+        raise RunError(f"cannot read {out} to continue it: {error.strerror}") from error
+    with file:
         for raw in file:
             found = _digest(raw)
             if found is None:
@@ -123,21 +127,31 @@ def _digest(raw: bytes) -> str | None:
     return record.get("case_sha256", "") if isinstance(record, dict) else ""
 
 
-def open_output(out: Path, keep: int) -> BinaryIO:
+def open_output(out: Path, keep: int) -> FileIO:
     """Open the output behind the first `keep` bytes; raises `RunError` if it is not writable."""
     try:
-        file = out.open("r+b" if keep else "wb")
-        file.truncate(keep)
-        file.seek(keep)
+        file = FileIO(out, "r+" if keep else "w")
+        if keep:
+            file.truncate(keep)
+            file.seek(keep)
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror}") from error
     return file
 
 
+def _write(output: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[output.write(rest) :]
+    except OSError as error:
+        raise RunError(f"cannot write {output.name}: {error.strerror}") from error
+
+
 def run(
     executor: Executor,
     lines: Iterator[Line],
-    output: BinaryIO,
+    output: FileIO,
     progress: Callable[[Result], None] = lambda result: None,
 ) -> collections.Counter[str]:
     """Score cases and write a line for each as soon as it and all before it are finished.
@@ -145,7 +159,7 @@ def run(
     Args:
         executor: Does the scoring.
         lines: The cases.
-        output: Where the lines go; flushed after each.
+        output: Where the lines go, unbuffered.
         progress: Called after each line.
 
     Returns:
@@ -161,11 +175,7 @@ def run(
         line, future = window.popleft()
         result = future.result()
         record = {**result.record(line.id), "case_sha256": line.digest}
-        try:
-            output.write(json.dumps(record).encode() + b"\n")
-            output.flush()
-        except OSError as error:
-            raise RunError(f"cannot write the output: {error.strerror}") from error
+        _write(output, json.dumps(record).encode() + b"\n")
         counts[result.status] += 1
         progress(result)
 
@@ -176,7 +186,6 @@ def run(
             write_first()
     while window:
         write_first()
-    os.fsync(output.fileno())
     return counts
 
 

@@ -264,7 +264,7 @@ CHEATS = {
     ),
     "decimal bomb": _cheat(
         "from decimal import Decimal\ndef t():\n    return Decimal('1e999999999')",
-        "assert t() == 3"
+        "assert t() == 3",
     ),
     "equal hashes": _cheat(
         "def t():\n    return {i * (2**61 - 1) << 70 for i in range(1, 2)} | {i * (2**61 - 1) for i in range(2**10, 2**10 + 4000)}",

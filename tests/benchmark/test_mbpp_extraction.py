@@ -56,7 +56,10 @@ CASES = {
         'def f(x):\n    """Doc.\n\nMore text here\n    """\n    return x\n',
         'def f(x):\n    """Doc.\n\nMore text here\n    """\n    return x\n',
     ),
-    "no fence, open bracket": ("y = [\n'some text here',\n]\n" + _F, "y = [\n'some text here',\n]\n" + _F),
+    "no fence, open bracket": (
+        "y = [\n'some text here',\n]\n" + _F,
+        "y = [\n'some text here',\n]\n" + _F,
+    ),
     "decorator": ("@cache\n" + _F, "@cache\n" + _F),
     "common indentation": ("    def f(x):\n        return x\n", _F),
     "byte order mark": ("\ufeff" + _F, _F),

@@ -191,7 +191,11 @@ def test_five_thousand_runs_do_not_grow() -> None:
     cases = [case_of(programs[i % len(programs)]) for i in range(5000)]
     with Executor(2, timeout=30) as executor:
         list(executor.map(cases[:1000]))
-        idle, used, files = set(descendants(os.getpid())), memory(), len(os.listdir("/proc/self/fd"))
+        idle, used, files = (
+            set(descendants(os.getpid())),
+            memory(),
+            len(os.listdir("/proc/self/fd")),
+        )
         list(executor.map(cases))
         assert set(descendants(os.getpid())) == idle
         assert len(os.listdir("/proc/self/fd")) == files
