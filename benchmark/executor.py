@@ -2,17 +2,19 @@
 
 *Covered.* A submission runs in a fresh process under resource limits, Landlock (reads the standard
 library, writes its scratch folder), a seccomp allow list (no new process or program, no socket, no
-signal to others, no change of mode or owner) and, where the kernel grants them, namespaces (no other
-process, no network device, everything read-only). It learns the call expressions, never the values
-they should have; those are compared outside. It is killed at the time limit, and every process and
-file of it is gone before the next one starts. If the harness dies, the fork servers end.
+signal to others, no change of mode or owner) and, where the kernel grants them, namespaces (no
+other process, no network device, everything read-only). It learns the call expressions, never the
+values they should have; those are compared outside. It is killed at the time limit, and every
+process and file of it is gone before the next one starts. If the harness dies, the fork servers
+end.
 
 *Not covered.* Flaws of the kernel or of the interpreter's own C code. Time as a channel: runs share
-processors and memory bandwidth. Use of the processor up to the limit. Answers that a submission knows
-by heart: whoever shows the tests in the prompt can be answered with a table. A test that only asks for
-truth (`assert f(x)`) is passed by a function that returns true, whichever way it makes its process
-say so. Where a layer is missing from `isolation`, what it covers is not covered; without `seccomp`,
-a submission can start processes, and they are found by parentage when the run ends.
+processors and memory bandwidth. Use of the processor up to the limit. Existence and size of host
+files, which `stat` tells. Answers that a submission knows by heart: whoever shows the tests in the
+prompt can be answered with a table. A test that only asks for truth (`assert f(x)`) is passed by a
+function that returns true, whichever way it makes its process say so. Where a layer is missing from
+`isolation`, what it covers is not covered; without `seccomp`, a submission can start processes, and
+they are found by parentage when the run ends.
 """
 
 import concurrent.futures

@@ -2,9 +2,9 @@
 
     python -m sdpo.benchmark.executor_rate [--data FILE] [--workers 2] [--repeats 3]
 
-*bare*: one `subprocess.run([python, file])` after the other, the verdict being the exit status; this
-is what earlier benchmarks do. *fresh*: a new `python -I -S` per solution, as many at a time as the
-executor has workers. Both are unconfined and can be cheated; they set the scale. All three run
+*bare*: one `subprocess.run([python, file])` after the other, the verdict being the exit status;
+this is what earlier benchmarks do. *fresh*: a new `python -I -S` per solution, as many at a time as
+the executor has workers. Both are unconfined and can be cheated; they set the scale. All three run
 interleaved, so that a change of load meets all of them.
 """
 
@@ -35,7 +35,8 @@ _OWN = (
         (("a b", ["a", "b"]), ("", []), ("x-y", ["x", "y"])),
     ),
     (
-        "from collections import Counter\ndef most(s):\n    return Counter(s).most_common(1)[0][0]\n",
+        "from collections import Counter\ndef most(s):\n"
+        "    return Counter(s).most_common(1)[0][0]\n",
         "most",
         (("aab", "a"), ("b", "b"), ("cbc", "c")),
     ),
@@ -87,7 +88,7 @@ def _rate(run: Callable[[], int], count: int) -> float:
     passed = run()
     elapsed = time.perf_counter() - began
     if passed != count:
-        raise RuntimeError(f"{count - passed} of {count} solutions did not pass: no fair comparison")
+        raise RuntimeError(f"{count - passed} of {count} solutions did not pass: not comparable")
     return count / elapsed
 
 

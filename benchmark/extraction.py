@@ -3,10 +3,10 @@ r"""Finds the code in a completion.
 The rule, in order:
 
 1. Line ends become `\\n`, a byte order mark is dropped. Text up to the last `</think>` is dropped.
-2. Text between `[PYTHON]` and `[/PYTHON]`, or `[BEGIN]` and `[DONE]`, stands for the completion; the
-   closing mark may be missing, and so may the opening one.
-3. Fenced blocks: three or more backticks or tildes, at any indentation, also at the end of a line of
-   prose; closed by the same mark, or by the end of the text. Blocks labelled as Python count; if
+2. Text between `[PYTHON]` and `[/PYTHON]`, or `[BEGIN]` and `[DONE]`, stands for the completion;
+   the closing mark may be missing, and so may the opening one.
+3. Fenced blocks: three or more backticks or tildes, at any indentation, also at the end of a line
+   of prose; closed by the same mark, or by the end of the text. Blocks labelled as Python count; if
    there are none, blocks without a label; if none either, blocks with any label.
 4. Of several blocks the last one that defines a function under test is taken, or else the last one
    that defines any function or class, or else the last. Other blocks are put before it if they
@@ -21,7 +21,6 @@ All of it works line by line in linear time: the text is never parsed here.
 
 import dataclasses
 import itertools
-import os
 import re
 from collections.abc import Sequence
 
@@ -113,9 +112,11 @@ def _between_tags(text: str) -> str:
 def _dedent(text: str) -> str:
     """As `textwrap.dedent`, in linear time whatever the indentation."""
     lines = text.split("\n")
-    margin = os.path.commonprefix(
-        [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip()]
-    )
+    indents = [line[: len(line) - len(line.lstrip(" \t"))] for line in lines if line.strip()]
+    # What the least and the greatest text have in common at the start, all between have too.
+    least, greatest = (min(indents), max(indents)) if indents else ("", "")
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(least, greatest, strict=False))
+    margin = "".join(pair[0] for pair in pairs)
     return "\n".join(line.removeprefix(margin) for line in lines)
 
 

@@ -24,8 +24,11 @@ from collections.abc import Iterable
 from typing import Any
 
 TRUSTED_MODULES = frozenset(
-    "bisect cmath collections copy datetime decimal fractions functools heapq itertools json math "
-    "numbers operator re statistics string sys types typing".split()  # noqa: SIM905
+    (
+        *("bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions"),
+        *("functools", "heapq", "itertools", "json", "math", "numbers", "operator", "re"),
+        *("statistics", "string", "sys", "types", "typing"),
+    )
 )
 _BUILTINS = frozenset(vars(builtins))
 _PLAIN_TYPES = (int, float, complex, str, bytes, list, tuple, set, frozenset, dict)

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 
 # With any of these a program can bind names that its text does not show.
 _DYNAMIC = frozenset(
-    "exec eval compile globals locals vars setattr __import__ importlib builtins sys __builtins__ "
-    "__dict__ modules types runpy code inspect gc".split()  # noqa: SIM905
+    (
+        *("exec", "eval", "compile", "globals", "locals", "vars", "setattr", "gc", "code"),
+        *("__import__", "importlib", "builtins", "sys", "__builtins__", "__dict__", "modules"),
+        *("types", "runpy", "inspect"),
+    )
 )
 
 

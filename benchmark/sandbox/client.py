@@ -165,21 +165,14 @@ def _spawn(settings: dict, control: socket.socket) -> subprocess.Popen[bytes]:
     # -P and the bare environment give the isolation of -I; -I itself would ignore the hash seed,
     # on which the order of sets, and with it the feedback, depends.
     interpreter = getattr(sys, "_base_executable", None) or sys.executable
-    command = [interpreter, "-S", "-s", "-P", "-B", "-X", "utf8", "-c", _BOOTSTRAP]
+    command = [interpreter, "-S", "-s", "-P", "-B", "-X", "utf8", "-c", _BOOTSTRAP, _PACKAGE]
     return subprocess.Popen(
-        [
-            "/bin/sh",
-            "-c",
-            'exec "$@" 3<&0 0</dev/null',
-            "sh",
-            *command,
-            _PACKAGE,
-            json.dumps(settings),
-        ],
+        [*command, json.dumps({**settings, "control": control.fileno()})],
         env={"PYTHONHASHSEED": "0"},
-        stdin=control,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        pass_fds=(control.fileno(),),
         start_new_session=True,
         cwd="/",
     )
@@ -195,6 +188,6 @@ def require_core(layers: list[str]) -> None:
     if missing:
         raise IsolationError(
             f"isolation layers missing on this machine: {', '.join(missing)} "
-            f"(active: {', '.join(layers) or 'none'}); run on Linux 5.13 or newer with Landlock and "
-            "seccomp, or drop --require-isolation"
+            f"(active: {', '.join(layers) or 'none'}); run on Linux 5.13 or newer with Landlock "
+            "and seccomp, or drop --require-isolation"
         )

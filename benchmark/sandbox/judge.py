@@ -1,9 +1,9 @@
 """Evaluates a test's own code in a confined process that never sees the submission.
 
-The test arrives rewritten (see `testplan`): every expression that the submission must evaluate has
-become `__ask__(number, variables)`, every assert a call of `__compare__` or `__truth__`. Values
-come back as plain data; what is not plain is an `Opaque`, which forwards iteration, calls, items and
-attributes to the submission's process and compares equal to nothing but itself.
+The test arrives rewritten (see `testplan`): every expression that the submission must evaluate
+has become `__ask__(number, variables)`, every assert a call of `__compare__` or `__truth__`. Values
+come back as plain data; what is not plain is an `Opaque`, which forwards iteration, calls, items
+and attributes to the submission's process and compares equal to nothing but itself.
 """
 
 import builtins
@@ -73,6 +73,7 @@ class Opaque:
         return self._request("attribute", name=name)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call the object in the submission's process."""
         bindings = {"arguments": arguments, "keywords": keywords}
         return self._request("call", bindings=bindings)
 

@@ -24,8 +24,8 @@ from sdpo.benchmark.sandbox.wire import Pipe
 
 # Modules that submissions use often; loaded once instead of in every run.
 _PRELOADED = (
-    "bisect cmath collections copy functools heapq itertools math operator random re string "
-    "sys time typing".split()  # noqa: SIM905
+    *("bisect", "cmath", "collections", "copy", "functools", "heapq", "itertools", "math"),
+    *("operator", "random", "re", "string", "time", "typing"),
 )
 _CONTROL, _CHANNEL = 3, 4
 _WATCH_SECONDS = 1.0
@@ -35,9 +35,13 @@ def main(settings: dict) -> None:
     """Run as the outer process: enter namespaces, start the server, outlive it by nothing.
 
     Args:
-        settings: `scratch`, `memory`, `file_size`, `scratch_size` (MiB), `disabled` (layers).
+        settings: `control` (descriptor of the control socket), `scratch` (folder), `memory`,
+            `file_size`, `scratch_size` (MiB), `disabled` (layers).
     """
     parent = os.getppid()
+    if settings["control"] != _CONTROL:
+        os.dup2(settings["control"], _CONTROL)
+        os.close(settings["control"])
     disabled = frozenset(settings["disabled"])
     layers = [] if "namespaces" in disabled else namespaces.enter()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])

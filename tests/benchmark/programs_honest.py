@@ -3,6 +3,9 @@
 The task is always `add(a, b)`, unless the entry brings tests of its own.
 """
 
+# Programs are easier to compare on one line each.
+# ruff: noqa: E501
+
 import dataclasses
 
 ADD_TESTS = ("assert add(1, 2) == 3", "assert add(5, 7) == 12", "assert add(-4, 1) == -3")

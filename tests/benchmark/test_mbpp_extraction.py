@@ -23,7 +23,7 @@ CASES = {
     "fence after prose on the line": (f"Here: ```python\n{_F}```", _F),
     "unclosed": (f"Text\n```python\n{_F}", _F),
     "unclosed without line end": ("```python\ndef f(x): return x", "def f(x): return x\n"),
-    "indented block": (f"1. So:\n   ```python\n   def f(x):\n       return x\n   ```", _F),
+    "indented block": ("1. So:\n   ```python\n   def f(x):\n       return x\n   ```", _F),
     "carriage returns": (f"```python\n{_F}```".replace("\n", "\r\n"), _F),
     "other language ignored": (f"```bash\npip install x\n```\n```python\n{_F}```", _F),
     "output block ignored": (f"```python\n{_F}```\n```\n3\n```", _F),

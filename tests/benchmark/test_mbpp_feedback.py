@@ -87,7 +87,9 @@ HOSTILE = {
     "long text": "def f(x):\n    return 'ab' * 10**6",
     "long line": "def f(x):\n    return 1 / 0" + " + 1" * 10_000,
     "big integer": "def f(x):\n    return 10**6000",
-    "big integer in a deque": "import collections\ndef f(x):\n    return collections.deque([10**6000])",
+    "big integer in a deque": (
+        "import collections\ndef f(x):\n    return collections.deque([10**6000])"
+    ),
     "address": "def f(x):\n    raise ValueError(object())",
     "nested": "def f(x):\n    v = 1\n    for _ in range(90):\n        v = {'k': [v]}\n    return v",
     "paths": (
@@ -114,7 +116,8 @@ def test_safe(executor: Executor, completion: str) -> None:
 def test_braces_survive_templates(executor: Executor) -> None:
     text = told(executor, "def f(x):\n    return {'a': {x}, '{feedback}': '{{0}}'}")
     assert "{'a': {1}, '{feedback}': '{{0}}'}" in text
-    assert "<{feedback}>".format(feedback=text) == f"<{text}>"
+    template = "<{feedback}>"
+    assert template.format(feedback=text) == f"<{text}>"
 
 
 def test_many_failures_are_cut_with_a_count(executor: Executor) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from programs_attempts import REFUSED
 from programs_honest import RIGHT, Program
-from programs_hostile import ENDLESS, NOISY, REFUSED
+from programs_hostile import ENDLESS, NOISY
 
 from sdpo.benchmark.case import Case
 from sdpo.benchmark.executor import Executor
@@ -115,7 +116,8 @@ def test_an_attempt_succeeds_without_its_layer(name: str, layers: set[str]) -> N
     with Executor(1, disabled=frozenset(layers)) as executor:
         assert not layers & set(executor.isolation)
         result = executor.submit(case_of(REFUSED[name])).result()
-    Path("/tmp/sdpo-attempt").rmdir() if Path("/tmp/sdpo-attempt").is_dir() else None
+    if Path("/tmp/sdpo-attempt").is_dir():
+        Path("/tmp/sdpo-attempt").rmdir()
     assert result.status == "fail"
     assert "not refused" in result.feedback
 
@@ -142,7 +144,7 @@ def test_a_daemon_is_found_without_the_filter() -> None:
 
 def test_missing_isolation_is_refused_on_request() -> None:
     before = scratch_folders()
-    with pytest.raises(IsolationError, match="seccomp.*drop --require-isolation"):
+    with pytest.raises(IsolationError, match=r"seccomp.*drop --require-isolation"):
         Executor(1, require_isolation=True, disabled=frozenset({"seccomp"}))
     assert scratch_folders() == before
 

@@ -128,5 +128,5 @@ def test_minimum_detectable_effect_shrinks_with_problems_and_may_not_exist() -> 
     ],
 )
 def test_impossible_arguments_are_refused(call) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"needs|must"):
         call()
