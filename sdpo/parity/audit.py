@@ -118,13 +118,18 @@ def judge(
     families: Sequence[GoldenFamily],
     declared: Sequence[declarations.Deviation],
     progress: Progress,
+    *,
+    isolation: bool = True,
 ) -> dict[str, Any]:
-    """Run all cases and put the RUN document together, environment and times left out."""
+    """Run all cases and put the RUN document together, environment and times left out.
+
+    `isolation` also runs some cases alone in fresh processes.
+    """
     findings = Findings()
     exposed = set(candidate.stages)
     for family in families:
         if family.name == "loss" and exposed & {s for s in NAMES if STAGES[s].family == "loss"}:
-            run_loss_family(candidate, family, findings, progress)
+            run_loss_family(candidate, family, findings, progress, isolation)
         elif family.name == "reprompt":
             run_prompt_stages(candidate, family, findings, progress)
         elif family.name == "update" and isinstance(candidate, WHOLE):
@@ -135,11 +140,15 @@ def judge(
 
 
 def run_loss_family(
-    candidate: LossCandidate, family: GoldenFamily, findings: Findings, progress: Progress
+    candidate: LossCandidate,
+    family: GoldenFamily,
+    findings: Findings,
+    progress: Progress,
+    isolation: bool = True,
 ) -> None:
     """All loss cases of a family, with the candidate's own determinism checked on the way."""
     cases = loss_cases(family)
-    alone = [Alone(candidate, case) for case in cases[-2:]]
+    alone = [Alone(candidate, case) for case in cases[-2:]] if isolation else []
     for number, case in enumerate(cases):
         progress(family.name, number, len(cases))
         result, doubt = run_loss_case(candidate, case, findings.observations)

@@ -20,7 +20,7 @@ from sdpo.parity.bounds import LogProbs
 from sdpo.parity.case import LossCase
 from sdpo.parity.oracle import Array, Token
 
-ROUNDINGS = 2.0
+ROUNDINGS = 2.5
 MOST_CHOICES = 64
 
 

@@ -164,10 +164,16 @@ def audited(fault: Fault, family: GoldenFamily) -> Mutant:
     """Audit a fault in all its shapes."""
     mutant = Mutant(fault)
     for shape, candidate in shapes_of(fault).items():
-        run = judge(Request(fault.id), candidate, [family], [], lambda *_: None)
+        run = judged_here(candidate, family)
         mutant.verdicts[shape], mutant.stages[shape] = run["verdict"], run["first_stage"]
         mutant.explained_by[shape] = run["explained_by"]
     return mutant
+
+
+def judged_here(candidate: LossCandidate, family: GoldenFamily) -> dict[str, Any]:
+    """The audit of a candidate on some cases; a fault keeps no state that a process could hide."""
+    request = Request(candidate.name)
+    return judge(request, candidate, [family], [], lambda *_: None, isolation=False)
 
 
 def at_low_precision(fault: Fault, family: GoldenFamily) -> str:

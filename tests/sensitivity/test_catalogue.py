@@ -1,0 +1,53 @@
+"""The catalogue itself: complete, sourced, and built on parts that together are the reference."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sdpo.fixtures import PACKAGED, load_family
+from sdpo.parity.adapters.base import same_bits
+from sdpo.parity.case import reference_trace
+from sdpo.parity.faults import BY_ID, CATALOGUE, LOSS_FAULTS, collected
+from sdpo.parity.faults_parts import Fault, fault_trace, merged
+from sdpo.parity.loss_family import ORDER
+from sdpo.parity.prepared import loss_cases
+from sdpo.parity.stages import NAMES
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_reported_class_of_fault_has_an_entry():
+    assert {f"M{number:02}" for number in range(1, 33)} <= BY_ID.keys()
+    assert all(re.fullmatch(r"M\d\d+[a-z]?", fault.id) for fault in CATALOGUE)
+    assert len({fault.name for fault in CATALOGUE}) == len(CATALOGUE)
+    assert all(fault.source and fault.group and fault.stage in NAMES for fault in CATALOGUE)
+
+
+def test_every_stage_of_the_loss_has_faults():
+    assert {fault.stage for fault in LOSS_FAULTS} == set(ORDER)
+    assert len(LOSS_FAULTS) >= 90
+
+
+@pytest.mark.parametrize("fault", [f for f in CATALOGUE if not f.in_loss], ids=lambda f: f.id)
+def test_a_fault_outside_the_loss_names_its_proof(fault):
+    assert fault.proof
+    if not fault.proof.startswith("none: "):
+        file, name = fault.proof.split(": ", 1)
+        assert name.split(";")[0] in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_without_a_fault_the_parts_are_the_reference_to_the_bit():
+    for case in loss_cases(load_family(PACKAGED / "loss", "loss")):
+        expected = reference_trace(case)
+        for name, value in fault_trace({}, case).items():
+            assert same_bits(value, expected[name]), (case.id, name)
+
+
+def test_unknown_parts_and_repeated_ids_are_refused():
+    with pytest.raises(KeyError, match="are no parts"):
+        merged({"nonsense": lambda run: None})
+    with pytest.raises(ValueError, match="used twice"):
+        collected([(LOSS_FAULTS[0], LOSS_FAULTS[0])])
+    with pytest.raises(ValueError, match="unknown stages"):
+        collected([(Fault("M99", "x", "y", "no stage", "design"),)])

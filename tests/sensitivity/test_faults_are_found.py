@@ -1,0 +1,97 @@
+"""Each known fault of the loss, as a user's candidate: divergent, and first at its stage."""
+
+import pytest
+from harness import run_of, telling_cases
+
+from sdpo.determinism import deterministic
+from sdpo.parity.adapters.callables import FromLogits, FromLogProbs
+from sdpo.parity.audit import judged
+from sdpo.parity.faults import LOSS_FAULTS
+from sdpo.parity.faults_parts import loss_from_log_probs, loss_from_logits
+from sdpo.parity.intervene import first_departure
+from sdpo.parity.locate import WITHOUT_LOG_PROBS, dtype_of, rung_outcome
+from sdpo.parity.selftest import FaultyTrace, failures, self_test
+
+ACCEPTED = ("DIVERGENT", "ERROR")
+SAME_NUMBERS = {"M43": "as M49 and M50: nothing is left for the tail"}
+LADDER_EXCEPTIONS = {
+    "M43": "gives the numbers of M49, a fault of the tail",
+    "M61": "a tail left out of the sum departs exactly where a wrong tail does",
+    "M100": "float32 cannot tell on which side of its limit a tail lies",
+}
+AFTER_LOG_PROBS = [fault for fault in LOSS_FAULTS if fault.after_log_probs]
+
+
+def name(fault):
+    return fault.id
+
+
+@pytest.mark.parametrize("fault", LOSS_FAULTS, ids=name)
+def test_as_a_full_trace(fault):
+    run = run_of(FaultyTrace(fault), telling_cases(fault))
+    assert run["verdict"] in ACCEPTED
+    assert run["first_stage"] == fault.stage
+    assert not run["first_stage_inferred"]
+
+
+@pytest.mark.parametrize("fault", LOSS_FAULTS, ids=name)
+def test_as_a_loss_from_logits(fault):
+    run = run_of(FromLogits(fault.id, loss_from_logits(fault.parts)), telling_cases(fault))
+    assert run["verdict"] == "DIVERGENT"
+    assert fault.label in run["explained_by"]
+    assert run["first_stage_inferred"]
+    if fault.id not in SAME_NUMBERS:
+        assert run["first_stage"] == fault.stage
+
+
+@pytest.mark.parametrize("fault", AFTER_LOG_PROBS, ids=name)
+def test_as_a_loss_from_log_probs(fault):
+    run = run_of(FromLogProbs(fault.id, loss_from_log_probs(fault.parts)), telling_cases(fault))
+    assert run["verdict"] == "DIVERGENT"
+    assert fault.label in run["explained_by"]
+    assert run["first_stage"] == fault.stage
+
+
+def by_ladder(candidate):
+    with deterministic():
+        return first_departure(lambda case: rung_outcome(judged(candidate, case)), dtype_of([]))[0]
+
+
+def test_the_ladder_alone_names_the_stage_of_almost_every_fault():
+    wrong = {
+        fault.id
+        for fault in LOSS_FAULTS
+        if by_ladder(FromLogits(fault.id, loss_from_logits(fault.parts))) != fault.stage
+    }
+    assert wrong == LADDER_EXCEPTIONS.keys()
+
+
+@pytest.mark.slow
+def test_the_ladder_alone_from_log_probs():
+    wrong = set()
+    for fault in AFTER_LOG_PROBS:
+        stage = by_ladder(FromLogProbs(fault.id, loss_from_log_probs(fault.parts)))
+        if WITHOUT_LOG_PROBS.get(stage or "", stage) != fault.stage:
+            wrong.add(fault.id)
+    assert wrong == LADDER_EXCEPTIONS.keys() - {"M43"}
+
+
+@pytest.mark.slow
+def test_the_whole_self_test():
+    rows = list(self_test([fault.id for fault in LOSS_FAULTS]))
+    assert failures(rows) == []
+    assert len(rows) == len(LOSS_FAULTS)
+
+
+def test_a_survivor_fails_the_self_test():
+    row = {
+        "id": "M00",
+        "name": "nothing",
+        "stage": "tail",
+        "killed": False,
+        "stages": {"logits": None},
+        "explained_by": {"logits": []},
+    }
+    assert failures([row]) == ["M00 nothing survives"]
+    elsewhere = row | {"killed": True, "stages": {"logits": "gradient"}}
+    assert failures([elsewhere]) == ["M00 nothing found at gradient, not tail"]
