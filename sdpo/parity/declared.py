@@ -4,7 +4,6 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ class DeclaredError(Exception):
 class Deviation:
     """One declared deviation of a candidate from the reference.
 
-    `candidate` may hold wildcards. The entry covers a divergent comparison of that candidate, at
-    one of `stages`, in a case that has the tag, with that effect, and with `max_abs` of at most
-    `largest`.
+    The entry covers a divergent comparison of one of the `candidates`, at one of `stages`, in a case
+    that has the tag, with that effect, and with `max_abs` of at most `largest`.
     """
 
     id: str
-    candidate: str
+    candidates: tuple[str, ...]
     stages: tuple[str, ...]
     tag: str
     effect: str
@@ -50,7 +48,7 @@ class Deviation:
 
     def concerns(self, candidate: str) -> bool:
         """Whether this entry is about a candidate."""
-        return fnmatchcase(candidate, self.candidate)
+        return candidate in self.candidates
 
     def expired(self, today: date) -> bool:
         """Whether the entry no longer holds."""
@@ -77,7 +75,8 @@ def _deviation(path: Path, entry: dict[str, Any]) -> Deviation:
     if unknown := sorted(set(entry) - known):
         raise DeclaredError(f"{path}: unknown fields {unknown}; valid are {sorted(known)}")
     try:
-        deviation = Deviation(**{**entry, "stages": tuple(entry["stages"])})
+        lists = {name: tuple(entry[name]) for name in ("candidates", "stages")}
+        deviation = Deviation(**{**entry, **lists})
     except (KeyError, TypeError) as error:
         raise DeclaredError(f"{path}: entry {entry.get('id', '?')}: {error}") from error
     if wrong := [stage for stage in deviation.stages if stage not in STAGES]:

@@ -113,7 +113,7 @@ def reference_record(golden: GoldenCase, tensors: Mapping[str, Tensor], tokenize
     return {
         "response_texts": golden.entry["outputs"]["response_texts"],
         "feedback": trace["feedback"],
-        "demonstration": normal("demonstration", trace["demonstration"]),
+        "demonstration": trace["demonstration"],
         "teacher_prompt": golden.entry["outputs"]["teacher_messages"],
         "teacher_tokens": {name: tensors[f"out.teacher_{name}"] for name in TOKEN_NAMES},
         "distillation_mask": tensors["out.self_distillation_mask"],

@@ -73,7 +73,7 @@ def divergent(**changes) -> Comparison:
 ENTRY = """
 [[deviation]]
 id = "X1"
-candidate = "loss.py:f"
+candidates = ["loss.py:f"]
 stages = ["divergence"]
 tag = "core"
 effect = "value"
@@ -125,7 +125,7 @@ def test_expired_entry_covers_nothing(entries, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[[deviation]]\nid = 1", "stages"),
+        ("[[deviation]]\nid = 1", "'candidates'"),
         (ENTRY.replace("divergence", "divergense"), "unknown stages"),
         (ENTRY.replace('effect = "value"', 'effect = "x"'), "effect"),
         (ENTRY + 'why = "x"', "unknown fields"),
