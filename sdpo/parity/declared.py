@@ -22,8 +22,8 @@ class DeclaredError(Exception):
 class Deviation:
     """One declared deviation of a candidate from the reference.
 
-    The entry covers a divergent comparison of one of the `candidates`, at one of `stages`, in a case
-    that has the tag, with that effect, and with `max_abs` of at most `largest`.
+    The entry covers a divergent comparison of one of the `candidates`, at one of `stages`, in a
+    case that has the tag, with that effect, and with `max_abs` of at most `largest`.
     """
 
     id: str
