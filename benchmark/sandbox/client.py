@@ -118,6 +118,9 @@ class ForkServer:
 
     def close(self) -> None:
         """End the server and every process below it, and remove its scratch folder."""
+        with contextlib.suppress(OSError):
+            # It may have ended already.
+            self._control.send(b"Q")
         self._control.close()
         try:
             self._process.wait(_END_SECONDS)

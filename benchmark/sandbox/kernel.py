@@ -13,6 +13,7 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 _M_ARENA_MAX = -8
+_DETACH = 2
 
 
 def machine() -> str:
@@ -66,6 +67,13 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
         raise OSError(errno.ENOSYS, "mount: not a Linux system")
     encoded = (source.encode(), os.fsencode(target), kind.encode())
     _check(_libc.mount(*encoded, ctypes.c_ulong(flags), options.encode()), f"mount {target}")
+
+
+def unmount(target: str) -> None:
+    """Take a mount away, also while it is in use; raises `OSError` if refused."""
+    if _libc is None:
+        raise OSError(errno.ENOSYS, "umount: not a Linux system")
+    _check(_libc.umount2(os.fsencode(target), _DETACH), f"umount {target}")
 
 
 class _CapabilityHeader(ctypes.Structure):

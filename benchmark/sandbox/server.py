@@ -6,11 +6,12 @@
 The server never learns what its children are given: the harness passes it one end of a socket pair
 for each, and talks to the child over the other end. Requests on the control socket, one datagram
 each: `R` (start a runner) and `J` (start a judge), with the CPU limit in seconds and a descriptor;
-`E` (end: kill everything, empty the scratch folder, report).
+`E` (end: kill everything, empty the scratch folder, report); `Q` (quit).
 
 Every module that is loaded here makes each fork slower, hence `_socket` instead of `socket`.
 """
 
+import contextlib
 import gc
 import json
 import os
@@ -42,28 +43,46 @@ def main(settings: dict) -> None:
     if settings["control"] != _CONTROL:
         os.dup2(settings["control"], _CONTROL)
         os.close(settings["control"])
+    # Opened before the file system becomes read-only here: the scratch folder must go in the end.
+    above = os.open(os.path.dirname(settings["scratch"]), os.O_RDONLY | os.O_DIRECTORY)
     disabled = frozenset(settings["disabled"])
     layers = [] if "namespaces" in disabled else namespaces.enter()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     child = os.fork()
     if child == 0:
-        _serve(settings, layers, disabled)
-        os._exit(0)
+        os._exit(0 if _serve(settings, layers, disabled) else 1)
     os.close(_CONTROL)
-    _watch(child, parent)
+    if _watch(child, parent) != 0:
+        _remove_scratch(settings["scratch"], above, "mount-namespace" in layers)
+    os._exit(0)
 
 
-def _watch(child: int, parent: int) -> None:
-    """Wait for the server's end; if the harness dies first, end the server."""
+def _watch(child: int, parent: int) -> int:
+    """Wait for the server's end, and return its status; if the harness dies first, end it."""
     while True:
         signal.sigtimedwait([signal.SIGCHLD], _WATCH_SECONDS)
-        if os.waitpid(child, os.WNOHANG)[0]:
-            os._exit(0)
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
         if os.getppid() != parent:
             os.kill(child, signal.SIGKILL)
 
 
-def _serve(settings: dict, layers: list[str], disabled: frozenset[str]) -> None:
+def _remove_scratch(scratch: str, above: int, mounted: bool) -> None:
+    """Do what the harness would have done."""
+    if mounted:
+        with contextlib.suppress(OSError):
+            # There is nothing to unmount where the kernel refused the memory disk.
+            kernel.unmount(scratch)
+    else:
+        cleanup.empty_folder(scratch)
+    # The harness may have removed it before it died.
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(os.path.basename(scratch), dir_fd=above)
+
+
+def _serve(settings: dict, layers: list[str], disabled: frozenset[str]) -> bool:
+    """Serve; returns whether the harness asked for the end."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
     if sys.platform == "linux":
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -82,7 +101,7 @@ def _serve(settings: dict, layers: list[str], disabled: frozenset[str]) -> None:
     gc.freeze()
     control = socket(fileno=_CONTROL)
     control.send(json.dumps({"layers": confinement.layers}).encode())
-    _Server(control, confinement, own_processes).loop()
+    return _Server(control, confinement, own_processes).loop()
 
 
 class _Server:
@@ -95,19 +114,19 @@ class _Server:
         self._children: list[int] = []
         self._problem: str | None = None
 
-    def loop(self) -> None:
-        """Serve until the harness closes the control socket."""
+    def loop(self) -> bool:
+        """Serve until the harness asks for the end (true) or is gone (false)."""
         while True:
             message, extra, _, _ = self._control.recvmsg(64, CMSG_SPACE(4))
-            if not message:
-                break
+            if message in (b"", b"Q"):
+                self._kill_all()
+                return message == b"Q"
             if message[:1] == b"E":
                 self._control.send(json.dumps(self._end()).encode())
             else:
                 work = runner.run if message[:1] == b"R" else judge.run
                 descriptor = int.from_bytes(extra[0][2][:4], sys.byteorder)
                 self._start(work, int(message[1:]), descriptor)
-        self._kill_all()
 
     def _start(self, work: Callable[[Pipe], None], cpu_seconds: int, descriptor: int) -> None:
         try:
