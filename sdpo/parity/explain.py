@@ -154,5 +154,5 @@ def evaluation(faults: tuple[Fault, ...], on: Prepared) -> Evaluation | None:
     except CandidateError:
         return None
     values = values_of(on, trace)
-    held = same(on, values, on.reference_values, allowances(on, on.reference_values))
+    held = same(on, values, on.reference_values, on.reference_allowed)
     return Evaluation(values, complaint, bool(complaint) or not held, allowances(on, values))

@@ -13,7 +13,13 @@ of teacher prompt and update are planted and found in the tests that their entri
 
 from collections.abc import Iterable
 
-from sdpo.parity import faults_divergence, faults_outcome, faults_support
+from sdpo.parity import (
+    faults_divergence,
+    faults_importance,
+    faults_outcome,
+    faults_support,
+    faults_tail,
+)
 from sdpo.parity.faults_parts import Fault
 from sdpo.parity.stages import NAMES
 
@@ -127,10 +133,12 @@ CATALOGUE = collected(
     [
         faults_support.LOG_PROBS,
         faults_support.SUPPORT,
-        faults_support.TAIL,
+        faults_tail.TAIL,
         faults_support.GRADIENT,
+        faults_tail.GRADIENT,
         faults_divergence.DIVERGENCE,
-        faults_divergence.IMPORTANCE,
+        faults_importance.IMPORTANCE,
+        faults_importance.GRADIENT,
         faults_divergence.GRADIENT,
         faults_outcome.AGGREGATE,
         faults_outcome.SCALE,

@@ -46,6 +46,25 @@ class Prepared:
         return values_of(self, self.reference)
 
     @cached_property
+    def reference_allowed(self) -> Values:
+        """The allowances around the reference."""
+        return allowances(self, self.reference_values)
+
+    @cached_property
+    def budgets(self) -> dict[str, tuple[Array, float]]:
+        """The budget of each value, and its share of the largest element, limited."""
+        most = float(np.sqrt(torch.finfo(self.case.dtype).eps))
+        found = {}
+        for name in COMPARED:
+            if name in self.truth.values:
+                bound, size = self.truth.bounds[name], np.abs(self.truth.values[name])
+                bound = np.where(np.isfinite(bound), bound, 0.0)
+                largest = np.where(np.isfinite(size), size, 0.0).max(initial=0.0)
+                share = min(bound.max(initial=0.0) / largest, most) if largest else most
+                found[name] = (bound, float(share))
+        return found
+
+    @cached_property
     def finite(self) -> bool:
         """Whether all inputs are finite."""
         case = self.case
@@ -107,17 +126,14 @@ def allowances(on: Prepared, centre: Values) -> Values:
     """
     found = {}
     epsilon = torch.finfo(on.case.dtype).eps
-    most = float(np.sqrt(epsilon))
+    outside = ~on.truth.counts[..., None]
     with np.errstate(all="ignore"):
         for name, value in centre.items():
-            bound = np.nan_to_num(on.truth.bounds[name], nan=0.0, posinf=0.0)
-            size = np.abs(np.nan_to_num(on.truth.values[name], posinf=0.0, neginf=0.0))
-            largest = size.max(initial=0.0)
-            share = min(bound.max(initial=0.0) / largest, most) if largest else most
-            scale = np.abs(np.nan_to_num(value, posinf=0.0, neginf=0.0))
+            bound, share = on.budgets[name]
+            scale = np.where(np.isfinite(value), np.abs(value), 0.0)
             if name == "gradient" and scale.size:
                 of_token = scale.max(axis=-1, keepdims=True)
-                scale = np.where(on.truth.counts[..., None], scale, of_token)
+                scale = np.where(outside, of_token, scale)
                 bound = np.maximum(bound, ROUNDINGS_OF_LARGEST * epsilon * of_token)
             found[name] = 2 * np.maximum(bound, share * scale)
     return found

@@ -1,0 +1,53 @@
+"""Correct losses of another order or form are never blamed, by the path of a user's candidate."""
+
+import pytest
+import torch
+from correct_variants import TAIL_BY_LOG1P, VARIANTS, applies
+from harness import all_cases, run_of, some_cases
+
+from sdpo.parity.adapters.callables import FromLogits, FromLogProbs
+from sdpo.parity.faults_parts import FROM_LOGITS_ONLY, loss_from_log_probs, loss_from_logits
+from sdpo.parity.prepared import loss_cases
+from sdpo.parity.selftest import families
+
+FROM_LOG_PROBS = [name for name, parts in VARIANTS.items() if not FROM_LOGITS_ONLY & parts.keys()]
+
+
+def cases_for(name: str):
+    ids = [case.id for case in loss_cases(families()[0]) if applies(name, case)]
+    return some_cases(tuple(ids))
+
+
+def check(run):
+    assert run["verdict"] in ("PASS", "DECLARED"), (run["message"], run["first_stage"])
+    assert run["explained_by"] == []
+    declared = [case for case in run["cases"] if case["status"] == "DECLARED"]
+    assert all("weight zero" in case["note"] for case in declared)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_from_logits(name):
+    check(run_of(FromLogits(name, loss_from_logits(VARIANTS[name])), cases_for(name)))
+
+
+@pytest.mark.parametrize("name", FROM_LOG_PROBS)
+def test_from_log_probs(name):
+    check(run_of(FromLogProbs(name, loss_from_log_probs(VARIANTS[name])), cases_for(name)))
+
+
+def test_log1p_near_the_limit_of_the_tail_is_a_fault():
+    ids = tuple(c.id for c in loss_cases(all_cases()) if "near_one_hot" in c.tags)
+    run = run_of(FromLogits("log1p", loss_from_logits(VARIANTS[TAIL_BY_LOG1P])), some_cases(ids))
+    assert run["verdict"] == "DIVERGENT"
+
+
+@pytest.mark.slow
+def test_compiled():
+    function = torch.compile(loss_from_logits({}), dynamic=True)
+    try:
+        run = run_of(FromLogits("compiled", function), some_cases(("P-L018", "P-L030")))
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {error}")
+    if run["verdict"] == "ERROR":
+        pytest.skip(f"torch.compile does not work here: {run['message']}")
+    check(run)

@@ -1,0 +1,137 @@
+"""Explanations: by another implementation with a planted fault, by pairs, and never false ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from harness import run_of
+
+from sdpo.loss import self_distillation_loss
+from sdpo.parity.adapters.callables import FromLogits
+from sdpo.parity.explain import Explanation, explain, stage_of
+from sdpo.parity.faults import BY_ID
+from sdpo.parity.faults_parts import loss_from_logits
+from sdpo.parity.prepared import Observation, loss_cases, prepared
+from sdpo.parity.selftest import families
+
+ENDPOINTS = {0.0: 1.0, 1.0: 0.0}
+
+
+def swapped(*tensors, config, **given):
+    """M01 in our own implementation."""
+    full = config.full_logit_distillation
+    alpha = ENDPOINTS.get(config.alpha, config.alpha) if full else config.alpha
+    return self_distillation_loss(*tensors, config=replace(config, alpha=alpha), **given)
+
+
+def without_signal(*tensors, self_distillation_mask=None, **given):
+    """M15 in our own implementation."""
+    return self_distillation_loss(*tensors, **given)
+
+
+def dead(*tensors, **given):
+    """M23 in our own implementation."""
+    loss = self_distillation_loss(*tensors, **given)
+    return loss.detach() + 0.0 * tensors[0].nan_to_num(0.0, 0.0, 0.0).sum()
+
+
+def two_faults(student, teacher, *tensors, rollout_is_weights=None, **given):
+    """M14 and M74 in our own implementation."""
+    return self_distillation_loss(student, teacher.roll(1, 1), *tensors, **given)
+
+
+def off_by_a_percent(*tensors, **given):
+    return self_distillation_loss(*tensors, **given) * 1.01
+
+
+def from_logits(function):
+    """The function with the signature of the protocol."""
+
+    def loss(
+        student_logits,
+        teacher_logits,
+        responses,
+        response_mask,
+        *,
+        old_log_probs=None,
+        self_distillation_mask=None,
+        rollout_is_weights=None,
+        config,
+    ):
+        return function(
+            student_logits,
+            teacher_logits,
+            responses,
+            response_mask,
+            old_log_probs=old_log_probs,
+            self_distillation_mask=self_distillation_mask,
+            rollout_is_weights=rollout_is_weights,
+            config=config,
+        )
+
+    return FromLogits(function.__name__, loss)
+
+
+@pytest.mark.parametrize(
+    ("function", "ids", "stage"),
+    [
+        (swapped, ["M01"], "divergence"),
+        (without_signal, ["M15"], "aggregate"),
+        (dead, ["M23"], "gradient"),
+        (two_faults, ["M14", "M74"], "log_probs"),
+    ],
+)
+def test_another_implementation_with_a_known_fault(function, ids, stage):
+    run = run_of(from_logits(function), families()[0])
+    assert run["explained_by"] == [" + ".join(BY_ID[id_].label for id_ in ids)]
+    assert (run["first_stage"], run["first_stage_inferred"]) == (stage, True)
+
+
+def test_an_unknown_fault_is_not_explained_but_located():
+    run = run_of(from_logits(off_by_a_percent), families()[0])
+    assert (run["verdict"], run["explained_by"]) == ("DIVERGENT", [])
+    assert (run["first_stage"], run["first_stage_inferred"]) == ("aggregate", True)
+    assert {row["factor"] for row in run["ladder"]} != {None}
+
+
+def test_faults_that_give_the_same_numbers_are_all_named():
+    function = loss_from_logits(BY_ID["M49"].parts)
+    run = run_of(FromLogits("closed", function), families()[0])
+    named = {label.split()[0] for label in run["explained_by"]}
+    assert {"M43", "M49"} <= named
+    assert run["first_stage"] == "tail"
+
+
+def observations(changed: bool) -> list[Observation]:
+    """The reference as a candidate, on some cases; one case called divergent."""
+    found = []
+    for number, case in enumerate(loss_cases(families()[0])[:12]):
+        on = prepared(case)
+        found.append(Observation(on, changed and number == 0, on.reference_values))
+    return found
+
+
+def test_no_fault_explains_the_reference():
+    assert explain(observations(False), 1.0) == []
+    assert explain(observations(True), 1.0) == []
+    assert explain([], 1.0) == []
+
+
+def test_noise_is_not_explained():
+    generator = torch.Generator().manual_seed(3)
+    found = []
+    for case in loss_cases(families()[0])[:12]:
+        on = prepared(case)
+        noise = 1 + 0.1 * torch.rand(1, generator=generator).item()
+        values = {name: noise * on.reference_values[name] for name in ("aggregate", "gradient")}
+        found.append(Observation(on, True, values))
+    assert explain(found, 2.0) == []
+
+
+def test_the_stage_is_named_only_if_all_explanations_agree():
+    one, other = (Explanation((BY_ID[id_],)) for id_ in ("M43", "M49"))
+    pair = Explanation((BY_ID["M49"], BY_ID["M23"]))
+    assert stage_of([other, pair]) == "tail"
+    assert stage_of([one, other]) is None
+    assert stage_of([]) is None
+    assert pair.label == f"{BY_ID['M49'].label} + {BY_ID['M23'].label}"
