@@ -12,8 +12,9 @@ def audit(
         typer.Argument(
             metavar="[CANDIDATE]...",
             help="What to audit: `sdpo` (our implementation, the default), `reference` (the "
-            "transcription against the recording), `FILE.py:attr` or `pkg.mod:attr` (a loss function "
-            "from logits or from log-probs, or a module or object with functions named as the stages).",
+            "transcription, against the recording), `FILE.py:attr` or `pkg.mod:attr` (a loss "
+            "function from logits or from log-probs, or a module or object with functions named "
+            "as the stages).",
         ),
     ] = None,
     stages: Annotated[
