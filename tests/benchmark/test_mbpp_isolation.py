@@ -37,8 +37,11 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return False
 
 
-def scratch_folders() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("sdpo-mbpp-")}
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder for scratch that no other test uses."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
 
 
 needs_core = pytest.mark.skipif(sys.platform != "linux", reason="isolation layers are Linux's")
@@ -49,12 +52,14 @@ def test_core_layers_are_active_and_reported(executor: Executor) -> None:
     assert set(CORE_LAYERS) <= set(executor.isolation)
 
 
-def test_close_leaves_no_process_and_no_file() -> None:
-    before = set(descendants(os.getpid())), scratch_folders()
+def test_close_leaves_no_process_and_no_file(temporary: Path) -> None:
+    before = set(descendants(os.getpid()))
     with Executor(2, timeout=5) as executor:
-        assert len(set(descendants(os.getpid())) - before[0]) >= 2
+        assert len(set(descendants(os.getpid())) - before) >= 2
+        assert len(list(temporary.iterdir())) == 2
         list(executor.map([case_of(p) for p in NOISY.values()]))
-    assert (set(descendants(os.getpid())), scratch_folders()) == before
+    assert set(descendants(os.getpid())) == before
+    assert list(temporary.iterdir()) == []
 
 
 def test_no_process_and_no_file_between_runs() -> None:
@@ -142,11 +147,10 @@ def test_a_daemon_is_found_without_the_filter() -> None:
         assert set(descendants(os.getpid())) == idle
 
 
-def test_missing_isolation_is_refused_on_request() -> None:
-    before = scratch_folders()
+def test_missing_isolation_is_refused_on_request(temporary: Path) -> None:
     with pytest.raises(IsolationError, match=r"seccomp.*drop --require-isolation"):
         Executor(1, require_isolation=True, disabled=frozenset({"seccomp"}))
-    assert scratch_folders() == before
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_lost_fork_server_is_replaced(executor: Executor) -> None:
