@@ -4,18 +4,18 @@
 paper's two set-ups and the `sdpo-rl` package disagree; each is a preset.
 """
 
-import difflib
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
-from sdpo.aggregate import LOSS_AGG_MODES
-from sdpo.templates import SLOTS, TemplateError, check_template
-
-TEACHER_REGULARIZATIONS = ("ema", "trust-region")
-TRUNCATIONS = ("left", "right", "error")
+from sdpo.rules import (
+    DEFAULT_ALPHA,
+    DEFAULT_RATE,
+    DEFAULT_REPROMPT_LEN,
+    nearest,
+    violations,
+)
 
 REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
 SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
@@ -37,8 +37,9 @@ class ConfigError(ValueError):
 class SDPOConfig:
     """Settings of the loss, the teacher and its prompt.
 
-    Field names are verl's; the comment behind a field gives its default in the reference's three
-    layers where they disagree: dataclass / actor.yaml / sdpo.yaml.
+    Field names are verl's; the settings of `sdpo-rl` are accepted under its names too, as long as
+    two names of one thing do not disagree. The comment behind a field gives its default in the
+    reference's three layers where they disagree: dataclass / actor.yaml / sdpo.yaml.
 
     Raises:
         ConfigError: any field breaks its rule; all violations are listed.
@@ -47,9 +48,16 @@ class SDPOConfig:
     `verl/trainer/config/sdpo.yaml` at 0e6d5106.
     """
 
+    enabled: bool = True
+    """False leaves the trainer exactly TRL's GRPO."""
+    hybrid_lambda: float = 0.0
+    """Weight of GRPO in the loss `hybrid_lambda * GRPO + (1 - hybrid_lambda) * SDPO`."""
+    micro_batch_semantics: str = "verl"
+    """`verl`: mean of the micro-batches' own means; `exact`: independent of the split."""
+
     full_logit_distillation: bool = True
     """Compare distributions; False compares the sampled token alone (needs alpha 1)."""
-    alpha: float = 0.5  # 0.0 / 0.5 / 0.5
+    alpha: float = DEFAULT_ALPHA  # 0.0 / 0.5 / 0.5
     """0: KL(teacher‖student); 1: KL(student‖teacher); between: mixture form."""
     distillation_topk: int | None = 100  # None / 100 / 100
     """K likeliest tokens of the student; None takes the full vocabulary."""
@@ -66,8 +74,15 @@ class SDPOConfig:
 
     teacher_regularization: str = "ema"
     """`ema`: moving average of weights; `trust-region`: mix of logits with the live student."""
-    teacher_update_rate: float = 0.05
+    teacher_update_rate: float = DEFAULT_RATE
     """Share of the student in the average or mix; 0 freezes the teacher."""
+
+    teacher_mode: str | None = None
+    """sdpo-rl's name for the two above: `ema`, `frozen` (rate 0), `trust_region`, or `lora_ema`
+    (student and teacher are adapters of one PEFT model). None: as the two above say."""
+    lora_average: str = "factors"
+    """What `lora_ema` averages: the `factors` A and B, or the `effective` weights B·A, which needs
+    one dense matrix for each adapted layer."""
 
     success_reward_threshold: float = 0.5  # 1.0 / 0.5 / 0.5
     """Smallest summed reward of a successful attempt."""
@@ -79,8 +94,10 @@ class SDPOConfig:
     """Let feedback into the teacher prompt."""
     environment_feedback_only_without_solution: bool = True  # False / True / True
     """Use feedback only where there is no demonstration."""
-    max_reprompt_len: int = 10240
+    max_reprompt_len: int = DEFAULT_REPROMPT_LEN
     """Longest teacher prompt in tokens, chat template included."""
+    max_reprompt_length: InitVar[int | None] = None
+    """sdpo-rl's name of `max_reprompt_len`, which is the one to read."""
     reprompt_truncation: str = "right"
     """Which end of a longer prompt is cut, or `error`."""
     reprompt_template: str = REPROMPT_TEMPLATE
@@ -91,6 +108,15 @@ class SDPOConfig:
     """Slot `feedback_raw`."""
     apply_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Chat-template arguments of the teacher prompt."""
+    feedback_column: str = "feedback"
+    """Column of the rollouts that may hold the environment's feedback."""
+
+    audit_every: int = 0
+    """Compare every n-th update with the reference while training; 0 for never."""
+    audit_lockstep: bool = False
+    """Also train a second replica by the reference alone, from the same rollouts."""
+    audit_dir: str | None = None
+    """Where the audit writes; None for `parity` in the trainer's output directory."""
 
     lr: float = 1e-5  # - / 1e-6 / 1e-5
     """Learning rate that belongs to the preset."""
@@ -99,18 +125,25 @@ class SDPOConfig:
 
     def __new__(cls, **settings: Any) -> "SDPOConfig":
         """Reject unknown settings, naming the nearest valid one."""
-        known = [f.name for f in fields(cls)]
+        known = [*(f.name for f in fields(cls)), "max_reprompt_length"]
         unknown = [key for key in settings if key not in known]
         if unknown:
-            messages = [f"{key!r} is not a setting{_nearest(key, known)}" for key in unknown]
+            messages = [f"{key!r} is not a setting{nearest(key, known)}" for key in unknown]
             valid = {key: value for key, value in settings.items() if key in known}
-            raise ConfigError("; ".join(messages + _violations(valid)))
+            raise ConfigError("; ".join(messages + violations(valid)))
         return super().__new__(cls)
 
-    def __post_init__(self) -> None:
-        violations = _violations({f.name: getattr(self, f.name) for f in fields(self)})
-        if violations:
-            raise ConfigError("; ".join(violations))
+    def __post_init__(self, max_reprompt_length: int | None) -> None:
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        if found := violations(settings | {"max_reprompt_length": max_reprompt_length}):
+            raise ConfigError("; ".join(found))
+        implied: dict[str, Any] = {"max_reprompt_len": max_reprompt_length or self.max_reprompt_len}
+        if self.teacher_mode == "trust_region":
+            implied["teacher_regularization"] = "trust-region"
+        if self.teacher_mode == "frozen":
+            implied["teacher_update_rate"] = 0.0
+        for name, value in implied.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], *, preset: str = "verl_yaml") -> "SDPOConfig":
@@ -121,7 +154,7 @@ class SDPOConfig:
                 rule; all of them in one message.
         """
         if preset not in PRESETS:
-            raise ConfigError(f"{preset!r} is not a preset{_nearest(preset, list(PRESETS))}")
+            raise ConfigError(f"{preset!r} is not a preset{nearest(preset, list(PRESETS))}")
         return cls(**{**PRESETS[preset], **settings})
 
     @classmethod
@@ -133,87 +166,6 @@ class SDPOConfig:
         """
         return cls.from_dict({}, preset=name)
 
-
-def _violations(settings: Mapping[str, Any]) -> list[str]:
-    """One message for each setting that breaks its rule."""
-    violations = [
-        f"{name}={value!r}: {RULES[name][1]}"
-        for name, value in settings.items()
-        if name in RULES and not RULES[name][0](value)
-    ]
-    for name in SLOTS.keys() & settings.keys():
-        try:
-            check_template(name, settings[name])
-        except TemplateError as error:
-            violations.append(str(error))
-    alpha = settings.get("alpha", SDPOConfig.alpha)
-    if not settings.get("full_logit_distillation", True) and alpha != 1.0:
-        violations.append(
-            f"alpha={alpha!r}: must be 1.0 when full_logit_distillation is False, because "
-            "the sampled token only estimates KL(student‖teacher)"
-        )
-    return violations
-
-
-def _nearest(name: str, valid: list[str]) -> str:
-    """A hint that names the valid name closest to a wrong one."""
-    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
-    return f"; did you mean {close[0]!r}?" if close else f"; valid are {valid}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _number(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
-    return lambda value: _is_number(value) and holds(value)
-
-
-def _optional(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or holds(value)
-
-
-def _positive_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in choices, f"must be one of {', '.join(choices)}"
-
-
-_SWITCH = (lambda value: isinstance(value, bool), "must be True or False")
-_POSITIVE = (_number(lambda v: v > 0), "must be a finite number above 0")
-
-RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
-    {
-        "full_logit_distillation": _SWITCH,
-        "alpha": (_number(lambda v: 0 <= v <= 1), "must lie in [0, 1]"),
-        "distillation_topk": (_optional(_positive_integer), "must be an integer above 0, or None"),
-        "distillation_add_tail": _SWITCH,
-        "is_clip": (_optional(_POSITIVE[0]), "must be a finite number above 0, or None"),
-        "loss_agg_mode": _one_of(LOSS_AGG_MODES),
-        "temperature": _POSITIVE,
-        "rollout_is_threshold": (
-            _optional(_POSITIVE[0]),
-            "must be a finite number above 0, or None",
-        ),
-        "teacher_regularization": _one_of(TEACHER_REGULARIZATIONS),
-        "teacher_update_rate": (_number(lambda v: 0 <= v <= 1), "must lie in [0, 1]"),
-        "success_reward_threshold": (_number(lambda v: True), "must be a finite number"),
-        "dont_reprompt_on_self_success": _SWITCH,
-        "remove_thinking_from_demonstration": _SWITCH,
-        "include_environment_feedback": _SWITCH,
-        "environment_feedback_only_without_solution": _SWITCH,
-        "max_reprompt_len": (_positive_integer, "must be an integer above 0"),
-        "reprompt_truncation": _one_of(TRUNCATIONS),
-        "apply_chat_template_kwargs": (
-            lambda value: isinstance(value, Mapping),
-            "must be a mapping",
-        ),
-        "lr": _POSITIVE,
-        "grad_clip": _POSITIVE,
-    }
-)
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
