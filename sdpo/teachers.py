@@ -1,0 +1,217 @@
+"""The self-teachers of the trainer: where their weights live, and how they answer.
+
+| storage | modes | memory |
+|---|---|---|
+| `CopyTeacher` | `ema`, `frozen`, `trust_region` | a whole second model |
+| `AdapterTeacher` | the same for PEFT models, and `lora_ema` | a second adapter |
+
+Whichever the storage, the rule of the update is `sdpo.teacher.teacher_update`. A teacher always
+answers in evaluation mode and without gradient.
+"""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdpo.config import ConfigError, SDPOConfig
+from sdpo.teacher import ema_stalls, teacher_update, trust_region_logits
+from sdpo.update import Batch, response_logits
+
+TEACHER_ADAPTER = "sdpo_teacher"
+
+
+class TeacherWarning(UserWarning):
+    """A teacher that will not do what was probably meant."""
+
+
+class CopyTeacher:
+    """A teacher with weights of its own."""
+
+    def __init__(self, model: nn.Module, config: SDPOConfig):
+        self.config = config
+        self.module = copy_of(model).eval().requires_grad_(False)
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        warn_if_stalling(self.parameters(), config)
+
+    def parameters(self) -> list[Tensor]:
+        """The weights that may follow the student: those that the student trains."""
+        own = dict(self.module.named_parameters())
+        return [own[name] for name in self.names]
+
+    def student_parameters(self, model: nn.Module) -> list[Tensor]:
+        """The student's weights, in the order of `parameters`."""
+        live = dict(model.named_parameters())
+        return [live[name] for name in self.names]
+
+    @torch.no_grad()
+    def logits(self, student: nn.Module, batch: Batch) -> Tensor:
+        """Logits `(B, T, V)` on the teacher's prompts, before temperature."""
+        logits = self.own_logits(student, batch)
+        if self.config.teacher_regularization == "trust-region":
+            # As in the reference, the live student answers in whatever mode it is in.
+            live = response_logits(student, batch, "teacher_")
+            return trust_region_logits(logits, live, self.config.teacher_update_rate)
+        return logits
+
+    def own_logits(self, student: nn.Module, batch: Batch) -> Tensor:
+        """What the stored weights answer."""
+        return response_logits(self.module, batch, "teacher_")
+
+    def update(self, student: nn.Module, *, stepped: bool = True) -> None:
+        """Follow the student, once per update; nothing moves if no optimizer step was taken."""
+        teacher_update(
+            self.parameters(),
+            self.student_parameters(student),
+            teacher_regularization=self.config.teacher_regularization,
+            teacher_update_rate=self.config.teacher_update_rate,
+            stepped=stepped,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights by name, for a checkpoint."""
+        tensors = zip(self.names, self.parameters(), strict=True)
+        return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore weights saved by `state_dict`.
+
+        Raises:
+            ValueError: other names or shapes.
+        """
+        own = dict(zip(self.names, self.parameters(), strict=True))
+        shapes = {name: tensor.shape for name, tensor in own.items()}
+        if shapes != {name: tensor.shape for name, tensor in state.items()}:
+            odd = sorted(own.keys() ^ state.keys()) or "the same names with other shapes"
+            raise ValueError(
+                f"the saved teacher does not fit this model (differing: {odd}): resume with the "
+                "model and the teacher_mode that the checkpoint was written with"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+class AdapterTeacher(CopyTeacher):
+    """A teacher that shares the student's base model and has an adapter of its own.
+
+    Averaging the factors A and B is not averaging the weights B·A: with the gaps ΔA, ΔB between
+    student and teacher one step differs by `-rate (1 - rate) ΔB ΔA`. `lora_average="effective"`
+    averages the products instead, see `EffectiveTeacher`.
+    """
+
+    def __init__(self, model: Any, config: SDPOConfig):
+        self.config = config
+        self.student_adapter = model.active_adapter
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        add_adapter(model, TEACHER_ADAPTER, self.student_adapter)
+        own, place = dict(model.named_parameters()), f".{self.student_adapter}"
+        names = [name for name in trained if place in name]
+        if len(names) != len(trained):
+            odd = sorted(set(trained) - set(names))
+            raise ConfigError(
+                f"weights outside the adapter {self.student_adapter!r} are trained ({odd[:3]}…), "
+                "which a teacher adapter cannot hold: freeze them, or train without PEFT"
+            )
+        self.names = names
+        self.own_names = [name.replace(place, f".{TEACHER_ADAPTER}") for name in names]
+        self.model = model
+        with torch.no_grad():
+            for name, mine in zip(self.names, self.own_names, strict=True):
+                own[mine].copy_(own[name])
+        warn_if_stalling(self.parameters(), config)
+
+    def parameters(self) -> list[Tensor]:
+        """The weights of the teacher's adapter."""
+        own = dict(self.model.named_parameters())
+        return [own[name] for name in self.own_names]
+
+    def own_logits(self, student: nn.Module, batch: Batch) -> Tensor:
+        """What the base model answers with the teacher's adapter."""
+        with active_adapter(self.model, TEACHER_ADAPTER):
+            return response_logits(student, batch, "teacher_")
+
+
+Teacher = CopyTeacher
+
+
+def build_teacher(model: nn.Module, config: SDPOConfig) -> Teacher:
+    """The teacher that the settings ask for, with the student's present weights.
+
+    Raises:
+        ConfigError: `lora_ema` for a model without PEFT adapters, or a quantized model without.
+    """
+    adapters = hasattr(model, "peft_config")
+    if config.teacher_mode == "lora_ema" and not adapters:
+        raise ConfigError(
+            f"teacher_mode='lora_ema' needs a PEFT model, but this is a plain "
+            f"{type(model).__name__}: wrap it with peft.get_peft_model or pass peft_config, or use "
+            "teacher_mode='ema'"
+        )
+    quantized = any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
+    if quantized and not adapters:
+        raise ConfigError(
+            "the model is quantized and has no PEFT adapter, so nothing of it can be trained or "
+            "averaged: pass peft_config (QLoRA), or load it unquantized"
+        )
+    return (AdapterTeacher if adapters else CopyTeacher)(model, config)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy that runs its own weights.
+
+    TRL replaces `forward` on the instance by a function that holds the original model; such a
+    replacement would make the copy answer with the student's weights, so it is left out.
+    """
+    modules = [module for module in model.modules() if "forward" in vars(module)]
+    patched = {module: vars(module).pop("forward") for module in modules}
+    try:
+        return copy.deepcopy(model)
+    finally:
+        for module, forward in patched.items():
+            module.forward = forward
+
+
+def add_adapter(model: Any, name: str, like: str) -> None:
+    """Add an adapter configured like another one; the active adapter and gradients stay."""
+    settings = copy.deepcopy(model.peft_config[like])
+    wanted = {n: p.requires_grad for n, p in model.named_parameters()}
+    with torch.random.fork_rng(devices=[]):
+        model.add_adapter(name, settings)
+    for n, p in model.named_parameters():
+        p.requires_grad_(wanted.get(n, False))
+
+
+@contextlib.contextmanager
+def active_adapter(model: Any, name: str) -> Iterator[None]:
+    """Run with another adapter, in evaluation mode; modes and gradient flags come back."""
+    before, modes = model.active_adapter, {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval()
+    model.set_adapter(name)
+    try:
+        yield
+    finally:
+        model.set_adapter(before)
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def warn_if_stalling(parameters: list[Tensor], config: SDPOConfig) -> None:
+    """Say so if the average would stand still in the dtype of its weights."""
+    rate, averaged = config.teacher_update_rate, config.teacher_regularization == "ema"
+    for dtype in {parameter.dtype for parameter in parameters if averaged}:
+        if ema_stalls(dtype, rate):
+            warnings.warn(
+                f"the teacher's weights are {dtype} and follow at rate {rate}: steps below a unit "
+                "in the last place round away, so the teacher stays behind the student; load the "
+                "model in float32 (with bf16=True for the computation)",
+                TeacherWarning,
+                stacklevel=3,
+            )

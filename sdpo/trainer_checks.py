@@ -1,0 +1,55 @@
+"""Checks of a run's settings before anything is trained."""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+from sdpo.config import ConfigError, SDPOConfig
+from sdpo.schedule import Schedule
+
+
+class SDPOWarning(UserWarning):
+    """Training goes on, but does not do what was probably meant."""
+
+
+def effective_config(config: SDPOConfig, args: Any, schedule: Schedule) -> SDPOConfig:
+    """The loss settings of a run, with what TRL's settings decide.
+
+    Raises:
+        ConfigError: a temperature or gradient limit other than the default contradicts TRL's.
+    """
+    for name, theirs in (("temperature", "temperature"), ("grad_clip", "max_grad_norm")):
+        own, other = getattr(config, name), getattr(args, theirs)
+        if own not in (getattr(SDPOConfig, name), other):
+            raise ConfigError(
+                f"SDPOConfig.{name}={own} contradicts GRPOConfig.{theirs}={other}, which rules: "
+                "set both to the same value, or leave the former out"
+            )
+    # On-policy the ratio is exactly 1, so that a cap of 1 or more never acts.
+    idle = schedule.on_policy and config.is_clip is not None and config.is_clip >= 1
+    is_clip = None if idle else config.is_clip
+    return replace(config, temperature=args.temperature, is_clip=is_clip)
+
+
+def check_tokenizer(processing_class: Any) -> None:
+    """Check that rows can be padded.
+
+    Raises:
+        ConfigError: there is neither a padding nor an end token.
+
+    Warns:
+        SDPOWarning: there is no padding token, so that TRL pads with the end token.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if tokenizer is None or tokenizer.pad_token is not None:
+        return
+    if tokenizer.eos_token is None:
+        raise ConfigError(
+            "the tokenizer has no padding token and no end token: set tokenizer.pad_token"
+        )
+    warnings.warn(
+        f"the tokenizer has no padding token; {tokenizer.eos_token!r} pads from here on. Masks "
+        "keep padding apart from the real end of a completion",
+        SDPOWarning,
+        stacklevel=3,
+    )

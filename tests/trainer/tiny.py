@@ -1,0 +1,131 @@
+"""Tiny trainers: a model of some thousand weights, the recorded tokenizer, addition as the task.
+
+The sampler is replaced by a fixed list of answers where a test needs some rows to succeed.
+"""
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sdpo.fixtures import PACKAGED
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
+
+from sdpo.config import SDPOConfig
+from sdpo.trainer import SDPOTrainer
+
+VOCABULARY = 426
+
+
+@functools.cache
+def recorded_tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
+
+
+def model(seed: int = 0, **changes: Any) -> Qwen2ForCausalLM:
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "attn_implementation": "eager",
+        **changes,
+    }
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(**settings)).float()
+
+
+def dataset(rows: int = 4, **columns: Any) -> Dataset:
+    prompts = [
+        [
+            {"role": "system", "content": "Answer with one number."},
+            {"role": "user", "content": f"What is {row} + {row}?"},
+        ]
+        for row in range(rows)
+    ]
+    return Dataset.from_dict({"prompt": prompts, **columns})
+
+
+class Alternating:
+    """Rewards 1 for every `period`-th completion, with feedback for the others if asked for."""
+
+    __name__ = "alternating"
+
+    def __init__(self, period: int = 2, feedback: bool = False):
+        self.period, self.feedback = period, feedback
+        self.last_feedback: list[str] | None = []
+
+    def __call__(self, completions: list[Any], **_: Any) -> list[float]:
+        rewards = [float(row % self.period == 0) for row in range(len(completions))]
+        self.last_feedback = [
+            "" if reward or not self.feedback else f"wrong: row {row}"
+            for row, reward in enumerate(rewards)
+        ]
+        return rewards
+
+
+def arguments(folder: Path | str, **changes: Any) -> GRPOConfig:
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 6,
+        "max_steps": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": 3,
+        **changes,
+    }
+    return GRPOConfig(**settings)
+
+
+def trainer(
+    folder: Path | str,
+    config: SDPOConfig | None = None,
+    *,
+    kind: type = SDPOTrainer,
+    args: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Any:
+    settings: dict[str, Any] = {
+        "model": changes.pop("model", None) or model(),
+        "args": arguments(folder, **(args or {})),
+        "processing_class": tokenizer(),
+        "reward_funcs": [Alternating()],
+        "train_dataset": dataset(),
+        **changes,
+    }
+    if kind is SDPOTrainer:
+        settings["sdpo_config"] = config
+    return kind(**settings)
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def quiet() -> Any:
+    return warnings.catch_warnings()
