@@ -62,7 +62,8 @@ def collect_feedback(sources: Mapping[str, Any], rows: int) -> list[str | None]:
     """One feedback text per row from all sources; several texts are joined by a blank line.
 
     Args:
-        sources: by name, what a reward function, a logged column or the environment left behind.
+        sources: by name, what a reward function, a logged column or the environment left behind;
+            None or an empty list means that it has none this time.
         rows: B.
 
     Raises:
@@ -72,6 +73,8 @@ def collect_feedback(sources: Mapping[str, Any], rows: int) -> list[str | None]:
     """
     merged: list[list[str]] = [[] for _ in range(rows)]
     for name, entries in sources.items():
+        if entries is None or entries == []:
+            continue
         if not isinstance(entries, list | tuple):
             raise TypeError(
                 f"feedback of {name} is {type(entries).__name__}, not a list with one text or None "

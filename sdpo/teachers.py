@@ -123,12 +123,29 @@ class AdapterTeacher(CopyTeacher):
         with torch.no_grad():
             for name, mine in zip(self.names, self.own_names, strict=True):
                 own[mine].copy_(own[name])
-        warn_if_stalling(self.parameters(), config)
+        # TRL turns the adapters of quantized models to bfloat16, in which an average stalls.
+        self.masters = [own[mine].detach().float().clone() for mine in self.own_names]
 
     def parameters(self) -> list[Tensor]:
-        """The weights of the teacher's adapter."""
+        """The averaged factors, in float32."""
+        return self.masters
+
+    def update(self, student: nn.Module, *, stepped: bool = True) -> None:
+        """Follow the student, and put the averages into the teacher's adapter."""
+        super().update(student, stepped=stepped)
+        self.refresh()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the averages, and put them into the teacher's adapter."""
+        super().load_state_dict(state)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the averages to the weights that answer."""
         own = dict(self.model.named_parameters())
-        return [own[name] for name in self.own_names]
+        for name, master in zip(self.own_names, self.masters, strict=True):
+            own[name].copy_(master)
 
     def own_logits(self, student: nn.Module, batch: Batch) -> Tensor:
         """What the base model answers with the teacher's adapter."""
@@ -136,7 +153,76 @@ class AdapterTeacher(CopyTeacher):
             return response_logits(student, batch, "teacher_")
 
 
-Teacher = CopyTeacher
+class EffectiveTeacher(CopyTeacher):
+    """A LoRA teacher whose effective weights, not factors, are averaged.
+
+    Keeps `B·A` of the average as one dense float32 matrix for each adapted layer: exact, at the
+    memory of those layers' weights.
+    """
+
+    def __init__(self, model: Any, config: SDPOConfig):
+        self.config = config
+        self.model = model
+        self.student_adapter = model.active_adapter
+        self.layers = lora_layers(model, self.student_adapter)
+        self.names = list(self.layers)
+        self.deltas = self.student_parameters(model)
+
+    def parameters(self) -> list[Tensor]:
+        """The averaged `B·A` of each layer, `(out, in)` float32."""
+        return self.deltas
+
+    @torch.no_grad()
+    def student_parameters(self, model: nn.Module) -> list[Tensor]:
+        """The student's `B·A` of each layer."""
+        layers = self.layers.values()
+        return [layer.get_delta_weight(self.student_adapter).float() for layer in layers]
+
+    def own_logits(self, student: nn.Module, batch: Batch) -> Tensor:
+        """What the base model answers with the averaged matrices added."""
+        hooks = [
+            layer.register_forward_hook(adding(delta))
+            for layer, delta in zip(self.layers.values(), self.deltas, strict=True)
+        ]
+        try:
+            with evaluating(self.model), self.model.disable_adapter():
+                return response_logits(student, batch, "teacher_")
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def lora_layers(model: Any, adapter: str) -> dict[str, Any]:
+    """The linear layers that an adapter changes, by name.
+
+    Raises:
+        ConfigError: something other than the factors of linear layers is trained.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if adapter in getattr(module, "lora_A", ()) and not getattr(module, "fan_in_fan_out", False)
+    }
+    factors = {f"{name}.lora_{side}.{adapter}.weight" for name in found for side in "AB"}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if odd := sorted(trained - factors):
+        raise ConfigError(
+            f"lora_average='effective' averages linear LoRA layers only, but {odd[:3]}… are "
+            "trained as well: freeze them, or use lora_average='factors'"
+        )
+    return found
+
+
+def adding(delta: Tensor) -> Any:
+    """A hook that adds `x · deltaᵀ` to a linear layer's output."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + nn.functional.linear(inputs[0].to(delta.dtype), delta).to(output.dtype)
+
+    return hook
+
+
+Teacher = CopyTeacher | EffectiveTeacher
 
 
 def build_teacher(model: nn.Module, config: SDPOConfig) -> Teacher:
@@ -158,6 +244,8 @@ def build_teacher(model: nn.Module, config: SDPOConfig) -> Teacher:
             "the model is quantized and has no PEFT adapter, so nothing of it can be trained or "
             "averaged: pass peft_config (QLoRA), or load it unquantized"
         )
+    if config.lora_average == "effective":
+        return EffectiveTeacher(model, config)
     return (AdapterTeacher if adapters else CopyTeacher)(model, config)
 
 
@@ -189,16 +277,26 @@ def add_adapter(model: Any, name: str, like: str) -> None:
 @contextlib.contextmanager
 def active_adapter(model: Any, name: str) -> Iterator[None]:
     """Run with another adapter, in evaluation mode; modes and gradient flags come back."""
-    before, modes = model.active_adapter, {module: module.training for module in model.modules()}
+    before = model.active_adapter
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    with evaluating(model):
+        model.set_adapter(name)
+        try:
+            yield
+        finally:
+            model.set_adapter(before)
+            for parameter, flag in wanted.items():
+                parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run in evaluation mode; every module's own mode comes back."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
-    model.set_adapter(name)
     try:
         yield
     finally:
-        model.set_adapter(before)
-        for parameter, flag in wanted.items():
-            parameter.requires_grad_(flag)
         for module, mode in modes.items():
             module.training = mode
 
