@@ -101,6 +101,22 @@ class SDPOTrainer(GRPOTrainer):
         self._scored: tuple[Any, Tensor, list[Any]] | None = None
         self._had_signal = True
         self.add_callback(AfterOptimizerStep(self))
+        if self.sdpo_config.audit_every or self.sdpo_config.audit_lockstep:
+            self.recorder = self._audit()
+
+    def _audit(self) -> TrainerCallback:
+        """The callback that compares updates with the reference, if it is asked for."""
+        from sdpo.callback import ParityCallback
+
+        config = self.sdpo_config
+        callback = ParityCallback(
+            self,
+            every=config.audit_every,
+            lockstep=config.audit_lockstep,
+            folder=Path(config.audit_dir or Path(self.args.output_dir) / "parity"),
+        )
+        self.add_callback(callback)
+        return callback
 
     # --- rollouts ---------------------------------------------------------------------------
 

@@ -1,0 +1,161 @@
+"""How far two records of one update are apart, stage by stage, and how far they may be.
+
+A budget is not chosen: the reference is also run in float64, and what float32 alone moves a value
+by, measured there, times `SLACK`, is what a candidate in float32 may deviate.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo.parity.lockstep import Record, Step, Weights
+
+SLACK = 16.0
+FLOOR = 4 * torch.finfo(torch.float32).eps
+
+EXACT = ("feedback", "demonstration", "teacher_prompt", "teacher_tokens", "distillation_mask")
+PER_TOKEN = (
+    "log_probs.student",
+    "log_probs.teacher",
+    "support.student",
+    "support.teacher",
+    "tail.student",
+    "tail.teacher",
+    "divergence",
+    "importance",
+)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Distance at one place of an update: relative 2-norm, or 0 and infinity for exact stages."""
+
+    stage: str
+    name: str
+    value: float
+    step: int = 0
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """2-norm of the difference ÷ 2-norm of the expected; infinite if only one is finite."""
+    actual, expected = actual.double(), expected.double()
+    if actual.shape != expected.shape:
+        return math.inf
+    finite = expected.isfinite()
+    if not torch.equal(actual.isfinite(), finite):
+        return math.inf
+    gap = torch.where(finite, actual - expected, 0.0).norm().item()
+    size = torch.where(finite, expected, 0.0).norm().item()
+    return gap / size if size else (math.inf if gap else 0.0)
+
+
+def joined(weights: Mapping[str, Tensor]) -> Tensor:
+    """All weights as one vector, ordered by name."""
+    tensors = [weights[name].double().flatten() for name in sorted(weights)]
+    return torch.cat(tensors) if tensors else torch.zeros(0)
+
+
+def moved(weights: Weights, start: Weights) -> Tensor:
+    """How far weights went from where they were, as one vector."""
+    return joined(weights) - joined(start)
+
+
+def cosine(actual: Weights, expected: Weights) -> float:
+    """Cosine of two gradients; 1 if both are zero."""
+    one, other = joined(actual), joined(expected)
+    sizes = (one.norm() * other.norm()).item()
+    if not sizes:
+        return 1.0 if not one.any() and not other.any() else 0.0
+    return (one @ other).item() / sizes
+
+
+def deltas(actual: Record, expected: Record, *, same_split: bool = True) -> Iterator[Delta]:
+    """All distances, in the order in which an update produces the values.
+
+    Args:
+        actual: the candidate's.
+        expected: the reference's.
+        same_split: both sides used the same micro-batches, so that losses of micro-batches
+            correspond; otherwise the scaled sums of each step are compared.
+    """
+    for stage in EXACT:
+        if stage in actual.prompts and stage in expected.prompts:
+            equal = same_value(actual.prompts[stage], expected.prompts[stage])
+            yield Delta(stage, stage, 0.0 if equal else math.inf)
+    start = expected.start
+    for number, (mine, theirs) in enumerate(zip(actual.steps, expected.steps, strict=True)):
+        yield Delta("teacher_update", "too early", math.inf if mine.teacher_moved else 0.0, number)
+        yield from token_deltas(mine, theirs, number)
+        yield Delta("aggregate", "aggregate", loss_delta(mine, theirs, same_split), number)
+        gradients = joined(mine.gradient), joined(theirs.gradient)
+        yield Delta("accumulate", "gradient", relative(*gradients), number)
+        steps = moved(mine.weights, start), moved(theirs.weights, start)
+        yield Delta("optimizer", "weights", relative(*steps), number)
+    teachers = moved(actual.teacher, start), moved(expected.teacher, start)
+    yield Delta("teacher_update", "teacher", relative(*teachers), len(expected.steps) - 1)
+
+
+def same_value(actual: Any, expected: Any) -> bool:
+    """Equality of lists, texts and tensors inside tuples or lists."""
+    if isinstance(actual, Tensor) or isinstance(expected, Tensor):
+        return torch.equal(torch.as_tensor(actual).cpu(), torch.as_tensor(expected).cpu())
+    if isinstance(actual, list | tuple) and isinstance(expected, list | tuple):
+        same = zip(actual, expected, strict=False)
+        return len(actual) == len(expected) and all(same_value(a, e) for a, e in same)
+    return actual == expected
+
+
+def token_deltas(mine: Step, theirs: Step, number: int) -> Iterator[Delta]:
+    """Distances of the per-token stages, at the tokens that the reference counts."""
+    counted = theirs.rows("loss_mask") != 0
+    for name in PER_TOKEN:
+        if name in mine.micro_batches[0] and name in theirs.micro_batches[0]:
+            actual, expected = mine.rows(name), theirs.rows(name)
+            fits = actual.shape == expected.shape
+            value = relative(actual[counted], expected[counted]) if fits else math.inf
+            yield Delta(name.split(".")[0], name, value, number)
+
+
+def loss_delta(mine: Step, theirs: Step, same_split: bool) -> float:
+    """Distance of the losses of a step's micro-batches.
+
+    A loss without any token is NaN in the reference, in some modes, and 0 in ours.
+    """
+    if same_split:
+        sides = [
+            torch.stack([values["aggregate"] for values in step.micro_batches]).double()
+            for step in (mine, theirs)
+        ]
+    else:
+        sides = [torch.tensor([step.scaled_loss]).double() for step in (mine, theirs)]
+    empty = sides[1].isnan() & (sides[0] == 0)
+    return relative(torch.where(empty, 0.0, sides[0]), torch.where(empty, 0.0, sides[1]))
+
+
+def noise(single: Record, double: Record) -> dict[str, float]:
+    """What float32 alone moves each kind of value by: the greatest distance of an update.
+
+    Numerics: errors of tokens can cancel in a loss, by luck, so a loss is allowed no less than its
+    tokens.
+    """
+    found: dict[str, float] = {}
+    for delta in deltas(single, double):
+        if math.isfinite(delta.value):
+            found[delta.name] = max(found.get(delta.name, 0.0), delta.value)
+    found["aggregate"] = max(found.get("aggregate", 0.0), found.get("importance", 0.0))
+    return found
+
+
+def budgets(noises: Mapping[str, float], names: set[str]) -> dict[str, float]:
+    """The distance that each kind of value may have; 0 for exact stages."""
+    found = {name: SLACK * (noises.get(name, 0.0) + FLOOR) for name in names}
+    return found | dict.fromkeys(EXACT, 0.0)
+
+
+def first_moved(found: list[Delta], allowed: Mapping[str, float]) -> Delta | None:
+    """The earliest distance beyond its budget."""
+    return next((delta for delta in found if delta.value > allowed[delta.name]), None)
