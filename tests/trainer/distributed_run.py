@@ -1,0 +1,127 @@
+"""Train a few steps with fixed completions, in one process or several; used by the tests.
+
+python distributed_run.py OUT --group 8 --silent-rank 0 --semantics exact
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from sdpo.config import SDPOConfig
+from sdpo.trainer import SDPOTrainer
+
+ROWS = 8
+END = 420
+
+
+def model() -> torch.nn.Module:
+    """Large initial weights, so that teacher and student differ by much more than rounding."""
+    return tiny.model(initializer_range=0.2)
+
+
+def completions(prompts: list[Any], trainer: SDPOTrainer) -> dict[str, Any]:
+    """Completions that depend on the place of a row among all processes' rows, of many lengths."""
+    first = trainer.accelerator.process_index * len(prompts)
+    ids = [
+        [40 + (7 * row + 3 * token) % 300 for token in range(1 + (3 * row) % 5)] + [END]
+        for row in range(first, first + len(prompts))
+    ]
+    render = trainer.processing_class.apply_chat_template
+    rendered = render(prompts, tokenize=True, add_generation_prompt=True, return_dict=True)
+    return {
+        "prompt_ids": rendered["input_ids"],
+        "completion_ids": ids,
+        "logprobs": [[-1.0] * len(row) for row in ids],
+    }
+
+
+class Reward:
+    """Success for two rows of the second half, or of every group."""
+
+    __name__ = "reward"
+
+    def __init__(self, rank: int, everywhere: bool):
+        self.rank, self.everywhere = rank, everywhere
+
+    def __call__(self, completion_ids: list[list[int]], **_: Any) -> list[float]:
+        first = self.rank * len(completion_ids)
+        rows = range(first, first + len(completion_ids))
+        if self.everywhere:
+            return [float(row % 4 == 1) for row in rows]
+        return [float(row in (5, 6)) for row in rows]
+
+
+def run(out: Path, group: int, everywhere: bool, semantics: str, fsdp: bool) -> None:
+    torch.set_num_threads(1)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    args: dict[str, Any] = {
+        "per_device_train_batch_size": ROWS // 2 // processes,
+        "gradient_accumulation_steps": 2,
+        "num_generations": group,
+        "max_steps": 3,
+        "optim": "sgd",
+        "learning_rate": 0.5,
+        "shuffle_dataset": False,
+    }
+    if fsdp:
+        args |= {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}}
+    config = SDPOConfig(
+        distillation_topk=20,
+        micro_batch_semantics=semantics,
+        rollout_is_threshold=None,
+        teacher_update_rate=0.3,
+    )
+    trainer = SDPOTrainer(
+        model=model(),
+        args=tiny.arguments(out, **args),
+        sdpo_config=config,
+        processing_class=tiny.tokenizer(),
+        reward_funcs=[Reward(rank, everywhere)],
+        train_dataset=tiny.dataset(12),
+        rollout_func=completions,
+    )
+    moves = []
+    update = trainer.teacher.update
+    trainer.teacher.update = lambda *a, **k: (moves.append(1), update(*a, **k))[1]
+    signal: list[float] = []
+    trainer.recorder = Signal(signal)
+    trainer.train()
+    found = {f"student.{n}": p for n, p in tiny.weights(trainer.model).items()}
+    found |= {f"teacher.{n}": p for n, p in trainer.teacher.state_dict().items()}
+    found |= {"moves": torch.tensor(len(moves)), "signal": torch.tensor(signal)}
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    save_file(found | {"losses": torch.tensor(losses)}, out / f"rank{rank}.safetensors")
+
+
+class Signal:
+    """Keeps the number of rows with a teacher signal on this process."""
+
+    def __init__(self, seen: list[float]):
+        self.seen = seen
+
+    def rollouts(self, rollouts: Any, found: Any, batch: dict[str, Any]) -> None:
+        self.seen.append(batch["self_distillation_mask"].sum().item())
+
+    def micro_batch(self, *_: Any) -> None:
+        pass
+
+    def gradients(self, *_: Any) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--everywhere", action="store_true")
+    parser.add_argument("--semantics", default="exact")
+    parser.add_argument("--fsdp", action="store_true")
+    options = vars(parser.parse_args())
+    run(**options)

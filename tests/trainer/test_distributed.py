@@ -1,0 +1,86 @@
+"""Two processes over gloo against one: same update, demonstrations across ranks, no hang.
+
+Budget kind: the rounding of another order of summation, 1e-5 of the way that the weights went.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from distributed_run import model
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parent / "distributed_run.py"
+LIMIT = 150
+
+
+def launch(out: Path, processes: int, *options: str) -> list[dict[str, torch.Tensor]]:
+    out.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    # Without MPI the several-device launcher starts the processes; they find no GPU and use gloo.
+    command += ["--num_processes", str(processes), *(["--multi_gpu"] if processes > 1 else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    paths = [str(SCRIPT.parents[1] / "equivalence"), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(out), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [load_file(out / f"rank{rank}.safetensors") for rank in range(processes)]
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], side: str) -> float:
+    """How far two runs are apart, relative to the way from the initial weights."""
+    start = {f"{side}.{name}": p for name, p in tiny.weights(model()).items()}
+    names = [name for name in other if name.startswith(side)]
+    gap = sum((one[name] - other[name]).square().sum() for name in names)
+    way = sum((other[name] - start[name]).square().sum() for name in names)
+    return (gap / way).sqrt().item()
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_update_of_one(tmp_path):
+    (single,) = launch(tmp_path / "one", 1)
+    ranks = launch(tmp_path / "two", 2)
+    for side in ("student", "teacher"):
+        assert distance(ranks[0], single, side) < 1e-5
+        assert distance(ranks[1], ranks[0], side) == 0
+    # Both successes are rows of the second process: the first one learns from them all the same.
+    assert ranks[0]["signal"].tolist() == [4, 4, 4]
+    assert ranks[1]["signal"].tolist() == [4, 4, 4]
+    assert single["signal"].tolist() == [8, 8, 8]
+    assert [run["moves"].item() for run in (single, *ranks)] == [3, 3, 3]
+
+
+@pytest.mark.slow
+def test_the_reference_semantics_depend_on_the_split_over_processes(tmp_path):
+    """verl: each rank's micro-batches have their own means, and ranks are averaged."""
+    (single,) = launch(tmp_path / "one", 1, "--semantics", "verl")
+    ranks = launch(tmp_path / "two", 2, "--semantics", "verl")
+    assert distance(ranks[1], ranks[0], "student") == 0
+    assert distance(ranks[0], single, "student") > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("semantics", ["verl", "exact"])
+def test_a_rank_without_signal_neither_hangs_nor_differs(semantics, tmp_path):
+    ranks = launch(tmp_path / "two", 2, "--group", "4", "--semantics", semantics)
+    assert ranks[0]["signal"].tolist() == [0, 0, 0]
+    assert min(ranks[1]["signal"].tolist()) > 0
+    assert distance(ranks[1], ranks[0], "student") == 0
+    assert distance(ranks[1], ranks[0], "teacher") == 0
+    assert ranks[0]["moves"].item() == 3
