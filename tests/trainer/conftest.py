@@ -1,11 +1,9 @@
-"""Settings of all trainer tests: one thread, and only our own warnings are errors."""
+"""Settings of all trainer tests: only our own warnings are errors."""
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 HERE = Path(__file__).parent
 THIRD_PARTY = (
@@ -26,11 +24,3 @@ def _imported_objects_are_not_searched() -> None:
     """Each training run collects garbage several times, mostly among what imports left behind."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -71,7 +71,7 @@ def run(out: Path, group: int, everywhere: bool, semantics: str, fsdp: bool) -> 
         "shuffle_dataset": False,
     }
     if fsdp:
-        args |= {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}}
+        args |= {"fsdp": True, "fsdp_config": {"version": 2}}
     config = SDPOConfig(
         distillation_topk=20,
         micro_batch_semantics=semantics,

@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from sdpo.config import SDPOConfig
+from sdpo.parity.update_family import golden_names, own_config
 from sdpo.rollouts import ROW
 from sdpo.trainer import SDPOTrainer
 
@@ -38,7 +39,7 @@ class Recorder:
         self.update, self.micro, self.mini = 0, 0, 0
 
     def micro_batch(self, batch: dict[str, Tensor], trace: dict[str, Tensor], scale: float) -> None:
-        for name, value in cases.golden_names(trace):
+        for name, value in golden_names(trace):
             self.tensors[f"u{self.update}.mb{self.micro}.{name}"] = value.detach().clone()
         self.losses.append(trace["aggregate"].item() * scale)
         self.micro += 1
@@ -101,7 +102,7 @@ def build(
 ) -> tuple[Any, Recorder]:
     golden = cases.case(case_id)
     actor, teacher, optimizer = cases.build(golden)
-    config = cases.our_config(golden.config)
+    config = own_config(golden.config)
     changes = {"sdpo_config": config} | changes
     trainer = kind(
         model=actor,
@@ -136,7 +137,7 @@ def run(case_id: str, folder: Path, kind: type = Recorded, **changes: Any) -> ca
     losses = iter(recorder.losses)
     norms = iter([row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row])
     for _, result in zip(range(recorder.update), cases.case(case_id).entry["results"], strict=True):
-        steps = cases.steps_of(result)
+        steps = result["micro_batches_per_optimizer_step"]
         run.metrics.append(
             {
                 "actor/pg_loss": sum(next(losses) for _ in range(sum(steps))),

@@ -11,9 +11,9 @@ out by design (P-U040, P-U042, P-U045, P-U046, P-U047).
 import golden_trainer
 import pytest
 from golden_trainer import cases
-from sdpo.reference.loss import loss_from_logits
 
 import sdpo.trainer
+from sdpo.reference.loss import loss_from_logits
 
 NOT_OURS = {"P-U040", "P-U042", "P-U045", "P-U046", "P-U047"}
 NOT_IN_TRL = {"P-U018", "P-U019", "P-U038", "P-U043"}
@@ -49,7 +49,7 @@ def reference_loss(*logits_and_masks, config, trace, old_log_probs, **others):
 def test_with_the_reference_loss_the_path_is_bit_equal(case_id, tmp_path, monkeypatch):
     """Accumulation, clipping, skipping, optimizer and teacher add no rounding of their own."""
     monkeypatch.setattr(sdpo.trainer, "self_distillation_loss", reference_loss)
-    monkeypatch.setattr(cases, "golden_names", lambda trace: trace.items())
+    monkeypatch.setattr(golden_trainer, "golden_names", lambda trace: trace.items())
     run = golden_trainer.run(case_id, tmp_path)
     assert cases.tensor_differences(case_id, run, exact=True, skip=NOT_RECORDED) == []
     names = ["actor/grad_norm", "actor/pg_loss"]

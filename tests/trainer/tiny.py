@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from sdpo.fixtures import PACKAGED
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from sdpo.config import SDPOConfig
+from sdpo.fixtures import PACKAGED
 from sdpo.trainer import SDPOTrainer
 
 VOCABULARY = 426
