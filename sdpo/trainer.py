@@ -34,7 +34,7 @@ from sdpo.rollouts import (
 from sdpo.schedule import Schedule, aggregation_weight, micro_batch_scale, mini_batch_weights
 from sdpo.support import log_probs
 from sdpo.teachers import build_teacher
-from sdpo.trainer_checks import SDPOWarning, check_tokenizer, effective_config
+from sdpo.trainer_checks import SDPOWarning, check_sharding, check_tokenizer, effective_config
 from sdpo.trainer_state import load_trainer_state, save_trainer_state
 from sdpo.update import response_logits
 
@@ -88,6 +88,7 @@ class SDPOTrainer(GRPOTrainer):
         """Sees every micro-batch and gradient, if set; see `sdpo.callback`."""
         if not self.sdpo_config.enabled:
             return
+        check_sharding(fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
         self.schedule = Schedule(
             self.args.gradient_accumulation_steps,
             self.args.steps_per_generation,

@@ -31,6 +31,22 @@ def effective_config(config: SDPOConfig, args: Any, schedule: Schedule) -> SDPOC
     return replace(config, temperature=args.temperature, is_clip=is_clip)
 
 
+def check_sharding(*, fsdp: bool, deepspeed: bool) -> None:
+    """Check that every process holds whole weights.
+
+    Raises:
+        ConfigError: FSDP or DeepSpeed is on. The student's parameters would be pieces, the teacher
+            whole, so that their average would fail, or mix weights that do not belong together.
+    """
+    found = [name for name, on in (("FSDP", fsdp), ("DeepSpeed", deepspeed)) if on]
+    if found:
+        raise ConfigError(
+            f"{' and '.join(found)} shards the student, which the teacher's average does not "
+            "support: use data parallelism (accelerate launch without it; teacher_mode='lora_ema' "
+            "needs no second model), or enabled=False for plain GRPO"
+        )
+
+
 def check_tokenizer(processing_class: Any) -> None:
     """Check that rows can be padded.
 

@@ -56,12 +56,12 @@ class Reward:
         return [float(row in (5, 6)) for row in rows]
 
 
-def run(out: Path, group: int, everywhere: bool, semantics: str, fsdp: bool) -> None:
+def run(out: Path, group: int, everywhere: bool, semantics: str) -> None:
     torch.set_num_threads(1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    args: dict[str, Any] = {
+    args = {
         "per_device_train_batch_size": ROWS // 2 // processes,
         "gradient_accumulation_steps": 2,
         "num_generations": group,
@@ -70,8 +70,6 @@ def run(out: Path, group: int, everywhere: bool, semantics: str, fsdp: bool) -> 
         "learning_rate": 0.5,
         "shuffle_dataset": False,
     }
-    if fsdp:
-        args |= {"fsdp": True, "fsdp_config": {"version": 2}}
     config = SDPOConfig(
         distillation_topk=20,
         micro_batch_semantics=semantics,
@@ -122,6 +120,5 @@ if __name__ == "__main__":
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--everywhere", action="store_true")
     parser.add_argument("--semantics", default="exact")
-    parser.add_argument("--fsdp", action="store_true")
     options = vars(parser.parse_args())
     run(**options)

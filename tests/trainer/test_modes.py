@@ -1,14 +1,18 @@
 """Plain GRPO, hybrid, micro-batch semantics, and when the teacher follows."""
 
+from typing import Any
+
 import pytest
 import tiny
 import torch
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
+import sdpo.trainer
 from sdpo.config import ConfigError, SDPOConfig
 from sdpo.trainer import SDPOTrainer
+from sdpo.trainer_checks import check_sharding
 
-SMALL = {"distillation_topk": 20}
+SMALL: dict[str, Any] = {"distillation_topk": 20}
 
 
 class Gradients:
@@ -167,6 +171,19 @@ def test_on_policy_a_cap_below_one_still_acts(tmp_path):
 def test_settings_that_contradict_each_other_are_refused(config, args, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         tiny.trainer(tmp_path, SDPOConfig(**config), args=args)
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
+def test_sharded_students_are_refused(kind):
+    with pytest.raises(ConfigError, match="shards the student"):
+        check_sharding(**{"fsdp": False, "deepspeed": False, kind: True})
+
+
+def test_the_trainer_asks_whether_its_student_is_sharded(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sdpo.trainer, "check_sharding", lambda **on: asked.append(on))
+    tiny.trainer(tmp_path, SDPOConfig())
+    assert asked == [{"fsdp": False, "deepspeed": False}]
 
 
 def test_temperature_is_taken_from_the_sampling_temperature(tmp_path):

@@ -1,0 +1,61 @@
+"""QLoRA with Unsloth's kernels: 4-bit base model, two adapters. Needs a GPU and `unsloth`.
+
+Unsloth replaces parts of TRL while it is imported, so it has to come before TRL, and its patch of
+the GRPO trainer before `sdpo.trainer`, which derives from it. In the other order training runs
+without the patch, or fails later; `check_import_order` says so at once.
+
+python examples/sdpo_unsloth_qlora.py --model Qwen/Qwen2.5-7B-Instruct
+"""
+
+import importlib
+import importlib.util
+import sys
+from typing import Any
+
+PATCHED = ("trl", "transformers", "peft", "sdpo.trainer")
+
+
+def check_import_order() -> None:
+    """Check that Unsloth can still patch what it has to.
+
+    Raises:
+        ImportError: unsloth is missing, or something that it patches has been imported before.
+    """
+    early = [name for name in PATCHED if name in sys.modules]
+    if early and "unsloth" not in sys.modules:
+        raise ImportError(
+            f"{', '.join(early)} imported before unsloth, which has to patch them: make "
+            "`import unsloth` the first import of the script"
+        )
+    if importlib.util.find_spec("unsloth") is None:
+        raise ImportError("unsloth is not installed: pip install unsloth (needs a GPU)")
+
+
+def main() -> None:
+    """Train."""
+    check_import_order()
+    unsloth: Any = importlib.import_module("unsloth")
+    unsloth.PatchFastRL("GRPO", unsloth.FastLanguageModel)
+
+    from common import AnswerReward, additions, arguments, options
+
+    from sdpo.config import SDPOConfig
+    from sdpo.trainer import SDPOTrainer
+
+    chosen = options(__doc__)
+    fast = unsloth.FastLanguageModel
+    model, tokenizer = fast.from_pretrained(chosen.model, load_in_4bit=True, max_seq_length=2048)
+    model = fast.get_peft_model(model, r=16, lora_alpha=32, use_gradient_checkpointing="unsloth")
+    trainer = SDPOTrainer(
+        model=model,
+        args=arguments(chosen),
+        sdpo_config=SDPOConfig(teacher_mode="lora_ema"),
+        processing_class=tokenizer,
+        reward_funcs=[AnswerReward()],
+        train_dataset=additions(),
+    )
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()
