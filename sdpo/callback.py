@@ -107,6 +107,7 @@ class ParityCallback(TrainerCallback):
         """A micro-batch was processed."""
         if self.record is None:
             return
+        began = time.perf_counter()
         steps = self.record.steps
         if len(steps) == len(self.rates):
             steps.append(Step())
@@ -115,14 +116,17 @@ class ParityCallback(TrainerCallback):
         step.micro_batches.append(values)
         step.scaled_loss += values["aggregate"].item() * float(scale)
         step.teacher_moved |= not torch.equal(self._fingerprint(), self.fingerprint)
+        self.seconds += time.perf_counter() - began
 
     def gradients(self, model: nn.Module) -> None:
         """All micro-batches of an optimizer step are done; nothing is clipped yet."""
+        began = time.perf_counter()
         self.rates.append([group["lr"] for group in self.trainer.optimizer.param_groups])
         if self.record is not None:
             named = model.named_parameters()
             gradient = {n: p.grad.detach().clone() for n, p in named if p.grad is not None}
             self.record.steps[-1].gradient = gradient
+        self.seconds += time.perf_counter() - began
 
     # --- what the training loop tells -------------------------------------------------------
 

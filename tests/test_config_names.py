@@ -1,12 +1,13 @@
 """Settings of sdpo-rl are accepted under their names; two names of a thing may not disagree."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sdpo.config import ConfigError, SDPOConfig
 
-PEER_SETTINGS = {
+PEER_SETTINGS: dict[str, Any] = {
     "enabled": True,
     "alpha": 0.5,
     "full_logit_distillation": True,

@@ -24,7 +24,7 @@ def model() -> torch.nn.Module:
     return tiny.model(initializer_range=0.2)
 
 
-def completions(prompts: list[Any], trainer: SDPOTrainer) -> dict[str, Any]:
+def completions(prompts: list[Any], trainer: Any) -> dict[str, Any]:
     """Completions that depend on the place of a row among all processes' rows, of many lengths."""
     first = trainer.accelerator.process_index * len(prompts)
     ids = [

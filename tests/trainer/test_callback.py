@@ -5,6 +5,7 @@ Budget kind: measured, 16 times what float32 itself moves a value by against flo
 
 import csv
 import warnings
+from typing import Any
 
 import pytest
 import tiny
@@ -12,9 +13,9 @@ import torch
 from test_modes import OneSuccess
 from test_teachers import lora
 
-import sdpo.loss
-import sdpo.rollouts
 import sdpo.trainer
+from sdpo import loss as loss_stages
+from sdpo import rollouts
 from sdpo.callback import ParityWarning
 from sdpo.config import ConfigError, SDPOConfig
 from sdpo.parity.stages import NAMES
@@ -22,11 +23,11 @@ from sdpo.trainer import SDPOTrainer
 
 
 def audited(folder, *, kind=SDPOTrainer, args=None, reward=None, model=None, **settings):
-    settings = {"distillation_topk": 20, "audit_every": 1, **settings}
+    chosen: dict[str, Any] = {"distillation_topk": 20, "audit_every": 1, **settings}
     return kind(
         model=model or tiny.model(),
         args=tiny.arguments(folder, **{"max_steps": 3, **(args or {})}),
-        sdpo_config=SDPOConfig(**settings),
+        sdpo_config=SDPOConfig(**chosen),
         processing_class=tiny.tokenizer(),
         reward_funcs=[reward or tiny.Alternating(3, feedback=True)],
         train_dataset=tiny.dataset(),
@@ -103,7 +104,8 @@ class AveragedPerMicroBatch(SDPOTrainer):
 class DroppingTeacher(SDPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        for module in self.teacher.module.train().modules():
+        teacher: Any = self.teacher
+        for module in teacher.module.train().modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.5
 
@@ -132,47 +134,47 @@ def one_sided_temperature(monkeypatch):
 
 
 def no_system_message(monkeypatch):
-    real = sdpo.rollouts.teacher_prompt
+    real = rollouts.teacher_prompt
 
     def wrong(prompts, *others, **settings):
         return real([prompt[-1:] for prompt in prompts], *others, **settings)
 
-    monkeypatch.setattr(sdpo.rollouts, "teacher_prompt", wrong)
+    monkeypatch.setattr(rollouts, "teacher_prompt", wrong)
 
 
 def own_support(monkeypatch):
-    real = sdpo.loss.support
+    real = loss_stages.support
 
     def wrong(student, teacher, **settings):
         chosen = real(teacher, student, **settings)
         return chosen._replace(student=chosen.teacher, teacher=chosen.student)
 
-    monkeypatch.setattr(sdpo.loss, "support", wrong)
+    monkeypatch.setattr(loss_stages, "support", wrong)
 
 
 def masked_rows_counted(monkeypatch):
     def wrong(per_token_loss, loss_mask, loss_agg_mode):
         return (per_token_loss * loss_mask).sum() / loss_mask.numel()
 
-    monkeypatch.setattr(sdpo.loss, "aggregate", wrong)
+    monkeypatch.setattr(loss_stages, "aggregate", wrong)
 
 
 def own_success_shown(monkeypatch):
-    real = sdpo.rollouts.demonstration
+    real = rollouts.demonstration
 
     def wrong(*rows, **settings):
         return real(*rows, **{**settings, "dont_reprompt_on_self_success": False})
 
-    monkeypatch.setattr(sdpo.rollouts, "demonstration", wrong)
+    monkeypatch.setattr(rollouts, "demonstration", wrong)
 
 
 def ratio_twice(monkeypatch):
-    real = sdpo.loss.importance
+    real = loss_stages.importance
 
     def wrong(loss, **tensors):
         return real(real(loss, **tensors), **tensors)
 
-    monkeypatch.setattr(sdpo.loss, "importance", wrong)
+    monkeypatch.setattr(loss_stages, "importance", wrong)
 
 
 FAULTS = {
@@ -193,9 +195,9 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch):
     plant, stage = FAULTS[fault]
-    args = {"temperature": 0.7} if fault == "temperature on one side only" else {}
+    args: dict[str, Any] = {"temperature": 0.7} if fault == "temperature on one side only" else {}
     reward = None
-    settings = {}
+    settings: dict[str, Any] = {}
     if fault == "masked rows counted in the denominator":
         reward = OneSuccess()
     if fault == "ratio applied twice":

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from typing import Any
 
 import pytest
 import tiny
@@ -13,7 +14,7 @@ from sdpo.config import ConfigError, SDPOConfig
 from sdpo.rollouts import Rollouts, collect_feedback, in_order, teacher_inputs, weighted_rewards
 from sdpo.trainer_checks import SDPOWarning
 
-SMALL = {"distillation_topk": 20}
+SMALL: dict[str, Any] = {"distillation_topk": 20}
 
 
 class Recorder:
@@ -40,12 +41,12 @@ def first_rollouts(folder, config, **changes):
     return (*trainer.recorder.seen[0], trainer)
 
 
-def texts(batch):
+def texts(batch) -> list[str]:
     ids, mask = batch["teacher_input_ids"], batch["teacher_attention_mask"]
     width = ids.shape[1] - batch["completion_ids"].shape[1]
     rows = zip(ids[:, :width].tolist(), mask[:, :width].tolist(), strict=True)
     decode = tiny.recorded_tokenizer().decode
-    return [decode([i for i, m in zip(*row, strict=True) if m]) for row in rows]
+    return [str(decode([i for i, m in zip(*row, strict=True) if m])) for row in rows]
 
 
 def test_the_system_message_stays_and_the_demonstration_is_a_peers(tmp_path):

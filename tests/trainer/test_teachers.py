@@ -1,5 +1,7 @@
 """Where teachers keep their weights, and that they answer with them: copies, adapters, averages."""
 
+from typing import Any
+
 import pytest
 import tiny
 import torch
@@ -21,8 +23,12 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     return tensors | teacher | {"responses": ids[:, -WIDTH:]}
 
 
-def lora(model=None, dropout: float = 0.0, **changes):
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+def lora(model=None, dropout: float = 0.0, **changes: Any) -> Any:
+    settings: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "v_proj", "down_proj"],
+    }
     torch.manual_seed(1)
     return get_peft_model(
         model or tiny.model(), LoraConfig(lora_dropout=dropout, **settings, **changes)
@@ -58,7 +64,7 @@ def test_modes_of_the_teacher(build):
     for mode, rate, share in (("ema", 0.25, 0.25), ("frozen", 0.05, 0.0), ("ema", 1.0, 1.0)):
         model = build()
         move(model)
-        settings = {} if mode == "frozen" else {"teacher_update_rate": rate}
+        settings: dict[str, Any] = {} if mode == "frozen" else {"teacher_update_rate": rate}
         teacher = build_teacher(model, SDPOConfig(teacher_mode=mode, **settings))
         before = [p.clone() for p in teacher.parameters()]
         move(model, seed=6)
@@ -128,9 +134,9 @@ def test_the_gap_of_averaged_factors_is_the_product_of_the_gaps():
     """One step of the factors' average misses the weights' average by -r (1 - r) ΔB ΔA."""
     model, rate = lora(), 0.05
     move(model)
-    config = {"teacher_mode": "lora_ema", "teacher_update_rate": rate}
-    factors = build_teacher(model, SDPOConfig(**config))
-    effective = build_teacher(model, SDPOConfig(**config, lora_average="effective"))
+    config: dict[str, Any] = {"teacher_mode": "lora_ema", "teacher_update_rate": rate}
+    factors: Any = build_teacher(model, SDPOConfig(**config))
+    effective: Any = build_teacher(model, SDPOConfig(**config, lora_average="effective"))
     torch.testing.assert_close(
         factors.logits(model, batch()), effective.logits(model, batch()), atol=1e-5, rtol=1e-5
     )
@@ -162,7 +168,7 @@ def test_a_plain_model_has_no_adapters_to_average(tmp_path):
 
 
 def test_a_quantized_model_without_adapters_is_refused():
-    model = tiny.model()
+    model: Any = tiny.model()
     model.is_loaded_in_4bit = True
     with pytest.raises(ConfigError, match="quantized and has no PEFT adapter"):
         build_teacher(model, SDPOConfig())
@@ -178,7 +184,7 @@ def test_trained_weights_outside_the_adapter_are_refused():
 
 def test_adapters_in_low_precision_are_averaged_in_float32():
     model = lora().bfloat16()
-    teacher = build_teacher(model, SDPOConfig(teacher_mode="lora_ema"))
+    teacher: Any = build_teacher(model, SDPOConfig(teacher_mode="lora_ema"))
     start = [p.clone() for p in teacher.parameters()]
     move(model, amount=1e-3)
     live = teacher.student_parameters(model)

@@ -30,7 +30,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def model(seed: int = 0, **changes: Any) -> Qwen2ForCausalLM:
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -75,7 +75,7 @@ class Alternating:
 
 
 def arguments(folder: Path | str, **changes: Any) -> GRPOConfig:
-    settings = {
+    settings: dict[str, Any] = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
