@@ -42,12 +42,21 @@ class Explanation:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a fault gives on a case; `changes` tells whether it departs from the reference."""
+    """What a fault gives on a case; `changed` names the values that depart from the reference."""
 
     values: Values
     complaint: str
-    changes: bool
+    changed: frozenset[str]
     allowed: Values
+
+    @property
+    def changes(self) -> bool:
+        """Whether the fault departs from the reference."""
+        return bool(self.complaint or self.changed)
+
+    def shows_in(self, observation: Observation) -> bool:
+        """Whether the fault departs in what was observed."""
+        return bool(self.complaint or self.changed & observation.values.keys())
 
 
 def explain(
@@ -107,7 +116,7 @@ def explains(faults: tuple[Fault, ...], ordered: Sequence[Observation]) -> bool:
             return False
         if observation.diverges:
             diverging += 1
-            changed += given.changes
+            changed += given.shows_in(observation)
     return 2 * changed >= diverging > 0
 
 
@@ -128,7 +137,7 @@ def explaining_pairs(
     first = ordered[0]
     single = {fault.id: evaluation((fault,), first.on) for fault in faults}
     alone = {id_ for id_, given in single.items() if given is not None and agrees(first, given)}
-    acting = {id_ for id_, given in single.items() if given is None or given.changes}
+    acting = {id_ for id_, given in single.items() if given is None or given.shows_in(first)}
     for pair in combinations(faults, 2):
         if time.monotonic() > deadline:
             return
@@ -154,5 +163,9 @@ def evaluation(faults: tuple[Fault, ...], on: Prepared) -> Evaluation | None:
     except CandidateError:
         return None
     values = values_of(on, trace)
-    held = same(on, values, on.reference_values, on.reference_allowed)
-    return Evaluation(values, complaint, bool(complaint) or not held, allowances(on, values))
+    changed = frozenset(
+        name
+        for name, value in values.items()
+        if not same(on, {name: value}, on.reference_values, on.reference_allowed)
+    )
+    return Evaluation(values, complaint, changed, allowances(on, values))

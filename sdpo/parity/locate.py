@@ -5,7 +5,7 @@ The stage of the explaining faults comes first, where they agree; the ladder of 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,11 +22,12 @@ from sdpo.parity.intervene import (
     Outcome,
     first_departure,
 )
-from sdpo.parity.prepared import Observation
+from sdpo.parity.prepared import Observation, same
 from sdpo.parity.verdict import CaseResult
 
 EXPLAIN_SECONDS = 15.0
 FROM_LOG_PROBS = "loss from log-probs"
+STAGE_FUNCTIONS = "stage functions"
 WITHOUT_LOG_PROBS = {"log_probs": "divergence", "support": "tail"}
 
 JudgeCase = Callable[[LossCase], CaseResult]
@@ -58,6 +59,8 @@ def locate(
         judge: runs a further case; None for a candidate whose stages are all seen.
         seconds: for the explanation.
     """
+    if kind == STAGE_FUNCTIONS:
+        observations = [only_stage(observation, observed) for observation in observations]
     from_log_probs = kind == FROM_LOG_PROBS
     found = explain(observations, seconds, after_log_probs=from_log_probs)
     labels = [explanation.label for explanation in found]
@@ -71,6 +74,14 @@ def locate(
     if stage is None:
         return Departure(observed, explained_by=labels, rungs=rungs)
     return Departure(stage, True, labels, rungs)
+
+
+def only_stage(observation: Observation, stage: str | None) -> Observation:
+    """The values of one stage: stage functions start from the reference, faults from their own."""
+    values = {n: v for n, v in observation.values.items() if n.split(".")[0] == stage}
+    on = observation.on
+    holds = same(on, values, on.reference_values, on.reference_allowed)
+    return replace(observation, values=values, diverges=not holds)
 
 
 def dtype_of(observations: Sequence[Observation]) -> torch.dtype:

@@ -11,7 +11,7 @@ from sdpo.parity.faults_parts import Fault
 from sdpo.parity.prepared import loss_cases, prepared
 from sdpo.parity.selftest import families, judged_here, subset
 
-ACTING, IDLE = 4, 3
+ACTING, IDLE = 3, 2
 
 
 @cache

@@ -6,15 +6,17 @@ import pytest
 import torch
 from harness import run_of
 
+from sdpo.divergence import divergence
 from sdpo.loss import self_distillation_loss
 from sdpo.parity.adapters.callables import FromLogits
+from sdpo.parity.adapters.stage_functions import StageFunctions
 from sdpo.parity.explain import Explanation, explain, stage_of
 from sdpo.parity.faults import BY_ID
 from sdpo.parity.faults_parts import loss_from_logits
 from sdpo.parity.prepared import Observation, loss_cases, prepared
 from sdpo.parity.selftest import families
 
-ENDPOINTS = {0.0: 1.0, 1.0: 0.0}
+ENDPOINTS: dict[float, float] = {0.0: 1.0, 1.0: 0.0}
 
 
 def swapped(*tensors, config, **given):
@@ -135,3 +137,19 @@ def test_the_stage_is_named_only_if_all_explanations_agree():
     assert stage_of([one, other]) is None
     assert stage_of([]) is None
     assert pair.label == f"{BY_ID['M49'].label} + {BY_ID['M23'].label}"
+
+
+class WrongDivergence:
+    """Stage functions, one of them with M01."""
+
+    def divergence(self, student, teacher, alpha: float):
+        return divergence(student, teacher, alpha=ENDPOINTS.get(alpha, alpha))
+
+    def importance(self, per_token_loss, student_log_probs, old_log_probs, is_clip):
+        return per_token_loss  # not judged: the fault before it comes first
+
+
+def test_a_stage_function_with_a_known_fault():
+    run = run_of(StageFunctions("wrong", WrongDivergence()), families()[0])
+    assert run["first_stage"] == "divergence"
+    assert run["explained_by"] == [BY_ID["M01"].label]

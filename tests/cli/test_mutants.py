@@ -1,0 +1,54 @@
+"""`sdpo mutants` on the command line: matrix, JSON and exit codes."""
+
+import json
+
+import pytest
+
+from sdpo.cli import main
+from sdpo.parity.render.mutants import text_of
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(["mutants", *arguments])
+    return stopped.value.code, capsys.readouterr().out
+
+
+def test_matrix_of_some_faults(capsys):
+    code, text = run(capsys, "--only", "M07,M23")
+    assert code == 0
+    assert text.splitlines()[0] == "PASS killed=2/2 faults of the loss"
+    assert "M07   mean over all rows, masked rows too" in text
+
+
+def test_one_json_document(capsys):
+    code, text = run(capsys, "--only", "M01", "--json")
+    document = json.loads(text)
+    (row,) = document["faults"]
+    assert (code, document["verdict"], document["failures"]) == (0, "PASS", [])
+    assert row["stages"] == {
+        "trace": "divergence",
+        "logits": "divergence",
+        "log-probs": "divergence",
+    }
+    assert row["killed"]
+    assert row["at_its_stage"]
+
+
+@pytest.mark.parametrize("asked", ["M77x", "M24"])
+def test_no_such_fault_of_the_loss(capsys, asked):
+    code, text = run(capsys, "--only", asked)
+    assert code == 2
+    assert text.startswith("ERROR ")
+    assert asked in text
+
+
+def test_a_survivor_is_named_on_the_first_line(capsys, monkeypatch):
+    monkeypatch.setattr("sdpo.parity.selftest.judged_here", lambda *_: SURVIVED)
+    code, text = run(capsys, "--only", "M23")
+    assert code == 4
+    assert text.startswith("FAILED M23 loss right, gradient zero survives killed=0/1")
+    assert text_of([], [], []).startswith("PASS killed=0/0")
+
+
+SURVIVED = {"verdict": "PASS", "first_stage": None, "explained_by": []}
