@@ -85,8 +85,11 @@ def actor_update(
     settings = {name: getattr(config, name) for name in names}
     check_teacher(teacher_parameters, parameters, **settings)
     steps = plan(len(batch["responses"]), mini_batch_size, micro_batch_size, epochs, groups)
-    if len(steps) == 1:
-        # On-policy the old log-probs are the current ones: the ratio is 1, whatever its cap.
+    if len(steps) == 1 and config.is_clip is not None:
+        # On-policy the old log-probs are the current ones: the ratio is 1, so its cap if below 1.
+        if config.is_clip < 1:
+            weights = batch.get("rollout_is_weights", torch.ones_like(batch["old_log_probs"]))
+            batch = {**batch, "rollout_is_weights": weights * config.is_clip}
         config = replace(config, is_clip=None)
     student.train()
     report = UpdateReport()

@@ -104,10 +104,12 @@ def test_given_groups_of_the_planned_rows_change_nothing():
     )
 
 
-def test_the_cap_acts_off_policy_only():
-    """On-policy the ratio is exactly 1; with the far old log-probs it is not."""
-    low, high = changed(is_clip=0.5), changed(is_clip=10.0)
-    assert run(low)[2].grad_norms == run(high)[2].grad_norms
+def test_on_policy_the_ratio_is_one_and_only_a_cap_below_one_acts():
+    """Off-policy, with the far old log-probs, the ratio is not one and every cap acts."""
+    low, two, high = (changed(is_clip=cap) for cap in (0.5, 2.0, 10.0))
+    norms = [run(config)[2].grad_norms for config in (low, two, high)]
+    assert norms[1] == norms[2]
+    assert norms[0] == pytest.approx([0.5 * norm for norm in norms[2]])
     off = [run(config, mini_batch_size=2, micro_batch_size=2)[2] for config in (low, high)]
     assert off[0].losses != off[1].losses
 

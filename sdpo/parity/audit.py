@@ -1,8 +1,5 @@
 """The audit of one candidate: all families of cases, verdict, and the RUN document."""
 
-import hashlib
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from sdpo import __version__
 from sdpo.determinism import deterministic, reseed
 from sdpo.fixtures import PACKAGED, GoldenDataError, GoldenFamily, load_families
 from sdpo.parity import declared as declarations
@@ -33,6 +26,7 @@ from sdpo.parity.alone import Alone
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT, ERROR, NOT_COVERED, Comparison
 from sdpo.parity.config_family import run_config_family
+from sdpo.parity.environment import describe_environment, fingerprint
 from sdpo.parity.locate import Departure, locate
 from sdpo.parity.loss_family import compare_loss
 from sdpo.parity.prepared import Observation, loss_cases, prepared, values_of
@@ -77,7 +71,7 @@ def audit(request: Request, progress: Progress = lambda *_: None) -> dict[str, A
     """Audit a candidate and return its RUN document; every failure is in the document."""
     started = time.monotonic()
     with deterministic(SEEDS[0]) as settings:
-        environment = describe_environment(settings)
+        environment = describe_environment(settings, SEEDS)
         try:
             families = load_goldens(request.goldens)
             declared = load_declarations(request.declared)
@@ -373,29 +367,4 @@ def failed(request: Request, message: str) -> dict[str, Any]:
         "notes": [],
         "location": None,
         "repro": request.repro,
-    }
-
-
-def describe_environment(settings: dict[str, Any]) -> dict[str, Any]:
-    """Versions, machine and what was set for determinism."""
-    return {
-        "sdpo": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": f"{sys.platform}-{platform.machine()}",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "determinism": settings,
-        "candidate_seeds": list(SEEDS),
-    }
-
-
-def fingerprint(family: GoldenFamily) -> dict[str, Any]:
-    """Which golden data were used."""
-    manifest = (family.folder / "cases.json").read_bytes()
-    return {
-        "family": family.name,
-        "cases": len(family),
-        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
-        "reference_commit": family.manifest.get("provenance", {}).get("reference_commit"),
     }

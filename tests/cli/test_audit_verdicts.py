@@ -1,41 +1,16 @@
 """What the audit says about correct, broken and hostile candidates, by the contract's rules."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from golden_subset import SOME, subset
 
-from sdpo.fixtures import PACKAGED
 from sdpo.parity.audit import Request, audit
 from sdpo.parity.launch import run_worker
 from sdpo.parity.render.text import first_line, text_report
 
 HERE = Path(__file__).parent / "candidates.py"
-SOME = ("P-L001", "P-L002", "P-L005", "P-L018", "P-L030", "P-L041", "P-L047", "P-L065", "P-L146")
-
-
-def subset(home: Path, ids) -> Path:
-    folder = home / "loss"
-    folder.mkdir(parents=True)
-    manifest = json.loads((PACKAGED / "loss" / "cases.json").read_text())
-    manifest["cases"] = [entry for entry in manifest["cases"] if entry["id"] in ids]
-    (folder / "cases.json").write_text(json.dumps(manifest))
-    for entry in manifest["cases"]:
-        shutil.copy(PACKAGED / "loss" / entry["file"], folder)
-    return home
-
-
-@pytest.fixture(scope="module")
-def goldens(tmp_path_factory):
-    """Nine recorded cases that between them use every stage."""
-    return subset(tmp_path_factory.mktemp("goldens"), SOME)
-
-
-@pytest.fixture(scope="module")
-def float32_goldens(tmp_path_factory):
-    """Three cases whose budgets leave room for one part in ten million."""
-    return subset(tmp_path_factory.mktemp("float32"), ("P-L005", "P-L018", "P-L030"))
 
 
 def judged(attribute: str, goldens: Path, **changes):
@@ -142,6 +117,24 @@ def test_damaged_data_are_an_error_and_never_a_pass(tmp_path):
     run = audit(Request("sdpo", goldens=(str(home),)))
     assert (run["verdict"], run["exit_code"]) == ("ERROR", 2)
     assert "sha256" in run["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"goldens": ("absent",)}, "absent is not a folder"),
+        ({"declared": ("absent.toml",)}, "cannot read absent.toml"),
+    ],
+)
+def test_absent_files_are_errors(changes, words):
+    run = audit(Request("sdpo", **changes))
+    assert (run["verdict"], run["exit_code"]) == ("ERROR", 2)
+    assert words in run["message"]
+
+
+def test_empty_folder_of_golden_data_is_an_error(tmp_path):
+    run = audit(Request("sdpo", goldens=(str(tmp_path),)))
+    assert (run["verdict"], run["exit_code"]) == ("ERROR", 2)
 
 
 def test_candidate_that_ends_the_process_is_an_error(tmp_path, goldens):

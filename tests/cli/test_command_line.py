@@ -45,8 +45,6 @@ def test_worst_exit_code_of_several_candidates(tmp_path):
     ("arguments", "words"),
     [
         (["audit", "--stages", "tial"], "unknown stages ['tial']"),
-        (["audit", "--goldens", "absent"], "absent is not a folder"),
-        (["audit", "--declared", "absent.toml"], "absent.toml"),
         (["audit", "--nonsense"], "--nonsense"),
         (["nonsense"], "nonsense"),
     ],
@@ -66,11 +64,14 @@ def test_unwritable_output_folder(tmp_path):
     assert done.stdout.startswith("ERROR cannot write to taken")
 
 
-def test_empty_folder_of_golden_data(tmp_path):
-    (tmp_path / "empty").mkdir()
-    done = sdpo("audit", "--goldens", "empty", "--quiet", cwd=tmp_path)
+def test_damaged_goldens_end_with_one_line_and_exit_code_two(tmp_path):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "cases.json").write_text("{")
+    done = sdpo("audit", "--goldens", "loss", "--quiet", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout.startswith("ERROR candidate=sdpo")
+    assert len(done.stdout.strip().splitlines()) == 1
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_help_teaches_and_answers_at_once(tmp_path):

@@ -24,8 +24,8 @@ def test_our_prompt_module_matches_every_recorded_prompt():
         ("sdpo.aggregate", {"aggregate"}),
     ],
 )
-def test_modules_of_our_maths(module, stages):
-    run = audit(Request(module))
+def test_modules_of_our_maths(module, stages, goldens):
+    run = audit(Request(module, goldens=(str(goldens),)))
     assert run["exit_code"] == 0, run["reasons"]
     assert set(statuses(run)) == stages
 
@@ -43,8 +43,8 @@ def test_a_fault_in_one_function_is_named(tmp_path):
     assert statuses(run)["feedback"] in ("DIVERGENT", "ERROR")
 
 
-def test_a_function_that_asks_for_more_than_its_stage_offers(tmp_path):
+def test_a_function_that_asks_for_more_than_its_stage_offers(tmp_path, goldens):
     (tmp_path / "port.py").write_text("def tail(log_probs, tokenizer): return log_probs\n")
-    run = audit(Request(str(tmp_path / "port.py")))
+    run = audit(Request(str(tmp_path / "port.py"), goldens=(str(goldens),)))
     assert run["verdict"] == "ERROR"
     assert "needs the argument 'tokenizer'; this stage offers log_probs" in run["message"]

@@ -161,7 +161,7 @@ OUR_FAULTS = [
         "gradients kept between steps",
         "P-U017",
         "accumulate",
-        wrap(cases, "actor_update", keep_gradients),
+        wrap(cases.library, "actor_update", keep_gradients),
     ),
     Fault(
         "teacher averaged per micro-batch",

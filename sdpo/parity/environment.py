@@ -1,0 +1,37 @@
+"""What an audit ran on and with: versions, machine, determinism, golden data."""
+
+import hashlib
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdpo import __version__
+from sdpo.fixtures import GoldenFamily
+
+
+def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> dict[str, Any]:
+    """Versions, machine and what was set for determinism."""
+    return {
+        "sdpo": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": f"{sys.platform}-{platform.machine()}",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "determinism": settings,
+        "candidate_seeds": list(seeds),
+    }
+
+
+def fingerprint(family: GoldenFamily) -> dict[str, Any]:
+    """Which golden data were used."""
+    manifest = (family.folder / "cases.json").read_bytes()
+    return {
+        "family": family.name,
+        "cases": len(family),
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "reference_commit": family.manifest.get("provenance", {}).get("reference_commit"),
+    }
