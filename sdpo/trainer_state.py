@@ -3,13 +3,15 @@
 | file | content | written by |
 |---|---|---|
 | `sdpo_teacher.safetensors` | weights of the teacher | main process |
-| `sdpo_state_RANK.pt` | counters; within an update also its rollouts | every process |
+| `sdpo_state_RANK.safetensors` | counters; within an update also its rollouts | every process |
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 TEACHER_FILE = "sdpo_teacher.safetensors"
@@ -21,14 +23,35 @@ def save_trainer_state(trainer: Any, folder: Path) -> None:
     if trainer.accelerator.is_main_process:
         save_file(state, folder / TEACHER_FILE)
     inside = not trainer.schedule.ends_update(trainer._step)
-    torch.save(
-        {
-            "step": trainer._step,
-            "stepped": trainer._stepped,
-            "buffered_inputs": trainer._buffered_inputs if inside else None,
-        },
-        state_file(trainer, folder),
-    )
+    parts = trainer._buffered_inputs if inside else None
+    tensors, plain = split_inputs(parts or [])
+    counters = {"step": trainer._step, "stepped": trainer._stepped}
+    counters["buffered_inputs"] = None if parts is None else plain
+    save_file(tensors, state_file(trainer, folder), {"state": json.dumps(counters)})
+
+
+def split_inputs(parts: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """The tensors of a list of model inputs by `place.name`, and what else each of them holds.
+
+    Raises:
+        TypeError: something is neither a tensor nor plain JSON; raised when it is written.
+    """
+    tensors, plain = {}, []
+    for place, part in enumerate(parts):
+        for name, value in part.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{place}.{name}"] = value.detach().clone().contiguous()
+        plain.append({k: v for k, v in part.items() if not isinstance(v, torch.Tensor)})
+    return tensors, plain
+
+
+def join_inputs(tensors: dict[str, torch.Tensor], plain: list[dict]) -> list[dict[str, Any]]:
+    """What `split_inputs` took apart."""
+    parts: list[dict[str, Any]] = [dict(part) for part in plain]
+    for name, tensor in tensors.items():
+        place, key = name.split(".", 1)
+        parts[int(place)][key] = tensor
+    return parts
 
 
 def load_trainer_state(trainer: Any, folder: Path) -> None:
@@ -44,13 +67,15 @@ def load_trainer_state(trainer: Any, folder: Path) -> None:
             "training cannot go on from it as if it had been; start anew from its weights"
         )
     trainer.teacher.load_state_dict(load_file(folder / TEACHER_FILE))
-    device = trainer.accelerator.device
-    saved = torch.load(state_file(trainer, folder), map_location=device, weights_only=True)
+    path = state_file(trainer, folder)
+    with safe_open(path, framework="pt") as file:
+        saved = json.loads(file.metadata()["state"])
     trainer._step, trainer._stepped = saved["step"], saved["stepped"]
     if saved["buffered_inputs"] is not None:
-        trainer._buffered_inputs = saved["buffered_inputs"]
+        tensors = load_file(path, device=str(trainer.accelerator.device))
+        trainer._buffered_inputs = join_inputs(tensors, saved["buffered_inputs"])
 
 
 def state_file(trainer: Any, folder: Path) -> Path:
     """The file of this process."""
-    return folder / f"sdpo_state_{trainer.accelerator.process_index}.pt"
+    return folder / f"sdpo_state_{trainer.accelerator.process_index}.safetensors"
