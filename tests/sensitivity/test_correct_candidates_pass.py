@@ -42,6 +42,7 @@ def test_log1p_near_the_limit_of_the_tail_is_a_fault():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_compiled():
     function = torch.compile(loss_from_logits({}), dynamic=True)
     try:
