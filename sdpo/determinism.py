@@ -32,7 +32,10 @@ def deterministic(seed: int = 0, threads: int = 1) -> Iterator[dict[str, Any]]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # on a CPU with one thread nothing is left to choose, and the switch imports torch's compiler
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.matmul.allow_tf32 = False
     reseed(seed)
     try:
@@ -40,13 +43,14 @@ def deterministic(seed: int = 0, threads: int = 1) -> Iterator[dict[str, Any]]:
             "seed": seed,
             "torch_num_threads": threads,
             "default_dtype": "float32",
-            "deterministic_algorithms": True,
+            "deterministic_algorithms": on_gpu,
             "allow_tf32": False,
         }
     finally:
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
-        torch.use_deterministic_algorithms(before[2], warn_only=before[3])
+        if on_gpu:
+            torch.use_deterministic_algorithms(before[2], warn_only=before[3])
         torch.backends.cuda.matmul.allow_tf32 = before[4]
         if before[5] is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)

@@ -61,6 +61,7 @@ def by_ladder(candidate):
         return first_departure(lambda case: rung_outcome(judged(candidate, case)), dtype_of([]))[0]
 
 
+@pytest.mark.slow
 def test_the_ladder_alone_names_the_stage_of_almost_every_fault():
     wrong = {
         fault.id
