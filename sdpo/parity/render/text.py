@@ -36,9 +36,10 @@ def first_line(run: RUN) -> str:
 def introduced(worst: dict[str, Any]) -> list[str]:
     """Error and budget of the worst element, where both are numbers."""
     values = [worst.get(name) for name in ("actual", "expected", "budget")]
-    if not all(isinstance(value, float) and math.isfinite(value) for value in values):
+    numbers = [value for value in values if isinstance(value, float) and math.isfinite(value)]
+    if len(numbers) < len(values):
         return []
-    actual, expected, budget = values
+    actual, expected, budget = numbers
     return [f"introduced={number(abs(actual - expected))}", f"budget={number(budget)}"]
 
 
