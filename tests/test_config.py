@@ -79,7 +79,7 @@ def test_unknown_setting_offers_the_nearest(key, nearest):
 
 def test_unknown_setting_and_broken_rule_come_together():
     with pytest.raises(ConfigError, match="alpha=7") as caught:
-        SDPOConfig(**{"alpha": 7, "nonsense": 1})
+        SDPOConfig.from_dict({"alpha": 7, "nonsense": 1})
     assert "'nonsense' is not a setting" in str(caught.value)
 
 
