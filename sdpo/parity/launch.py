@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sdpo.parity.exit_codes import worst_exit_code
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.markdown import markdown_report
 from sdpo.parity.render.plots import FILES, draw_plots
@@ -17,7 +18,6 @@ from sdpo.parity.render.text import first_line, text_report
 from sdpo.parity.stages import NAMES
 
 SCHEMA_VERSION = 1
-EXIT_ORDER = (4, 2, 1, 3, 0)
 
 
 class UsageError(Exception):
@@ -61,8 +61,7 @@ def audit_all(
                 print(f"  report: {folder / 'report.md'}, report.html, report.json")
     if as_json:
         print(document(runs))
-    codes = {run["exit_code"] for run in runs}
-    return next(code for code in EXIT_ORDER if code in codes)
+    return worst_exit_code(run["exit_code"] for run in runs)
 
 
 def refuse(message: str, as_json: bool) -> int:

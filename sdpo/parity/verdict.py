@@ -19,8 +19,6 @@ INCONCLUSIVE = "INCONCLUSIVE"
 PASSED = "PASS"
 
 EXIT_CODES = {PASSED: 0, DECLARED: 0, DIVERGENT: 1, ERROR: 2, INCONCLUSIVE: 3}
-SELF_TEST_FAILED = 4
-EXIT_ORDER = (4, 2, 1, 3, 0)
 
 
 @dataclass
@@ -131,9 +129,3 @@ def run_verdict(
     if missing or doubts or found <= {NOT_COVERED}:
         return INCONCLUSIVE
     return DECLARED if DECLARED in found else PASSED
-
-
-def exit_code(codes: Iterable[int]) -> int:
-    """One exit code for several candidates: the worst in the order 4, 2, 1, 3, 0."""
-    present = set(codes)
-    return next((code for code in EXIT_ORDER if code in present), 2)
