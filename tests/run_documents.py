@@ -39,7 +39,9 @@ def uncovered(name: str) -> dict[str, Any]:
 def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
     """A RUN document around some stage rows; what is not compared is filled in."""
     by_name = {row["name"]: row for row in rows}
-    cases = changes.get("cases", [])
+    cases = [
+        entry | {"comparisons": measured(entry["id"], rows)} for entry in changes.get("cases", [])
+    ]
     statuses = [case["status"] for case in cases]
     document = {
         "candidate": "loss.py:f",
@@ -65,6 +67,10 @@ def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
             "bit_equal": sum(row["bit_equal"] for row in rows),
             "elements": 10 * sum(row["comparisons"] for row in rows),
         },
+        "explanation_search": None,
+        "policy": {"stages": [], "require": [], "coverage": 0, "budget": 1.0},
+        "claims": [name for name in NAMES if name in by_name],
+        "doubts": [],
         "sensitivity": {"smallest_detectable": {}},
         "ladder": [],
         "declared": [],
@@ -87,12 +93,29 @@ def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
         "created": "2026-01-02T03:04:05+00:00",
         "seconds": 1.25,
     }
-    return document | changes
+    return document | changes | {"cases": cases}
+
+
+def measured(case: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The comparisons of a case, as the stage rows have them; empty ones are the first case's."""
+    found = []
+    for row in rows:
+        for id_, status, used, size, ulp in row["by_case"]:
+            if id_ == case:
+                numbers = {"budget_used": used, "max_abs": size, "max_ulp": ulp}
+                declared = status == "DECLARED" and row["note"].startswith("declared")
+                raw = "DIVERGENT" if declared else status
+                found.append({"stage": row["name"], "status": raw, "compared": 10, **numbers})
+        if row["by_case"][0][0] == case:
+            missing = {"stage": row["name"], "status": "NOT_COVERED", "compared": 10}
+            found += [missing] * (row["comparisons"] - len(row["by_case"]))
+    return found
 
 
 def case(name: str, status: str, note: str = "", first: str | None = None) -> dict[str, Any]:
     """A case row."""
-    return {"id": name, "family": "loss", "status": status, "first_stage": first, "note": note}
+    row = {"id": name, "family": "loss", "status": status, "first_stage": first, "note": note}
+    return row | {"tags": [], "comparisons": []}
 
 
 def passing() -> Run:
@@ -109,6 +132,27 @@ def passing() -> Run:
     return run("PASS", rows, cases=[case("P-1", "MATCH"), case("P-2", "PASS")])
 
 
+def deviation() -> dict[str, Any]:
+    """The row of a declared deviation that was seen in one case."""
+    return {
+        "id": "D01",
+        "candidates": ["loss.py:f"],
+        "stages": ["aggregate"],
+        "effect": "finite_where_reference_is_not",
+        "reason": "zero times inf | zero",
+        "tag": "*",
+        "cases": [],
+        "fault": "",
+        "link": "",
+        "measured": None,
+        "range": None,
+        "expires": None,
+        "seen": True,
+        "seen_cases": 1,
+        "size": 1.0,
+    }
+
+
 def declared() -> Run:
     """One declared deviation, one case under the built-in exception."""
     worst = {"case": "P-2", "actual": 0.1, "expected": "nan", "budget": 1e-7}
@@ -123,9 +167,7 @@ def declared() -> Run:
             case("P-2", "DECLARED", note),
             case("P-3", "DECLARED", "finite where the reference is not"),
         ],
-        declared=[
-            {"id": "D01", "stages": ["aggregate"], "reason": "zero times inf | zero", "seen": True}
-        ],
+        declared=[deviation()],
     )
 
 
@@ -144,10 +186,16 @@ def divergent() -> Run:
         first_observed="aggregate",
         explained_by=["M07 mean over masked rows"],
         ladder=[
-            {"stage": "divergence", "feature": "alpha 0", "result": "holds"},
-            {"stage": "tail", "feature": "top-k tail", "result": "departs"},
-            {"stage": "importance", "feature": "ratio below cap", "result": "not covered"},
+            {"stage": "divergence", "feature": "alpha 0", "result": "holds", "factor": 1.0},
+            {"stage": "tail", "feature": "top-k tail", "result": "departs", "factor": 1.5},
+            {
+                "stage": "importance",
+                "feature": "ratio below cap",
+                "result": "not covered",
+                "factor": None,
+            },
         ],
+        explanation_search={"faults": 99, "pairs": 0, "pairs_tried": 0},
     )
 
 
@@ -188,6 +236,7 @@ def inconclusive() -> Run:
         message=reasons[0],
         reasons=reasons,
         notes=["the second value it returns is ignored"],
+        doubts=reasons,
         exit_code=3,
     )
 

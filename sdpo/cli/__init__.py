@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("audit")(audit.audit)
+app.command("regate")(audit.regate)
 app.command("mutants")(mutants.mutants)
 app.add_typer(mbpp.app, name="mbpp")
 

@@ -1,9 +1,45 @@
-"""`sdpo audit`: compare candidates with the reference, stage by stage."""
+"""`sdpo audit` and `sdpo regate`: compare candidates with the reference, and judge again."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+Stages = Annotated[str, typer.Option(help="Only these stages, separated by commas.", metavar="A,B")]
+Require = Annotated[
+    str,
+    typer.Option(
+        help="Stages without which the verdict is INCONCLUSIVE, beside those the candidate claims.",
+        metavar="A,B",
+    ),
+]
+Coverage = Annotated[
+    int,
+    typer.Option(min=0, max=16, help="INCONCLUSIVE if fewer stages are covered.", metavar="N"),
+]
+Declared = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="File of declared deviations in place of the packaged ones; repeatable "
+        "(format: docs/audit.md)."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Quiet = Annotated[bool, typer.Option(help="Print one line for each candidate.")]
+
+
+def names(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def print_schema(wanted: bool) -> None:
+    """Print the JSON Schema of reports and end, if wanted."""
+    if wanted:
+        from importlib.resources import files
+
+        print((files("sdpo.parity") / "report.schema.json").read_text(encoding="utf-8"), end="")
+        raise typer.Exit
 
 
 def audit(
@@ -17,22 +53,26 @@ def audit(
             "as the stages).",
         ),
     ] = None,
-    stages: Annotated[
-        str, typer.Option(help="Only these stages, separated by commas.", metavar="A,B")
-    ] = "",
+    stages: Stages = "",
     goldens: Annotated[
         list[Path] | None,
         typer.Option(help="Folder of golden data in place of the packaged one; repeatable."),
     ] = None,
-    declared: Annotated[
-        list[Path] | None,
-        typer.Option(help="File of declared deviations in place of the packaged one; repeatable."),
-    ] = None,
+    declared: Declared = None,
+    require: Require = "",
+    coverage: Coverage = 0,
     out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path("reports/audit"),
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
+    json_: Json = False,
+    quiet: Quiet = False,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema",
+            help="Print the JSON Schema of the report and end.",
+            callback=print_schema,
+            is_eager=True,
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option(help="Print one line for each candidate.")] = False,
 ) -> None:
     """Compare candidates with the reference, stage by stage, and write the reports.
 
@@ -46,9 +86,55 @@ def audit(
 
     code = audit_all(
         candidates or ["sdpo"],
-        stages=[stage.strip() for stage in stages.split(",") if stage.strip()],
+        stages=names(stages),
+        require=names(require),
+        coverage=coverage,
         goldens=goldens or [],
         declared=declared or [],
+        out=out,
+        as_json=json_,
+        quiet=quiet,
+    )
+    raise typer.Exit(code)
+
+
+def regate(
+    report: Annotated[Path, typer.Argument(help="A `report.json` of an audit.")],
+    stages: Stages = "",
+    declared: Declared = None,
+    require: Require = "",
+    coverage: Coverage = 0,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of its rounding budget that an element may use, such as 0.5; budgets are "
+            "never loosened.",
+            metavar="SHARE",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the reports of the new verdict.")
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Judge an old report by another policy; nothing is run again.
+
+    A report holds what was measured, so that it can be judged later: with other declared
+    deviations, other stages, stages that must be covered, or a smaller share of the budgets. What
+    is not given stays as the report was judged. Exit codes as of `sdpo audit`.
+
+    Example: sdpo regate reports/audit/trl/report.json --declared deviations.toml
+    """
+    from sdpo.parity.launch import regate_all
+
+    code = regate_all(
+        report,
+        stages=names(stages),
+        require=names(require),
+        coverage=coverage,
+        declared=declared,
+        budget=budget,
         out=out,
         as_json=json_,
         quiet=quiet,

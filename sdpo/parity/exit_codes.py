@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+EXIT_CODES = {"PASS": 0, "DECLARED": 0, "DIVERGENT": 1, "ERROR": 2, "INCONCLUSIVE": 3}
 EXIT_ORDER = (4, 2, 1, 3, 0)
 
 

@@ -7,11 +7,11 @@ named. A fault that leaves the reference as it is on all cases explains nothing.
 or undefined inputs are left out: implementations differ there whatever else they do.
 """
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import combinations
+from typing import Any
 
 from sdpo.parity.adapters.base import BrokenGradientError, CandidateError
 from sdpo.parity.faults import LOSS_FAULTS
@@ -21,6 +21,10 @@ from sdpo.parity.stages import NAMES
 
 MOST_NAMED = 6
 CACHED_EVALUATIONS = 8192
+# Pairs are tried until their evaluations have cost this much, in elements of logits: seconds on
+# one core. A count, not a clock, so that two runs of an audit try the same pairs.
+MOST_WORK = 400_000_000
+WORK_OF_A_CALL = 20_000
 
 
 @dataclass(frozen=True)
@@ -59,26 +63,44 @@ class Evaluation:
         return bool(self.complaint or self.changed & observation.values.keys())
 
 
+@dataclass
+class Search:
+    """How far the search went: single faults and pairs tried, of how many."""
+
+    faults: int = 0
+    pairs: int = 0
+    pairs_tried: int = 0
+    work_left: int = MOST_WORK
+
+    def row(self) -> dict[str, Any]:
+        """The search in the report."""
+        found = asdict(self)
+        del found["work_left"]
+        return found
+
+
 def explain(
     observations: Sequence[Observation],
-    budget_seconds: float = 20.0,
     *,
     after_log_probs: bool = False,
+    search: Search | None = None,
 ) -> list[Explanation]:
     """The smallest explanations of a divergent candidate, at most `MOST_NAMED`.
 
     Args:
         observations: the candidate's results, on cases where it diverges and where it holds.
-        budget_seconds: pairs are tried until then; single faults always.
         after_log_probs: only faults of a loss that is given log-probs.
+        search: is told how far the search went; its `work_left` bounds the pairs, single faults
+            are always tried.
     """
-    deadline = time.monotonic() + budget_seconds
+    search = search or Search()
     ordered = in_order(observations)
     if not ordered or not ordered[0].diverges:
         return []
     faults = [f for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs]
+    search.faults = len(faults)
     single = [Explanation((fault,)) for fault in faults if explains((fault,), ordered)]
-    found = single or list(explaining_pairs(faults, ordered, deadline))
+    found = single or list(explaining_pairs(faults, ordered, search))
     return found[:MOST_NAMED]
 
 
@@ -107,10 +129,14 @@ def in_order(observations: Sequence[Observation]) -> list[Observation]:
     return sorted(usable, key=features)
 
 
-def explains(faults: tuple[Fault, ...], ordered: Sequence[Observation]) -> bool:
+def explains(
+    faults: tuple[Fault, ...], ordered: Sequence[Observation], search: Search | None = None
+) -> bool:
     """Whether some faults together give the candidate's results on all cases."""
     changed = diverging = 0
     for observation in ordered:
+        if search is not None:
+            search.work_left -= WORK_OF_A_CALL + observation.on.case.student_logits.numel()
         given = evaluation(faults, observation.on)
         if given is None or not agrees(observation, given):
             return False
@@ -128,24 +154,25 @@ def agrees(observation: Observation, given: Evaluation) -> bool:
 
 
 def explaining_pairs(
-    faults: Sequence[Fault], ordered: Sequence[Observation], deadline: float
+    faults: Sequence[Fault], ordered: Sequence[Observation], search: Search
 ) -> Iterator[Explanation]:
-    """Pairs of faults in different parts of the loss, until the deadline.
+    """Pairs of faults in different parts of the loss, until the work is used up.
 
     A pair of which one fault does nothing on the first case must agree there by the other alone.
     """
+    pairs = [p for p in combinations(faults, 2) if not p[0].parts.keys() & p[1].parts.keys()]
+    search.pairs = len(pairs)
     first = ordered[0]
     single = {fault.id: evaluation((fault,), first.on) for fault in faults}
     alone = {id_ for id_, given in single.items() if given is not None and agrees(first, given)}
     acting = {id_ for id_, given in single.items() if given is None or given.shows_in(first)}
-    for pair in combinations(faults, 2):
-        if time.monotonic() > deadline:
+    for pair in pairs:
+        if search.work_left <= 0:
             return
-        if pair[0].parts.keys() & pair[1].parts.keys():
-            continue
+        search.pairs_tried += 1
         both = {fault.id for fault in pair}
         promising = both <= acting or (both & acting and both & acting <= alone)
-        if promising and explains(pair, ordered):
+        if promising and explains(pair, ordered, search):
             yield Explanation(pair)
 
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdpo.parity.consistency import check
 from sdpo.parity.exit_codes import worst_exit_code
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.markdown import markdown_report
@@ -33,10 +35,13 @@ def audit_all(
     out: Path,
     as_json: bool,
     quiet: bool,
+    require: Sequence[str] = (),
+    coverage: int = 0,
 ) -> int:
     """Audit candidates one after the other, write their reports, print, return the exit code."""
     try:
-        check_stages(stages)
+        check_stages("--stages", stages)
+        check_stages("--require", require)
         out.mkdir(parents=True, exist_ok=True)
     except UsageError as error:
         return refuse(str(error), as_json)
@@ -49,16 +54,72 @@ def audit_all(
             "goldens": [str(path) for path in goldens],
             "declared": [str(path) for path in declared],
             "stages": list(stages),
-            "repro": repro(candidate, stages, goldens, declared),
+            "require": list(require),
+            "coverage": coverage,
+            "repro": repro(candidate, stages, goldens, declared, require, coverage),
         }
         folder = out / slug(candidate)
         run = run_worker(request, folder)
         write_reports(run, folder)
         runs.append(run)
         if not as_json:
-            print(first_line(run) if quiet else text_report(run))
-            if not quiet:
-                print(f"  report: {folder / 'report.md'}, report.html, report.json")
+            show(run, folder, quiet)
+    if as_json:
+        print(document(runs))
+    return worst_exit_code(run["exit_code"] for run in runs)
+
+
+def show(run: dict[str, Any], folder: Path | None, quiet: bool) -> None:
+    """Print a run as text."""
+    print(first_line(run) if quiet else text_report(run))
+    if folder is not None and not quiet:
+        print(f"  report: {folder / 'report.md'}, report.html, report.json")
+
+
+def regate_all(
+    report: Path,
+    *,
+    stages: Sequence[str],
+    require: Sequence[str],
+    coverage: int,
+    declared: Sequence[Path] | None,
+    budget: float | None,
+    out: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Judge the runs of a report again, print, and return the exit code; writes to `out` if given.
+
+    What is empty or None stays as the report was judged.
+    """
+    from sdpo.parity.declared import DeclaredError, load_declared
+    from sdpo.parity.regate import ReportError, policy_of, read_runs, regate, tightened
+    from sdpo.parity.worker import plain
+
+    runs = []
+    try:
+        check_stages("--stages", stages)
+        check_stages("--require", require)
+        entries = [entry for path in declared or () for entry in load_declared(path)]
+        for run in read_runs(report):
+            policy = tightened(policy_of(run), budget)
+            policy = replace(
+                policy,
+                declared=policy.declared if declared is None else tuple(entries),
+                stages=tuple(stages) or policy.stages,
+                require=tuple(require) or policy.require,
+                coverage=coverage or policy.coverage,
+            )
+            runs.append(plain(regate(run, policy)))
+    except (UsageError, ReportError, DeclaredError) as error:
+        return refuse(str(error), as_json)
+    for run in runs:
+        folder = out and out / slug(run["candidate"])
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_reports(run, folder)
+        if not as_json:
+            show(run, folder, quiet)
     if as_json:
         print(document(runs))
     return worst_exit_code(run["exit_code"] for run in runs)
@@ -73,22 +134,29 @@ def refuse(message: str, as_json: bool) -> int:
     return 2
 
 
-def check_stages(stages: Sequence[str]) -> None:
+def check_stages(option: str, stages: Sequence[str]) -> None:
     """Reject names that are no stages.
 
     Raises:
         UsageError: there is one.
     """
     if unknown := [stage for stage in stages if stage not in NAMES]:
-        raise UsageError(f"--stages: unknown stages {unknown}; valid are {', '.join(NAMES)}")
+        raise UsageError(f"{option}: unknown stages {unknown}; valid are {', '.join(NAMES)}")
 
 
 def repro(
-    candidate: str, stages: Sequence[str], goldens: Sequence[Path], declared: Sequence[Path]
+    candidate: str,
+    stages: Sequence[str],
+    goldens: Sequence[Path],
+    declared: Sequence[Path],
+    require: Sequence[str] = (),
+    coverage: int = 0,
 ) -> str:
     """The command that repeats an audit."""
     words = ["sdpo", "audit", candidate]
     words += ["--stages", ",".join(stages)] if stages else []
+    words += ["--require", ",".join(require)] if require else []
+    words += ["--coverage", str(coverage)] if coverage else []
     for path in goldens:
         words += ["--goldens", str(path)]
     for path in declared:
@@ -117,11 +185,11 @@ def run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def lost(request: dict[str, Any], returncode: int) -> dict[str, Any]:
     """The RUN document of an audit whose process ended without one."""
-    from sdpo.parity.audit import Request, failed
+    from sdpo.parity.report import failed
 
     how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
     message = f"the candidate ended the process ({how}) before the audit was complete"
-    run = failed(Request.from_fields(request), message)
+    run = failed(request["candidate"], request["repro"], message)
     return run | {"environment": {}, "created": "", "seconds": 0.0}
 
 
@@ -131,7 +199,12 @@ def document(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def write_reports(run: dict[str, Any], folder: Path) -> None:
-    """Write `report.json` and its renderings; plots of an earlier run do not stay."""
+    """Write `report.json` and its renderings; plots of an earlier run do not stay.
+
+    Raises:
+        InconsistentReportError: the document contradicts itself; nothing is written.
+    """
+    check(run)
     (folder / "report.json").write_text(document([run]) + "\n", encoding="utf-8")
     for file in FILES:
         (folder / file).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import torch
 
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT, ERROR
-from sdpo.parity.explain import explain, stage_of
+from sdpo.parity.explain import Search, explain, stage_of
 from sdpo.parity.intervene import (
     GRADIENT_DEPARTS,
     LOSS_DEPARTS,
@@ -25,7 +25,6 @@ from sdpo.parity.intervene import (
 from sdpo.parity.prepared import Observation, same
 from sdpo.parity.verdict import CaseResult
 
-EXPLAIN_SECONDS = 15.0
 FROM_LOG_PROBS = "loss from log-probs"
 STAGE_FUNCTIONS = "stage functions"
 WITHOUT_LOG_PROBS = {"log_probs": "divergence", "support": "tail"}
@@ -41,6 +40,7 @@ class Departure:
     inferred: bool = False
     explained_by: list[str] = field(default_factory=list)
     rungs: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, Any] | None = None
 
 
 def locate(
@@ -48,7 +48,6 @@ def locate(
     observations: Sequence[Observation],
     observed: str | None,
     judge: JudgeCase | None,
-    seconds: float = EXPLAIN_SECONDS,
 ) -> Departure:
     """Explain a divergent candidate, and infer the first stage of one that shows only its loss.
 
@@ -57,23 +56,24 @@ def locate(
         observations: its results on the loss cases.
         observed: the first stage at which it was seen to diverge.
         judge: runs a further case; None for a candidate whose stages are all seen.
-        seconds: for the explanation.
     """
     if kind == STAGE_FUNCTIONS:
         observations = [only_stage(observation, observed) for observation in observations]
     from_log_probs = kind == FROM_LOG_PROBS
-    found = explain(observations, seconds, after_log_probs=from_log_probs)
-    labels = [explanation.label for explanation in found]
+    search = Search()
+    found = explain(observations, after_log_probs=from_log_probs, search=search)
+    told: dict[str, Any] = {
+        "explained_by": [explanation.label for explanation in found],
+        "search": search.row(),
+    }
     if judge is None:
-        return Departure(observed, explained_by=labels)
+        return Departure(observed, **told)
     if (stage := stage_of(found)) is not None:
-        return Departure(stage, True, labels)
+        return Departure(stage, True, **told)
     stage, rungs = first_departure(lambda case: rung_outcome(judge(case)), dtype_of(observations))
     if from_log_probs and stage is not None:
         stage = WITHOUT_LOG_PROBS.get(stage, stage)
-    if stage is None:
-        return Departure(observed, explained_by=labels, rungs=rungs)
-    return Departure(stage, True, labels, rungs)
+    return Departure(stage or observed, stage is not None, rungs=rungs, **told)
 
 
 def only_stage(observation: Observation, stage: str | None) -> Observation:

@@ -18,8 +18,6 @@ from sdpo.parity.stages import NAMES, first_in_order
 INCONCLUSIVE = "INCONCLUSIVE"
 PASSED = "PASS"
 
-EXIT_CODES = {PASSED: 0, DECLARED: 0, DIVERGENT: 1, ERROR: 2, INCONCLUSIVE: 3}
-
 
 @dataclass
 class CaseResult:
@@ -48,6 +46,7 @@ class CaseResult:
         return {
             "id": self.id,
             "family": self.family,
+            "tags": list(self.tags),
             "status": self.status,
             "first_stage": self.first_stage,
             "note": next((note for note in notes if note), ""),

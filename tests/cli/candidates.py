@@ -91,6 +91,14 @@ def raises(*args, **kwargs):
     raise RuntimeError("boom\nand a second line")
 
 
+def complains_of_an_object(*args, **kwargs):
+    raise RuntimeError(f"cannot use {object()}")
+
+
+def off_by_a_percent(*args, **kwargs):
+    return first(correct(*args, **kwargs)) * 1.01
+
+
 def raises_for_alpha_zero(*args, config, **kwargs):
     if config.alpha == 0:
         raise NotImplementedError("alpha 0 is not implemented")

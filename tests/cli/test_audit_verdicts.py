@@ -1,15 +1,21 @@
 """What the audit says about correct, broken and hostile candidates, by the contract's rules."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from golden_subset import SOME, subset
+from jsonschema import validate
 
 from sdpo.parity.audit import Request, audit
+from sdpo.parity.consistency import check
 from sdpo.parity.launch import run_worker
+from sdpo.parity.regate import policy_of, regate
 from sdpo.parity.render.text import first_line, text_report
+from sdpo.parity.worker import plain
 
+SCHEMA = json.loads((files("sdpo.parity") / "report.schema.json").read_text(encoding="utf-8"))
 HERE = Path(__file__).parent / "candidates.py"
 
 
@@ -19,7 +25,8 @@ def judged(attribute: str, goldens: Path, **changes):
     assert first_line(run).split()[0] == run["verdict"]
     assert "\n" not in first_line(run)
     assert text_report(run).startswith(first_line(run))
-    assert sum(run["totals"]["by_status"].values()) == run["totals"]["cases"]
+    check(plain(run))
+    validate({"schema_version": 1, "runs": [plain(run)]}, SCHEMA)
     return run
 
 
@@ -150,8 +157,28 @@ def test_candidate_that_ends_the_process_is_an_error(tmp_path, goldens):
     assert "ended the process (exit code 0)" in run["message"]
 
 
-def test_two_audits_give_the_same_document_apart_from_times(goldens):
-    runs = [judged("no_temperature", goldens) for _ in range(2)]
+def test_two_audits_give_the_same_bytes_apart_from_times(goldens, tmp_path, monkeypatch):
+    request = {
+        "candidate": f"{HERE}:off_by_a_percent",
+        "goldens": [str(goldens)],
+        "declared": [],
+        "stages": [],
+        "repro": "",
+    }
+    runs = []
+    for hash_seed in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
+        runs.append(run_worker(request, tmp_path))
+    assert runs[0]["explained_by"] == []
+    assert runs[0]["explanation_search"]["pairs_tried"] > 4000
+    check(runs[0])
+    validate({"schema_version": 1, "runs": runs}, SCHEMA)
     for run in runs:
+        assert json.dumps(plain(regate(run, policy_of(run)))) == json.dumps(run)
         del run["created"], run["seconds"]
     assert json.dumps(runs[0]) == json.dumps(runs[1])
+
+
+def test_addresses_in_messages_do_not_make_reports_differ(goldens):
+    run = judged("complains_of_an_object", goldens)
+    assert "object at 0x…" in run["message"]

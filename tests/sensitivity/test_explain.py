@@ -114,9 +114,9 @@ def observations(changed: bool) -> list[Observation]:
 
 
 def test_no_fault_explains_the_reference():
-    assert explain(observations(False), 1.0) == []
-    assert explain(observations(True), 1.0) == []
-    assert explain([], 1.0) == []
+    assert explain(observations(False)) == []
+    assert explain(observations(True)) == []
+    assert explain([]) == []
 
 
 def test_noise_is_not_explained():
@@ -127,7 +127,7 @@ def test_noise_is_not_explained():
         noise = 1 + 0.1 * torch.rand(1, generator=generator).item()
         values = {name: noise * on.reference_values[name] for name in ("aggregate", "gradient")}
         found.append(Observation(on, True, values))
-    assert explain(found, 2.0) == []
+    assert explain(found) == []
 
 
 def test_the_stage_is_named_only_if_all_explanations_agree():

@@ -1,5 +1,6 @@
 """What a candidate offers, what can go wrong with one, and one checked call of a loss function."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -86,7 +87,8 @@ def guarded(stage: str, function: Callable[..., Any], *args: Any, **kwargs: Any)
             stage, f"needs the package {error.name!r}, which is not installed: install it"
         ) from error
     except BaseException as error:
-        text = " ".join(str(error).split())
+        # addresses differ from run to run
+        text = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x…", " ".join(str(error).split()))
         raise CandidateError(
             stage, f"raised {type(error).__name__}: {text or 'no message'}"
         ) from error

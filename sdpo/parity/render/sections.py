@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdpo.parity.render.rows import FAILING, permalink, stage_view
-from sdpo.parity.render.text import RUN, first_row
+from sdpo.parity.render.text import RUN, first_row, number
 from sdpo.parity.stages import STAGES
 
 MOST_CASES = 20
@@ -65,6 +65,7 @@ def sections(run: RUN) -> dict[str, Any]:
         "failing_count": len(failing),
         "not_covered": grouped(c for c in run["cases"] if c["status"] == "NOT_COVERED"),
         "explained_by": run["explained_by"],
+        "searched": searched(run),
         "reasons": reasons[:MOST_REASONS],
         "more_reasons": max(0, len(reasons) - MOST_REASONS),
         "notes": run["notes"],
@@ -201,6 +202,17 @@ def first_divergence(run: RUN, commit: str | None) -> dict[str, Any] | None:
     }
 
 
+def searched(run: RUN) -> str:
+    """How far known faults were searched, where none explains the candidate."""
+    search = run["explanation_search"]
+    if not search or not search["faults"] or run["explained_by"]:
+        return ""
+    return (
+        f"none of {search['faults']} known faults, nor {search['pairs_tried']} of "
+        f"{search['pairs']} pairs of them"
+    )
+
+
 def goldens(run: RUN) -> list[dict[str, Any]]:
     """The golden data used: families, cases, results, hash of the manifest, reference commit."""
     rows = []
@@ -217,7 +229,8 @@ def declared(run: RUN) -> list[dict[str, Any]]:
         {
             "id": entry["id"],
             "stages": ", ".join(entry["stages"]),
-            "seen": "yes" if entry["seen"] else "no",
+            "seen": f"{entry['seen_cases']} cases" if entry["seen"] else "no",
+            "size": declared_size(entry),
             "reason": entry["reason"],
         }
         for entry in run["declared"]
@@ -225,8 +238,17 @@ def declared(run: RUN) -> list[dict[str, Any]]:
     seen_cases = [c for c in run["cases"] if c["status"] == "DECLARED"]
     if built_in := [c for c in seen_cases if not c["note"].startswith("declared as ")]:
         seen = f"{len(built_in)} cases"
-        rows.append({"id": "built-in", "stages": "any", "seen": seen, "reason": BUILT_IN})
+        row = {"id": "built-in", "stages": "any", "seen": seen, "size": "-", "reason": BUILT_IN}
+        rows.append(row)
     return rows
+
+
+def declared_size(entry: dict[str, Any]) -> str:
+    """Measured size of a declared deviation, and what it may be."""
+    if entry["size"] is None or entry["range"] is None:
+        return "-"
+    least, most = entry["range"]
+    return f"{number(entry['size'])} in [{number(least)}, {number(most)}]"
 
 
 def grouped(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

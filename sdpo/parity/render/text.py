@@ -79,6 +79,11 @@ def text_report(run: RUN) -> str:
         f"  {totals['cases']} cases ({counts or 'none'}); {totals['comparisons']} comparisons of "
         f"{totals['elements']} elements, {totals['bit_equal']} bit-equal; {run['seconds']:.1f} s"
     )
+    if (search := run["explanation_search"]) and not run["explained_by"]:
+        lines.append(
+            f"  no explanation among {search['faults']} known faults and "
+            f"{search['pairs_tried']} of {search['pairs']} pairs"
+        )
     lines.extend(f"  note: {note}" for note in run["notes"])
     lines.extend(f"  reason: {one_line(reason)}" for reason in run["reasons"])
     lines.extend(

@@ -1,0 +1,211 @@
+"""The RUN document: what was found, and what a policy makes of it.
+
+`Evidence` holds the findings of an audit as they were measured; `Policy` says what is acceptable.
+`assemble` judges one by the other. `regate` reads the evidence back from a document, so that an old
+report can be judged by another policy without running anything.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from typing import Any
+
+from sdpo.parity import declared as declarations
+from sdpo.parity.compare import DIVERGENT, ERROR, MATCH, NOT_COVERED, Comparison
+from sdpo.parity.declared import Deviation
+from sdpo.parity.exit_codes import EXIT_CODES
+from sdpo.parity.locate import Departure
+from sdpo.parity.stages import NAMES, STAGES, first_in_order
+from sdpo.parity.verdict import CaseResult, run_verdict, stage_rows
+
+Locate = Callable[[str, str | None], Departure]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is acceptable.
+
+    Attributes:
+        declared: deviations that are declared.
+        stages: only these are judged; all if empty.
+        require: stages without which no pass is given, beside those the candidate claims.
+        coverage: how many stages must be covered at least.
+        budget: share of its budget that an element may use, at most 1.
+        today: the day on which declared deviations are judged.
+    """
+
+    declared: tuple[Deviation, ...] = ()
+    stages: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
+    coverage: int = 0
+    budget: float = 1.0
+    today: date = field(default_factory=date.today)
+
+    def row(self) -> dict[str, Any]:
+        """The policy in the report; the deviations have a place of their own."""
+        return {
+            "stages": list(self.stages),
+            "require": list(self.require),
+            "coverage": self.coverage,
+            "budget": self.budget,
+        }
+
+
+@dataclass
+class Evidence:
+    """What an audit found, before any policy.
+
+    `claims` are the stages that the candidate exposes.
+    """
+
+    candidate: str
+    kind: str
+    claims: tuple[str, ...]
+    results: list[CaseResult]
+    doubts: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    location: dict[str, Any] | None = None
+    repro: str = ""
+
+
+def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, Any]:
+    """Judge the evidence by a policy and put the RUN document together.
+
+    Environment and times are left out.
+
+    Args:
+        evidence: what was found; stays as it is.
+        policy: what is acceptable.
+        locate: given verdict and first observed stage, says where the candidate departs.
+    """
+    judged = declarations.judge(
+        [stricter(result, policy.budget) for result in evidence.results],
+        evidence.candidate,
+        policy.declared,
+        today=policy.today,
+        stages=policy.stages,
+    )
+    results = [selected(result, policy.stages) for result in judged.results]
+    rows = stage_rows(results)
+    covered = [row["name"] for row in rows if row["status"] != NOT_COVERED]
+    doubts = list(evidence.doubts) + gaps(evidence, policy, results, covered)
+    statuses = [row["status"] for row in rows] + [DIVERGENT] * bool(judged.complaints)
+    verdict = run_verdict(statuses, doubts=doubts)
+    observed = first_in_order({r["name"] for r in rows if r["status"] in (DIVERGENT, ERROR)})
+    found = locate(verdict, observed)
+    reasons = doubts + judged.complaints
+    return {
+        "candidate": evidence.candidate,
+        "kind": evidence.kind,
+        "verdict": verdict,
+        "exit_code": EXIT_CODES[verdict],
+        "first_stage": found.stage,
+        "first_stage_inferred": found.inferred,
+        "first_observed": observed,
+        "message": reasons[0] if verdict == "INCONCLUSIVE" else error_message(results),
+        "reasons": reasons,
+        "explained_by": found.explained_by,
+        "explanation_search": found.search,
+        "coverage": {"covered": covered, "not_covered": [n for n in NAMES if n not in covered]},
+        "stages": rows,
+        "cases": [
+            result.row() | {"comparisons": [compact(c) for c in raw.comparisons]}
+            for result, raw in zip(results, evidence.results, strict=True)
+        ],
+        "totals": totals(results),
+        "sensitivity": {
+            "smallest_detectable": {
+                row["name"]: row["smallest_detectable"]
+                for row in rows
+                if row["smallest_detectable"] is not None
+            }
+        },
+        "ladder": found.rungs,
+        "declared": judged.rows,
+        "policy": policy.row(),
+        "claims": list(evidence.claims),
+        "doubts": list(evidence.doubts),
+        "notes": list(evidence.notes),
+        "location": evidence.location,
+        "repro": evidence.repro,
+    }
+
+
+def stricter(result: CaseResult, share: float) -> CaseResult:
+    """A case judged by a share of its budgets; nothing changes at 1."""
+    if share == 1.0:
+        return result
+    note = f"more than {share:g} of the budget"
+    comparisons = [
+        replace(c, status=DIVERGENT, note=note, effect="value")
+        if c.status == "PASS" and c.budget_used > share
+        else c
+        for c in result.comparisons
+    ]
+    return replace(result, comparisons=comparisons)
+
+
+def selected(result: CaseResult, stages: Sequence[str]) -> CaseResult:
+    """A case with the comparisons of the asked stages only; of all if none is asked for."""
+    if not stages:
+        return result
+    return replace(result, comparisons=[c for c in result.comparisons if c.stage in stages])
+
+
+def gaps(
+    evidence: Evidence, policy: Policy, results: Sequence[CaseResult], covered: Sequence[str]
+) -> list[str]:
+    """Why too little was covered for a pass."""
+    families = {result.family for result in results}
+    claimed = [s for s in evidence.claims if STAGES[s].family in families | {"config"}]
+    if policy.stages:
+        claimed = [stage for stage in claimed if stage in policy.stages]
+    required = [name for name in NAMES if name in claimed or name in policy.require]
+    found = [f"stage {name} was not covered" for name in required if name not in covered]
+    if len(covered) < policy.coverage:
+        found.append(f"{len(covered)} stages are covered, {policy.coverage} are required")
+    return found if covered else [*found, "nothing was compared"]
+
+
+def error_message(results: Sequence[CaseResult]) -> str:
+    """The first failure of the candidate, with its case and stage."""
+    for result in results:
+        for comparison in result.comparisons:
+            if comparison.status == ERROR:
+                return f"stage {comparison.stage}, case {result.id}: {comparison.note}"
+    return ""
+
+
+def compact(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as it was measured; what has its usual value is left out, as is the case."""
+    empty = asdict(Comparison(comparison.stage, comparison.status))
+    return {
+        name: value
+        for name, value in asdict(comparison).items()
+        if name != "case" and (value != empty[name] or name in ("stage", "status"))
+    }
+
+
+def totals(results: Sequence[CaseResult]) -> dict[str, Any]:
+    """Counts of cases by status, and of comparisons."""
+    statuses = [result.status for result in results]
+    comparisons = [c for result in results for c in result.comparisons]
+    return {
+        "cases": len(results),
+        "by_status": {status: statuses.count(status) for status in sorted(set(statuses))},
+        "comparisons": len(comparisons),
+        "bit_equal": sum(c.status == MATCH for c in comparisons),
+        "elements": sum(c.compared for c in comparisons),
+    }
+
+
+def failed(candidate: str, repro: str, message: str) -> dict[str, Any]:
+    """The RUN document of an audit that could not start."""
+    evidence = Evidence(candidate, "", (), [], repro=repro)
+    run = assemble(evidence, Policy(), lambda verdict, observed: Departure(None))
+    return run | {
+        "verdict": ERROR,
+        "exit_code": EXIT_CODES[ERROR],
+        "message": message,
+        "reasons": [message],
+    }
