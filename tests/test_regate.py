@@ -108,7 +108,7 @@ def test_command_prints_the_new_document(tmp_path, capsys):
     assert load_declared(ledger)
     capsys.readouterr()
     out = tmp_path / "out"
-    assert regate_all(report, **CHOICES | {"declared": [ledger], "out": out}) == 0
+    assert regate_all(report, **{**CHOICES, "declared": [ledger], "out": out}) == 0
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert run["verdict"] == "DECLARED"
     assert read_runs(out / "loss.py-f" / "report.json") == [plain(run)]
@@ -131,7 +131,7 @@ def test_what_is_no_report_is_one_error_line(text, words, tmp_path, capsys):
     report = tmp_path / "report.json"
     if text is not None:
         report.write_text(text)
-    assert regate_all(report, **CHOICES | {"as_json": False}) == 2
+    assert regate_all(report, **{**CHOICES, "as_json": False}) == 2
     printed = capsys.readouterr().out
     assert printed.startswith("ERROR ")
     assert words in printed
