@@ -56,8 +56,9 @@ class Request:
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "Request":
         """A request from a JSON document."""
-        lists = ("goldens", "declared", "stages", "require")
-        return cls(**{k: tuple(v) if k in lists else v for k, v in fields.items()})
+        names = {"goldens", "declared", "stages", "require"} & fields.keys()
+        lists: dict[str, Any] = {name: tuple(fields[name]) for name in names}
+        return cls(**fields | lists)
 
     def policy(self, declared: Sequence[Deviation]) -> Policy:
         """What is acceptable, by the declared deviations that were read."""

@@ -148,8 +148,9 @@ def _deviation(path: Path, entry: dict[str, Any]) -> Deviation:
         raise DeclaredError(f"{where}: {missing} missing")
     if problem := wrong_types(entry) or wrong_values(entry):
         raise DeclaredError(f"{where}: {problem}")
-    lists = ("candidates", "stages", "cases", "range")
-    return Deviation(**{k: tuple(v) if k in lists else v for k, v in entry.items()})
+    names = {"candidates", "stages", "cases", "range"} & entry.keys()
+    lists: dict[str, Any] = {name: tuple(entry[name]) for name in names}
+    return Deviation(**entry | lists)
 
 
 def wrong_types(entry: Mapping[str, Any]) -> str:
