@@ -76,6 +76,7 @@ def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
         "declared": [],
         "notes": [],
         "location": {"file": "loss.py", "line": 7},
+        "stage_locations": {},
         "repro": "sdpo audit loss.py:f",
         "environment": {
             "torch": "2.9.0",

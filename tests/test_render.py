@@ -219,6 +219,8 @@ def test_files_of_an_audit(name, tmp_path: Path):
         "report.json",
         "report.md",
         "report.html",
+        "report.junit.xml",
+        "report.sarif",
     }
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\]\((\w+\.png)\)", markdown)) == pictures

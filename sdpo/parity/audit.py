@@ -133,6 +133,7 @@ def judge(
         findings.doubts,
         tuple(candidate.notes),
         vars(candidate.location) if candidate.location else None,
+        {stage: vars(place) for stage, place in getattr(candidate, "locations", {}).items()},
         request.repro,
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))

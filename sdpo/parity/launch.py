@@ -14,8 +14,10 @@ from typing import Any
 from sdpo.parity.consistency import check
 from sdpo.parity.exit_codes import worst_exit_code
 from sdpo.parity.render.html import html_report
+from sdpo.parity.render.junit import junit_report
 from sdpo.parity.render.markdown import markdown_report
 from sdpo.parity.render.plots import FILES, draw_plots
+from sdpo.parity.render.sarif import sarif_report
 from sdpo.parity.render.text import first_line, text_report
 from sdpo.parity.stages import NAMES
 
@@ -73,7 +75,7 @@ def show(run: dict[str, Any], folder: Path | None, quiet: bool) -> None:
     """Print a run as text."""
     print(first_line(run) if quiet else text_report(run))
     if folder is not None and not quiet:
-        print(f"  report: {folder / 'report.md'}, report.html, report.json")
+        print(f"  report: {folder / 'report.md'}, .html, .json, .junit.xml, .sarif")
 
 
 def regate_all(
@@ -213,3 +215,5 @@ def write_reports(run: dict[str, Any], folder: Path) -> None:
         (folder / plot.file).write_bytes(plot.png)
     (folder / "report.md").write_text(markdown_report(run, plots), encoding="utf-8")
     (folder / "report.html").write_text(html_report(run, plots), encoding="utf-8")
+    (folder / "report.junit.xml").write_text(junit_report(run), encoding="utf-8")
+    (folder / "report.sarif").write_text(sarif_report(run), encoding="utf-8")

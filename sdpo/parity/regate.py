@@ -73,6 +73,7 @@ def evidence_of(run: Mapping[str, Any]) -> Evidence:
         list(run["doubts"]),
         tuple(run["notes"]),
         run["location"],
+        run["stage_locations"],
         run["repro"],
     )
 

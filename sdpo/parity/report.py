@@ -65,6 +65,7 @@ class Evidence:
     doubts: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     location: dict[str, Any] | None = None
+    stage_locations: dict[str, dict[str, Any]] = field(default_factory=dict)
     repro: str = ""
 
 
@@ -127,6 +128,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
         "doubts": list(evidence.doubts),
         "notes": list(evidence.notes),
         "location": evidence.location,
+        "stage_locations": evidence.stage_locations,
         "repro": evidence.repro,
     }
 

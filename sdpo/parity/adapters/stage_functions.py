@@ -73,6 +73,8 @@ class StageFunctions:
         self.name, self.owner = name, owner
         self.location: Location | None = location_of(owner)
         self.stages = tuple(s for s in EXPOSED if callable(getattr(owner, s, None)))
+        places = {stage: location_of(getattr(owner, stage)) for stage in self.stages}
+        self.locations = {stage: place for stage, place in places.items() if place is not None}
         self.loss_stages = tuple(s for s in self.stages if s in LOSS_STAGES)
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:

@@ -1,0 +1,169 @@
+"""The report as SARIF 2.1.0: stages are rules, a failing stage is a result at the candidate's line.
+
+The related location of a result is where the reference computes the stage. Files below the root of
+the repository that the audit ran in have relative addresses.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sdpo import __version__
+from sdpo.parity.render.rows import REPOSITORY, digits
+from sdpo.parity.render.sections import reference_commit
+from sdpo.parity.render.text import RUN, first_line, number
+from sdpo.parity.stages import ORDERED, STAGES
+
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+ROOT, REFERENCE = "%SRCROOT%", "REFERENCE"
+LEVELS = {"DIVERGENT": "error", "ERROR": "error", "DECLARED": "note"}
+
+
+def sarif_report(run: RUN, folder: Path | None = None) -> str:
+    """Render a RUN document.
+
+    Args:
+        run: the document.
+        folder: files in the repository around it get relative addresses; default: the present one.
+    """
+    root = repository_root(folder or Path.cwd())
+    commit = reference_commit(run)
+    results = [result(run, row, root, commit) for row in run["stages"] if row["status"] in LEVELS]
+    if run["verdict"] != "PASS" and not any(r["level"] == "error" for r in results):
+        results += verdict_result(run, root)
+    document: dict[str, Any] = {
+        "tool": {"driver": driver()},
+        "results": results,
+        "columnKind": "unicodeCodePoints",
+        "invocations": [invocation(run)],
+        "properties": {name: run[name] for name in ("candidate", "verdict", "explained_by")},
+    }
+    if commit is not None:
+        base = {"uri": f"{REPOSITORY}/blob/{commit}/"}
+        document["originalUriBaseIds"] = {REFERENCE: base}
+    report = {"$schema": SCHEMA, "version": "2.1.0", "runs": [document]}
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+
+
+def driver() -> dict[str, Any]:
+    """This tool, with a rule for the verdict and one for each stage."""
+    rules = [
+        {
+            "id": f"sdpo/{stage.name}",
+            "name": "".join(word.capitalize() for word in stage.name.split("_")),
+            "shortDescription": {"text": f"stage {stage.number}: {stage.compares}"},
+            "help": {"text": f"Where the reference computes it: {stage.source}"},
+            "defaultConfiguration": {"level": "error"},
+        }
+        for stage in ORDERED
+    ]
+    verdict = {
+        "id": "sdpo/verdict",
+        "name": "Verdict",
+        "shortDescription": {"text": "the audit as a whole"},
+        "help": {"text": "INCONCLUSIVE is no pass; a declared deviation must still hold."},
+        "defaultConfiguration": {"level": "warning"},
+    }
+    return {"name": "sdpo", "version": __version__, "rules": [*rules, verdict]}
+
+
+def result(run: RUN, row: dict[str, Any], root: Path, commit: str | None) -> dict[str, Any]:
+    """A stage that does not agree."""
+    stage = STAGES[row["name"]]
+    found: dict[str, Any] = {
+        "ruleId": f"sdpo/{stage.name}",
+        "ruleIndex": stage.number - 1,
+        "level": LEVELS[row["status"]],
+        "message": {"text": message(run, row)},
+        "locations": locations(run, row["name"], root),
+        "partialFingerprints": fingerprint(run, stage.name),
+    }
+    if row["status"] == "DECLARED":
+        found["suppressions"] = [{"kind": "external", "justification": row["note"]}]
+    if commit is not None:
+        path, _, lines = stage.source.partition(":")
+        first, _, last = lines.partition("-")
+        place = {
+            "artifactLocation": {"uri": path, "uriBaseId": REFERENCE},
+            "region": {"startLine": int(first), "endLine": int(last or first)},
+        }
+        text = f"the reference computes {stage.name} here"
+        related = {"id": 1, "physicalLocation": place, "message": {"text": text}}
+        found["relatedLocations"] = [related]
+    return found
+
+
+def message(run: RUN, row: dict[str, Any]) -> str:
+    """What is wrong at a stage, for someone who sees only this."""
+    parts = [f"{row['status']} at stage {row['name']}"]
+    parts += [row["note"]] if row["note"] else []
+    if row["worst"]:
+        actual, expected = digits(row["worst"]["actual"], row["worst"]["expected"])
+        budget = number(row["worst"].get("budget"))
+        case = row["worst"].get("case", "")
+        parts.append(f"case {case}: {actual}, expected {expected}, budget {budget}")
+    if run["first_stage"] and row["status"] != "DECLARED":
+        how = " (inferred)" if run["first_stage_inferred"] else ""
+        parts.append(f"first departs at {run['first_stage']}{how}")
+        parts += [f"explained by {', '.join(run['explained_by'])}"] if run["explained_by"] else []
+    return "; ".join(parts)
+
+
+def verdict_result(run: RUN, root: Path) -> list[dict[str, Any]]:
+    """A verdict that no stage shows: INCONCLUSIVE, a ledger that no longer holds, no audit."""
+    if run["verdict"] == "DECLARED":
+        return []
+    return [
+        {
+            "ruleId": "sdpo/verdict",
+            "ruleIndex": len(ORDERED),
+            "level": "warning" if run["verdict"] == "INCONCLUSIVE" else "error",
+            "message": {"text": "; ".join([first_line(run), *run["reasons"][:6]])},
+            "locations": locations(run, None, root),
+            "partialFingerprints": fingerprint(run, "verdict"),
+        }
+    ]
+
+
+def invocation(run: RUN) -> dict[str, Any]:
+    """The audit as a process; one that could not be carried out was not successful."""
+    found: dict[str, Any] = {
+        "executionSuccessful": bool(run["cases"]),
+        "exitCode": run["exit_code"],
+    }
+    if run["repro"]:
+        found["commandLine"] = run["repro"]
+    if run["created"]:
+        found["endTimeUtc"] = run["created"].replace("+00:00", "Z")
+    return found
+
+
+def locations(run: RUN, stage: str | None, root: Path) -> list[dict[str, Any]]:
+    """Where the candidate computes a stage, as far as it is known."""
+    found = run["stage_locations"].get(stage, run["location"])
+    if found is None:
+        return []
+    place = {"artifactLocation": address(Path(found["file"]), root)}
+    return [{"physicalLocation": place | {"region": {"startLine": found["line"]}}}]
+
+
+def address(file: Path, root: Path) -> dict[str, str]:
+    """A file relative to the root of the repository, or in full if it lies elsewhere."""
+    file = (root / file).resolve()
+    if file.is_relative_to(root):
+        return {"uri": quote(file.relative_to(root).as_posix()), "uriBaseId": ROOT}
+    return {"uri": file.as_uri()}
+
+
+def repository_root(folder: Path) -> Path:
+    """The closest folder upwards that has a `.git`; the folder itself if there is none."""
+    folder = folder.resolve()
+    return next((path for path in (folder, *folder.parents) if (path / ".git").exists()), folder)
+
+
+def fingerprint(run: RUN, what: str) -> dict[str, str]:
+    """What makes two results the same in the eyes of a viewer: candidate and stage."""
+    text = f"{Path(run['candidate']).name}/{what}"
+    return {"sdpo/v1": hashlib.sha256(text.encode()).hexdigest()[:16]}
