@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 import run_documents
+
 from sdpo.parity.render.junit import junit_report
 from sdpo.parity.render.sarif import repository_root, sarif_report
 from sdpo.parity.stages import NAMES, STAGES

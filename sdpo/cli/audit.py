@@ -62,6 +62,17 @@ def audit(
     require: Require = "",
     coverage: Coverage = 0,
     out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path("reports/audit"),
+    history: Annotated[
+        Path | None,
+        typer.Option(help="Append one line for each run to this file, for `sdpo trend`."),
+    ] = None,
+    write_ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a draft of declared deviations with measured sizes; its reasons are left "
+            "to you, and refused while empty.",
+        ),
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
     schema: Annotated[
@@ -89,6 +100,8 @@ def audit(
         stages=names(stages),
         require=names(require),
         coverage=coverage,
+        history=history,
+        ledger=write_ledger,
         goldens=goldens or [],
         declared=declared or [],
         out=out,

@@ -10,10 +10,11 @@ import torch
 
 from sdpo import __version__
 from sdpo.fixtures import GoldenFamily
+from sdpo.parity import budget, update_family
 
 
 def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Versions, machine and what was set for determinism."""
+    """Versions, machine, what was set for determinism, and the constants of the budgets."""
     return {
         "sdpo": __version__,
         "python": platform.python_version(),
@@ -23,6 +24,11 @@ def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> di
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "determinism": settings,
         "candidate_seeds": list(seeds),
+        "tolerances": {
+            "loss_roundings": budget.ROUNDINGS,
+            "update_slack": update_family.SLACK,
+            "update_roundings": update_family.ROUNDINGS,
+        },
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sdpo.parity.consistency import check
 from sdpo.parity.exit_codes import worst_exit_code
+from sdpo.parity.history import HistoryError, append
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.junit import junit_report
 from sdpo.parity.render.markdown import markdown_report
@@ -39,9 +40,19 @@ def audit_all(
     quiet: bool,
     require: Sequence[str] = (),
     coverage: int = 0,
+    history: Path | None = None,
+    ledger: Path | None = None,
 ) -> int:
-    """Audit candidates one after the other, write their reports, print, return the exit code."""
+    """Audit candidates one after the other, write their reports, print, return the exit code.
+
+    A line for each run is appended to `history`; the draft of a ledger of the one candidate is
+    written to `ledger`.
+    """
     try:
+        if ledger is not None and len(candidates) != 1:
+            raise UsageError("--write-ledger needs exactly one candidate")
+        if ledger is not None and ledger.exists():
+            raise UsageError(f"--write-ledger: {ledger} exists; a ledger is never overwritten")
         check_stages("--stages", stages)
         check_stages("--require", require)
         out.mkdir(parents=True, exist_ok=True)
@@ -66,9 +77,29 @@ def audit_all(
         runs.append(run)
         if not as_json:
             show(run, folder, quiet)
+        try:
+            keep(run, history, ledger)
+        except (HistoryError, OSError) as error:
+            return refuse(str(error), as_json)
     if as_json:
         print(document(runs))
     return worst_exit_code(run["exit_code"] for run in runs)
+
+
+def keep(run: dict[str, Any], history: Path | None, ledger: Path | None) -> None:
+    """Append a run to a history, and write the draft of its ledger, where asked for.
+
+    Raises:
+        HistoryError: the history cannot be written.
+        OSError: the ledger cannot be written.
+    """
+    from sdpo.parity.ledger import draft
+
+    if history is not None:
+        append(history, run)
+    if ledger is not None:
+        with ledger.open("x", encoding="utf-8") as file:
+            file.write(draft(run))
 
 
 def show(run: dict[str, Any], folder: Path | None, quiet: bool) -> None:
