@@ -3,8 +3,12 @@
 All calls of a case share one process, last test first, which saves defining the submission anew for
 each. A test that does not hold there is judged again alone in a fresh process, and that counts: one
 call's exit, error or leftover state cannot make another fail.
+
+Requests are sent ahead, and the process answers each before it turns to the next. So both sides
+rarely wait for the other, and what a call breaks cannot take back the answers before it.
 """
 
+import collections
 import dataclasses
 import secrets
 import time
@@ -13,16 +17,21 @@ from typing import Any, Literal
 from sdpo.benchmark import feedback
 from sdpo.benchmark.sandbox.client import ForkServer, ServerError, Session
 from sdpo.benchmark.sandbox.display import display, display_pair
+from sdpo.benchmark.sandbox.peer import Peer, Timeout, WireError
 from sdpo.benchmark.sandbox.values import DecodeError, decode
-from sdpo.benchmark.sandbox.wire import Peer, Timeout, WireError
+from sdpo.benchmark.sandbox.wire import pack
 from sdpo.benchmark.testplan import Equality, Plan, PlanError, Program
 
 # Part of the limit that is kept for later tests, so that one that hangs leaves them their chance.
 _RESERVED = 0.3
+# Bytes of requests sent ahead. They lie in the socket's buffer while the other side sends a reply;
+# were they more than fit in, both sides would wait for the other to read.
+_AHEAD = 1 << 15
 # Larger values are compared in the judge's process, which has limits: comparing hostile data can
 # take any time (integers with equal hashes in a set).
 _SMALL_FRAME = 1 << 16
 _ENDED = "The process ended before the call returned: it exited, crashed, or ran out of a limit."
+_LATE = "Timeout: no result within the time limit."
 _FORGED = "The submission wrote to the connection that carries its results."
 
 
@@ -61,6 +70,14 @@ class _Ended(Exception):
     def __init__(self, kind: Literal["fail", "timeout"], line: str) -> None:
         super().__init__(line)
         self.outcome = Outcome(kind, (line,))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reply:
+    """A reply of the submission's process, and its size in bytes."""
+
+    message: dict[str, Any]
+    size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +123,10 @@ def judge(
     reserve = _RESERVED * limit / max(1, len(waiting))
     while waiting:
         with server.session() as session:
-            run = _Run(session, submission, plan, limit)
+            run = _Run(session, submission, plan, limit, waiting[::-1])
             _judge_together(run, waiting, outcomes, tests, (end, reserve))
-        if session.report.get("problem"):
-            raise ServerError(f"a confined process did not start: {session.report['problem']}")
+        if session.problem:
+            raise ServerError(f"a confined process did not start: {session.problem}")
     return [outcomes[index] for index in range(len(tests))]
 
 
@@ -147,22 +164,29 @@ def _judge_together(
 class _Run:
     """One confined process with the submission, and where needed one with the tests."""
 
-    def __init__(self, session: Session, submission: Submission, plan: Plan, limit: float) -> None:
+    def __init__(
+        self, session: Session, submission: Submission, plan: Plan, limit: float, order: list[int]
+    ) -> None:
         self._session = session
         self._submission = submission
         self._plan = plan
         self._limit = limit
+        self._order = order
         self._runner = session.start("runner", limit)
         self._judge: Peer | None = None
         self._missing: set[str] = set()
         self._calls: list[tuple[str, str]] = []
+        # Numbers of requests: by test, in the order of sending, and those already answered.
+        self._asked: dict[int, int] = {}
+        self._unanswered: collections.deque[int] = collections.deque()
+        self._replies: dict[int, _Reply] = {}
         self.alive = True
 
     def define(self, deadline: float) -> None:
         """Have imports, submission and set-up code run; raises `_Stopped` if they do not."""
-        job = {**dataclasses.asdict(self._submission), "names": self._plan.names}
+        job = {**vars(self._submission), "names": self._plan.names}
         try:
-            self._runner.send(job, deadline)
+            self._runner.send(pack(job) + self._requests_from(0), deadline)
             parsed = _checked(self._runner.receive(deadline))
             self._stop_on_error(parsed)
             defined = parsed.get("defined")
@@ -197,20 +221,21 @@ class _Run:
         self._calls = []
         try:
             if isinstance(planned, Equality):
-                return self._equality(planned, test, deadline)
+                return self._equality(index, planned, test, deadline)
             return self._program(planned, test, deadline)
         except _Ended as ended:
             self.alive = False
             return ended.outcome
 
-    def _equality(self, planned: Equality, test: str, deadline: float) -> Outcome:
-        request = {"operation": "evaluate", "expression": planned.expression}
-        reply = self._request(request, deadline)
-        if "error" in reply:
-            return self._raised(reply["error"], test)
-        if self._runner.frame_size > _SMALL_FRAME:
+    def _equality(self, index: int, planned: Equality, test: str, deadline: float) -> Outcome:
+        if index not in self._asked:
+            self._send(self._requests_from(self._order.index(index)), deadline)
+        reply = self._reply(self._asked[index], deadline)
+        if "error" in reply.message:
+            return self._raised(reply.message["error"], test)
+        if reply.size > _SMALL_FRAME:
             return self._program(planned.program(), test, deadline, reply)
-        actual = _value(reply)
+        actual = _value(reply.message)
         if _equal(actual, planned.expected):
             return Outcome("pass")
         shown = display_pair(planned.expected, actual)
@@ -219,30 +244,57 @@ class _Run:
     def _raised(self, error: dict[str, Any], test: str) -> Outcome:
         return Outcome("fail", tuple(feedback.exception(error, self._submission.code, test)))
 
-    def _request(self, request: dict[str, Any], deadline: float) -> dict[str, Any]:
-        """Ask the submission's process; raises `_Ended` if no proper answer comes."""
-        number = secrets.randbits(53)
+    def _requests_from(self, position: int) -> bytes:
+        """Requests for the next tests that need no judge; at least one, if that is the next."""
+        frames = b""
+        for index in self._order[position:]:
+            planned = self._plan.tests[index]
+            if not isinstance(planned, Equality):
+                break
+            number, frame = _numbered({"operation": "evaluate", "expression": planned.expression})
+            if frames and len(frames) + len(frame) > _AHEAD:
+                break
+            frames += frame
+            self._asked[index] = number
+            self._unanswered.append(number)
+        return frames
+
+    def _send(self, frames: bytes, deadline: float) -> None:
         try:
-            self._runner.send({**request, "number": number}, deadline)
-            reply = _checked(self._runner.receive(deadline))
+            self._runner.send(frames, deadline)
         except Timeout:
-            raise _Ended("timeout", "Timeout: no result within the time limit.") from None
+            raise _Ended("timeout", _LATE) from None
         except WireError:
             raise _Ended("fail", _ENDED) from None
-        if reply.pop("number", None) != number or not reply.keys() & {"value", "error"}:
+
+    def _reply(self, number: int, deadline: float) -> "_Reply":
+        """The reply to a request; raises `_Ended` if no proper answer comes."""
+        while number not in self._replies:
+            oldest = self._unanswered.popleft()
+            self._replies[oldest] = self._receive(oldest, deadline)
+        return self._replies.pop(number)
+
+    def _receive(self, number: int, deadline: float) -> "_Reply":
+        try:
+            message = _checked(self._runner.receive(deadline))
+        except Timeout:
+            raise _Ended("timeout", _LATE) from None
+        except WireError:
+            raise _Ended("fail", _ENDED) from None
+        if message.pop("number", None) != number or not message.keys() & {"value", "error"}:
             raise _Ended("fail", _FORGED)
-        if "error" in reply:
-            reply["error"] = _description(reply["error"])
-        return reply
+        if "error" in message:
+            message["error"] = _description(message["error"])
+        return _Reply(message, self._runner.frame_size)
 
     def _program(
         self,
         planned: Program,
         test: str,
         deadline: float,
-        reply: dict[str, Any] | None = None,
+        known: "_Reply | None" = None,
     ) -> Outcome:
-        """Have the judge evaluate a test; `reply` answers its first request if it is there."""
+        """Have the judge evaluate a test; `known` answers its first request if it is there."""
         if self._judge is None:
             self._judge = self._session.start("judge", self._limit)
         job = {
@@ -252,27 +304,28 @@ class _Run:
             "program": planned.source,
         }
         try:
-            self._judge.send(job, deadline)
+            self._judge.send(pack(job), deadline)
             while "report" not in (message := _checked(self._judge.receive(deadline))):
-                reply = reply or self._forward(message["request"], planned, deadline)
-                self._judge.send(reply, deadline)
-                reply = None
+                reply = known or self._forward(message["request"], planned, deadline)
+                self._judge.send(pack(reply.message), deadline)
+                known = None
         except Timeout:
-            raise _Ended("timeout", "Timeout: no result within the time limit.") from None
+            raise _Ended("timeout", _LATE) from None
         except WireError:
             line = "The test's own code ended without a result: it exited or ran out of a limit."
             raise _Ended("fail", line) from None
         return self._reported(message["report"], test)
 
-    def _forward(
-        self, request: dict[str, Any], planned: Program, deadline: float
-    ) -> dict[str, Any]:
+    def _forward(self, request: dict[str, Any], planned: Program, deadline: float) -> "_Reply":
         expression = ""
         if request["operation"] == "evaluate":
             expression = request["expression"] = planned.expressions[request["expression"]]
-        reply = self._request(request, deadline)
-        if expression and "value" in reply and self._runner.frame_size <= _SMALL_FRAME:
-            self._calls.append((expression, display(_value(reply))))
+        number, frame = _numbered(request)
+        self._unanswered.append(number)
+        self._send(frame, deadline)
+        reply = self._reply(number, deadline)
+        if expression and "value" in reply.message and reply.size <= _SMALL_FRAME:
+            self._calls.append((expression, display(_value(reply.message))))
         return reply
 
     def _reported(self, report: dict[str, Any], test: str) -> Outcome:
@@ -292,6 +345,12 @@ class _Run:
         if sides is None:
             return feedback.returned(self._calls, test)
         return feedback.difference(sides[0], sides[1], test)
+
+
+def _numbered(request: dict[str, Any]) -> tuple[int, bytes]:
+    """A random number and, as a frame, the request that carries it."""
+    number = secrets.randbits(53)
+    return number, pack({**request, "number": number})
 
 
 def _checked(message: object) -> dict[str, Any]:

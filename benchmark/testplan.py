@@ -252,7 +252,14 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def _equality(call: ast.Call, expected: Any, source: str, names: tuple[str, ...]) -> Equality:
-    return Equality(ast.get_source_segment(source, call) or ast.unparse(call), expected, names)
+    return Equality(_segment(source, call), expected, names)
+
+
+def _segment(source: str, call: ast.Call) -> str:
+    if source.isascii() and source.isprintable():
+        # One line, and columns count characters; the general way splits the source each time.
+        return source[call.col_offset : call.end_col_offset]
+    return ast.get_source_segment(source, call) or ast.unparse(call)
 
 
 class _Splitter(ast.NodeTransformer):

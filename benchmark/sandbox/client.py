@@ -13,7 +13,8 @@ import tempfile
 from collections.abc import Iterator
 
 from sdpo.benchmark.sandbox.confine import CORE_LAYERS
-from sdpo.benchmark.sandbox.wire import Peer
+from sdpo.benchmark.sandbox.peer import Peer
+from sdpo.benchmark.sandbox.wire import ENDED
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 _START_SECONDS = 60.0
@@ -78,7 +79,8 @@ class ForkServer:
             with theirs:
                 self._process = _spawn(settings, theirs)
             self._control.settimeout(_START_SECONDS)
-            hello = self._receive()
+            hello = json.loads(self._receive())
+            self._control.settimeout(_END_SECONDS)
         except BaseException:
             self._control.close()
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -96,25 +98,28 @@ class ForkServer:
         try:
             yield session
         finally:
-            session.close()
-            self._control.settimeout(_END_SECONDS)
-            self._send(b"E")
-            session.report = self._receive()
+            # Killed first, closed then: nobody needs to wake up for the end of the connection.
+            try:
+                session.problem = self._end()
+            finally:
+                session.close()
 
-    def _send(self, message: bytes) -> None:
+    def _end(self) -> str:
         try:
-            self._control.send(message)
+            self._control.send(b"E")
         except OSError as error:
             raise ServerError("a fork server ended unexpectedly") from error
+        answer = self._receive()
+        return "" if answer == ENDED else answer.decode()
 
-    def _receive(self) -> dict:
+    def _receive(self) -> bytes:
         try:
             message = self._control.recv(1 << 16)
         except OSError as error:
             raise ServerError(f"a fork server does not answer: {error}") from error
         if not message:
             raise ServerError("a fork server ended unexpectedly")
-        return json.loads(message)
+        return message
 
     def close(self) -> None:
         """End the server and every process below it, and remove its scratch folder."""
@@ -131,12 +136,15 @@ class ForkServer:
 
 
 class Session:
-    """Starts the processes of one run. `report` is filled at the end of the session."""
+    """Starts the processes of one run.
+
+    `problem` says, after the end of the session, why one did not start; else it is empty.
+    """
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._ends: list[socket.socket] = []
-        self.report: dict = {}
+        self.problem = ""
 
     def start(self, kind: str, cpu_seconds: float) -> Peer:
         """Start a `runner` or a `judge`.
@@ -166,12 +174,13 @@ class Session:
 
 def _spawn(settings: dict, control: socket.socket) -> subprocess.Popen[bytes]:
     # -P and the bare environment give the isolation of -I; -I itself would ignore the hash seed,
-    # on which the order of sets, and with it the feedback, depends.
+    # on which the order of sets, and with it the feedback, depends. Functions of shared libraries
+    # are bound at the start, or every child would bind them anew.
     interpreter = getattr(sys, "_base_executable", None) or sys.executable
     command = [interpreter, "-S", "-s", "-P", "-B", "-X", "utf8", "-c", _BOOTSTRAP, _PACKAGE]
     return subprocess.Popen(
         [*command, json.dumps({**settings, "control": control.fileno()})],
-        env={"PYTHONHASHSEED": "0"},
+        env={"PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

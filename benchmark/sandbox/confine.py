@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable
 
@@ -25,8 +26,9 @@ class Confinement:
     def __init__(self, layers: list[str], disabled: frozenset[str]) -> None:
         self.layers = list(layers)
         self._disabled = disabled
-        self._rules: int | None = None
+        self._restrict: Callable[[], None] | None = None
         self._filter: seccomp.ChildFilter | None = None
+        self._die_with_server: Callable[[], None] | None = None
 
     def prepare(self, scratch: str, memory: int, file_size: int) -> None:
         """Limit this process and prepare what its children install.
@@ -37,6 +39,9 @@ class Confinement:
             file_size: Largest file in MiB.
         """
         kernel.limit_memory_arenas()
+        if sys.platform == "linux":
+            arguments = (kernel.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            self._die_with_server = kernel.prepared("prctl", *arguments)
         self._try("resource-limits", lambda: _limit_resources(memory, file_size))
         self._try("no-new-privileges", lambda: kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1))
         self._try("no-capabilities", kernel.drop_capabilities)
@@ -53,7 +58,8 @@ class Confinement:
         self.layers.append(layer)
 
     def _make_rules(self, scratch: str) -> None:
-        self._rules = landlock.ruleset(_readable(), [scratch, "/dev/null"])
+        rules = landlock.ruleset(_readable(), [scratch, "/dev/null"])
+        self._restrict = landlock.restriction(rules)
 
     def _install_filter(self) -> None:
         """Install the server's filter if the children's takes hold in a trial child."""
@@ -73,11 +79,11 @@ class Confinement:
             OSError: If a layer that worked before is refused now.
         """
         os.setsid()
-        if sys.platform == "linux":
-            kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
+        if self._die_with_server is not None:
+            self._die_with_server()
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-        if self._rules is not None:
-            landlock.restrict(self._rules)
+        if self._restrict is not None:
+            self._restrict()
         if self._filter is not None:
             self._filter.install(os.getpid())
 

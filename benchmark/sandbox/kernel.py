@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import sys
+from collections.abc import Callable
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -43,6 +44,31 @@ def syscall(name: str, number: int, *arguments: object) -> int:
         raise OSError(errno.ENOSYS, f"{name}: not a Linux system")
     converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     return _check(_libc.syscall(ctypes.c_long(number), *converted), name)
+
+
+def prepared(name: str, *arguments: object) -> Callable[[], None]:
+    """A call of a C function with its arguments converted already, for where each call counts.
+
+    Args:
+        name: Name of the function, which must return less than zero on failure.
+        *arguments: As for `syscall`.
+
+    Returns:
+        A function that makes the call and raises `OSError` if it fails.
+
+    Raises:
+        OSError: If there is no Linux kernel.
+    """
+    if _libc is None:
+        raise OSError(errno.ENOSYS, f"{name}: not a Linux system")
+    function = _libc[name]
+    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+
+    def call() -> None:
+        if function(*converted) < 0:
+            _check(-1, name)
+
+    return call
 
 
 def prctl(option: int, value: int, pointer: object = 0) -> int:

@@ -7,6 +7,7 @@ Landlock governs opening, creating, removing and renaming. It does not govern `s
 import ctypes
 import os
 import stat
+from collections.abc import Callable
 
 from sdpo.benchmark.sandbox import kernel
 
@@ -84,6 +85,6 @@ def _allow(number: int, path: str, rights: int) -> None:
         os.close(folder)
 
 
-def restrict(number: int) -> None:
-    """Put this process under the rule set for good; needs no_new_privs. Raises `OSError`."""
-    kernel.syscall("landlock_restrict_self", _RESTRICT_SELF, number, 0)
+def restriction(number: int) -> Callable[[], None]:
+    """A call that puts the calling process under the rule set for good; needs no_new_privs."""
+    return kernel.prepared("syscall", _RESTRICT_SELF, number, 0)

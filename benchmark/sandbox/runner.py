@@ -10,15 +10,15 @@ account is not mistaken for one. In place of a message there may be an `error`.
 """
 
 import builtins
+import contextlib
 import itertools
-import random
 import sys
 import types
 from typing import Any
 
 from sdpo.benchmark.sandbox.binding import bound_names
 from sdpo.benchmark.sandbox.values import Encoder, decode
-from sdpo.benchmark.sandbox.wire import Pipe
+from sdpo.benchmark.sandbox.wire import Pipe, pack
 
 # A private copy: a submission that patches a builtin does not reach the functions below.
 __builtins__ = dict(vars(builtins))
@@ -28,6 +28,14 @@ _TEST_FILE = "<test>"
 _MODULE = "submission"
 # Frames below the submission's own; a bare script has one.
 _EXTRA_FRAMES = 20
+_REHEARSED = """import re
+def f(a, b):
+    parts = [a, (a, b), {str(a): 1.5}, {2}]
+    for index, part in enumerate(parts):
+        if isinstance(part, tuple) and len(part) > index:
+            parts.append(re.sub("a", "b", "abc"))
+    return sorted(parts, key=str), max(x for x in range(3))
+"""
 _MAX_MESSAGE = 2000
 _set_recursion_limit = sys.setrecursionlimit
 
@@ -41,8 +49,11 @@ class _Phase:
 
 def run(pipe: Pipe) -> None:
     """Serve one submission until the harness closes or kills."""
+    # Not at the top: the server's preparations must come before (see there).
+    import random
+
     job = pipe.receive()
-    # Forking reseeds the generator; a fixed seed keeps what uses it the same in every run.
+    # A fixed seed keeps what uses the generator the same in every run.
     random.seed(0)
     sys.argv = ["submission.py"]
     _set_recursion_limit(1000 + _EXTRA_FRAMES)
@@ -57,6 +68,39 @@ def run(pipe: Pipe) -> None:
     while True:
         request = pipe.receive()
         pipe.send(_answer(request, namespace, encoder))
+
+
+class _Rehearsal(Pipe):
+    """A connection that leads nowhere: hands out prepared requests, drops replies."""
+
+    def __init__(self, requests: list[dict]) -> None:
+        super().__init__(-1)
+        self._buffer += b"".join(map(pack, requests))
+
+    def _fill(self) -> None:
+        raise EOFError("the end of the rehearsal")
+
+    def send(self, message: object) -> None:
+        """Encode a message."""
+        pack(message)
+
+
+def rehearse() -> None:
+    """Run small programs in the fork server itself.
+
+    What the interpreter prepares on first use (specialised code, look-up caches) the children then
+    have from birth. Otherwise each would prepare it anew, and every memory page changed by that
+    would have to be copied.
+    """
+    requests = [
+        {"operation": "evaluate", "expression": expression, "number": 1 << 52}
+        for expression in ("f(3, 'a')", "f([1, 2], (3.5, None))", "f({}, [])", "f()") * 4
+    ]
+    for name, code in (("f", _REHEARSED), ("g", "g = 1\n"), ("f", "f = 0 / 0\n"), ("f", "f =")) * 3:
+        job = {"code": code, "imports": "import math", "setup": "", "names": [name]}
+        with contextlib.suppress(EOFError):
+            run(_Rehearsal([job, *requests]))
+    sys.modules.pop(_MODULE, None)
 
 
 def _define(job: dict, pipe: Pipe, phase: _Phase) -> dict[str, Any]:

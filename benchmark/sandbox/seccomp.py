@@ -9,6 +9,7 @@ start and end processes; each child adds a short one that takes this away.
 """
 
 import ctypes
+import re
 import struct
 
 from sdpo.benchmark.sandbox import kernel, syscalls
@@ -153,11 +154,12 @@ def _assemble(steps: list[_Step]) -> bytes:
 
 
 class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_void_p))
 
 
 def _install(steps: bytes) -> None:
-    loaded = _Program(len(steps) // struct.calcsize("HBBI"), steps)
+    copy = ctypes.create_string_buffer(steps, len(steps))
+    loaded = _Program(len(steps) // struct.calcsize("HBBI"), ctypes.addressof(copy))
     kernel.prctl(kernel.PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(loaded))
 
 
@@ -173,7 +175,13 @@ class ChildFilter:
     _PLACEHOLDER = 0x7FFFFFFE
 
     def __init__(self, machine: str) -> None:
-        self._steps = child_program(machine, self._PLACEHOLDER)
+        steps = child_program(machine, self._PLACEHOLDER)
+        mark = struct.pack("I", self._PLACEHOLDER)
+        self._places = [match.start() for match in re.finditer(re.escape(mark), steps)]
+        self._steps = ctypes.create_string_buffer(steps, len(steps))
+        loaded = _Program(len(steps) // struct.calcsize("HBBI"), ctypes.addressof(self._steps))
+        arguments = (kernel.PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(loaded), 0, 0)
+        self._install = kernel.prepared("prctl", *arguments)
 
     def install(self, process: int) -> None:
         """Put this process, whose number it is, under both programs for good.
@@ -181,5 +189,6 @@ class ChildFilter:
         Raises:
             OSError: If the kernel refuses.
         """
-        old, new = struct.pack("I", self._PLACEHOLDER), struct.pack("I", process)
-        _install(self._steps.replace(old, new))
+        for place in self._places:
+            struct.pack_into("I", self._steps, place, process)
+        self._install()

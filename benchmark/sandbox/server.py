@@ -21,7 +21,7 @@ from _socket import CMSG_SPACE, socket
 from collections.abc import Callable
 
 from sdpo.benchmark.sandbox import cleanup, confine, judge, kernel, namespaces, runner
-from sdpo.benchmark.sandbox.wire import Pipe
+from sdpo.benchmark.sandbox.wire import ENDED, Pipe
 
 # Modules that submissions use often; loaded once instead of in every run.
 _PRELOADED = (
@@ -91,17 +91,28 @@ def _serve(settings: dict, layers: list[str], disabled: frozenset[str]) -> bool:
     if "mount-namespace" in layers:
         layers = layers + namespaces.seal_file_system(settings["scratch"], settings["scratch_size"])
     os.chdir(settings["scratch"])
-    for name in _PRELOADED:
-        __import__(name)
+    _preload()
     confinement = confine.Confinement(layers, disabled)
     confinement.prepare(settings["scratch"], settings["memory"], settings["file_size"])
     os.environ.clear()
+    runner.rehearse()
     gc.disable()
     gc.collect()
     gc.freeze()
     control = socket(fileno=_CONTROL)
     control.send(json.dumps({"layers": confinement.layers}).encode())
     return _Server(control, confinement, own_processes).loop()
+
+
+def _preload() -> None:
+    # `random` would draw a seed from the kernel in every child, only for the runner to replace it.
+    # So no module here may import it before.
+    register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
+    try:
+        for name in _PRELOADED:
+            __import__(name)
+    finally:
+        os.register_at_fork = register
 
 
 class _Server:
@@ -111,8 +122,8 @@ class _Server:
         self._control = control
         self._confinement = confinement
         self._own_processes = own_processes
-        self._children: list[int] = []
-        self._problem: str | None = None
+        self._children: set[int] = set()
+        self._problem = b""
 
     def loop(self) -> bool:
         """Serve until the harness asks for the end (true) or is gone (false)."""
@@ -122,7 +133,7 @@ class _Server:
                 self._kill_all()
                 return message == b"Q"
             if message[:1] == b"E":
-                self._control.send(json.dumps(self._end()).encode())
+                self._control.send(self._end())
             else:
                 work = runner.run if message[:1] == b"R" else judge.run
                 descriptor = int.from_bytes(extra[0][2][:4], sys.byteorder)
@@ -132,36 +143,36 @@ class _Server:
         try:
             child = os.fork()
         except OSError as error:
-            self._problem = f"fork: {error.strerror}"
+            self._problem = f"fork: {error.strerror}".encode()
         else:
             if child == 0:
                 _child(work, cpu_seconds, descriptor, self._confinement)
-            self._children.append(child)
+            self._children.add(child)
         os.close(descriptor)
 
-    def _end(self) -> dict:
-        largest = self._kill_all()
-        cleaned = cleanup.empty_folder(".")
-        problem, self._problem = self._problem, None
-        return {"memory": largest, "removed": cleaned, "problem": problem}
+    def _end(self) -> bytes:
+        self._kill_all()
+        cleanup.empty_folder(".")
+        answer, self._problem = self._problem or ENDED, b""
+        return answer
 
-    def _kill_all(self) -> int:
-        """Kill every process of this server; returns the largest resident size in KiB."""
-        for child in self._children:
-            os.kill(child, signal.SIGKILL)
+    def _kill_all(self) -> None:
+        """Kill every process of this server, and wait until none is left."""
         if self._own_processes:
             _signal_everything()
-        elif "seccomp" not in self._confinement.layers:
-            cleanup.kill_descendants()
-        self._children.clear()
-        largest = 0
-        while True:
-            try:
-                largest = max(largest, os.wait4(-1, 0)[2].ru_maxrss)
-            except ChildProcessError:
-                return largest
-            if not self._own_processes and "seccomp" not in self._confinement.layers:
+        else:
+            for child in self._children:
+                os.kill(child, signal.SIGKILL)
+        # The filter lets no child start a process; without it, there may be any number.
+        only_children = "seccomp" in self._confinement.layers
+        while self._children or not only_children:
+            if not only_children and not self._own_processes:
                 cleanup.kill_descendants()
+            try:
+                self._children.discard(os.wait()[0])
+            except ChildProcessError:
+                break
+        self._children.clear()
 
 
 def _signal_everything() -> None:
