@@ -14,6 +14,7 @@ import pytest
 from programs_attempts import REFUSED
 from programs_honest import RIGHT, Program
 from programs_hostile import ENDLESS, NOISY
+from programs_protocol import PROTOCOL
 
 from sdpo.benchmark.case import Case
 from sdpo.benchmark.executor import Executor
@@ -70,6 +71,13 @@ def test_no_process_and_no_file_between_runs() -> None:
             assert set(descendants(os.getpid())) == idle
         (server,) = executor._servers
         assert os.listdir(server._scratch) == []
+
+
+@needs_core
+def test_descriptors_that_a_submission_sends_are_not_kept(executor: Executor) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    assert executor.submit(case_of(PROTOCOL["sends descriptors"])).result().status == "fail"
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def _cases_file(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import pytest
 from programs_attempts import REFUSED
 from programs_honest import BROKEN, RIGHT, WRONG, Program
 from programs_hostile import CHEATS, ENDLESS, NOISY
+from programs_protocol import PROTOCOL, STALLING
 
 from sdpo.benchmark.case import Case, Result
 from sdpo.benchmark.executor import Executor
@@ -38,7 +39,7 @@ def named(*tables: dict[str, Program]) -> list:
     return [pytest.param(p, id=name) for table in tables for name, p in table.items()]
 
 
-@pytest.mark.parametrize("program", named(RIGHT, WRONG, BROKEN, CHEATS))
+@pytest.mark.parametrize("program", named(RIGHT, WRONG, BROKEN, CHEATS, PROTOCOL))
 def test_verdict(executor: Executor, program: Program) -> None:
     servers = set(executor._servers)
     result = score(executor, program)
@@ -60,10 +61,11 @@ def test_attempt_is_refused(executor: Executor, program: Program) -> None:
 
 def test_endless_programs_are_stopped_at_the_limit() -> None:
     limit = 1.0
+    programs = {**ENDLESS, **STALLING}
     with Executor(6, timeout=limit) as impatient:
-        results = list(impatient.map([case_of(program) for program in ENDLESS.values()]))
+        results = list(impatient.map([case_of(program) for program in programs.values()]))
         assert impatient.submit(case_of(_PLAIN)).result().status == "pass"
-    for (name, program), result in zip(ENDLESS.items(), results, strict=True):
+    for (name, program), result in zip(programs.items(), results, strict=True):
         assert result.status in program.statuses, name
         assert result.seconds < limit + 2, name
         check_feedback(result)
@@ -94,6 +96,32 @@ def test_tests_are_judged_singly(executor: Executor) -> None:
     for order in (tests, tests[::-1]):
         result = score(executor, Program(completion, (), order))
         assert (result.status, result.passed, result.total) == ("fail", 2, 5)
+
+
+def test_an_exit_between_calls_takes_no_answer_back(executor: Executor) -> None:
+    """Requests are sent ahead: what ends the process in one call leaves the others as they are."""
+    exits = "import os\nseen = []\ndef add(a, b):\n    seen.append(a)\n    if len(seen) > 1:\n"
+    exits += "        os._exit(0)\n    return a + b"
+    assert score(executor, Program(exits, ())).status == "pass"
+    thread = (
+        "import os, threading, time\ndef leave():\n    time.sleep(0.02)\n    os._exit(0)\n"
+        "def add(a, b):\n    threading.Thread(target=leave).start()\n"
+        "    time.sleep(0.05 * (a == 5))\n    return a + b"
+    )
+    result = score(executor, Program(thread, ()))
+    assert (result.status, result.passed) == ("fail", 2)
+
+
+def test_requests_and_replies_of_any_size_do_not_block_each_other(executor: Executor) -> None:
+    completion = "def size(text, n):\n    return text[:1] * n"
+    tests = tuple(
+        f"assert size({'x' * given!r}, {taken}) == {'x' * taken!r}"
+        for given, taken in ((400_000, 1), (1, 400_000), (300_000, 300_000), (1, 1), (20_000, 9))
+    )
+    for order in (tests, tests[::-1], tests * 3):
+        result = score(executor, Program(completion, (), order))
+        assert (result.status, result.passed) == ("pass", len(order)), result.feedback
+        assert result.seconds < 15
 
 
 def test_a_hanging_test_leaves_the_others_their_chance() -> None:
