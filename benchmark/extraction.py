@@ -46,6 +46,8 @@ _FUNCTION = re.compile(r"^\s*(?:async\s+def|def|class)\s+\w", re.MULTILINE)
 MAX_CODE = 1 << 20
 # Lines tried as the first one; each attempt reads on from there.
 _MAX_STARTS = 20
+# What a line starts like is told by this many characters; a longer look takes too long.
+_MAX_LOOK = 2000
 _TAGS = (("[PYTHON]", "[/PYTHON]"), ("[BEGIN]", "[DONE]"))
 
 
@@ -155,7 +157,7 @@ def _opens(match: re.Match[str]) -> bool:
 def _is_lone(lines: list[str], index: int) -> bool:
     """Whether a bare fence ends a block that the prompt had opened."""
     later = sum("```" in line or "~~~" in line for line in lines[index + 1 :])
-    return later % 2 == 0 and any(_STRONG.match(line) for line in lines[:index])
+    return later % 2 == 0 and any(_is_strong(line) for line in lines[:index])
 
 
 def _label(text: str) -> str:
@@ -180,9 +182,9 @@ def _choose(blocks: list[Block], names: frozenset[str]) -> str:
 
 def _unfenced(lines: list[str]) -> str:
     lines = _dedent("\n".join(lines)).split("\n")
-    strong = next((i for i, line in enumerate(lines) if _STRONG.match(line)), None)
+    strong = next((i for i, line in enumerate(lines) if _is_strong(line)), None)
     if strong is None:
-        strong = next((i for i, line in enumerate(lines) if _WEAK.match(line)), None)
+        strong = next((i for i, line in enumerate(lines) if _is_code(line)), None)
         if strong is None:
             return ""
     return "\n".join(lines[_start(lines, strong) : _end(lines, strong)])
@@ -197,8 +199,12 @@ def _start(lines: list[str], strong: int) -> int:
     return strong
 
 
+def _is_strong(line: str) -> bool:
+    return _STRONG.match(line, 0, _MAX_LOOK) is not None
+
+
 def _is_code(line: str) -> bool:
-    return bool(_STRONG.match(line) or _WEAK.match(line))
+    return _is_strong(line) or _WEAK.match(line, 0, _MAX_LOOK) is not None
 
 
 def _end(lines: list[str], start: int) -> int:

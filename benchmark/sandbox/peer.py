@@ -45,6 +45,8 @@ class Peer:
             _wait(self._writable, deadline)
             try:
                 rest = rest[self._socket.send(rest) :]
+            except BlockingIOError:
+                continue
             except OSError as error:
                 raise WireError("the process ended") from error
 

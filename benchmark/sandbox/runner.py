@@ -1,7 +1,7 @@
 """Runs one submission inside the confinement and answers requests for values.
 
-The process learns the submission, the test's imports and set-up code, and then call expressions,
-one at a time. It never learns what the calls should return.
+The process learns the submission, the test's imports and set-up code, and call expressions, which
+may lie in its connection before it needs them. It never learns what the calls should return.
 
 Its messages, in order: `defined` (which of the names to be called the submission binds, found
 before any of it runs), `ready` (imports, submission and set-up code have run), then one reply per
