@@ -73,6 +73,7 @@ def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
         "doubts": [],
         "sensitivity": {"smallest_detectable": {}},
         "ladder": [],
+        "bundles": [],
         "declared": [],
         "notes": [],
         "location": {"file": "loss.py", "line": 7},
@@ -195,6 +196,15 @@ def divergent() -> Run:
                 "result": "not covered",
                 "factor": None,
             },
+        ],
+        bundles=[
+            {
+                "case": "P-1",
+                "file": "bundles/P-1.zip",
+                "before": [4, 6, 64],
+                "after": [1, 1, 9],
+                "tries": 31,
+            }
         ],
         explanation_search={"faults": 99, "pairs": 0, "pairs_tried": 0},
     )

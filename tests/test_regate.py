@@ -8,8 +8,9 @@ import pytest
 import run_documents
 from test_declared import ENTRY
 
+from sdpo.parity.again import regate_all
 from sdpo.parity.declared import Deviation, load_declared
-from sdpo.parity.launch import document, regate_all
+from sdpo.parity.launch import document
 from sdpo.parity.regate import ReportError, policy_of, read_runs, regate, tightened
 from sdpo.parity.report import Policy
 from sdpo.parity.worker import plain

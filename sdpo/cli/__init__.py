@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from sdpo.cli import audit, mbpp, mutants, trend
+from sdpo.cli import audit, mbpp, mutants, replay, trend
 
 # typer carries its own copy of click: its exceptions are reached through typer's names
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("audit")(audit.audit)
 app.command("regate")(audit.regate)
+app.command("replay")(replay.replay)
 app.command("trend")(trend.trend)
 app.command("mutants")(mutants.mutants)
 app.add_typer(mbpp.app, name="mbpp")

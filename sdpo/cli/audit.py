@@ -73,6 +73,14 @@ def audit(
             "to you, and refused while empty.",
         ),
     ] = None,
+    bundles: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Failing cases of a loss function to shrink and pack for `sdpo replay`; the "
+            "smallest inputs come first.",
+        ),
+    ] = 3,
     json_: Json = False,
     quiet: Quiet = False,
     schema: Annotated[
@@ -102,6 +110,7 @@ def audit(
         coverage=coverage,
         history=history,
         ledger=write_ledger,
+        bundles=bundles,
         goldens=goldens or [],
         declared=declared or [],
         out=out,
@@ -139,7 +148,7 @@ def regate(
 
     Example: sdpo regate reports/audit/trl/report.json --declared deviations.toml
     """
-    from sdpo.parity.launch import regate_all
+    from sdpo.parity.again import regate_all
 
     code = regate_all(
         report,

@@ -3,11 +3,11 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,12 @@ def audit_all(
     coverage: int = 0,
     history: Path | None = None,
     ledger: Path | None = None,
+    bundles: int = 0,
 ) -> int:
     """Audit candidates one after the other, write their reports, print, return the exit code.
 
     A line for each run is appended to `history`; the draft of a ledger of the one candidate is
-    written to `ledger`.
+    written to `ledger`; `bundles` is the number of failing cases to pack for replay.
     """
     try:
         if ledger is not None and len(candidates) != 1:
@@ -73,6 +74,7 @@ def audit_all(
         }
         folder = out / slug(candidate)
         run = run_worker(request, folder)
+        add_bundles(run, request, folder, bundles)
         write_reports(run, folder)
         runs.append(run)
         if not as_json:
@@ -107,55 +109,6 @@ def show(run: dict[str, Any], folder: Path | None, quiet: bool) -> None:
     print(first_line(run) if quiet else text_report(run))
     if folder is not None and not quiet:
         print(f"  report: {folder / 'report.md'}, .html, .json, .junit.xml, .sarif")
-
-
-def regate_all(
-    report: Path,
-    *,
-    stages: Sequence[str],
-    require: Sequence[str],
-    coverage: int,
-    declared: Sequence[Path] | None,
-    budget: float | None,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> int:
-    """Judge the runs of a report again, print, and return the exit code; writes to `out` if given.
-
-    What is empty or None stays as the report was judged.
-    """
-    from sdpo.parity.declared import DeclaredError, load_declared
-    from sdpo.parity.regate import ReportError, policy_of, read_runs, regate, tightened
-    from sdpo.parity.worker import plain
-
-    runs = []
-    try:
-        check_stages("--stages", stages)
-        check_stages("--require", require)
-        entries = [entry for path in declared or () for entry in load_declared(path)]
-        for run in read_runs(report):
-            policy = tightened(policy_of(run), budget)
-            policy = replace(
-                policy,
-                declared=policy.declared if declared is None else tuple(entries),
-                stages=tuple(stages) or policy.stages,
-                require=tuple(require) or policy.require,
-                coverage=coverage or policy.coverage,
-            )
-            runs.append(plain(regate(run, policy)))
-    except (UsageError, ReportError, DeclaredError) as error:
-        return refuse(str(error), as_json)
-    for run in runs:
-        folder = out and out / slug(run["candidate"])
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_reports(run, folder)
-        if not as_json:
-            show(run, folder, quiet)
-    if as_json:
-        print(document(runs))
-    return worst_exit_code(run["exit_code"] for run in runs)
 
 
 def refuse(message: str, as_json: bool) -> int:
@@ -205,15 +158,58 @@ def slug(candidate: str) -> str:
 def run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Run one audit in a process of its own; what the candidate prints goes to `candidate.log`."""
     folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "candidate.log"
+    log.unlink(missing_ok=True)
+    run, returncode = in_child(["sdpo.parity.worker"], request, log)
+    return run if run is not None else lost(request, returncode)
+
+
+def in_child(
+    arguments: Sequence[str], request: dict[str, Any], log: Path
+) -> tuple[dict[str, Any] | None, int]:
+    """Run a module in a process of its own: JSON in, JSON out, standard output to the log.
+
+    Returns:
+        The result, None if the process ended without one; and its exit code.
+    """
     with tempfile.TemporaryDirectory(prefix="sdpo-audit-") as scratch:
         request_file, result_file = Path(scratch) / "request.json", Path(scratch) / "result.json"
         request_file.write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", "sdpo.parity.worker", request_file, result_file]
-        with (folder / "candidate.log").open("wb") as log:
-            process = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, check=False)
+        command = [sys.executable, "-m", *arguments, request_file, result_file]
+        with log.open("ab") as output:
+            process = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, check=False)
         if result_file.exists():
-            return json.loads(result_file.read_text(encoding="utf-8"))
-    return lost(request, process.returncode)
+            return json.loads(result_file.read_text(encoding="utf-8")), process.returncode
+    return None, process.returncode
+
+
+def add_bundles(run: dict[str, Any], request: dict[str, Any], folder: Path, count: int) -> None:
+    """Write bundles of failing cases, in a further process, and list them in the run."""
+    shutil.rmtree(folder / "bundles", ignore_errors=True)
+    failing = [
+        case["id"]
+        for case in run["cases"]
+        if case["family"] == "loss" and case["status"] in ("DIVERGENT", "ERROR")
+    ]
+    if not failing or not count or not run["kind"].startswith("loss"):
+        return
+    wanted = {
+        "candidate": request["candidate"],
+        "goldens": request["goldens"],
+        "command": request["repro"],
+        "cases": failing,
+        "folder": str(folder / "bundles"),
+        "count": count,
+    }
+    made, returncode = in_child(["sdpo.parity.bundler", "make"], wanted, folder / "candidate.log")
+    problem = made["problem"] if made else f"the process ended with exit code {returncode}"
+    if problem:
+        run["notes"].append(f"no replay bundles: {problem}")
+        return
+    assert made is not None
+    run["bundles"] = made["bundles"]
+    if more := len(failing) - len(run["bundles"]):
+        run["notes"].append(f"{more} more failing cases have no replay bundle: raise --bundles")
 
 
 def lost(request: dict[str, Any], returncode: int) -> dict[str, Any]:

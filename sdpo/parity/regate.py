@@ -15,7 +15,7 @@ from sdpo.parity.report import Evidence, Policy, assemble
 from sdpo.parity.verdict import CaseResult
 
 NUMBERS = ("max_abs", "max_ulp", "budget_used", "smallest_detectable")
-KEPT = ("environment", "created", "seconds")
+KEPT = ("bundles", "environment", "created", "seconds")
 LARGEST = 256 * 2**20
 
 

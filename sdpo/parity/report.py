@@ -122,6 +122,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
             }
         },
         "ladder": found.rungs,
+        "bundles": [],
         "declared": judged.rows,
         "policy": policy.row(),
         "claims": list(evidence.claims),

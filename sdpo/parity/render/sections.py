@@ -66,6 +66,7 @@ def sections(run: RUN) -> dict[str, Any]:
         "not_covered": grouped(c for c in run["cases"] if c["status"] == "NOT_COVERED"),
         "explained_by": run["explained_by"],
         "searched": searched(run),
+        "bundles": [bundle(row) for row in run["bundles"]],
         "reasons": reasons[:MOST_REASONS],
         "more_reasons": max(0, len(reasons) - MOST_REASONS),
         "notes": run["notes"],
@@ -211,6 +212,12 @@ def searched(run: RUN) -> str:
         f"none of {search['faults']} known faults, nor {search['pairs_tried']} of "
         f"{search['pairs']} pairs of them"
     )
+
+
+def bundle(row: dict[str, Any]) -> dict[str, str]:
+    """A replay bundle: its case, file and size."""
+    before, after = (" × ".join(map(str, row[name])) for name in ("before", "after"))
+    return {"case": row["case"], "file": row["file"], "before": before, "after": after}
 
 
 def goldens(run: RUN) -> list[dict[str, Any]]:

@@ -1,0 +1,167 @@
+"""Makes and replays bundles in a process of its own: `python -m sdpo.parity.bundler MODE IN OUT`.
+
+The candidate's code runs here. MODE `make` turns failing cases of a report into shrunk bundles,
+`replay` runs the case of a bundle again.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sdpo.determinism import deterministic
+from sdpo.fixtures import GoldenDataError
+from sdpo.parity.adapters.base import CandidateError, LossCandidate
+from sdpo.parity.adapters.callables import LossFunction
+from sdpo.parity.adapters.load import load_candidate
+from sdpo.parity.audit import SEEDS, load_goldens, run_loss_case
+from sdpo.parity.bundle import Bundle, BundleError, read, write
+from sdpo.parity.case import LossCase
+from sdpo.parity.compare import DIVERGENT, ERROR
+from sdpo.parity.environment import describe_environment
+from sdpo.parity.exit_codes import EXIT_CODES
+from sdpo.parity.prepared import loss_cases
+from sdpo.parity.shrink import shrink
+from sdpo.parity.stages import STAGES
+from sdpo.parity.verdict import CaseResult, run_verdict
+from sdpo.parity.worker import plain
+
+Signature = frozenset[tuple[str, str, str]]
+
+
+def signature(result: CaseResult) -> Signature:
+    """In which way a case fails: which stages, and what kind of effect or error each shows."""
+    return frozenset(
+        (c.stage, c.status, c.effect if c.status != ERROR else c.note.partition(":")[0])
+        for c in result.comparisons
+        if c.status in (DIVERGENT, ERROR)
+    )
+
+
+def seen(result: CaseResult) -> dict[str, Any]:
+    """What a bundle keeps of a candidate's result."""
+    row = result.row()
+    return {name: row[name] for name in ("status", "first_stage", "note")}
+
+
+def make(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Bundles of the failing loss cases with the smallest inputs.
+
+    Args:
+        request: `candidate`, `goldens`, `command`, `cases` (ids), `folder`, `count`.
+
+    Returns:
+        `bundles`: one row for each; or `problem`, why there are none.
+    """
+    with deterministic(SEEDS[0]) as settings:
+        candidate = load_candidate(request["candidate"])
+        if not isinstance(candidate, LossFunction):
+            return {"bundles": [], "problem": ""}
+        environment = describe_environment(settings, SEEDS)
+        families = [f for f in load_goldens(request["goldens"]) if f.name == "loss"]
+        cases = [case for family in families for case in loss_cases(family)]
+        failing = [case for case in cases if case.id in set(request["cases"])]
+        failing.sort(key=lambda case: case.student_logits.numel())
+        rows = []
+        for case in failing[: request["count"]]:
+            bundle = bundle_of(candidate, case)
+            file = Path(request["folder"]) / (re.sub(r"[^\w.-]+", "-", case.id) + ".zip")
+            write(file, replace(bundle, environment=environment, command=request["command"]))
+            rows.append({"case": case.id, "file": f"bundles/{file.name}", **bundle.shrunk})
+    return {"bundles": rows, "problem": ""}
+
+
+def bundle_of(candidate: LossCandidate, case: LossCase) -> Bundle:
+    """A failing case, shrunk as far as it fails in the same way.
+
+    A case that does not fail without the values that were recorded with it stays as it is.
+    """
+    whole, _ = run_loss_case(candidate, case)
+    wanted = signature(whole)
+
+    def fails(smaller: LossCase) -> bool:
+        return signature(run_loss_case(candidate, smaller)[0]) == wanted
+
+    bare = replace(case, recorded={})
+    found, tries = case, 1
+    if fails(bare):
+        shrunk = shrink(bare, fails)
+        found, tries = shrunk.case, shrunk.tries + 1
+    shape = {"before": list(case.student_logits.shape), "after": list(found.student_logits.shape)}
+    result, _ = run_loss_case(candidate, found)
+    return Bundle(found, candidate.name, seen(result), {**shape, "tries": tries})
+
+
+def replay(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the case of a bundle again.
+
+    Args:
+        request: `bundle` (a path) and `candidate` (a name, or empty for the bundle's own).
+
+    Returns:
+        The document that `sdpo replay --json` prints.
+    """
+    bundle = read(Path(request["bundle"]))
+    name = request["candidate"] or bundle.candidate
+    with deterministic(SEEDS[0]) as settings:
+        environment = describe_environment(settings, SEEDS)
+        candidate = load_candidate(name)
+        if not isinstance(candidate, LossFunction):
+            raise CandidateError(
+                "config", f"{name} is no loss function; a bundle replays only these"
+            )
+        result, doubts = run_loss_case(candidate, bundle.case)
+    verdict = run_verdict([c.status for c in result.comparisons], doubts=doubts)
+    row = result.row()
+    same = all(row[key] == bundle.seen[key] for key in ("status", "first_stage"))
+    return {
+        "schema_version": 1,
+        "candidate": name,
+        "case": bundle.case.id,
+        "verdict": verdict,
+        "exit_code": EXIT_CODES[verdict],
+        "first_stage": row["first_stage"],
+        "note": "; ".join(doubts) or row["note"],
+        "replay": "same" if same else "different",
+        "seen_then": dict(bundle.seen),
+        "shape": list(bundle.case.student_logits.shape),
+        "comparisons": [
+            {
+                "stage": c.stage,
+                "status": c.status,
+                "max_abs": c.max_abs,
+                "budget_used": c.budget_used,
+                "worst": c.worst,
+                "reference": STAGES[c.stage].source,
+            }
+            for c in result.comparisons
+        ],
+        "environment": environment,
+        "environment_differs": differences(bundle.environment, environment),
+    }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Settings of the environment that changed: then and now."""
+    names = [name for name in now if name in then and then[name] != now[name]]
+    return {name: [then[name], now[name]] for name in names}
+
+
+def main(mode: str, request_file: str, result_file: str) -> None:
+    """Read the request, do what MODE says, write the result."""
+    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
+    try:
+        result = {"make": make, "replay": replay}[mode](request)
+    except (CandidateError, GoldenDataError, BundleError) as error:
+        result = {"bundles": [], "problem": str(error)}
+    partial = Path(result_file + ".partial")
+    partial.write_text(json.dumps(plain(result), ensure_ascii=False), encoding="utf-8")
+    os.replace(partial, result_file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
