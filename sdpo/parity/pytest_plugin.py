@@ -1,0 +1,145 @@
+"""pytest plugin: fixture and marker `sdpo_parity`. Imports nothing heavy until it is used."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MARKER = (
+    "sdpo_parity(candidate, stages, declared, goldens, require, coverage): what the fixture "
+    "`sdpo_parity` audits unless told otherwise; all but the candidate are optional"
+)
+OPTIONS = ("candidate", "stages", "declared", "goldens", "require", "coverage")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Where reports go."""
+    group = parser.getgroup("sdpo", "parity with the SDPO reference")
+    group.addoption(
+        "--sdpo-parity-out",
+        metavar="DIR",
+        help="write the reports of `sdpo_parity` to this folder (default: a temporary one)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line("markers", MARKER)
+
+
+@pytest.fixture
+def sdpo_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A function that audits a candidate and returns RUN; fails unless it is PASS or DECLARED.
+
+    `sdpo_parity(candidate, *, stages=(), declared=(), goldens=(), require=(), coverage=0)`; what is
+    left out comes from the marker of the same name. The candidate is `FILE.py:attr` (relative to
+    the test's folder or to the root of the repository), `pkg.mod:attr`, or a function or class of a
+    module. It runs in a process of its own, with the import path of the tests.
+    """
+    marker = request.node.get_closest_marker("sdpo_parity")
+    folder = Path(request.config.getoption("--sdpo-parity-out") or tmp_path / "sdpo-parity")
+    roots = (request.path.parent, request.config.rootpath, Path.cwd())
+
+    def check(candidate: Any = None, **options: Any) -> dict[str, Any]:
+        given = marked(marker) | options
+        if unknown := sorted(set(given) - set(OPTIONS)):
+            raise pytest.UsageError(f"sdpo_parity: unknown {unknown}; valid are {list(OPTIONS)}")
+        if candidate is not None:
+            given["candidate"] = candidate
+        if not given.get("candidate"):
+            raise pytest.UsageError("sdpo_parity: no candidate in the marker or in the call")
+        run, report = audited(given, roots, folder)
+        if run["exit_code"] != 0:
+            pytest.fail(message(run, report), pytrace=False)
+        return run
+
+    return check
+
+
+def marked(marker: pytest.Mark | None) -> dict[str, Any]:
+    """The options of a marker; its first positional argument is the candidate."""
+    if marker is None:
+        return {}
+    return dict(zip(OPTIONS, marker.args, strict=False)) | marker.kwargs
+
+
+def audited(
+    given: dict[str, Any], roots: Sequence[Path], folder: Path
+) -> tuple[dict[str, Any], Path]:
+    """The RUN document of an audit in a process of its own, and the folder of its report."""
+    from sdpo.parity.launch import check_stages, repro, run_worker, slug, write_reports
+
+    candidate = name_of(given["candidate"], roots)
+    request = {
+        "candidate": candidate,
+        "coverage": given.get("coverage", 0),
+        "stages": listed(given.get("stages")),
+        "require": listed(given.get("require")),
+        "goldens": [located(path, roots) for path in listed(given.get("goldens"))],
+        "declared": [located(path, roots) for path in listed(given.get("declared"))],
+    }
+    check_stages("stages", request["stages"])
+    check_stages("require", request["require"])
+    paths = [[Path(p) for p in request[name]] for name in ("goldens", "declared")]
+    words = (request["require"], request["coverage"])
+    request["repro"] = repro(candidate, request["stages"], *paths, *words)
+    report = folder / slug(candidate)
+    with same_imports():
+        run = run_worker(request, report)
+    write_reports(run, report)
+    return run, report
+
+
+def same_imports() -> Any:
+    """For a while, processes that are started find modules where this one does."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+            yield
+
+    return patched()
+
+
+def listed(value: Any) -> list[str]:
+    """One text or path, or several, as a list of texts."""
+    if value is None:
+        return []
+    return [str(value)] if isinstance(value, (str, Path)) else [str(item) for item in value]
+
+
+def name_of(candidate: Any, roots: Sequence[Path]) -> str:
+    """The name of a candidate: as given, its file found; or of a function or class of a module."""
+    if not isinstance(candidate, str):
+        file = inspect.getsourcefile(inspect.unwrap(candidate))
+        if file is None or "<locals>" in candidate.__qualname__:
+            raise pytest.UsageError(f"sdpo_parity: {candidate!r} is not at the top of a module")
+        return f"{file}:{candidate.__qualname__}"
+    target, separator, attribute = candidate.rpartition(":")
+    if target.endswith(".py"):
+        return f"{located(target, roots)}{separator}{attribute}"
+    return candidate
+
+
+def located(path: str, roots: Sequence[Path]) -> str:
+    """A path below the first of the roots that has it; as it is if none has."""
+    return next((str(root / path) for root in roots if (root / path).exists()), path)
+
+
+def message(run: dict[str, Any], report: Path) -> str:
+    """What a failing test says: first line, the stages that fail, and where the report is."""
+    from sdpo.parity.render.text import first_line, one_line
+
+    lines = [first_line(run)]
+    for row in run["stages"]:
+        if row["status"] in ("DIVERGENT", "ERROR"):
+            lines.append(f"  {row['name']}: {row['status']}, {one_line(row['note'])}")
+    lines += [f"  {one_line(reason)}" for reason in run["reasons"]]
+    lines += [f"  explained by {fault}" for fault in run["explained_by"]]
+    return "\n".join([*lines, f"  report: {report / 'report.md'}"])
