@@ -64,7 +64,7 @@ def marked(marker: pytest.Mark | None) -> dict[str, Any]:
     """The options of a marker; its first positional argument is the candidate."""
     if marker is None:
         return {}
-    return dict(zip(OPTIONS, marker.args, strict=False)) | marker.kwargs
+    return {**dict(zip(OPTIONS, marker.args, strict=False)), **marker.kwargs}
 
 
 def audited(
@@ -84,9 +84,10 @@ def audited(
     }
     check_stages("stages", request["stages"])
     check_stages("require", request["require"])
-    paths = [[Path(p) for p in request[name]] for name in ("goldens", "declared")]
-    words = (request["require"], request["coverage"])
-    request["repro"] = repro(candidate, request["stages"], *paths, *words)
+    goldens, declared = ([Path(p) for p in request[name]] for name in ("goldens", "declared"))
+    request["repro"] = repro(
+        candidate, request["stages"], goldens, declared, request["require"], request["coverage"]
+    )
     report = folder / slug(candidate)
     with same_imports():
         run = run_worker(request, report)

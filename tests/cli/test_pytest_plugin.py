@@ -43,7 +43,7 @@ def test_unknown(sdpo_parity):
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # by its module, so that it is this checkout's; the built wheel's is tested in tests/test_wheel.py
+    # by its module, so that it is this checkout's; tests/test_wheel.py has the built wheel's
     plugin = ["-p", "no:sdpo_parity", "-p", "sdpo.parity.pytest_plugin", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", *plugin, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
