@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from sdpo.cli import audit, mbpp, mutants, replay, trend
+from sdpo.cli import audit, drift, mbpp, mutants, replay, trend
 
 # typer carries its own copy of click: its exceptions are reached through typer's names
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -20,6 +20,7 @@ app.command("audit")(audit.audit)
 app.command("regate")(audit.regate)
 app.command("replay")(replay.replay)
 app.command("trend")(trend.trend)
+app.command("drift")(drift.drift)
 app.command("mutants")(mutants.mutants)
 app.add_typer(mbpp.app, name="mbpp")
 

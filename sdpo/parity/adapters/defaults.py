@@ -1,0 +1,155 @@
+"""Defaults of other packages, read by importing them; nothing of theirs is written down here.
+
+Only names are: which of a package's settings is verl's, and how its value reads in verl's terms.
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Reading = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a package keeps its settings, and what they are called.
+
+    `names` maps verl's names to the package's; `readings` says what a value means in verl's terms
+    where it is not the same.
+    """
+
+    name: str
+    distribution: str
+    module: str
+    attribute: str
+    tested: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What was read: version or why there is none, values under verl's names, all other settings.
+
+    `values` holds `(value in verl's terms, name there, value there)`; `other` holds
+    `(name, value, meaning)` of settings that verl does not have.
+    """
+
+    name: str
+    version: str = ""
+    problem: str = ""
+    values: Mapping[str, tuple[Any, str, Any]] = field(default_factory=dict)
+    other: tuple[tuple[str, Any, str], ...] = ()
+    gone: tuple[str, ...] = ()
+
+
+SHARED = (
+    "distillation_topk",
+    "distillation_add_tail",
+    "teacher_update_rate",
+    "success_reward_threshold",
+    "dont_reprompt_on_self_success",
+    "remove_thinking_from_demonstration",
+    "include_environment_feedback",
+    "environment_feedback_only_without_solution",
+    "reprompt_template",
+    "solution_template",
+    "feedback_template",
+)
+SAME = {name: name for name in SHARED}
+TRL = Peer(
+    "trl",
+    "trl",
+    "trl.experimental.sdpo",
+    "SDPOConfig",
+    "1.16",
+    SAME
+    | {
+        "full_logit_distillation": "distillation_mode",
+        "alpha": "distillation_alpha",
+        "is_clip": "distillation_is_clip",
+        "loss_agg_mode": "loss_type",
+        "temperature": "temperature",
+        "teacher_regularization": "teacher_model_kind",
+        "max_reprompt_len": "max_reprompt_len",
+        "hybrid_lambda": "distillation_weight",
+        "lr": "learning_rate",
+        "grad_clip": "max_grad_norm",
+    },
+    {
+        "full_logit_distillation": lambda mode: mode != "sampled_token",
+        "hybrid_lambda": lambda weight: 1 - weight,
+    },
+)
+SDPO_RL = Peer(
+    "sdpo-rl",
+    "sdpo-rl",
+    "sdpo_rl.config",
+    "SDPOConfig",
+    "0.0.3",
+    SAME
+    | {
+        "enabled": "enabled",
+        "full_logit_distillation": "full_logit_distillation",
+        "alpha": "alpha",
+        "is_clip": "is_clip",
+        "teacher_regularization": "teacher_mode",
+        "max_reprompt_len": "max_reprompt_length",
+        "reprompt_truncation": "reprompt_truncation",
+        "apply_chat_template_kwargs": "apply_chat_template_kwargs",
+    },
+)
+PEERS = (TRL, SDPO_RL)
+
+
+def read(peer: Peer) -> Defaults:
+    """The defaults of an installed package; what prevents it is said, never left out."""
+    try:
+        version = importlib.metadata.version(peer.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return Defaults(peer.name, problem="not installed")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = getattr(importlib.import_module(peer.module), peer.attribute)
+        settings = {f.name: f for f in dataclasses.fields(config)}
+    except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        problem = f"cannot read {peer.module}.{peer.attribute}: {type(error).__name__}: {text}"
+        return Defaults(peer.name, version, problem)
+    values = {}
+    for name, theirs in peer.names.items():
+        if theirs in settings:
+            value = default_of(settings[theirs])
+            reading = peer.readings.get(name, lambda same: same)
+            values[name] = (reading(value), theirs, value)
+    gone = tuple(theirs for theirs in peer.names.values() if theirs not in settings)
+    # only what the package itself declares, not what it inherits from elsewhere
+    package = peer.module.split(".")[0]
+    classes = [c for c in config.__mro__ if c.__module__.split(".")[0] == package]
+    own = {name for c in classes for name in vars(c).get("__annotations__", {})}
+    other = tuple(
+        (name, default_of(f), meaning(f))
+        for name, f in settings.items()
+        if name in own and name not in peer.names.values()
+    )
+    return Defaults(peer.name, version, "", values, other, gone)
+
+
+def default_of(setting: "dataclasses.Field[Any]") -> Any:
+    """The default of a setting."""
+    if setting.default is not dataclasses.MISSING:
+        return setting.default
+    if setting.default_factory is not dataclasses.MISSING:
+        return setting.default_factory()
+    return "required"
+
+
+def meaning(setting: "dataclasses.Field[Any]") -> str:
+    """The first sentence of what a package says about its setting."""
+    text = " ".join(str(setting.metadata.get("help", "")).split())
+    return text.partition(". ")[0].rstrip(".")

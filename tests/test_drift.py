@@ -1,0 +1,132 @@
+"""The table of defaults: made by importing, complete, and silent about nothing."""
+
+import json
+import sys
+from dataclasses import fields
+
+import pytest
+
+from sdpo.cli import main
+from sdpo.config import SDPOConfig
+from sdpo.parity import drift as module
+from sdpo.parity.adapters import defaults
+from sdpo.parity.adapters.defaults import PEERS, Peer, read
+from sdpo.parity.drift import BASE, drift, first_line, markdown, verl_layers
+
+SETTINGS = """
+from dataclasses import dataclass, field
+
+@dataclass
+class Base:
+    distillation_topk: int = 100
+
+@dataclass
+class Config(Base):
+    divergence: float = field(default=0.25, metadata={"help": "What it is. And more."})
+    extra: str = field(default="a | b", metadata={"help": "Only | here. Nowhere else."})
+    needed: int = field(default_factory=lambda: 3)
+"""
+
+
+@pytest.fixture
+def peer(tmp_path, monkeypatch):
+    (tmp_path / "a_peer_of_ours.py").write_text(SETTINGS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(defaults.importlib.metadata, "version", lambda name: "1.2")
+    names = {"alpha": "divergence", "distillation_topk": "distillation_topk"}
+    yield Peer("a-peer", "a-peer", "a_peer_of_ours", "Config", "1.2", names)
+    sys.modules.pop("a_peer_of_ours", None)
+
+
+def cells(document, setting):
+    (row,) = [row for row in document["settings"] if row["setting"] == setting]
+    return row["cells"]
+
+
+def test_defaults_come_from_importing_the_package(peer):
+    document = drift([peer])
+    alpha = cells(document, "alpha")["a-peer"]
+    assert alpha == {"value": "0.25", "there": "divergence=0.25", "differs": True}
+    assert cells(document, "distillation_topk")["a-peer"]["differs"] is False
+    assert "a-peer" not in cells(document, "is_clip")
+    assert document["elsewhere"] == [
+        {"package": "a-peer", "setting": "extra", "default": "a | b", "meaning": "Only | here"},
+        {"package": "a-peer", "setting": "needed", "default": "3", "meaning": ""},
+    ]
+    text = markdown(document)
+    assert "**`0.25`** (divergence=0.25)" in text
+    assert r"| a-peer | `extra` | `a \| b` | Only \| here |" in text
+
+
+def test_a_package_that_is_not_installed_is_a_column_that_says_so(peer, monkeypatch):
+    def absent(name):
+        raise defaults.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(defaults.importlib.metadata, "version", absent)
+    document = drift([peer])
+    assert "incomplete=a-peer" in first_line(document)
+    rows = [line for line in markdown(document).splitlines() if line.startswith("| `")]
+    assert len(rows) == len(fields(SDPOConfig))
+    assert all(" not installed |" in line for line in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"module": "a_module_that_is_not_there"}, "cannot read a_module_that_is_not_there.Config"),
+        ({"attribute": "Absent"}, "AttributeError"),
+        ({"names": {"alpha": "kl_weight"}}, "setting kl_weight is gone"),
+        ({"tested": "0.9"}, "version 1.2 has not been tested, 0.9 has"),
+    ],
+)
+def test_what_changed_in_a_package_is_said(changes, words, peer, monkeypatch, capsys):
+    other = Peer(**{**vars(peer), **changes})
+    document = drift([other])
+    (state,) = document["peers"]
+    assert words in " ".join(state["remarks"])
+    assert state["broken"] == ("tested" not in changes)
+    assert words in markdown(document)
+    monkeypatch.setattr(module, "drift", lambda: document)
+    with pytest.raises(SystemExit) as ended:
+        main(["drift", "--json"])
+    assert ended.value.code == (3 if state["broken"] else 0)
+    assert json.loads(capsys.readouterr().out)["schema_version"] == 1
+
+
+def test_every_setting_of_ours_has_a_row_and_a_meaning():
+    document = drift([])
+    assert [row["setting"] for row in document["settings"]] == [f.name for f in fields(SDPOConfig)]
+    assert all(row["meaning"] for row in document["settings"])
+    assert document["columns"][:3] == ["verl dataclass", "verl actor.yaml", BASE]
+    assert cells(document, "alpha")["verl dataclass"] == {
+        "value": "0",
+        "there": "",
+        "differs": True,
+    }
+
+
+def test_layers_agree_with_the_presets():
+    layers = verl_layers()
+    assert {
+        name: value
+        for name, value in layers["verl actor.yaml"].items()
+        if value != layers[BASE][name]
+    } == {"lr": 1e-6}
+    presets = {
+        "script generalization": "paper_generalization",
+        "script rich feedback": "paper_rich_feedback",
+    }
+    for layer, preset in presets.items():
+        config = SDPOConfig.preset(preset)
+        told = {k: v for k, v in layers[layer].items() if k != "teacher_update_rate"}
+        assert {name: getattr(config, name) for name in told} == told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", PEERS, ids=lambda p: p.name)
+def test_installed_packages_are_read_in_full(peer):
+    found = read(peer)
+    if found.problem == "not installed":
+        pytest.skip(f"{peer.name} is not installed")
+    assert (found.problem, found.gone) == ("", ())
+    assert found.values.keys() == peer.names.keys()
