@@ -5,49 +5,40 @@
 A row per checked update goes to `parity.csv` and to TRL's log: distances of loss, gradient,
 weights and teacher, what each may be, and the stage that moved first. With `audit_lockstep` a
 second replica is trained by the reference alone from the same rollouts; its drift goes to
-`drift.csv` and `drift.png`.
+`drift.csv` and `drift.png`. `sdpo.trainer_checks.check_audited` refuses what is not covered.
 
-Covered: one process, float32, pure SDPO. Whatever is not is refused, not skipped.
+The trainer itself is only read: an audited run is bit-identical to one that is not.
 """
 
-import csv
-import sys
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from sdpo.config import ConfigError, SDPOConfig
-from sdpo.parity.lockstep import (
-    Record,
-    Replica,
-    Step,
-    reference_prompts,
-    reference_update,
-    weights_of,
-)
+from sdpo import audited
+from sdpo.config import ConfigError
+from sdpo.parity.audit_rows import Row, RowFile, plot_drift
+from sdpo.parity.distances import cosine, distance
+from sdpo.parity.lockstep import Record, Step, Surroundings, random_state, reference_update
+from sdpo.parity.replica import Replica, State, weights_of
 from sdpo.parity.stages import STAGES
-from sdpo.parity.step_compare import (
-    EXACT,
-    Delta,
-    budgets,
-    cosine,
-    deltas,
-    first_moved,
-    joined,
-    moved,
-    noise,
-    relative,
-)
-from sdpo.rollouts import TEACHER_KEYS, update_batch
+from sdpo.parity.step_compare import Delta, budgets, deltas, farthest, first_moved, noise
+from sdpo.rollouts import update_batch
+from sdpo.trainer_checks import check_audited, has_dropout
 
 REPORTED = {"aggregate": "loss", "gradient": "gradient", "weights": "weights", "teacher": "teacher"}
+COLUMNS = (
+    *("step", "loss", "reference_loss", "delta_loss", "gradient_cosine"),
+    *(f"{label}_{kind}" for label in REPORTED.values() for kind in ("relative", "budget")),
+    *("first_moved", "first_value", "first_step", "audited", "seconds"),
+)
 SAMPLES = 64
+RESUMED_INSIDE = "nothing: the run was resumed inside this update"
 
 
 class ParityWarning(UserWarning):
@@ -68,19 +59,31 @@ class ParityCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Any, *, every: int, lockstep: bool, folder: Path):
-        check_covered(trainer)
+        check_audited(trainer)
         self.trainer, self.every, self.lockstep, self.folder = trainer, every, lockstep, folder
+        self.main = trainer.accelerator.is_main_process
         folder.mkdir(parents=True, exist_ok=True)
-        self.rows: list[dict[str, Any]] = []
-        self.drift: list[dict[str, Any]] = []
+        self.checks = RowFile(folder / "parity.csv", writes=self.main)
+        self.drift = RowFile(folder / "drift.csv", writes=self.main)
         self.updates, self.seconds = 0, 0.0
         self.noise: dict[str, float] = {}
+        self.draws = has_dropout(trainer.model)
+        self.state: State | None = None
         self.record: Record | None = None
-        self.replicas: dict[str, Replica] = {}
+        self.scratch: Replica | None = None
+        self.follower: Replica | None = None
+        self.origin: State | None = None
         self.batch: dict[str, Tensor] = {}
+        self.weights: list[float] = []
         self.expected_prompts: dict[str, Any] = {}
         self.fingerprint = torch.zeros(0)
+        self.steps: list[Step] = []
         self.rates: list[list[float]] = []
+
+    @property
+    def due(self) -> bool:
+        """Whether the present update is to be checked."""
+        return bool(self.every) and self.updates % self.every == 0
 
     # --- what the trainer tells -------------------------------------------------------------
 
@@ -89,118 +92,172 @@ class ParityCallback(TrainerCallback):
         if not self.trainer.model.training:
             return
         began = time.perf_counter()
-        trainer, due = self.trainer, self.every and self.updates % self.every == 0
-        self.record = Record(weights_of(trainer.model)) if due else None
-        self.rates = []
-        if due:
-            self.replicas |= {"single": self._replica(), "spare": self._replica()}
-        if self.lockstep and "lockstep" not in self.replicas:
-            self.replicas["lockstep"] = self._replica()
-            self.origin = weights_of(trainer.model)
-        if due or self.lockstep:
-            self.batch = update_batch(batch)
-            self._prompts(rollouts, found)
+        self.steps, self.rates, self.record = [], [], None
+        if self.due or (self.lockstep and self.follower is None):
+            state = audited.state_of(self.trainer)
+            if self.lockstep and self.follower is None:
+                self.follower = audited.replica_of(self.trainer).load(state)
+                self.origin = state
+            if self.due:
+                self.state = state
+                self.record = Record(state.student, self.steps)
+        if self.due or self.lockstep:
+            self.expected_prompts, tensors = audited.expected_prompts(self.trainer, rollouts)
+            if self.record is not None and self.expected_prompts:
+                self.record.prompts = audited.comparable(found.trace)
+            self.batch = update_batch(batch) | tensors
+            self.weights = audited.step_weights(self.trainer, self.batch)
             self.fingerprint = self._fingerprint()
         self.seconds += time.perf_counter() - began
 
-    def micro_batch(self, batch: dict[str, Tensor], trace: dict[str, Tensor], scale: Any) -> None:
-        """A micro-batch was processed."""
-        if self.record is None:
+    def before_micro_batch(self, inputs: dict[str, Any]) -> None:
+        """A micro-batch is about to be processed."""
+        if self.record is None and not self.lockstep:
             return
-        began = time.perf_counter()
-        steps = self.record.steps
-        if len(steps) == len(self.rates):
-            steps.append(Step())
-        step = steps[-1]
-        values = {name: value.detach() for name, value in trace.items()}
-        step.micro_batches.append(values)
-        step.scaled_loss += values["aggregate"].item() * float(scale)
-        step.teacher_moved |= not torch.equal(self._fingerprint(), self.fingerprint)
+        if len(self.steps) == len(self.rates):
+            self.steps.append(Step())
+        step = self.steps[-1]
+        step.inputs.append(inputs)
+        step.random.append((random_state() if self.draws else None, None))
+
+    def micro_batch(self, batch: dict[str, Tensor], trace: dict[str, Tensor], scale: Any) -> None:
+        """The SDPO loss of a micro-batch was computed."""
+        if self.record is None and not self.lockstep:
+            return
+        began, step = time.perf_counter(), self.steps[-1]
+        if self.draws:
+            step.random[-1] = (step.random[-1][0], random_state())
+        if self.record is not None:
+            values = {name: value.detach() for name, value in trace.items()}
+            step.micro_batches.append(values)
+            step.scaled_loss += values["aggregate"].item() * float(scale)
+            step.teacher_moved |= not torch.equal(self._fingerprint(), self.fingerprint)
         self.seconds += time.perf_counter() - began
 
     def gradients(self, model: nn.Module) -> None:
         """All micro-batches of an optimizer step are done; nothing is clipped yet."""
+        if not self.due and not self.lockstep:
+            return
         began = time.perf_counter()
         self.rates.append([group["lr"] for group in self.trainer.optimizer.param_groups])
         if self.record is not None:
             named = model.named_parameters()
             gradient = {n: p.grad.detach().clone() for n, p in named if p.grad is not None}
-            self.record.steps[-1].gradient = gradient
+            self.steps[-1].gradient = gradient
         self.seconds += time.perf_counter() - began
 
     # --- what the training loop tells -------------------------------------------------------
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Go on with the files of an interrupted run, or begin new ones."""
+        for file in (self.checks, self.drift):
+            file.resume(state.global_step)
+        inside = self.trainer._buffered_inputs
+        if state.global_step and inside is not None and self.lockstep:
+            self.batch = update_batch(joined_rows(inside))
+
     def on_step_end(self, args, state, control, **kwargs):
         """After an optimizer step, and after the teacher: compare if the update is done."""
         began = time.perf_counter()
+        done = self.trainer.schedule.ends_update(self.trainer._step)
         if self.record is not None:
-            self.record.steps[-1].weights = weights_of(self.trainer.model)
-        if self.trainer.schedule.ends_update(self.trainer._step):
+            self.steps[-1].weights = weights_of(self.trainer.model, copied=not done)
+        if done:
             if self.record is not None:
-                self.record.teacher = dict(self.trainer.teacher.state_dict())
+                self.record.teacher = audited.teacher_weights(self.trainer)
                 self._check(self.record, state.global_step, began)
-            if self.lockstep:
+            elif self.due:
+                self._not_checked(state.global_step)
+            if self.follower is not None:
                 self._follow(state.global_step)
-            self.record = None
+            self.record, self.state, self.steps = None, None, []
             self.updates += 1
         self.seconds += time.perf_counter() - began
 
     def on_train_end(self, args, state, control, **kwargs):
         """Plot the drift."""
-        if self.drift:
-            plot_drift(self.drift, self.folder / "drift.png")
+        if self.drift.rows and self.main:
+            plot_drift(self.drift.rows, self.folder / "drift.png")
 
     # --- one update -------------------------------------------------------------------------
 
     def _check(self, record: Record, step: int, began: float) -> None:
         """Repeat an update by the reference and write down the distances."""
-        expected, spare = self._reference(self.replicas.pop("single")), self.replicas.pop("spare")
+        assert self.state is not None
+        self.scratch = self.scratch or audited.replica_of(self.trainer)
+        expected = self._reference(self.scratch.load(self.state))
         expected.prompts = self.expected_prompts
-        same_split = self.trainer.sdpo_config.micro_batch_semantics == "verl"
-        found = list(deltas(record, expected, same_split=same_split))
+        found = self._deltas(record, expected)
         names = {delta.name for delta in found}
         first = first_moved(found, budgets(self.noise, names))
-        checks = len(self.rows) + 1
-        if first is not None or checks & (checks - 1) == 0:
-            # What rounding does changes as training goes on: measured anew at the checks 1, 2, 4,
-            # 8 …, and before an update is called different.
-            self.noise = noise(expected, self._reference(self._double(spare)))
+        done = sum(row["loss"] != "" for row in self.checks.rows)
+        if first is not None or calibrates(done + 1):
+            # What rounding does changes as training goes on: measured anew now and then, and
+            # before an update is called different.
+            self.noise = self._noise(expected)
             first = first_moved(found, budgets(self.noise, names))
         allowed = budgets(self.noise, names)
-        self._write(record, expected, found, allowed, first, step, time.perf_counter() - began)
+        self._write(record, expected, found, allowed, first, step, began)
 
-    def _reference(self, replica: Replica) -> Record:
+    def _reference(self, replica: Replica, against: Record | None = None) -> Record:
         """One update of a replica by the reference."""
-        trainer, schedule = self.trainer, self.trainer.schedule
-        micro = trainer.args.per_device_train_batch_size
-        mini = micro * schedule.gradient_accumulation_steps
-        exact = trainer.sdpo_config.micro_batch_semantics == "exact"
+        start, share = self.state or self.origin, 1 - self.trainer.sdpo_config.hybrid_lambda
+        assert start is not None
+        random = [before for step in self.steps for before, _ in step.random]
+        around = Surroundings(
+            rates=self.rates,
+            share=share,
+            weights=self.weights,
+            random=[state for state in random if state is not None],
+            before_step=self._before_step,
+        )
         return reference_update(
             replica,
             self.batch,
-            reference_config(trainer),
-            mini_batch_size=mini,
-            micro_batch_size=mini if exact else micro,
-            epochs=schedule.num_iterations,
-            rates=self.rates,
+            audited.reference_config(self.trainer),
+            **audited.sizes(self.trainer),
+            surroundings=around,
+            start=start,
+            against=against,
+        )
+
+    def _before_step(self, model: nn.Module, number: int) -> None:
+        """Add what is not SDPO, then average over processes."""
+        if self.trainer.sdpo_config.hybrid_lambda:
+            audited.add_grpo(self.trainer, model, self.steps[number])
+        if self.trainer.accelerator.num_processes > 1:
+            audited.average_gradients(self.trainer, model)
+
+    def _deltas(self, record: Record, expected: Record) -> list[Delta]:
+        """All distances, each the greatest of all processes."""
+        same_split = self.trainer.sdpo_config.micro_batch_semantics == "verl"
+        found = list(deltas(record, expected, same_split=same_split))
+        return farthest(gather_object([found]))
+
+    def _noise(self, expected: Record) -> dict[str, float]:
+        """What the precision of the run alone moves each kind of value by."""
+        assert self.state is not None
+        exact = audited.replica_of(self.trainer, exact=True).load(self.state)
+        return noise(
+            farthest(gather_object([list(deltas(expected, self._reference(exact, expected)))]))
         )
 
     def _follow(self, step: int) -> None:
         """Let the lockstep replica make the same update, and write down how far it is away."""
-        replica = self.replicas["lockstep"]
-        self._reference(replica)
-        mine, theirs = weights_of(self.trainer.model), weights_of(replica.student)
-        own = dict(replica.teacher.named_parameters())
-        teacher = self.trainer.teacher.state_dict()
-        theirs_teacher = {name: own[name].detach() for name in teacher}
+        assert self.follower is not None
+        assert self.origin is not None
+        self._reference(self.follower)
+        origin, teacher = self.origin, audited.teacher_weights(self.trainer)
+        mine, theirs = (
+            weights_of(m, copied=False) for m in (self.trainer.model, self.follower.student)
+        )
+        theirs_teacher = self.follower.teacher_weights(teacher)
         row = {
             "step": step,
-            "weights": relative(moved(mine, self.origin), moved(theirs, self.origin)),
-            "teacher": relative(joined(teacher), joined(theirs_teacher)),
-            "path": moved(theirs, self.origin).norm().item(),
+            "weights": distance(mine, theirs, origin.student),
+            "teacher": distance(teacher, theirs_teacher, origin.teacher),
         }
         self.drift.append(row)
-        append_row(self.folder / "drift.csv", row, new=len(self.drift) == 1)
 
     def _write(
         self,
@@ -210,31 +267,29 @@ class ParityCallback(TrainerCallback):
         allowed: dict[str, float],
         first: Delta | None,
         step: int,
-        seconds: float,
+        began: float,
     ) -> None:
-        losses = [sum(s.scaled_loss for s in side.steps) for side in (record, expected)]
-        angles = [
-            cosine(mine.gradient, theirs.gradient)
-            for mine, theirs in zip(record.steps, expected.steps, strict=True)
-        ]
-        row: dict[str, Any] = {"step": step, "loss": losses[0], "reference_loss": losses[1]}
+        own = [sum(s.scaled_loss for s in side.steps) for side in (record, expected)]
+        losses = torch.tensor(gather_object([own])).mean(0).tolist()
+        pairs = zip(record.steps, expected.steps, strict=True)
+        row: Row = {"step": step, "loss": losses[0], "reference_loss": losses[1]}
         row["delta_loss"] = abs(losses[0] - losses[1])
-        row["gradient_cosine"] = min(angles)
+        row["gradient_cosine"] = min(cosine(a.gradient, e.gradient) for a, e in pairs)
         for name, label in REPORTED.items():
             row[f"{label}_relative"] = max(d.value for d in found if d.name == name)
             row[f"{label}_budget"] = allowed[name]
         row["first_moved"] = first.stage if first else ""
         row["first_value"] = first.name if first else ""
         row["first_step"] = first.step if first else ""
-        row["seconds"] = seconds
-        self.rows.append(row)
-        append_row(self.folder / "parity.csv", row, new=len(self.rows) == 1)
+        row["audited"] = self._audited()
+        row["seconds"] = time.perf_counter() - began
+        self.checks.append(row)
         metrics = self.trainer._metrics["train"]
         for name, value in row.items():
             if isinstance(value, float) and name != "seconds":
                 metrics[f"parity/{name}"].append(value)
         metrics["parity/first_moved"].append(STAGES[first.stage].number if first else 0)
-        if first is not None:
+        if first is not None and self.main:
             warnings.warn(
                 f"step {step}: the reference would have made another update; {first.stage} moved "
                 f"first ({first.name} of optimizer step {first.step}: {first.value:.3g}, allowed "
@@ -243,40 +298,46 @@ class ParityCallback(TrainerCallback):
                 stacklevel=2,
             )
 
-    def _prompts(self, rollouts: Any, found: Any) -> None:
-        """The reference's own teacher inputs, where it renders prompts as the trainer does."""
-        trainer, config = self.trainer, self.trainer.sdpo_config
-        self.expected_prompts = {}
-        arguments = {**trainer._template_arguments(), **config.apply_chat_template_kwargs}
-        unknown = arguments.keys() - {"enable_thinking"}
-        if isinstance(rollouts.prompts[0], str) or unknown:
-            return
-        tensors, trace = reference_prompts(
-            rollouts.responses,
-            rollouts.response_mask,
-            rollouts.rewards,
-            rollouts.prompts,
-            rollouts.feedbacks,
-            getattr(trainer.processing_class, "tokenizer", trainer.processing_class),
-            config,
-            group_size=trainer.num_generations,
-            template_kwargs=arguments,
-        )
-        self.expected_prompts = expected = comparable(trace)
-        if self.record is not None:
-            own = comparable(found.trace)
-            self.record.prompts = {name: own[name] for name in expected}
-        self.batch |= tensors
+    def _not_checked(self, step: int) -> None:
+        """Write down that the beginning of an update is not known any more."""
+        row = dict.fromkeys(COLUMNS, "") | {"step": step, "audited": RESUMED_INSIDE}
+        self.checks.append(row)
 
-    def _replica(self) -> Replica:
-        trainer = self.trainer
-        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        return Replica.of(trainer.model, trainer.teacher.state_dict(), optimizer)
+    # --- checkpoints ------------------------------------------------------------------------
 
-    def _double(self, replica: Replica) -> Replica:
-        """The same state in float64."""
-        teacher = dict(replica.teacher.named_parameters())
-        return Replica.of(replica.student, teacher, replica.optimizer, torch.float64)
+    def counters(self) -> dict[str, Any]:
+        """What a resumed run needs to go on, as JSON."""
+        names = ("updates", "noise", "rates", "weights")
+        return {name: getattr(self, name) for name in names}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The lockstep replica and where it began, for a checkpoint; nothing without it."""
+        if self.follower is None or self.origin is None:
+            return {}
+        own = self.follower
+        now = State.of(own.student, own.teacher_weights(self.origin.teacher), own.optimizer)
+        return now.flat("replica") | self.origin.flat("origin")
+
+    def resume(self, counters: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Go on as after `counters` and `tensors`; a replica that is not there is begun anew."""
+        for name, value in counters.items():
+            setattr(self, name, value)
+        lost = self.draws or self.trainer.sdpo_config.hybrid_lambda > 0
+        if self.rates and self.lockstep and lost:
+            raise ConfigError(
+                "the checkpoint lies inside an update, from where the lockstep replica of a run "
+                "with dropout or a hybrid loss cannot go on: resume from a checkpoint between "
+                "updates, or set audit_lockstep=False"
+            )
+        self.steps = [Step() for _ in self.rates]
+        if tensors and self.lockstep:
+            self.origin = State.from_flat(tensors, "origin")
+            self.follower = audited.replica_of(self.trainer)
+            self.follower.load(State.from_flat(tensors, "replica"))
+
+    def _audited(self) -> str:
+        """What the gradient of a row consists of."""
+        return "SDPO and TRL's GRPO" if self.trainer.sdpo_config.hybrid_lambda else "SDPO"
 
     def _fingerprint(self) -> Tensor:
         """Some entries of every weight of the teacher."""
@@ -284,80 +345,12 @@ class ParityCallback(TrainerCallback):
         return torch.cat([row[:: max(1, len(row) // SAMPLES)].float() for row in rows])
 
 
-def comparable(trace: dict[str, Any]) -> dict[str, Any]:
-    """Stage values of the teacher prompt as plain values, under the stages' names."""
-    found = {name: trace[name] for name in EXACT}
-    tokens = found["teacher_tokens"]
-    if isinstance(tokens, dict):
-        found["teacher_tokens"] = [tokens[name] for name in TEACHER_KEYS]
-    return found
+def joined_rows(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows of a whole update from its micro-batches, which have one width."""
+    names = [name for name, value in parts[0].items() if isinstance(value, Tensor) and value.dim()]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
-def reference_config(trainer: Any) -> SDPOConfig:
-    """The settings of a run as the reference needs them: TRL's where TRL's rule."""
-    limit = trainer.args.max_grad_norm or sys.float_info.max
-    config, temperature = trainer.sdpo_config, trainer.args.temperature
-    return replace(config, temperature=temperature, grad_clip=limit)
-
-
-def check_covered(trainer: Any) -> None:
-    """Refuse what the comparison does not cover.
-
-    Raises:
-        ConfigError: naming all of it.
-    """
-    config, args = trainer.sdpo_config, trainer.args
-    problems = {
-        "hybrid_lambda above 0: the reference has no GRPO part": config.hybrid_lambda > 0,
-        "lora_average='effective': the reference averages weights": config.lora_average
-        == "effective",
-        "loss_agg_mode='seq-mean-token-sum-norm': TRL's padded width is not the reference's": (
-            config.loss_agg_mode == "seq-mean-token-sum-norm"
-        ),
-        "reprompt_truncation='error': the reference always fails with it": (
-            config.reprompt_truncation == "error"
-        ),
-        "several processes: every rank would need the gradients of all": (
-            trainer.accelerator.num_processes > 1
-        ),
-        "bf16 or fp16: float32 only": args.bf16 or args.fp16,
-        "dropout in the student: the reference would draw other masks": has_dropout(trainer.model),
-    }
-    if found := [text for text, present in problems.items() if present]:
-        raise ConfigError(
-            "the parity callback does not cover " + "; ".join(found) + ". Set audit_every=0 and "
-            "audit_lockstep=False, or change these settings"
-        )
-
-
-def has_dropout(model: nn.Module) -> bool:
-    """Whether some module drops activations in training mode."""
-    return any(
-        (isinstance(module, nn.Dropout) and module.p > 0)
-        or getattr(module, "attention_dropout", 0) not in (0, None)
-        for module in model.modules()
-    )
-
-
-def append_row(path: Path, row: dict[str, Any], *, new: bool) -> None:
-    """Append to a CSV file, so that an interrupted run keeps its rows."""
-    with path.open("w" if new else "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def plot_drift(rows: list[dict[str, Any]], path: Path) -> None:
-    """Distance between the trained model and its lockstep replica over steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, label in (("weights", "student: ÷ way gone"), ("teacher", "teacher: ÷ its norm")):
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows], "o-", label=label)
-    axes.set(xlabel="optimizer step", ylabel="distance to the reference", yscale="symlog")
-    axes.set_yscale("symlog", linthresh=1e-9)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+def calibrates(check: int) -> bool:
+    """Whether budgets are measured anew at this check: the 1st, 2nd, 8th, 32nd, 128th and so on."""
+    return check == 1 or (check.bit_count() == 1 and check.bit_length() % 2 == 0)

@@ -55,7 +55,9 @@ class CopyTeacher:
         if self.config.teacher_regularization == "trust-region":
             # As in the reference, the live student answers in whatever mode it is in.
             live = response_logits(student, batch, "teacher_")
-            return trust_region_logits(logits, live, self.config.teacher_update_rate)
+            # Under autocast the copy answers in bfloat16, the prepared student in float32.
+            mix = self.config.teacher_update_rate
+            return trust_region_logits(logits.to(live.dtype), live, mix)
         return logits
 
     def own_logits(self, student: nn.Module, batch: Batch) -> Tensor:
@@ -249,19 +251,26 @@ def build_teacher(model: nn.Module, config: SDPOConfig) -> Teacher:
     return (AdapterTeacher if adapters else CopyTeacher)(model, config)
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy that runs its own weights.
+def copy_of(model: nn.Module, *, share_frozen: bool = False) -> nn.Module:
+    """A deep copy that runs its own weights, or shares those that are not trained.
 
     TRL replaces `forward` on the instance by a function that holds the original model; such a
-    replacement would make the copy answer with the student's weights, so it is left out.
+    replacement would make the copy answer with the student's weights, so it is left out. Gradients
+    are not copied.
     """
     modules = [module for module in model.modules() if "forward" in vars(module)]
     patched = {module: vars(module).pop("forward") for module in modules}
+    gradients = {p: p.grad for p in model.parameters() if p.grad is not None}
+    for parameter in gradients:
+        parameter.grad = None
+    frozen = [p for p in model.parameters() if share_frozen and not p.requires_grad]
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, {id(parameter): parameter for parameter in frozen})
     finally:
         for module, forward in patched.items():
             module.forward = forward
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
 
 
 def add_adapter(model: Any, name: str, like: str) -> None:

@@ -263,6 +263,9 @@ class SDPOTrainer(GRPOTrainer):
     def _self_distillation_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Loss of one micro-batch, scaled for accumulation."""
         batch, trace = update_batch(inputs), {}
+        recorder = self.recorder if self.model.training else None
+        if recorder is not None:
+            recorder.before_micro_batch(inputs)
         with self.accelerator.autocast():
             student = self.accelerator.unwrap_model(model)
             teacher_logits = self.teacher.logits(student, batch)
@@ -278,9 +281,14 @@ class SDPOTrainer(GRPOTrainer):
             config=self.loss_config,
             trace=trace,
         )
+        if self.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm":
+            # The reference pads responses to their greatest length, TRL to the longest of a batch.
+            longest = self.args.max_completion_length
+            loss = loss * (batch["responses"].shape[1] / longest)
+            trace["aggregate"] = loss
         scale = self._scale(inputs)
-        if self.recorder is not None and self.model.training:
-            self.recorder.micro_batch(batch, trace, scale)
+        if recorder is not None:
+            recorder.micro_batch(batch, trace, scale)
         return loss * scale
 
     def _ratio_to(self, batch: dict[str, Tensor], logits: Tensor) -> Tensor | None:
@@ -301,10 +309,6 @@ class SDPOTrainer(GRPOTrainer):
                 mini_batch_weight=inputs.get("mini_batch_weight", 1.0),
                 ranks=self.accelerator.num_processes,
             )
-        width = inputs["completion_ids"].shape[1]
-        if self.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm":
-            # The reference pads responses to their greatest length, TRL to the longest of a batch.
-            scale = scale * (width / self.max_completion_length)
         return scale
 
     # --- optimizer step, teacher, checkpoints -----------------------------------------------

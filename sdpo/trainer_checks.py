@@ -4,6 +4,8 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from sdpo.config import ConfigError, SDPOConfig
 from sdpo.schedule import Schedule
 
@@ -68,4 +70,48 @@ def check_tokenizer(processing_class: Any) -> None:
         "keep padding apart from the real end of a completion",
         SDPOWarning,
         stacklevel=3,
+    )
+
+
+def check_audited(trainer: Any) -> None:
+    """Check that the lockstep audit covers a run.
+
+    Raises:
+        ConfigError: it does not; the message names all reasons.
+    """
+    config, args = trainer.sdpo_config, trainer.args
+    dropout = has_dropout(trainer.model)
+    accumulated = trainer.schedule.gradient_accumulation_steps > 1
+    exact = config.micro_batch_semantics == "exact" and accumulated
+    problems = {
+        "lora_average='effective': the reference averages weights": config.lora_average
+        == "effective",
+        "reprompt_truncation='error': the reference always fails with it": (
+            config.reprompt_truncation == "error"
+        ),
+        "fp16: its loss scaling has no counterpart in the reference": args.fp16,
+        "dropout in a trust-region teacher: the reference draws in another order": (
+            dropout and config.teacher_regularization == "trust-region"
+        ),
+        "dropout with micro_batch_semantics='exact' and accumulation: the reference takes the "
+        "mini-batch as a whole, which draws other masks": dropout and exact,
+        "bf16 with micro_batch_semantics='exact' and accumulation: the reference takes the "
+        "mini-batch as a whole, which rounds otherwise": args.bf16 and exact,
+        "hybrid_lambda above 0 with an adaptive entropy bonus: its state has moved on": (
+            config.hybrid_lambda > 0 and getattr(trainer, "use_adaptive_entropy", False)
+        ),
+    }
+    if found := [text for text, present in problems.items() if present]:
+        raise ConfigError(
+            "the parity callback does not cover " + "; ".join(found) + ". Set audit_every=0 and "
+            "audit_lockstep=False, or change these settings"
+        )
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether some module drops activations in training mode."""
+    return any(
+        (isinstance(module, nn.Dropout) and module.p > 0)
+        or getattr(module, "attention_dropout", 0) not in (0, None)
+        for module in model.modules()
     )

@@ -3,6 +3,7 @@
 | file | content | written by |
 |---|---|---|
 | `sdpo_teacher.safetensors` | weights of the teacher | main process |
+| `sdpo_lockstep.safetensors` | the audit's replica, with `audit_lockstep` | main process |
 | `sdpo_state_RANK.safetensors` | counters; within an update also its rollouts | every process |
 """
 
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 TEACHER_FILE = "sdpo_teacher.safetensors"
+REPLICA_FILE = "sdpo_lockstep.safetensors"
 
 
 def save_trainer_state(trainer: Any, folder: Path) -> None:
@@ -22,11 +24,15 @@ def save_trainer_state(trainer: Any, folder: Path) -> None:
     state = trainer.teacher.state_dict()
     if trainer.accelerator.is_main_process:
         save_file(state, folder / TEACHER_FILE)
+        if trainer.recorder is not None and (replica := trainer.recorder.tensors()):
+            save_file(replica, folder / REPLICA_FILE)
     inside = not trainer.schedule.ends_update(trainer._step)
     parts = trainer._buffered_inputs if inside else None
     tensors, plain = split_inputs(parts or [])
     counters = {"step": trainer._step, "stepped": trainer._stepped}
     counters["buffered_inputs"] = None if parts is None else plain
+    if trainer.recorder is not None:
+        counters["audit"] = trainer.recorder.counters()
     save_file(tensors, state_file(trainer, folder), {"state": json.dumps(counters)})
 
 
@@ -71,6 +77,9 @@ def load_trainer_state(trainer: Any, folder: Path) -> None:
     with safe_open(path, framework="pt") as file:
         saved = json.loads(file.metadata()["state"])
     trainer._step, trainer._stepped = saved["step"], saved["stepped"]
+    if trainer.recorder is not None and "audit" in saved:
+        replica = folder / REPLICA_FILE
+        trainer.recorder.resume(saved["audit"], load_file(replica) if replica.is_file() else {})
     if saved["buffered_inputs"] is not None:
         tensors = load_file(path, device=str(trainer.accelerator.device))
         trainer._buffered_inputs = join_inputs(tensors, saved["buffered_inputs"])

@@ -1,23 +1,30 @@
 """What the lockstep audit costs, as a ratio of the time of a training step without it.
 
-python benchmark/performance/callback_overhead.py --size tiny small --every 1 10 --steps 20
+python benchmark/performance/callback_overhead.py --size tiny small --steps 40
 
-A random model and random completions of full length, so that nothing depends on what was learnt.
-The callback's own clock is compared with the rest of the run. `measured` repeats float64 runs at
-the checks 1, 2, 4, 8 …; `steady` leaves those checks out, which is what a long run tends to.
+Ordinary training: a random model, 8 sampled answers to a problem, micro-batches of 4 rows, AdamW,
+no key-value tricks. One run audits every second update, so that steps with and without a check lie
+side by side and meet the same load; each kind's median counts. CPU time is measured besides wall
+time, because it does not depend on who else uses the machine. Checks that also measure the budgets
+(the 1st, 2nd, 8th, 32nd, …) are timed apart. `every 10th` is the cost spread over a run of
+`--updates` updates with all its measurements of budgets in it.
 """
 
 import argparse
+import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
+from sdpo.callback import calibrates
 from sdpo.config import SDPOConfig
 from sdpo.fixtures import PACKAGED
 from sdpo.trainer import SDPOTrainer
@@ -32,14 +39,17 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 426,
     },
     "small": {
-        "hidden_size": 768,
-        "intermediate_size": 2048,
+        "hidden_size": 640,
+        "intermediate_size": 2560,
         "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 12,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 10,
         "vocab_size": 32000,
+        "tie_word_embeddings": True,
     },
 }
+EVERY = 10
+PROBLEM = "Write a function `total(items)` that adds up the numbers of a list and returns the sum."
 
 
 def reward(completions: list[Any], **columns: Any) -> list[float]:
@@ -47,56 +57,99 @@ def reward(completions: list[Any], **columns: Any) -> list[float]:
     return [float(row % 2 == 0) for row in range(len(completions))]
 
 
-def build(size: str, every: int, steps: int, length: int, folder: Path) -> SDPOTrainer:
-    """A trainer of a random model whose updates are checked."""
+class Clock(TrainerCallback):
+    """Wall and CPU seconds of each optimizer step, generation included."""
+
+    def __init__(self):
+        self.steps: list[tuple[float, float]] = []
+        self.began = (0.0, 0.0)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """The step begins, before anything is generated."""
+        self.began = now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """The step is over; added last, this callback comes after the audit."""
+        wall, processor = now()
+        self.steps.append((wall - self.began[0], processor - self.began[1]))
+        step = f"{self.steps[-1][0]:.1f} s, {self.steps[-1][1]:.1f} s of CPU time"
+        print(f"step {len(self.steps)} of {args.max_steps}: {step}", file=sys.stderr, flush=True)
+
+
+def now() -> tuple[float, float]:
+    """Wall and CPU clock."""
+    return time.perf_counter(), time.process_time()
+
+
+def build(size: str, steps: int, length: int, folder: Path) -> SDPOTrainer:
+    """A trainer of a random model, every second of whose updates is checked."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
-    prompt = [{"role": "user", "content": "What is 2 + 2?"}]
-    cuda = torch.cuda.is_available()
+    prompt = [{"role": "user", "content": PROBLEM}]
     return SDPOTrainer(
         model=Qwen2ForCausalLM(Qwen2Config(**SIZES[size])),
         args=GRPOConfig(
             output_dir=str(folder),
-            per_device_train_batch_size=2,
+            per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
-            num_generations=4,
+            num_generations=8,
             max_completion_length=length,
-            generation_kwargs={"min_new_tokens": length},
             max_steps=steps,
-            use_cpu=not cuda,
+            learning_rate=1e-5,
+            use_cpu=not torch.cuda.is_available(),
             bf16=False,
             gradient_checkpointing=False,
             save_strategy="no",
-            logging_steps=steps,
+            logging_steps=10,
             report_to=[],
             disable_tqdm=True,
         ),
-        sdpo_config=SDPOConfig(audit_every=every),
+        sdpo_config=SDPOConfig(audit_every=2),
         processing_class=tokenizer,
         reward_funcs=[reward],
         train_dataset=Dataset.from_dict({"prompt": [prompt] * steps}),
     )
 
 
-def measure(size: str, every: int, steps: int, length: int) -> dict[str, Any]:
-    """Seconds of a step without the callback, and the callback's share."""
+def measure(size: str, steps: int, length: int, updates: int) -> dict[str, Any]:
+    """Median seconds of plain steps, and what checks add to them, on both clocks."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(size, every, steps, length, Path(folder))
-        began = time.perf_counter()
+        trainer, clock = build(size, steps, length, Path(folder)), Clock()
+        trainer.add_callback(clock)
         trainer.train()
-        total, audit = time.perf_counter() - began, trainer.recorder
-    step = (total - audit.seconds) / steps
-    checks = [row["seconds"] for row in audit.rows]
-    plain = [s for number, s in enumerate(checks, 1) if number & (number - 1)] or checks[-1:]
-    copying = (audit.seconds - sum(checks)) / steps
-    steady = (sum(plain) / len(plain) / every + copying) / step
+        found = [row["first_moved"] for row in trainer.recorder.checks.rows]
+    assert not any(found), f"the reference disagrees: {found}"
+    kinds: dict[str, list[tuple[float, float]]] = {"plain": [], "check": [], "measured": []}
+    for number, seconds in enumerate(clock.steps[1:], 1):  # the first one warms up
+        check = number // 2 + 1
+        kind = "plain" if number % 2 else ("measured" if calibrates(check) else "check")
+        kinds[kind].append(seconds)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    rows = {"size": size, "parameters": parameters, "updates": updates, "steps": steps}
+    return rows | {
+        name: ratios(kinds, clock, updates) for clock, name in enumerate(("wall", "cpu"))
+    }
+
+
+def ratios(
+    kinds: dict[str, list[tuple[float, float]]], clock: int, updates: int
+) -> dict[str, float]:
+    """Costs on one clock relative to a plain step."""
+    seconds = {kind: [step[clock] for step in steps] for kind, steps in kinds.items()}
+    step = median(seconds["plain"])
+    check = median(seconds["check"]) / step - 1
+    budget = max(seconds["measured"]) / step - 1
+    checks = range(1, updates // EVERY + 1)
+    total = sum(budget if calibrates(number) else check for number in checks)
+    quarter = len(seconds["check"]) // 4
+    ordered = sorted(value / step - 1 for value in seconds["check"])
     return {
-        "size": size,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "every": every,
-        "step_seconds": step,
-        "measured": audit.seconds / steps / step,
-        "steady": steady,
+        "step": step,
+        "check": check,
+        "low": ordered[quarter],
+        "high": ordered[-1 - quarter],
+        "budget": budget,
+        "tenth": total / updates,
     }
 
 
@@ -104,18 +157,24 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny"])
-    parser.add_argument("--every", nargs="+", type=int, default=[1, 10])
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--length", type=int, default=64, help="tokens of a completion")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps that are measured")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a completion")
+    parser.add_argument("--updates", type=int, default=1000, help="length of the run for `tenth`")
     chosen = parser.parse_args()
-    print("| model | parameters | every | step, s | overhead measured | overhead steady |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| model | parameters | clock | step, s | a check ÷ step | (middle half) "
+        "| with budgets | every 10th | peak, GB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for size in chosen.size:
-        for every in chosen.every:
-            row = measure(size, every, chosen.steps, chosen.length)
+        row = measure(size, chosen.steps, chosen.length, chosen.updates)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        for clock in ("wall", "cpu"):
+            r = row[clock]
             print(
-                f"| {size} | {row['parameters']:,} | {every} | {row['step_seconds']:.3f} "
-                f"| {row['measured']:.1%} | {row['steady']:.1%} |",
+                f"| {size} | {row['parameters']:,} | {clock} | {r['step']:.3f} | {r['check']:.1%} "
+                f"| {r['low']:.1%} … {r['high']:.1%} | {r['budget']:.1%} | {r['tenth']:.2%} "
+                f"| {peak:.1f} |",
                 flush=True,
             )
 

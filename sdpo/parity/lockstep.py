@@ -1,22 +1,25 @@
 """Updates of a running training, repeated by the reference: what both sides did, in order.
 
 A `Record` holds what one side did during an update. The candidate's is filled while it trains, the
-reference's by `reference_update` on a `Replica` of the candidate at the update's beginning. Nothing
-here knows of TRL. Symbols: `B` rows, `T` response width.
+reference's by `reference_update` on a `Replica` with the candidate's state at the update's
+beginning. Nothing here knows of TRL. Symbols: `B` rows, `T` response width.
 """
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpo.config import SDPOConfig
+from sdpo.parity.distances import distance
+from sdpo.parity.replica import OneByOne, Replica, State, Weights, weights_of
 from sdpo.reference.teacher_prompt import build_teacher_batch, set_tokenizer_sides
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
-from sdpo.teachers import copy_of
 
 OUR_NAMES = {
     "student_log_probs": "log_probs.student",
@@ -58,7 +61,7 @@ PROMPT_SETTINGS = (
     "feedback_template",
 )
 
-Weights = dict[str, Tensor]
+RandomState = list[Tensor]
 
 
 @dataclass
@@ -66,13 +69,18 @@ class Step:
     """One optimizer step: values of its micro-batches, gradient before clipping, weights after.
 
     `teacher_moved` tells whether the teacher was another one than at the update's beginning when a
-    micro-batch was processed.
+    micro-batch was processed. `random` are the generators' states before the SDPO loss of each
+    micro-batch and behind it, None where nothing draws. `gradient_gap` stands for a gradient
+    that was compared at once.
     """
 
     micro_batches: list[dict[str, Tensor]] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
+    random: list[tuple[RandomState | None, RandomState | None]] = field(default_factory=list)
     scaled_loss: float = 0.0
     teacher_moved: bool = False
     gradient: Weights = field(default_factory=dict)
+    gradient_gap: float | None = None
     weights: Weights = field(default_factory=dict)
 
     def rows(self, name: str) -> Tensor:
@@ -91,84 +99,115 @@ class Record:
 
 
 @dataclass
-class Replica:
-    """Student, teacher and optimizer with the same state as the candidate's, but of their own."""
+class Surroundings:
+    """What the candidate's trainer decides beside the loss, for the reference to follow.
 
-    student: nn.Module
-    teacher: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    @classmethod
-    def of(
-        cls,
-        student: nn.Module,
-        teacher: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-        dtype: torch.dtype | None = None,
-    ) -> "Replica":
-        """Copy a training state.
-
-        Args:
-            student: the live model.
-            teacher: the teacher's weights under the student's names.
-            optimizer: the live optimizer, over parameters of `student`.
-            dtype: of the copies; None keeps it.
-        """
-        own, other = copy_of(student), copy_of(student)
-        with torch.no_grad():
-            for name, parameter in other.named_parameters():
-                if name in teacher:
-                    parameter.copy_(teacher[name])
-        if dtype is not None:
-            own, other = own.to(dtype), other.to(dtype)
-            # The eager kernel's softmax is float32 whatever the weights are, and float64's least
-            # number, which masks with it, is infinite there: rows of padding become NaN.
-            for module in (own, other):
-                module.set_attn_implementation("sdpa")  # pyright: ignore[reportCallIssue]
-        return cls(own, other.eval(), copy_optimizer(optimizer, student, own))
-
-
-def copy_optimizer(
-    optimizer: torch.optim.Optimizer, student: nn.Module, own: nn.Module
-) -> torch.optim.Optimizer:
-    """An optimizer of the same class, settings and state, over the parameters of a copy.
-
-    Not a deep copy: a learning-rate schedule replaces `step` on the instance by a function that
-    holds the original.
+    Args:
+        rates: learning rates of the optimizer's groups at each optimizer step; none keeps them.
+        share: of the SDPO loss in a mixture with another loss.
+        weights: factor of the loss at each optimizer step; none for 1.
+        random: generator states at the beginning of each micro-batch, where dropout draws.
+        before_step: adds to the gradients, or averages them over processes; gets the model and the
+            number of the optimizer step.
     """
-    names = {parameter: name for name, parameter in student.named_parameters()}
-    mine = dict(own.named_parameters())
-    groups = [
-        {**group, "params": [mine[names[parameter]] for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    twin = type(optimizer)(groups)  # pyright: ignore[reportCallIssue]
-    # Loading casts the moments to the dtype of the parameters.
-    twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    return twin
+
+    rates: Sequence[list[float]] = ()
+    share: float = 1.0
+    weights: Sequence[float] = ()
+    random: Sequence[RandomState] = ()
+    before_step: Callable[[nn.Module, int], None] = lambda model, number: None
+
+    def weight(self, number: int) -> float:
+        """Factor of the loss at an optimizer step."""
+        return self.weights[number] if self.weights else 1.0
 
 
 @dataclass
 class RecordingActor(Actor):
-    """The reference's actor with learning rates for each step; keeps the weights after it."""
+    """The reference's actor in given surroundings; keeps gradients and weights of each step.
 
-    rates: Sequence[list[float]] = ()
-    after: list[Weights] = field(default_factory=list)
+    With `against`, another record of the same update, only the distance of the gradients is kept.
+    """
+
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    against: "Record | None" = None
+    steps: list[Step] = field(default_factory=list)
+
+    def _micro_batch(
+        self,
+        batch: dict[str, Tensor],
+        temperature: float,
+        on_policy: bool,
+        scale: float,
+        label: str,
+    ) -> None:
+        states = self.surroundings.random
+        with replayed(states[int(label.removeprefix("mb"))] if states else None):
+            super()._micro_batch(batch, temperature, on_policy, scale, label)
+
+    def _with_entropy_and_kl(
+        self, pg_loss: Tensor, student: dict[str, Tensor], batch: dict[str, Tensor], scale: float
+    ) -> Tensor:
+        factor = self.surroundings.share * self.surroundings.weight(len(self.steps))
+        loss = super()._with_entropy_and_kl(pg_loss, student, batch, scale)
+        return loss if factor == 1 else loss * factor
 
     def _optimizer_step(self, label: str) -> float:
-        if self.rates:
-            groups = self.actor_optimizer.param_groups
-            for group, lr in zip(groups, self.rates[len(self.after)], strict=True):
+        number, step = len(self.steps), Step()
+        self.surroundings.before_step(self.actor_module, number)
+        named = self.actor_module.named_parameters()
+        gradient = {n: p.grad.detach() for n, p in named if p.grad is not None}
+        if self.against is None:
+            step.gradient = {name: tensor.clone() for name, tensor in gradient.items()}
+        else:
+            step.gradient_gap = distance(self.against.steps[number].gradient, gradient)
+        rates = self.surroundings.rates
+        if rates:
+            for group, lr in zip(self.actor_optimizer.param_groups, rates[number], strict=True):
                 group["lr"] = lr
         norm = super()._optimizer_step(label)
-        self.after.append(weights_of(self.actor_module))
+        last = number + 1 == len(rates)
+        step.weights = weights_of(self.actor_module, copied=not last)
+        self.steps.append(step)
         return norm
 
+    def _update_teacher(self) -> None:
+        """The average of the trained weights alone: replicas share the frozen ones."""
+        whole = self.teacher_module, self.actor_module
+        assert self.teacher_module is not None
+        self.teacher_module, self.actor_module = trained(self.teacher_module), trained(whole[1])
+        try:
+            super()._update_teacher()
+        finally:
+            self.teacher_module, self.actor_module = whole
 
-def weights_of(module: nn.Module) -> Weights:
-    """Copies of the trained weights."""
-    named = module.named_parameters()
-    return {name: p.detach().clone() for name, p in named if p.requires_grad}
+    def _record(self, label: str, tensors: Mapping[str, Tensor | None]) -> None:
+        if label.startswith("mb"):  # weights and gradients are kept above, with fewer copies
+            super()._record(label, tensors)
+
+
+def trained(module: nn.Module) -> nn.Module:
+    """The trained weights of a module, for functions that go through all parameters."""
+    return nn.ParameterList([p for p in module.parameters() if p.requires_grad])
+
+
+def random_state() -> RandomState:
+    """States of the generators that dropout draws from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+@contextlib.contextmanager
+def replayed(state: RandomState | None) -> Iterator[None]:
+    """Draw from given generator states; the present ones come back. None changes nothing."""
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.set_rng_state(state[0])
+        if state[1:]:
+            torch.cuda.set_rng_state_all(state[1:])
+        yield
 
 
 def reference_prompts(
@@ -211,9 +250,12 @@ def reference_update(
     mini_batch_size: int,
     micro_batch_size: int,
     epochs: int,
-    rates: Sequence[list[float]] = (),
+    surroundings: Surroundings,
+    start: State,
+    width: int | None = None,
+    against: Record | None = None,
 ) -> Record:
-    """One update by the reference; changes the replica.
+    """One update by the reference; changes the replica, whose tensors the record refers to.
 
     Args:
         replica: whose weights are updated.
@@ -222,7 +264,10 @@ def reference_update(
         mini_batch_size: rows per optimizer step.
         micro_batch_size: rows per forward pass.
         epochs: passes over the batch.
-        rates: learning rates of the optimizer's groups at each step; none keeps them.
+        surroundings: what else is done to the candidate.
+        start: the state before the update.
+        width: responses are padded to it, which `seq-mean-token-sum-norm` divides by.
+        against: another record of this update; see `RecordingActor`.
     """
     settings = UpdateSettings(
         ppo_mini_batch_size=mini_batch_size,
@@ -233,35 +278,49 @@ def reference_update(
     teacher = replica.teacher
     if config.teacher_regularization == "trust-region":
         teacher = TrustRegionTeacher(teacher, replica.student, config.teacher_update_rate)
+    if isinstance(replica.optimizer, OneByOne):
+        replica.optimizer.steps = len(surroundings.rates)
+    optimizer: Any = replica.optimizer
     trace: dict[str, Tensor] = {}
     actor = RecordingActor(
-        replica.student, replica.optimizer, settings, teacher, trace, rates=rates
+        replica.student,
+        optimizer,
+        settings,
+        teacher,
+        trace,
+        surroundings=surroundings,
+        against=against,
     )
-    start, blank = weights_of(replica.student), torch.zeros_like(batch["responses"]).float()
-    rows = {"old_log_probs": blank, "advantages": blank, **batch}
-    dtype = next(replica.student.parameters()).dtype
-    rows = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rows.items()}
-    actor.update_policy(rows, config.temperature)
-    record = Record(start=start, teacher=weights_like(replica.teacher, start))
+    actor.update_policy(reference_rows(batch, replica.dtype, width), config.temperature)
     scale = 1 / (mini_batch_size // micro_batch_size)
-    minis = len(actor.after)
-    micros = len({name.split(".")[1] for name in trace if name.startswith("u0.mb")})
-    for number, weights in enumerate(actor.after):
+    minis = len(actor.steps)
+    micros = len({name.split(".")[1] for name in trace})
+    real = batch["responses"].shape[1]
+    for number, step in enumerate(actor.steps):
         span = range(number * micros // minis, (number + 1) * micros // minis)
-        parts = [named(trace, f"u0.mb{micro}.") for micro in span]
-        gradient = named(trace, f"u0.mini{number}.grad.", keep=True)
-        loss = sum(part["aggregate"].item() for part in parts) * scale
-        record.steps.append(Step(parts, loss, False, gradient, weights))
-    return record
+        step.micro_batches = [cropped(named(trace, f"u0.mb{micro}."), real) for micro in span]
+        losses = [values["aggregate"].item() for values in step.micro_batches]
+        step.scaled_loss = sum(losses) * scale * surroundings.weight(number)
+    return Record(start.student, actor.steps, replica.teacher_weights(start.teacher))
 
 
-def weights_like(module: nn.Module, like: Mapping[str, Tensor]) -> Weights:
-    """Copies of the weights of the given names."""
-    own = dict(module.named_parameters())
-    return {name: own[name].detach().clone() for name in like}
+def reference_rows(
+    batch: Mapping[str, Tensor], dtype: torch.dtype, width: int | None
+) -> dict[str, Tensor]:
+    """The rows as the reference takes them: all tensors present, floats of one dtype, padded."""
+    blank = torch.zeros_like(batch["responses"]).float()
+    rows = {"old_log_probs": blank, "advantages": blank, **batch}
+    rows = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rows.items()}
+    more = 0 if width is None else width - batch["responses"].shape[1]
+    return {n: F.pad(t, (0, more)) if more and t.dim() > 1 else t for n, t in rows.items()}
 
 
-def named(trace: Mapping[str, Tensor], prefix: str, *, keep: bool = False) -> dict[str, Tensor]:
-    """The values below a prefix, under the names of the stages, or under their own."""
+def cropped(values: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Per-token values at the first `width` tokens."""
+    return {name: value[:, :width] if value.dim() > 1 else value for name, value in values.items()}
+
+
+def named(trace: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The values below a prefix, under the names of the stages."""
     found = {n.removeprefix(prefix): t for n, t in trace.items() if n.startswith(prefix)}
-    return found if keep else {OUR_NAMES[n]: t for n, t in found.items() if n in OUR_NAMES}
+    return {OUR_NAMES[n]: t for n, t in found.items() if n in OUR_NAMES}

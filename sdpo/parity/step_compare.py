@@ -5,14 +5,15 @@ by, measured there, times `SLACK`, is what a candidate in float32 may deviate.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdpo.parity.lockstep import Record, Step, Weights
+from sdpo.parity.distances import distance, relative
+from sdpo.parity.lockstep import Record, Step
 
 SLACK = 16.0
 FLOOR = 4 * torch.finfo(torch.float32).eps
@@ -40,39 +41,6 @@ class Delta:
     step: int = 0
 
 
-def relative(actual: Tensor, expected: Tensor) -> float:
-    """2-norm of the difference ÷ 2-norm of the expected; infinite if only one is finite."""
-    actual, expected = actual.double(), expected.double()
-    if actual.shape != expected.shape:
-        return math.inf
-    finite = expected.isfinite()
-    if not torch.equal(actual.isfinite(), finite):
-        return math.inf
-    gap = torch.where(finite, actual - expected, 0.0).norm().item()
-    size = torch.where(finite, expected, 0.0).norm().item()
-    return gap / size if size else (math.inf if gap else 0.0)
-
-
-def joined(weights: Mapping[str, Tensor]) -> Tensor:
-    """All weights as one vector, ordered by name."""
-    tensors = [weights[name].double().flatten() for name in sorted(weights)]
-    return torch.cat(tensors) if tensors else torch.zeros(0)
-
-
-def moved(weights: Weights, start: Weights) -> Tensor:
-    """How far weights went from where they were, as one vector."""
-    return joined(weights) - joined(start)
-
-
-def cosine(actual: Weights, expected: Weights) -> float:
-    """Cosine of two gradients; 1 if both are zero."""
-    one, other = joined(actual), joined(expected)
-    sizes = (one.norm() * other.norm()).item()
-    if not sizes:
-        return 1.0 if not one.any() and not other.any() else 0.0
-    return (one @ other).item() / sizes
-
-
 def deltas(actual: Record, expected: Record, *, same_split: bool = True) -> Iterator[Delta]:
     """All distances, in the order in which an update produces the values.
 
@@ -91,12 +59,12 @@ def deltas(actual: Record, expected: Record, *, same_split: bool = True) -> Iter
         yield Delta("teacher_update", "too early", math.inf if mine.teacher_moved else 0.0, number)
         yield from token_deltas(mine, theirs, number)
         yield Delta("aggregate", "aggregate", loss_delta(mine, theirs, same_split), number)
-        gradients = joined(mine.gradient), joined(theirs.gradient)
-        yield Delta("accumulate", "gradient", relative(*gradients), number)
-        steps = moved(mine.weights, start), moved(theirs.weights, start)
-        yield Delta("optimizer", "weights", relative(*steps), number)
-    teachers = moved(actual.teacher, start), moved(expected.teacher, start)
-    yield Delta("teacher_update", "teacher", relative(*teachers), len(expected.steps) - 1)
+        gap = theirs.gradient_gap
+        gap = distance(mine.gradient, theirs.gradient) if gap is None else gap
+        yield Delta("accumulate", "gradient", gap, number)
+        yield Delta("optimizer", "weights", distance(mine.weights, theirs.weights, start), number)
+    teachers = distance(actual.teacher, expected.teacher, start)
+    yield Delta("teacher_update", "teacher", teachers, len(expected.steps) - 1)
 
 
 def same_value(actual: Any, expected: Any) -> bool:
@@ -136,14 +104,22 @@ def loss_delta(mine: Step, theirs: Step, same_split: bool) -> float:
     return relative(torch.where(empty, 0.0, sides[0]), torch.where(empty, 0.0, sides[1]))
 
 
-def noise(single: Record, double: Record) -> dict[str, float]:
-    """What float32 alone moves each kind of value by: the greatest distance of an update.
+def farthest(processes: Sequence[Sequence[Delta]]) -> list[Delta]:
+    """At each place the greatest of the distances that several processes found."""
+    return [max(same, key=lambda delta: delta.value) for same in zip(*processes, strict=True)]
+
+
+def noise(distances: Iterable[Delta]) -> dict[str, float]:
+    """What the precision of a run moves each kind of value by: the greatest distance of an update.
+
+    Args:
+        distances: of the reference, in the run's precision, from itself in float64.
 
     Numerics: errors of tokens can cancel in a loss, by luck, so a loss is allowed no less than its
     tokens.
     """
     found: dict[str, float] = {}
-    for delta in deltas(single, double):
+    for delta in distances:
         if math.isfinite(delta.value):
             found[delta.name] = max(found.get(delta.name, 0.0), delta.value)
     found["aggregate"] = max(found.get("aggregate", 0.0), found.get("importance", 0.0))

@@ -56,7 +56,49 @@ class Reward:
         return [float(row in (5, 6)) for row in rows]
 
 
-def run(out: Path, group: int, everywhere: bool, semantics: str) -> None:
+class CountedHere(SDPOTrainer):
+    """A fault of `exact`: tokens are counted on this process alone."""
+
+    def _weigh(self, parts):
+        real = self.accelerator.reduce
+        self.accelerator.reduce = lambda tensor, **_: tensor
+        super()._weigh(parts)
+        self.accelerator.reduce = real
+
+
+class OneRankTwice(SDPOTrainer):
+    """A fault of one process: its losses count twice."""
+
+    def _scale(self, inputs):
+        return super()._scale(inputs) * (1 + self.accelerator.process_index)
+
+
+class OwnRowsOnly(SDPOTrainer):
+    """A fault of the prompts: the first process sees no demonstrations of the second."""
+
+    def _generate_and_score_completions(self, inputs):
+        import sdpo.trainer
+
+        real = sdpo.trainer.teacher_inputs
+
+        def wrong(rollouts, *others, **settings):
+            rewards = rollouts.rewards.clone()
+            rewards[len(rewards) // 2 :] = 0
+            return real(rollouts._replace(rewards=rewards), *others, **settings)
+
+        sdpo.trainer.teacher_inputs = wrong
+        try:
+            return super()._generate_and_score_completions(inputs)
+        finally:
+            sdpo.trainer.teacher_inputs = real
+
+
+FAULTS = {"none": SDPOTrainer, "here": CountedHere, "twice": OneRankTwice, "own": OwnRowsOnly}
+
+
+def run(
+    out: Path, group: int, everywhere: bool, semantics: str, audit: bool, fault: str, hybrid: float
+) -> None:
     torch.set_num_threads(1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -75,8 +117,11 @@ def run(out: Path, group: int, everywhere: bool, semantics: str) -> None:
         micro_batch_semantics=semantics,
         rollout_is_threshold=None,
         teacher_update_rate=0.3,
+        audit_every=int(audit),
+        audit_lockstep=audit,
+        hybrid_lambda=hybrid,
     )
-    trainer = SDPOTrainer(
+    trainer = FAULTS[fault](
         model=model(),
         args=tiny.arguments(out, **args),
         sdpo_config=config,
@@ -89,7 +134,7 @@ def run(out: Path, group: int, everywhere: bool, semantics: str) -> None:
     update = trainer.teacher.update
     trainer.teacher.update = lambda *a, **k: (moves.append(1), update(*a, **k))[1]
     signal: list[float] = []
-    trainer.recorder = Signal(signal)
+    trainer.recorder = trainer.recorder or Signal(signal)
     trainer.train()
     found = {f"student.{n}": p for n, p in tiny.weights(trainer.model).items()}
     found |= {f"teacher.{n}": p for n, p in trainer.teacher.state_dict().items()}
@@ -107,6 +152,9 @@ class Signal:
     def rollouts(self, rollouts: Any, found: Any, batch: dict[str, Any]) -> None:
         self.seen.append(batch["self_distillation_mask"].sum().item())
 
+    def before_micro_batch(self, *_: Any) -> None:
+        pass
+
     def micro_batch(self, *_: Any) -> None:
         pass
 
@@ -120,5 +168,8 @@ if __name__ == "__main__":
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--everywhere", action="store_true")
     parser.add_argument("--semantics", default="exact")
+    parser.add_argument("--audit", action="store_true")
+    parser.add_argument("--fault", choices=FAULTS, default="none")
+    parser.add_argument("--hybrid", type=float, default=0.0)
     options = vars(parser.parse_args())
     run(**options)

@@ -38,6 +38,9 @@ class Recorder:
         self.losses: list[float] = []
         self.update, self.micro, self.mini = 0, 0, 0
 
+    def before_micro_batch(self, inputs: dict[str, Any]) -> None:
+        pass
+
     def micro_batch(self, batch: dict[str, Tensor], trace: dict[str, Tensor], scale: float) -> None:
         for name, value in golden_names(trace):
             self.tensors[f"u{self.update}.mb{self.micro}.{name}"] = value.detach().clone()

@@ -3,6 +3,7 @@
 Budget kind: the rounding of another order of summation, 1e-5 of the way that the weights went.
 """
 
+import csv
 import os
 import socket
 import subprocess
@@ -64,6 +65,33 @@ def test_two_processes_make_the_update_of_one(tmp_path):
     assert ranks[1]["signal"].tolist() == [4, 4, 4]
     assert single["signal"].tolist() == [8, 8, 8]
     assert [run["moves"].item() for run in (single, *ranks)] == [3, 3, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["--semantics", "exact"], ""),
+        (["--semantics", "verl", "--hybrid", "0.3"], ""),
+        (["--semantics", "exact", "--fault", "here"], "aggregate"),
+        (["--semantics", "verl", "--fault", "twice"], "accumulate"),
+        (["--semantics", "verl", "--fault", "own"], "demonstration"),
+    ],
+)
+def test_the_audit_follows_two_processes(options, first, tmp_path):
+    ranks = launch(tmp_path / "two", 2, "--audit", *options)
+    students = [{n: p for n, p in rank.items() if n.startswith("student")} for rank in ranks]
+    assert tiny.same(*students)
+    found = {}
+    for name in ("parity", "drift"):
+        with (tmp_path / "two" / "parity" / f"{name}.csv").open(encoding="utf-8") as file:
+            found[name] = list(csv.DictReader(file))
+    assert [row["step"] for row in found["parity"]] == ["1", "2", "3"]
+    assert [row["first_moved"] for row in found["parity"]] == [first] * 3
+    for name in ("gradient", "weights", "teacher"):
+        values = [float(row[f"{name}_relative"]) for row in found["parity"]]
+        assert (max(values) < 1e-4) == (not first)
+    assert [row["step"] for row in found["drift"]] == ["1", "2", "3"]
 
 
 @pytest.mark.slow

@@ -25,6 +25,9 @@ class Gradients:
     def rollouts(self, *_):
         pass
 
+    def before_micro_batch(self, *_):
+        pass
+
     def micro_batch(self, batch, trace, scale):
         self.scales.append(float(scale))
 

@@ -26,6 +26,9 @@ class Recorder:
     def rollouts(self, rollouts, found, batch):
         self.seen.append((rollouts, found, batch))
 
+    def before_micro_batch(self, *_):
+        pass
+
     def micro_batch(self, *_):
         pass
 

@@ -1,0 +1,189 @@
+"""What the audit takes from a running `SDPOTrainer`: state, settings, and what surrounds the loss.
+
+Each function reads the trainer and leaves it as it was.
+"""
+
+import copy
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+from trl.trainer.utils import add_fused_lm_head
+
+from sdpo.config import SDPOConfig
+from sdpo.parity.lockstep import Step, reference_prompts, replayed
+from sdpo.parity.replica import Replica, State
+from sdpo.parity.step_compare import EXACT
+from sdpo.rollouts import TEACHER_KEYS
+
+
+def teacher_weights(trainer: Any) -> dict[str, Tensor]:
+    """The teacher's weights under the student's names; the tensors themselves."""
+    return dict(zip(trainer.teacher.names, trainer.teacher.parameters(), strict=True))
+
+
+def optimizer_of(trainer: Any) -> torch.optim.Optimizer:
+    """The optimizer itself, not accelerate's wrapper."""
+    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+
+
+def state_of(trainer: Any) -> State:
+    """A copy of the training's present state."""
+    return State.of(trainer.model, teacher_weights(trainer), optimizer_of(trainer))
+
+
+def replica_of(trainer: Any, *, exact: bool = False) -> Replica:
+    """A replica that computes as the trainer does, or in float64."""
+    autocast = torch.bfloat16 if trainer.args.bf16 else None
+
+    def prepare(student: Any) -> None:
+        if trainer.sdpo_config.hybrid_lambda:
+            # TRL's GRPO loss asks a head for it that TRL adds to the live model.
+            base = student.get_base_model() if hasattr(student, "peft_config") else student
+            add_fused_lm_head(
+                base,
+                temperature=trainer.temperature,
+                cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32,
+                outputs=("log_probs", "entropy"),
+            )
+
+    optimizer = optimizer_of(trainer)
+    return Replica.like(trainer.model, optimizer, exact=exact, autocast=autocast, prepare=prepare)
+
+
+def reference_config(trainer: Any) -> SDPOConfig:
+    """The settings of a run as the reference needs them: TRL's where TRL's rule."""
+    limit = trainer.args.max_grad_norm or sys.float_info.max
+    config, temperature = trainer.sdpo_config, trainer.args.temperature
+    return replace(config, temperature=temperature, grad_clip=limit)
+
+
+def sizes(trainer: Any) -> dict[str, Any]:
+    """The reference's batch settings; with `exact` a mini-batch is not split."""
+    schedule, micro = trainer.schedule, trainer.args.per_device_train_batch_size
+    mini = micro * schedule.gradient_accumulation_steps
+    exact = trainer.sdpo_config.micro_batch_semantics == "exact"
+    padded = trainer.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm"
+    return {
+        "mini_batch_size": mini,
+        "micro_batch_size": mini if exact else micro,
+        "epochs": schedule.num_iterations,
+        "width": trainer.max_completion_length if padded else None,
+    }
+
+
+# --- teacher prompts ------------------------------------------------------------------------
+
+
+def expected_prompts(trainer: Any, rollouts: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The reference's stage values and teacher inputs of this process's rows.
+
+    Both are empty where the reference cannot render prompts as the trainer does: plain text, or
+    template arguments that it does not have.
+    """
+    config = trainer.sdpo_config
+    arguments = {**trainer._template_arguments(), **config.apply_chat_template_kwargs}
+    if isinstance(rollouts.prompts[0], str) or arguments.keys() - {"enable_thinking"}:
+        return {}, {}
+    everyone = everyones_rows(trainer, rollouts)
+    tensors, trace = reference_prompts(
+        everyone["responses"],
+        everyone["response_mask"],
+        rollouts.rewards,
+        everyone["prompts"],
+        everyone["feedbacks"],
+        getattr(trainer.processing_class, "tokenizer", trainer.processing_class),
+        config,
+        group_size=trainer.num_generations,
+        template_kwargs=arguments,
+    )
+    if trainer.accelerator.num_processes == 1:
+        return comparable(trace), tensors
+    rows, width = rollouts.responses.shape
+    first = trainer.accelerator.process_index * rows
+    own = {name: tensor[first : first + rows] for name, tensor in tensors.items()}
+    own |= without_padding(own, everyone["responses"].shape[1], width)
+    trace = {name: trace[name][first : first + rows] for name in EXACT if name != "teacher_tokens"}
+    return comparable(trace | {"teacher_tokens": own}), own
+
+
+def everyones_rows(trainer: Any, rollouts: Any) -> dict[str, Any]:
+    """Rows of all processes, in their order, with responses padded to the longest."""
+    if trainer.accelerator.num_processes == 1:
+        return rollouts._asdict()
+    width = max(gather_object([rollouts.responses.shape[1]]))
+    more = (0, width - rollouts.responses.shape[1])
+    pad = getattr(trainer.processing_class, "tokenizer", trainer.processing_class).pad_token_id
+    responses = F.pad(rollouts.responses, more, value=pad)
+    mask = F.pad(rollouts.response_mask, more)
+    return {
+        "responses": trainer.accelerator.gather(responses),
+        "response_mask": trainer.accelerator.gather(mask),
+        "prompts": gather_object(list(rollouts.prompts)),
+        "feedbacks": gather_object(list(rollouts.feedbacks)),
+    }
+
+
+def without_padding(own: Mapping[str, Tensor], common: int, width: int) -> dict[str, Tensor]:
+    """Teacher inputs without the columns that only rows of other processes need."""
+    end = own["teacher_input_ids"].shape[1] - (common - width)
+    attended = own["teacher_attention_mask"][:, : end - width].any(0)
+    begin = int(attended.int().argmax())
+    return {name: own[name][:, begin:end] for name in TEACHER_KEYS}
+
+
+def comparable(trace: Mapping[str, Any]) -> dict[str, Any]:
+    """Stage values of the teacher prompt as plain values, under the stages' names."""
+    found = {name: trace[name] for name in EXACT}
+    tokens = found["teacher_tokens"]
+    if isinstance(tokens, dict):
+        found["teacher_tokens"] = [tokens[name] for name in TEACHER_KEYS]
+    return found
+
+
+# --- around the loss ------------------------------------------------------------------------
+
+
+def step_weights(trainer: Any, batch: Mapping[str, Tensor]) -> list[float]:
+    """Factor of this process's loss at each optimizer step of `exact` over several processes.
+
+    A mean over all processes' tokens, or rows, is the mean of the processes' means weighted by
+    their numbers of tokens or rows. Empty where every factor is 1.
+    """
+    ranks, config = trainer.accelerator.num_processes, trainer.sdpo_config
+    if config.micro_batch_semantics != "exact" or ranks == 1:
+        return []
+    mask = batch["response_mask"] * batch["self_distillation_mask"].unsqueeze(-1)
+    tokens = mask.sum(-1)
+    per_row = tokens if config.loss_agg_mode == "token-mean" else tokens > 0
+    own = torch.stack([p.float().sum() for p in per_row.split(sizes(trainer)["mini_batch_size"])])
+    if config.loss_agg_mode == "seq-mean-token-sum-norm":  # sums add up, nothing is shared out
+        return [float(ranks)] * len(own) * trainer.schedule.num_iterations
+    total: Any = trainer.accelerator.reduce(own.clone(), reduction="sum")
+    shares = ranks * own / total.clamp(min=1)
+    return shares.tolist() * trainer.schedule.num_iterations
+
+
+def add_grpo(trainer: Any, model: nn.Module, step: Step) -> None:
+    """Add the gradient of TRL's own GRPO loss, for all micro-batches of an optimizer step."""
+    shadow = copy.copy(trainer)
+    shadow._metrics = {mode: defaultdict(list) for mode in trainer._metrics}
+    for inputs, (_, random) in zip(step.inputs, step.random, strict=True):
+        with replayed(random):
+            loss = GRPOTrainer._compute_loss(shadow, model, inputs)
+        (trainer.sdpo_config.hybrid_lambda * loss).backward()
+
+
+def average_gradients(trainer: Any, model: nn.Module) -> None:
+    """Replace every gradient by its mean over all processes."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= trainer.accelerator.num_processes
