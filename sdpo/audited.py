@@ -34,9 +34,9 @@ def optimizer_of(trainer: Any) -> torch.optim.Optimizer:
     return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
 
-def state_of(trainer: Any) -> State:
-    """A copy of the training's present state."""
-    return State.of(trainer.model, teacher_weights(trainer), optimizer_of(trainer))
+def state_of(trainer: Any, into: State | None = None) -> State:
+    """A copy of the training's present state, in the memory of an older one."""
+    return State.of(trainer.model, teacher_weights(trainer), optimizer_of(trainer), into=into)
 
 
 def replica_of(trainer: Any, *, exact: bool = False) -> Replica:

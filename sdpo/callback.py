@@ -25,7 +25,7 @@ from sdpo.config import ConfigError
 from sdpo.parity.audit_rows import Row, RowFile, plot_drift
 from sdpo.parity.distances import cosine, distance
 from sdpo.parity.lockstep import Record, Step, Surroundings, random_state, reference_update
-from sdpo.parity.replica import Replica, State, weights_of
+from sdpo.parity.replica import Replica, State, Weights, refreshed, weights_of
 from sdpo.parity.stages import STAGES
 from sdpo.parity.step_compare import Delta, budgets, deltas, farthest, first_moved, noise
 from sdpo.rollouts import update_batch
@@ -78,6 +78,7 @@ class ParityCallback(TrainerCallback):
         self.expected_prompts: dict[str, Any] = {}
         self.fingerprint = torch.zeros(0)
         self.steps: list[Step] = []
+        self.memory: dict[int, Weights] = {}
         self.rates: list[list[float]] = []
 
     @property
@@ -93,14 +94,12 @@ class ParityCallback(TrainerCallback):
             return
         began = time.perf_counter()
         self.steps, self.rates, self.record = [], [], None
-        if self.due or (self.lockstep and self.follower is None):
-            state = audited.state_of(self.trainer)
-            if self.lockstep and self.follower is None:
-                self.follower = audited.replica_of(self.trainer).load(state)
-                self.origin = state
-            if self.due:
-                self.state = state
-                self.record = Record(state.student, self.steps)
+        if self.lockstep and self.follower is None:
+            self.origin = audited.state_of(self.trainer)
+            self.follower = audited.replica_of(self.trainer).load(self.origin)
+        if self.due:
+            self.state = audited.state_of(self.trainer, self.state)
+            self.record = Record(self.state.student, self.steps)
         if self.due or self.lockstep:
             self.expected_prompts, tensors = audited.expected_prompts(self.trainer, rollouts)
             if self.record is not None and self.expected_prompts:
@@ -142,8 +141,10 @@ class ParityCallback(TrainerCallback):
         self.rates.append([group["lr"] for group in self.trainer.optimizer.param_groups])
         if self.record is not None:
             named = model.named_parameters()
-            gradient = {n: p.grad.detach().clone() for n, p in named if p.grad is not None}
-            self.steps[-1].gradient = gradient
+            gradient = {n: p.grad.detach() for n, p in named if p.grad is not None}
+            number = len(self.rates) - 1
+            self.memory[number] = refreshed(self.memory.get(number), gradient)
+            self.steps[-1].gradient = self.memory[number]
         self.seconds += time.perf_counter() - began
 
     # --- what the training loop tells -------------------------------------------------------
@@ -170,7 +171,7 @@ class ParityCallback(TrainerCallback):
                 self._not_checked(state.global_step)
             if self.follower is not None:
                 self._follow(state.global_step)
-            self.record, self.state, self.steps = None, None, []
+            self.record, self.steps = None, []
             self.updates += 1
         self.seconds += time.perf_counter() - began
 
@@ -237,6 +238,8 @@ class ParityCallback(TrainerCallback):
     def _noise(self, expected: Record) -> dict[str, float]:
         """What the precision of the run alone moves each kind of value by."""
         assert self.state is not None
+        assert self.scratch is not None
+        self.scratch.optimizer.state.clear()  # makes room
         exact = audited.replica_of(self.trainer, exact=True).load(self.state)
         return noise(
             farthest(gather_object([list(deltas(expected, self._reference(exact, expected)))]))

@@ -34,7 +34,13 @@ from sdpo.rollouts import (
 from sdpo.schedule import Schedule, aggregation_weight, micro_batch_scale, mini_batch_weights
 from sdpo.support import log_probs
 from sdpo.teachers import build_teacher
-from sdpo.trainer_checks import SDPOWarning, check_sharding, check_tokenizer, effective_config
+from sdpo.trainer_checks import (
+    SDPOWarning,
+    check_sharding,
+    check_tokenizer,
+    effective_config,
+    sharding_asked_for,
+)
 from sdpo.trainer_state import load_trainer_state, save_trainer_state
 from sdpo.update import response_logits
 
@@ -82,6 +88,7 @@ class SDPOTrainer(GRPOTrainer):
     ):
         self.sdpo_config = sdpo_config or SDPOConfig()
         if self.sdpo_config.enabled:
+            check_sharding(**sharding_asked_for(args))
             check_tokenizer(arguments.get("processing_class"))
         super().__init__(model, reward_funcs, args, **arguments)
         self.recorder: Any = None

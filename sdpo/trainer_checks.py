@@ -1,5 +1,6 @@
 """Checks of a run's settings before anything is trained."""
 
+import os
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,19 @@ def effective_config(config: SDPOConfig, args: Any, schedule: Schedule) -> SDPOC
     return replace(config, temperature=args.temperature, is_clip=is_clip)
 
 
+def sharding_asked_for(args: Any) -> dict[str, bool]:
+    """Whether the launcher or TRL's settings ask for sharding, known before anything is loaded.
+
+    accelerate passes its configuration file on in the environment. Without a GPU it drops a request
+    for FSDP without a word, so that training would go on as plain data parallelism.
+    """
+    found = {}
+    for name in ("fsdp", "deepspeed"):
+        launched = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
+        found[name] = launched or bool(getattr(args, name, None))
+    return found
+
+
 def check_sharding(*, fsdp: bool, deepspeed: bool) -> None:
     """Check that every process holds whole weights.
 
@@ -44,8 +58,9 @@ def check_sharding(*, fsdp: bool, deepspeed: bool) -> None:
     if found:
         raise ConfigError(
             f"{' and '.join(found)} shards the student, which the teacher's average does not "
-            "support: use data parallelism (accelerate launch without it; teacher_mode='lora_ema' "
-            "needs no second model), or enabled=False for plain GRPO"
+            "support: neither its moving average nor its forward pass. Use data parallelism "
+            "(accelerate launch --multi_gpu, without a sharding configuration; "
+            "teacher_mode='lora_ema' needs no second model), or enabled=False for plain GRPO"
         )
 
 

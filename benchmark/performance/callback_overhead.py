@@ -2,8 +2,7 @@
 
 python benchmark/performance/callback_overhead.py --size tiny small --steps 40
 
-Ordinary training: a random model, 8 sampled answers to a problem, micro-batches of 4 rows, AdamW,
-no key-value tricks. One run audits every second update, so that steps with and without a check lie
+Ordinary training: a random model, 8 sampled answers to a problem in two micro-batches, AdamW. One run audits every second update, so that steps with and without a check lie
 side by side and meet the same load; each kind's median counts. CPU time is measured besides wall
 time, because it does not depend on who else uses the machine. Checks that also measure the budgets
 (the 1st, 2nd, 8th, 32nd, …) are timed apart. `every 10th` is the cost spread over a run of
@@ -81,7 +80,7 @@ def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def build(size: str, steps: int, length: int, folder: Path) -> SDPOTrainer:
+def build(size: str, steps: int, length: int, attempts: int, folder: Path) -> SDPOTrainer:
     """A trainer of a random model, every second of whose updates is checked."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
@@ -90,9 +89,9 @@ def build(size: str, steps: int, length: int, folder: Path) -> SDPOTrainer:
         model=Qwen2ForCausalLM(Qwen2Config(**SIZES[size])),
         args=GRPOConfig(
             output_dir=str(folder),
-            per_device_train_batch_size=4,
+            per_device_train_batch_size=attempts // 2,
             gradient_accumulation_steps=2,
-            num_generations=8,
+            num_generations=attempts,
             max_completion_length=length,
             max_steps=steps,
             learning_rate=1e-5,
@@ -111,10 +110,12 @@ def build(size: str, steps: int, length: int, folder: Path) -> SDPOTrainer:
     )
 
 
-def measure(size: str, steps: int, length: int, updates: int) -> dict[str, Any]:
+def measure(size: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of plain steps, and what checks add to them, on both clocks."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer, clock = build(size, steps, length, Path(folder)), Clock()
+        steps, updates = chosen.steps, chosen.updates
+        trainer = build(size, steps, chosen.length, chosen.attempts, Path(folder))
+        clock = Clock()
         trainer.add_callback(clock)
         trainer.train()
         found = [row["first_moved"] for row in trainer.recorder.checks.rows]
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny"])
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps that are measured")
     parser.add_argument("--length", type=int, default=128, help="tokens of a completion")
+    parser.add_argument("--attempts", type=int, default=8, help="completions of a problem, even")
     parser.add_argument("--updates", type=int, default=1000, help="length of the run for `tenth`")
     chosen = parser.parse_args()
     print(
@@ -167,7 +169,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for size in chosen.size:
-        row = measure(size, chosen.steps, chosen.length, chosen.updates)
+        row = measure(size, chosen)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         for clock in ("wall", "cpu"):
             r = row[clock]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+PIECE = 2**18
 SMALLEST = 1e-12
 """Below it the squares of a float32 norm may underflow."""
 
@@ -45,6 +46,12 @@ def tensor_norm(tensor: Tensor) -> float:
     return torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
 
 
+def gap_norm(one: Tensor, other: Tensor) -> float:
+    """2-norm of a difference, taken in pieces that fit a cache instead of a new tensor."""
+    pieces = zip(one.detach().flatten().split(PIECE), other.flatten().split(PIECE), strict=True)
+    return math.hypot(*(tensor_norm(a - b) for a, b in pieces))
+
+
 def distance(
     actual: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
@@ -58,9 +65,11 @@ def distance(
     shapes = [{name: tensor.shape for name, tensor in side.items()} for side in (actual, expected)]
     if shapes[0] != shapes[1]:
         return math.inf
-    gap = math.hypot(*(tensor_norm(actual[n].detach() - expected[n]) for n in expected))
-    ways = (expected[n] - start[n] if start else expected[n] for n in expected)
-    size = math.hypot(*(tensor_norm(way) for way in ways))
+    gap = math.hypot(*(gap_norm(actual[name], expected[name]) for name in expected))
+    if start is None:
+        size = norm(list(expected.values()))
+    else:
+        size = math.hypot(*(gap_norm(expected[name], start[name]) for name in expected))
     if math.isfinite(gap) and math.isfinite(size):
         return quotient(gap, size)
     return max((relative(actual[n], expected[n]) for n in expected), default=0.0)
@@ -76,5 +85,5 @@ def cosine(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> floa
     one, other = norm(list(actual.values())), norm(list(expected.values()))
     if not one or not other:
         return 1.0 if one == other else 0.0
-    gap = norm([actual[n] - expected[n] for n in expected]) if expected else 0.0
+    gap = math.hypot(*(gap_norm(actual[name], expected[name]) for name in expected))
     return min(1.0, 1 - (gap**2 - (one - other) ** 2) / (2 * one * other))

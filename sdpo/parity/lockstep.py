@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sdpo.config import SDPOConfig
 from sdpo.parity.distances import distance
-from sdpo.parity.replica import OneByOne, Replica, State, Weights, weights_of
+from sdpo.parity.replica import OneByOne, Replica, State, Weights, refreshed, weights_of
 from sdpo.reference.teacher_prompt import build_teacher_batch, set_tokenizer_sides
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
 
@@ -131,6 +131,7 @@ class RecordingActor(Actor):
 
     surroundings: Surroundings = field(default_factory=Surroundings)
     against: "Record | None" = None
+    memory: dict[int, Weights] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
     def _micro_batch(
@@ -158,7 +159,8 @@ class RecordingActor(Actor):
         named = self.actor_module.named_parameters()
         gradient = {n: p.grad.detach() for n, p in named if p.grad is not None}
         if self.against is None:
-            step.gradient = {name: tensor.clone() for name, tensor in gradient.items()}
+            step.gradient = refreshed(self.memory.get(number), gradient)
+            self.memory[number] = step.gradient
         else:
             step.gradient_gap = distance(self.against.steps[number].gradient, gradient)
         rates = self.surroundings.rates
@@ -290,7 +292,9 @@ def reference_update(
         trace,
         surroundings=surroundings,
         against=against,
+        memory=replica.gradients,
     )
+    replica.answers(batch["responses"].shape[1] if width is None else width)
     actor.update_policy(reference_rows(batch, replica.dtype, width), config.temperature)
     scale = 1 / (mini_batch_size // micro_batch_size)
     minis = len(actor.steps)

@@ -5,8 +5,9 @@ with a `State` again and again. Nothing here knows of TRL.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ def weights_of(module: nn.Module, *, copied: bool = True) -> Weights:
     return {name: p.clone() if copied else p for name, p in named}
 
 
+def refreshed(old: Weights | None, new: Mapping[str, Tensor]) -> Weights:
+    """Copies, in the memory of older copies where it fits: fresh memory costs more than copying."""
+    fits = old is not None and all(n in old and old[n].shape == t.shape for n, t in new.items())
+    if old is None or not fits:
+        return {name: tensor.detach().clone() for name, tensor in new.items()}
+    return {name: old[name].copy_(tensor.detach()) for name, tensor in new.items()}
+
+
 @dataclass
 class State:
     """Copies of the student's trained weights, the teacher's, and the optimizer's state.
@@ -36,7 +45,12 @@ class State:
 
     @classmethod
     def of(
-        cls, student: nn.Module, teacher: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+        cls,
+        student: nn.Module,
+        teacher: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        into: "State | None" = None,
     ) -> "State":
         """Copy a training state.
 
@@ -44,9 +58,16 @@ class State:
             student: the live model.
             teacher: the teacher's weights under the student's names.
             optimizer: the live optimizer, over parameters of `student`.
+            into: an older copy that is not needed any more.
         """
-        own = {name: tensor.detach().clone() for name, tensor in teacher.items()}
-        return cls(weights_of(student), own, optimizer_state(optimizer, student))
+        old = into or cls({}, {}, {})
+        named = dict(student.named_parameters())
+        memories = {n: optimizer.state[p] for n, p in named.items() if p in optimizer.state}
+        return cls(
+            refreshed(old.student, weights_of(student, copied=False)),
+            refreshed(old.teacher, teacher),
+            {n: copied_memory(values, old.optimizer.get(n)) for n, values in memories.items()},
+        )
 
     def flat(self, prefix: str) -> dict[str, Tensor]:
         """All tensors under names of one level, for a file; see `from_flat`."""
@@ -74,12 +95,17 @@ def as_tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.tensor(value)
 
 
-def optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module
-) -> dict[str, dict[str, Any]]:
-    """Copies of what an optimizer remembers of each weight; empty before its first step."""
-    named = dict(model.named_parameters())
-    return {n: copy.deepcopy(optimizer.state[p]) for n, p in named.items() if p in optimizer.state}
+def copied_memory(values: Mapping[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of what an optimizer remembers of one weight, in older memory where it fits."""
+    old, found = old or {}, {}
+    for name, value in values.items():
+        before = old.get(name)
+        same = isinstance(value, Tensor) and isinstance(before, Tensor)
+        if same and before.shape == value.shape and before.dtype == value.dtype:
+            found[name] = before.copy_(value)
+        else:
+            found[name] = copy.deepcopy(value)
+    return found
 
 
 @dataclass
@@ -93,6 +119,16 @@ class Replica:
     teacher: nn.Module
     optimizer: Any
     dtype: torch.dtype
+    gradients: dict[int, Weights] = field(default_factory=dict)
+    """Memory for the gradients of each optimizer step."""
+
+    def answers(self, width: int) -> None:
+        """Let both compute logits for responses of this width only, where the model can.
+
+        Not under autocast: another shape of a bfloat16 product may round otherwise.
+        """
+        for module in (self.student, self.teacher):
+            vars(module)["response_width"] = width
 
     @classmethod
     def like(
@@ -127,6 +163,8 @@ class Replica:
             if autocast is not None:
                 dtype = torch.float64 if exact else torch.float32
                 answer_in(module, dtype, autocast)
+            elif takes_width(module):
+                answer_shortly(module)
         own = dict(student.named_parameters())
         kind = OneByOne if widened else type(optimizer)
         twin: Any = kind(twin_groups(optimizer, model, own))  # pyright: ignore[reportCallIssue]
@@ -142,10 +180,12 @@ class Replica:
             for name, tensor in weights.items():
                 own[name].copy_(tensor)
         own = dict(self.student.named_parameters())
+        before = dict(self.optimizer.state)
         self.optimizer.state.clear()
         for name, values in state.optimizer.items():
             shared = isinstance(self.optimizer, OneByOne)  # it does not write into them
-            self.optimizer.state[own[name]] = values if shared else copy.deepcopy(values)
+            copied = values if shared else copied_memory(values, before.get(own[name]))
+            self.optimizer.state[own[name]] = copied
         return self
 
     def teacher_weights(self, names: Mapping[str, Any]) -> Weights:
@@ -209,6 +249,25 @@ def widened(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
         return value.double()
     return copy.deepcopy(value)
+
+
+def takes_width(module: Any) -> bool:
+    """Whether a model can leave out logits of the prompt."""
+    base = module.get_base_model() if hasattr(module, "peft_config") else module
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def answer_shortly(module: Any) -> None:
+    """Let a model leave out the logits of the prompt, which the loss does not look at."""
+    forward = module.forward
+
+    def shortly(*args: Any, **kwargs: Any) -> Any:
+        width = vars(module).get("response_width")
+        if width is None or kwargs.get("fused_lm_head"):
+            return forward(*args, **kwargs)
+        return forward(*args, logits_to_keep=width + 1, **kwargs)
+
+    module.forward = shortly
 
 
 def answer_in(module: Any, dtype: torch.dtype, autocast: torch.dtype) -> None:

@@ -122,7 +122,8 @@ def traces_of(folder, on: bool, **changes):
     trainer.train()
     tensors = tiny.weights(trainer.model)
     tensors |= {f"teacher.{name}": tensor for name, tensor in trainer.teacher.state_dict().items()}
-    for number, state in enumerate(trainer.optimizer.state.values()):
+    optimizer: Any = trainer.optimizer
+    for number, state in enumerate(optimizer.state.values()):
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
     tensors["generator"] = torch.get_rng_state()
     timed = ("parity", "train_", "step_time")
@@ -262,7 +263,7 @@ class Undropped(SDPOTrainer):
     """The student's dropout is off while the loss is computed."""
 
     def _self_distillation_loss(self, model, inputs):
-        modules = [m for m in model.modules() if hasattr(m, "attention_dropout")]
+        modules: list[Any] = [m for m in model.modules() if hasattr(m, "attention_dropout")]
         for module in modules:
             module.attention_dropout = 0.0
         loss = super()._self_distillation_loss(model, inputs)

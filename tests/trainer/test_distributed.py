@@ -5,6 +5,7 @@ Budget kind: the rounding of another order of summation, 1e-5 of the way that th
 
 import csv
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -22,26 +23,33 @@ LIMIT = 150
 
 def launch(out: Path, processes: int, *options: str) -> list[dict[str, torch.Tensor]]:
     out.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    command = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     # Without MPI the several-device launcher starts the processes; they find no GPU and use gloo.
     command += ["--num_processes", str(processes), *(["--multi_gpu"] if processes > 1 else [])]
+    done = accelerate(*command, "--main_process_port", free_port(), str(SCRIPT), str(out), *options)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [load_file(out / f"rank{rank}.safetensors") for rank in range(processes)]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def accelerate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`accelerate launch` on CPUs."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     paths = [str(SCRIPT.parents[1] / "equivalence"), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(out), *options],
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *arguments],
         env=environment,
         capture_output=True,
         text=True,
         timeout=LIMIT,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [load_file(out / f"rank{rank}.safetensors") for rank in range(processes)]
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], side: str) -> float:
@@ -65,6 +73,32 @@ def test_two_processes_make_the_update_of_one(tmp_path):
     assert ranks[1]["signal"].tolist() == [4, 4, 4]
     assert single["signal"].tolist() == [8, 8, 8]
     assert [run["moves"].item() for run in (single, *ranks)] == [3, 3, 3]
+
+
+FSDP2 = """
+distributed_type: FSDP
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_transformer_layer_cls_to_wrap: Qwen2DecoderLayer
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: SHARDED_STATE_DICT
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 2
+"""
+
+
+@pytest.mark.slow
+def test_fsdp2_is_refused_on_every_process_before_anything_is_done(tmp_path):
+    (tmp_path / "fsdp2.yaml").write_text(FSDP2)
+    options = ["--config_file", str(tmp_path / "fsdp2.yaml"), "--main_process_port", free_port()]
+    done = accelerate(*options, str(SCRIPT), str(tmp_path))
+    assert done.returncode != 0
+    refusals = re.findall(r"ConfigError: FSDP shards the student.*", done.stderr)
+    assert len(refusals) == 2
+    assert all("Use data parallelism" in text for text in refusals)
+    assert "reward" not in done.stdout
 
 
 @pytest.mark.slow
