@@ -2,11 +2,12 @@
 
 python benchmark/performance/callback_overhead.py --size tiny small --steps 40
 
-Ordinary training: a random model, 8 sampled answers to a problem in two micro-batches, AdamW. One run audits every second update, so that steps with and without a check lie
-side by side and meet the same load; each kind's median counts. CPU time is measured besides wall
-time, because it does not depend on who else uses the machine. Checks that also measure the budgets
-(the 1st, 2nd, 8th, 32nd, …) are timed apart. `every 10th` is the cost spread over a run of
-`--updates` updates with all its measurements of budgets in it.
+Ordinary training: a random model, 8 sampled answers to a problem in two micro-batches, AdamW. One
+run audits every second update, so that steps with and without a check lie side by side and meet the
+same load; each kind's median counts. CPU time is measured besides wall time, because it depends
+little on who else uses the machine. Checks that also measure the budgets (the 1st, 2nd, 8th, 32nd
+and so on) are timed apart. `every 10th` is the cost spread over a run of `--updates` updates, with
+all its measurements of budgets in it.
 """
 
 import argparse
