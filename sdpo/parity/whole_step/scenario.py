@@ -1,0 +1,86 @@
+"""A scripted piece of training: conversations, completions, rewards, feedback and settings.
+
+Every side of an audit learns from the same script, so that whatever differs was computed
+differently. Nothing here knows a trainer.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, str]
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the sampler, the reward and the environment say of one row.
+
+    `completion` is text; it ends with the tokenizer's end token unless `truncated`.
+    """
+
+    completion: str
+    reward: float
+    feedback: str | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation: a conversation per group, and `group_size` rollouts for each, in order."""
+
+    conversations: tuple[Conversation, ...]
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def group_size(self) -> int:
+        """Rollouts of one conversation."""
+        return len(self.rollouts) // len(self.conversations)
+
+    def conversation_of(self, row: int) -> Conversation:
+        """The conversation that a row answers."""
+        return self.conversations[row // self.group_size]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Some updates under one group of settings.
+
+    Sizes are per process, in rows and micro-batches: a generation has `micro_batch_size *
+    steps_per_generation` rows, an optimizer step `micro_batch_size * accumulation`, and every
+    generation is learnt from `num_iterations` times. `self_distillation` has verl's names;
+    `optimizer` is a class of `torch.optim` with its arguments. `dtype` is that of the forward
+    passes: with `bfloat16` under autocast, weights stay float32.
+    """
+
+    id: str
+    description: str
+    generations: tuple[Generation, ...]
+    self_distillation: Mapping[str, Any]
+    micro_batch_size: int
+    accumulation: int = 1
+    steps_per_generation: int = 1
+    num_iterations: int = 1
+    temperature: float = 1.0
+    loss_agg_mode: str = "token-mean"
+    grad_clip: float = 1.0
+    optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "SGD", "lr": 0.5})
+    dtype: str = "float32"
+    lora: bool = False
+    poisoned_token: str | None = None
+    """Text of a token whose input embedding is NaN, in the prompt of a row without signal."""
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        rows = self.micro_batch_size * self.steps_per_generation
+        wrong = [n for n, g in enumerate(self.generations) if len(g.rollouts) != rows]
+        if wrong:
+            raise ValueError(
+                f"scenario {self.id}: generations {wrong} do not have micro_batch_size * "
+                f"steps_per_generation = {rows} rows"
+            )
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the one gradient of an update is taken at the weights that generated."""
+        return self.steps_per_generation == self.accumulation and self.num_iterations == 1
