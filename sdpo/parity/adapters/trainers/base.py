@@ -1,15 +1,35 @@
-"""What an audit needs to know of a trainer: how to build it, and where its values are."""
+"""What an audit needs to know of a trainer: how to build it, and where its values are.
+
+`examples/audit_my_trainer.py` is a whole adapter. Which stages a trainer shows, and how:
+
+| stage | seen in | asks of the adapter |
+|---|---|---|
+| `teacher_tokens` | inputs of the teacher's forward pass | `teacher` |
+| `distillation_mask` | `self_distillation_mask` of a micro-batch, else a hook | – |
+| `feedback`, `demonstration`, `teacher_prompt` | hooks | `observe` |
+| `log_probs`, `support`, `tail`, `divergence`, `importance` | hooks | `observe` |
+| `aggregate` | `compute_loss`, or a hook | `returns_unscaled_loss`, or `observe` |
+| `gradient` | gradient at the student's output | – |
+| `accumulate` | gradients before they are clipped | – |
+| `optimizer` | weights after each step | – |
+| `teacher_update` | the teacher's weights after each generation | `teacher` |
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from sdpo.config import SDPOConfig
 from sdpo.parity.adapters.base import Location
 from sdpo.parity.whole_step.record import TrainerRun
 from sdpo.parity.whole_step.scenario import Scenario
+
+if TYPE_CHECKING:
+    from sdpo.parity.adapters.trainers.recorder import Recorder
 
 
 class TrainerAdapter(ABC):
@@ -17,13 +37,15 @@ class TrainerAdapter(ABC):
 
     `stages` are the stages that the adapter claims to show; one that a run then lacks makes the
     audit INCONCLUSIVE. `package` and `versions` name the audited distribution and the versions
-    that the adapter was written for (a specifier such as `>=1.16,<2`).
+    that the adapter was written for (a specifier such as `>=1.16,<2`); `install` is what installs
+    it, if that is not the package itself.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str] = "trainer"
     package: ClassVar[str] = ""
     versions: ClassVar[str] = ""
+    install: ClassVar[str] = ""
     stages: ClassVar[tuple[str, ...]] = ()
     notes: tuple[str, ...] = ()
     location: Location | None = None
@@ -38,14 +60,60 @@ class TrainerAdapter(ABC):
         """
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is built from.
+
+    `settings` are the scenario's with every default filled in; `arguments` suit `GRPOConfig` and
+    anything that takes its names; `optimizer` is over the model's trainable weights; `dataset` has
+    the conversations in the column `prompt`; `reward` leaves feedback in `last_feedback`, one text
+    or None per completion.
+    """
+
+    scenario: Scenario
+    settings: SDPOConfig
+    model: nn.Module
+    tokenizer: Any
+    dataset: Any
+    reward: Any
+    optimizer: Any
+    arguments: Mapping[str, Any]
+    folder: Path
+
+
 class HFTrainerAdapter(TrainerAdapter):
-    """A trainer derived from transformers' `Trainer`: only building it and its teacher differ."""
+    """A trainer derived from transformers' `Trainer` that samples with `model.generate`.
+
+    `compute_loss(model, inputs, …)` must do the forward and loss of one micro-batch, and `inputs`
+    hold `completion_ids` and `completion_mask`, as in TRL. For others override `run`.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = (
+        "teacher_tokens",
+        "gradient",
+        "accumulate",
+        "optimizer",
+        "teacher_update",
+    )
+    returns_unscaled_loss: ClassVar[bool] = False
+    """Whether `compute_loss` returns the micro-batch's loss before any scale for accumulation."""
+    feedback_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of the data set in which the trainer looks for feedback, if it does so at all."""
+    teacher_adapter: ClassVar[str] = "teacher"
+    """Name of the teacher's adapter where student and teacher share a PEFT model."""
+
+    def run(self, scenario: Scenario, folder: Path) -> TrainerRun:
+        """Train through a scenario with the real trainer class and say what it did."""
+        from sdpo.parity.adapters.trainers.run import run_hf_trainer
+
+        return run_hf_trainer(self, scenario, folder)
 
     @abstractmethod
-    def build(
-        self, scenario: Scenario, model: nn.Module, tokenizer: Any, folder: Path
-    ) -> tuple[Any, Mapping[str, Any]]:
+    def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
         """The trainer, and its effective settings under verl's names.
+
+        Read the settings back from the trainer's own configuration, so that a default or a rename
+        that was missed shows at stage `config`.
 
         Raises:
             NotCoveredError: the trainer has no setting for what the scenario needs.
@@ -53,4 +121,17 @@ class HFTrainerAdapter(TrainerAdapter):
 
     @abstractmethod
     def teacher(self, trainer: Any) -> nn.Module | None:
-        """The module whose weights the teacher uses, None before there is one."""
+        """The module that answers as the teacher; the student itself if they share weights."""
+
+    def observe(self, trainer: Any, recorder: "Recorder") -> None:
+        """Add hooks that show stage values: `recorder.watch.function(module, name, seen)`.
+
+        `seen` may call `recorder.values({stage: tensor})` for the micro-batch in progress and
+        `recorder.prompts(stage, rows)` or `recorder.prompt(stage, row)` for the generation.
+        """
+
+    def teacher_weights(self, trainer: Any) -> dict[str, Tensor]:
+        """The teacher's weights by name; of a LoRA teacher the effective ones."""
+        from sdpo.parity.adapters.trainers.weights import teacher_weights
+
+        return teacher_weights(self.teacher(trainer), trainer.model, self.teacher_adapter)

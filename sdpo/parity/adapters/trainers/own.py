@@ -1,0 +1,139 @@
+"""This project's trainer, `sdpo.trainer.SDPOTrainer`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
+
+if TYPE_CHECKING:
+    from sdpo.parity.adapters.trainers.recorder import Recorder
+
+SETTINGS = (
+    "full_logit_distillation",
+    "alpha",
+    "distillation_topk",
+    "distillation_add_tail",
+    "is_clip",
+    "teacher_regularization",
+    "teacher_update_rate",
+    "success_reward_threshold",
+    "dont_reprompt_on_self_success",
+    "remove_thinking_from_demonstration",
+    "include_environment_feedback",
+    "environment_feedback_only_without_solution",
+    "max_reprompt_len",
+    "reprompt_truncation",
+    "reprompt_template",
+    "solution_template",
+    "feedback_template",
+    "loss_agg_mode",
+)
+PROMPTS = ("feedback", "demonstration", "teacher_prompt")
+
+
+class OwnTrainer(HFTrainerAdapter):
+    """`sdpo.trainer.SDPOTrainer`, seen through the recorder that its audit callback uses."""
+
+    name = "sdpo-trainer"
+    package = "trl"
+    versions = ">=1.16,<2"
+    install = "'sdpo[train]'"
+    teacher_adapter = "sdpo_teacher"
+    stages: ClassVar[tuple[str, ...]] = (
+        "config",
+        "feedback",
+        "demonstration",
+        "teacher_prompt",
+        "teacher_tokens",
+        "distillation_mask",
+        "log_probs",
+        "support",
+        "tail",
+        "divergence",
+        "importance",
+        "aggregate",
+        "gradient",
+        "accumulate",
+        "optimizer",
+        "teacher_update",
+    )
+
+    def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
+        """The trainer; feedback reaches it by the reward function's `last_feedback`."""
+        from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
+
+        from sdpo.trainer import SDPOTrainer
+
+        config = replace(
+            parts.settings,
+            loss_agg_mode=parts.scenario.loss_agg_mode,
+            teacher_mode="lora_ema" if is_lora_ema(parts) else parts.settings.teacher_mode,
+        )
+        trainer = SDPOTrainer(
+            model=parts.model,
+            reward_funcs=[parts.reward],
+            args=GRPOConfig(**parts.arguments),
+            sdpo_config=config,
+            processing_class=parts.tokenizer,
+            train_dataset=parts.dataset,
+            optimizers=(parts.optimizer, None),
+        )
+        found = {name: getattr(trainer.sdpo_config, name) for name in SETTINGS}
+        found |= {
+            "temperature": trainer.args.temperature,
+            "grad_clip": trainer.args.max_grad_norm,
+        }
+        return trainer, found
+
+    def teacher(self, trainer: Any) -> nn.Module | None:
+        """A copy; with LoRA the student, which has the teacher as a second adapter."""
+        return getattr(trainer.teacher, "module", trainer.model)
+
+    def observe(self, trainer: Any, recorder: "Recorder") -> None:
+        """Sit where the audit callback sits."""
+        trainer.recorder = Tap(recorder)
+        recorder.watch.expect("SDPOTrainer.recorder.rollouts")
+        recorder.watch.expect("SDPOTrainer.recorder.micro_batch")
+        if trainer.sdpo_config.teacher_regularization == "trust-region":
+            self._show_mixed_logits(recorder)
+
+    def _show_mixed_logits(self, recorder: "Recorder") -> None:
+        """A trust-region teacher answers with a mix, which no module returns: take the loss's."""
+        import sdpo.trainer
+
+        def seen(arguments: dict[str, Any], result: Any) -> None:
+            if recorder.micro is not None:
+                recorder.micro.logits["teacher"] = arguments["teacher_logits"].detach().clone()
+
+        recorder.watch.function(sdpo.trainer, "self_distillation_loss", seen)
+
+
+class Tap:
+    """What `SDPOTrainer.recorder` is told, passed on."""
+
+    def __init__(self, recorder: "Recorder"):
+        self.recorder = recorder
+
+    def rollouts(self, rollouts: Any, found: Any, batch: Any) -> None:
+        """A generation was turned into the teacher's inputs."""
+        self.recorder.watch.calls["SDPOTrainer.recorder.rollouts"] += 1
+        for stage in PROMPTS:
+            self.recorder.prompts(stage, found.trace[stage])
+
+    def micro_batch(self, batch: Any, trace: Mapping[str, Tensor], scale: Any) -> None:
+        """The loss of a micro-batch was computed."""
+        self.recorder.watch.calls["SDPOTrainer.recorder.micro_batch"] += 1
+        if "old_log_probs" in batch and self.recorder.micro is not None:
+            self.recorder.micro.inputs["old_log_probs"] = batch["old_log_probs"].clone()
+        self.recorder.values({k: v for k, v in trace.items() if k != "loss_mask"})
+
+    def gradients(self, model: nn.Module) -> None:
+        """The gradients of a step are complete; they are recorded where they are clipped."""
+
+
+def is_lora_ema(parts: Parts) -> bool:
+    """Whether the teacher is a moving average of adapters."""
+    return parts.scenario.lora and parts.settings.teacher_regularization == "ema"

@@ -1,0 +1,227 @@
+"""Writes down what a `transformers.Trainer` does in a scripted training.
+
+    generate ─► new update            prompts, demonstrations, masks
+    compute_loss ─► new micro-batch   inputs and logits of student and teacher, by forward hooks
+    clip_grad_norm_ ─► gradients      after the last micro-batch of a step, before clipping
+    on_step_end ─► weights            the teacher's only when the next update's first micro-batch
+                                      begins: whatever follows an optimizer step has then happened
+
+The student is what runs with gradients inside `compute_loss`, the teacher what runs without.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sdpo.parity.adapters.trainers.script import Script
+from sdpo.parity.adapters.trainers.watch import Watch
+from sdpo.parity.adapters.trainers.weights import gradients, trainable
+from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
+
+if TYPE_CHECKING:
+    from sdpo.parity.adapters.trainers.base import HFTrainerAdapter
+
+OLD_LOG_PROBS = ("old_per_token_logps", "old_log_probs")
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+HOOKS = (
+    "model.generate",
+    "Trainer.compute_loss",
+    "forward pass of the student",
+    "forward pass of the teacher",
+    "Accelerator.clip_grad_norm_",
+    "on_step_end",
+)
+
+
+class Recorder:
+    """Records one run.
+
+    Args:
+        adapter: knows the trainer's teacher.
+        trainer: built, not yet trained.
+        script: the scripted world that it lives in.
+        watch: holds the hooks.
+    """
+
+    def __init__(self, adapter: "HFTrainerAdapter", trainer: Any, script: Script, watch: Watch):
+        self.adapter, self.trainer, self.script, self.watch = adapter, trainer, script, watch
+        self.run = TrainerRun()
+        self.micro: MicroBatch | None = None
+        self.width = 0
+        self.positions: Tensor | None = None
+        self.closed = 0
+        self.step_open = False
+        self.logged = 0
+
+    # --- hooks ------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Put the hooks in place that every trainer needs."""
+        trainer, watch = self.trainer, self.watch
+        watch.replace(trainer.model, "generate", self.generate)
+        self._compute_loss = trainer.compute_loss
+        watch.replace(trainer, "compute_loss", self.compute_loss)
+        self._clip = trainer.accelerator.clip_grad_norm_
+        watch.replace(trainer.accelerator, "clip_grad_norm_", self.clip)
+        teacher = self.adapter.teacher(trainer)
+        for module in {id(m): m for m in (trainer.model, teacher) if m is not None}.values():
+            self.hook(module, self.forwarded)
+            for name, part in module.named_modules():
+                if name.endswith("rotary_emb"):
+                    self.hook(part, self.placed)
+        for name in HOOKS:
+            watch.expect(name)
+
+    def hook(self, module: nn.Module, seen: Any) -> None:
+        """Call `seen(module, args, kwargs, output)` after each forward pass of a module."""
+        self.watch.undo.append(module.register_forward_hook(seen, with_kwargs=True).remove)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The sampler is asked: an update begins with the first call of a generation."""
+        self.watch.calls["model.generate"] += 1
+        result = self.script.generate(*args, **kwargs)
+        if self.script.generation == len(self.run.updates):
+            self.run.updates.append(Update())
+        return result
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Record everything that happens in the loss of one micro-batch."""
+        self.watch.calls["Trainer.compute_loss"] += 1
+        micro = self.micro = self.open(inputs)
+        loss = self._compute_loss(model, inputs, *args, **kwargs)
+        if self.adapter.returns_unscaled_loss:
+            self.values({"aggregate": loss[0] if isinstance(loss, tuple) else loss})
+        self.micro = None
+        if inputs.get("self_distillation_mask") is not None:
+            self.by_row("distillation_mask", micro, inputs["self_distillation_mask"].tolist())
+        return loss
+
+    def open(self, inputs: dict[str, Any]) -> MicroBatch:
+        """Begin a micro-batch, and with it whatever else is due: a step, an update, the run."""
+        if len(self.run.updates) > self.closed + 1:
+            self.close_update()
+        if not self.run.initial:
+            self.run.initial = trainable(self.trainer.model)
+            self.run.initial_teacher = self.adapter.teacher_weights(self.trainer)
+        steps = self.run.updates[-1].steps
+        if not self.step_open:
+            steps.append(OptimizerStep())
+            self.step_open = True
+        responses = inputs["completion_ids"]
+        self.width = responses.shape[1]
+        micro = MicroBatch([self.script.row_of(ids) for ids in responses.tolist()])
+        steps[-1].micro_batches.append(micro)
+        found = {"responses": responses, "response_mask": inputs["completion_mask"]}
+        found |= {"old_log_probs": inputs[n] for n in OLD_LOG_PROBS if inputs.get(n) is not None}
+        micro.inputs.update({name: copied(value) for name, value in found.items()})
+        return micro
+
+    def placed(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """The model turned positions into angles: those are in effect, whoever chose them."""
+        self.positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+
+    def forwarded(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A model answered: the student if gradients are on, else the teacher."""
+        if self.micro is None:
+            return
+        side = "student" if torch.is_grad_enabled() else "teacher"
+        self.watch.calls[f"forward pass of the {side}"] += 1
+        logits = output.logits if hasattr(output, "logits") else output[0]
+        if logits.requires_grad:
+            self.follow(self.micro, logits)
+        if side in self.micro.logits:
+            return
+        self.micro.logits[side] = copied(self.aligned(logits))
+        given = dict(zip(MODEL_INPUTS, args, strict=False)) | kwargs
+        given = {name: given[name] for name in MODEL_INPUTS if given.get(name) is not None}
+        prefix = "teacher_" if side == "teacher" else ""
+        self.micro.inputs.update({prefix + name: copied(value) for name, value in given.items()})
+        if side == "teacher":
+            self.by_row("teacher_tokens", self.micro, self.attended(given))
+
+    def attended(self, given: dict[str, Tensor]) -> list[dict[str, list[int]]]:
+        """Ids and positions in effect of the tokens that each row attends to."""
+        ids = given["input_ids"]
+        mask = given.get("attention_mask", torch.ones_like(ids)).bool()
+        assert self.positions is not None, "the tiny model always asks for positions"
+        places = self.positions.expand_as(ids)
+        return [
+            {"input_ids": i[m].tolist(), "position_ids": p[m].tolist()}
+            for i, p, m in zip(ids, places, mask, strict=True)
+        ]
+
+    def follow(self, micro: MicroBatch, logits: Tensor) -> None:
+        """Record the gradient that comes back to some logits; of several uses the sum."""
+
+        def arrived(gradient: Tensor) -> None:
+            found = copied(gradient[:, -micro.inputs["responses"].shape[1] - 1 : -1])
+            before = micro.logits.get("gradient")
+            micro.logits["gradient"] = found if before is None else before + found
+
+        logits.register_hook(arrived)
+
+    def aligned(self, logits: Tensor) -> Tensor:
+        """The `(B, T, V)` logits that predict the response tokens."""
+        return logits[:, -self.width - 1 : -1]
+
+    def clip(self, parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        """All micro-batches of a step are done: record the gradients before they are clipped."""
+        self.watch.calls["Accelerator.clip_grad_norm_"] += 1
+        step = self.run.updates[-1].steps[-1]
+        first = step.grad_norm is None
+        if first:
+            step.gradient = gradients(self.trainer.model)
+        norm = self._clip(parameters, *args, **kwargs)
+        step.grad_norm = float(norm) if first else step.grad_norm
+        return norm
+
+    def stepped(self) -> None:
+        """The optimizer step, and what callbacks do after it, is done."""
+        self.watch.calls["on_step_end"] += 1
+        self.run.updates[-1].steps[-1].parameters = trainable(self.trainer.model)
+        self.step_open = False
+
+    def close_update(self) -> None:
+        """Read what the oldest update that is still open left behind."""
+        update, history = self.run.updates[self.closed], self.trainer.state.log_history
+        self.closed += 1
+        update.teacher = self.adapter.teacher_weights(self.trainer)
+        for entry in history[self.logged :]:
+            if "train_runtime" not in entry:
+                update.logged |= {k: float(v) for k, v in entry.items() if is_number(v)}
+        self.logged = len(history)
+
+    # --- what the hooks of an adapter say ---------------------------------------------------
+
+    def values(self, stages: Mapping[str, Tensor | None]) -> None:
+        """Stage values of the micro-batch in progress; outside of one they are not recorded."""
+        if self.micro is not None:
+            found = {name: copied(v) for name, v in stages.items() if v is not None}
+            self.micro.values.update(found)
+
+    def prompts(self, stage: str, rows: Sequence[Any]) -> None:
+        """A prompt stage of the generation that was sampled last, one value per row."""
+        self.run.updates[-1].prompt[stage] = list(rows)
+
+    def prompt(self, stage: str, value: Any) -> None:
+        """A prompt stage of the next row of the generation that was sampled last."""
+        self.run.updates[-1].prompt.setdefault(stage, []).append(value)
+
+    def by_row(self, stage: str, micro: MicroBatch, found: Sequence[Any]) -> None:
+        """A prompt stage of the rows of a micro-batch."""
+        size = len(self.script.present.rollouts)
+        rows = self.run.updates[-1].prompt.setdefault(stage, [None] * size)
+        for row, value in zip(micro.rows, found, strict=True):
+            rows[row] = value
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A copy without graph."""
+    return tensor.detach().clone()
+
+
+def is_number(value: Any) -> bool:
+    """Whether a logged value is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,226 @@
+"""One run of a trainer derived from transformers' `Trainer`: build, train, collect."""
+
+import contextlib
+import importlib.metadata
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sdpo.config import SDPOConfig
+from sdpo.parity.adapters.base import CandidateError, NotCoveredError
+from sdpo.parity.adapters.trainers.recorder import Recorder
+from sdpo.parity.adapters.trainers.script import Script, ScriptedReward
+from sdpo.parity.adapters.trainers.watch import Watch, installed_versions
+from sdpo.parity.whole_step.record import TrainerRun
+from sdpo.parity.whole_step.scenario import Scenario
+from sdpo.parity.whole_step.tiny_model import tiny_model, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts, TrainerAdapter
+
+SEED = 3
+
+
+def run_hf_trainer(adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path) -> TrainerRun:
+    """Train through a scenario and say what happened.
+
+    Raises:
+        NotCoveredError: the trainer cannot express the scenario.
+        CandidateError: a package is missing or too new, the trainer raised, or a hook did not fire.
+    """
+    check_installed(adapter)
+    check_schedule(scenario)
+    with quiet(), Watch(adapter.package) as watch:
+        parts, script = parts_of(adapter, scenario, folder)
+        with failures(adapter, "built"):
+            trainer, settings = adapter.build(parts)
+        recorder = Recorder(adapter, trainer, script, watch)
+        recorder.attach()
+        adapter.observe(trainer, recorder)
+        follow_callbacks(trainer, recorder)
+        with failures(adapter, "trained"):
+            trainer.train()
+        recorder.close_update()
+        watch.check()
+    check_complete(recorder.run, scenario)
+    recorder.run.settings = dict(settings)
+    recorder.run.notes.append(f"installed: {installed_versions(adapter.package)}")
+    return recorder.run
+
+
+def check_installed(adapter: "TrainerAdapter") -> None:
+    """Check the audited package.
+
+    Raises:
+        CandidateError: it is not installed, or in a version that the adapter was not written for.
+    """
+    if not adapter.package:
+        return
+    install = adapter.install or f"'{adapter.package}{adapter.versions}'"
+    try:
+        found = importlib.metadata.version(adapter.package)
+    except importlib.metadata.PackageNotFoundError:
+        raise CandidateError(
+            "config",
+            f"the package {adapter.package!r} is not installed: pip install {install}",
+        ) from None
+    from packaging.specifiers import SpecifierSet
+
+    if not SpecifierSet(adapter.versions).contains(found, prereleases=True):
+        raise CandidateError(
+            "config",
+            f"{adapter.package} {found} is installed, but its adapter was written for "
+            f"{adapter.package}{adapter.versions}, so what its hooks would show is unknown: "
+            f"pip install {install}",
+        )
+
+
+def check_schedule(scenario: Scenario) -> None:
+    """Check that every optimizer step lies in one generation, and that groups have one size.
+
+    Raises:
+        NotCoveredError: otherwise; neither TRL's settings nor the record can express it.
+    """
+    passes = scenario.steps_per_generation * scenario.num_iterations
+    if passes % scenario.accumulation:
+        raise NotCoveredError(
+            f"accumulation={scenario.accumulation} does not divide steps_per_generation * "
+            f"num_iterations = {passes}, so an optimizer step would span generations"
+        )
+    sizes = {generation.group_size for generation in scenario.generations}
+    if len(sizes) > 1 or min(sizes) < 2:
+        raise NotCoveredError(
+            f"groups of {sorted(sizes)} rollouts: num_generations is one number, at least 2"
+        )
+
+
+def parts_of(
+    adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path
+) -> tuple["Parts", Script]:
+    """Everything that a trainer is built from, and the script behind it."""
+    from sdpo.parity.adapters.trainers.base import Parts
+
+    model, tokenizer = tiny_model(scenario, folder), tiny_tokenizer()
+    script = Script(scenario, tokenizer.pad_token_id)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    arguments = dict(scenario.optimizer)
+    optimizer = getattr(torch.optim, arguments.pop("name"))(parameters, **arguments)
+    parts = Parts(
+        scenario,
+        SDPOConfig(**scenario.self_distillation),
+        model,
+        tokenizer,
+        script.dataset(*adapter.feedback_columns),
+        ScriptedReward(script),
+        optimizer,
+        training_arguments(scenario, script, folder),
+        folder,
+    )
+    return parts, script
+
+
+def training_arguments(scenario: Scenario, script: Script, folder: Path) -> dict[str, Any]:
+    """Settings that all of TRL's online trainers take, for one run on a CPU without any files."""
+    passes = scenario.steps_per_generation * scenario.num_iterations
+    return {
+        "output_dir": str(folder / "output"),
+        "per_device_train_batch_size": scenario.micro_batch_size,
+        "gradient_accumulation_steps": scenario.accumulation,
+        "steps_per_generation": scenario.steps_per_generation,
+        "num_iterations": scenario.num_iterations,
+        "num_generations": scenario.generations[0].group_size,
+        "max_completion_length": script.max_completion_length,
+        "max_steps": len(scenario.generations) * passes // scenario.accumulation,
+        "temperature": scenario.temperature,
+        "max_grad_norm": scenario.grad_clip,
+        "lr_scheduler_type": "constant",
+        "shuffle_dataset": False,
+        "bf16": scenario.dtype == "bfloat16",
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "seed": SEED,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def follow_callbacks(trainer: Any, recorder: Recorder) -> None:
+    """Tell the recorder of the end of each step, after everybody else, and print nothing."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Follow(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            recorder.stepped()
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Follow())
+
+
+def check_complete(run: TrainerRun, scenario: Scenario) -> None:
+    """Check that every generation was learnt from as often as the scenario says.
+
+    Raises:
+        CandidateError: fewer or more micro-batches or steps.
+    """
+    passes = scenario.steps_per_generation * scenario.num_iterations
+    expected = [[scenario.accumulation] * (passes // scenario.accumulation)]
+    found = [[len(step.micro_batches) for step in update.steps] for update in run.updates]
+    if found != expected * len(scenario.generations):
+        raise CandidateError(
+            "hook",
+            f"micro-batches of each optimizer step of each update: {found}; expected "
+            f"{expected * len(scenario.generations)}",
+        )
+
+
+@contextlib.contextmanager
+def failures(adapter: "TrainerAdapter", what: str) -> Iterator[None]:
+    """Whatever the trainer raises, `SystemExit` included, is its failure.
+
+    Raises:
+        CandidateError: the trainer raised.
+        NotCoveredError: passed on.
+    """
+    try:
+        yield
+    except (NotCoveredError, CandidateError):
+        raise
+    except ModuleNotFoundError as error:
+        raise CandidateError(
+            "config",
+            f"{adapter.name} needs the package {error.name!r}, which is not installed: "
+            f"pip install {adapter.install or error.name}",
+        ) from error
+    except BaseException as error:
+        text = " ".join(str(error).split())
+        raise CandidateError(
+            "config",
+            f"{adapter.name} could not be {what}: {type(error).__name__}: {text or 'no message'}; "
+            f"versions: {installed_versions(adapter.package)}",
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep standard output for the report: what a trainer prints goes to standard error."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

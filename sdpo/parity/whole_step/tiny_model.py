@@ -1,0 +1,128 @@
+"""The tiny model, tokenizer and completions that every side of a trainer's audit starts from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdpo.fixtures import PACKAGED
+from sdpo.parity.whole_step.scenario import Generation, Scenario
+
+SEED = 0
+LORA_RANK = 4
+LORA_MODULES = ("q_proj", "v_proj")
+
+
+def tiny_tokenizer() -> Any:
+    """A fresh copy of the recorded tokenizer: 425 entries, ends turns with id 420, pads with 421.
+
+    Trainers change the tokenizer they are given, so no two of them should share one.
+    """
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
+
+
+def tiny_model(scenario: Scenario, folder: Path) -> nn.Module:
+    """A Qwen2 of two layers in float32, the same for every call with the same scenario.
+
+    It is written to `folder/model` and loaded from there, because a trainer may build its teacher
+    from the path in the student's configuration. With `scenario.lora` a PEFT model whose factors
+    are `A` random and `B` zero. With `scenario.poisoned_token` that token's input embedding is NaN.
+
+    Raises:
+        ValueError: the poisoned text is not one token.
+    """
+    from transformers import Qwen2ForCausalLM
+
+    path = folder / "model"
+    if not (path / "config.json").is_file():
+        initial_model(scenario).save_pretrained(path)
+    model = Qwen2ForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    return with_adapter(model) if scenario.lora else model
+
+
+def initial_model(scenario: Scenario) -> Any:
+    """The model before it is written."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=426,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        initializer_range=0.3,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = Qwen2ForCausalLM(config).float()
+    if scenario.poisoned_token is not None:
+        ids = tiny_tokenizer().encode(scenario.poisoned_token, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ValueError(
+                f"scenario {scenario.id}: poisoned_token={scenario.poisoned_token!r} is "
+                f"{len(ids)} tokens; it must be one"
+            )
+        with torch.no_grad():
+            model.get_input_embeddings().weight[ids[0]] = torch.nan
+    return model
+
+
+def with_adapter(model: Any) -> nn.Module:
+    """The model with LoRA factors on two projections of each layer."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=LORA_RANK,
+        lora_alpha=2 * LORA_RANK,
+        lora_dropout=0.0,
+        target_modules=list(LORA_MODULES),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED + 1)
+        return get_peft_model(model, settings)
+
+
+def completion_ids(generation: Generation) -> tuple[tuple[int, ...], ...]:
+    """Token ids of each row's completion.
+
+    A finished row is its text and the end token. A truncated one is cut, as a sampler would, at the
+    greatest length of the generation: that of its longest finished row.
+
+    Raises:
+        ValueError: a truncated row is shorter than that, or two rows have the same ids, so that
+            they could not be told apart.
+    """
+    tokenizer = tiny_tokenizer()
+    ids = [tokenizer.encode(r.completion, add_special_tokens=False) for r in generation.rollouts]
+    cut = [rollout.truncated for rollout in generation.rollouts]
+    finished = [len(row) + 1 for row, short in zip(ids, cut, strict=True) if not short]
+    limit = max(finished or [min(map(len, ids))])
+    rows = []
+    for number, (row, short) in enumerate(zip(ids, cut, strict=True)):
+        if short and len(row) < limit:
+            raise ValueError(
+                f"row {number} is truncated but has {len(row)} tokens, fewer than the {limit} of "
+                "the longest finished row: a sampler would have gone on; make its text longer"
+            )
+        rows.append(tuple(row[:limit] if short else [*row, tokenizer.eos_token_id]))
+    if len(set(rows)) < len(rows):
+        raise ValueError("two rows of a generation have the same completion; make them differ")
+    return tuple(rows)
+
+
+def prompt_ids(generation: Generation) -> list[list[int]]:
+    """Token ids of each row's prompt, with the header of the answer."""
+    tokenizer = tiny_tokenizer()
+    conversations = [list(conversation) for conversation in generation.conversations]
+    found = tokenizer.apply_chat_template(
+        conversations, add_generation_prompt=True, return_dict=True
+    )["input_ids"]
+    return [found[row // generation.group_size] for row in range(len(generation.rollouts))]
