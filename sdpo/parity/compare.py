@@ -34,7 +34,8 @@ class Comparison:
     `max_abs`, `max_ulp` and `budget_used` are maxima over the finite elements (`max_ulp` over those
     larger than their budget); `worst` describes
     the element that uses most of its budget; `smallest_detectable` is the smallest relative change
-    of an element that would have failed.
+    of an element that would have failed. `inherits` names an earlier divergent stage that the value
+    follows from.
     """
 
     stage: str
@@ -48,6 +49,7 @@ class Comparison:
     worst: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     effect: str = ""
+    inherits: str = ""
 
 
 @dataclass(frozen=True)

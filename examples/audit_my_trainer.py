@@ -1,0 +1,237 @@
+"""Audit a trainer of your own: `sdpo audit examples/audit_my_trainer.py:MyAdapter`.
+
+`MyTrainer` stands for your code: a plain training loop of SDPO. `MyAdapter` is what the audit
+needs: it feeds the loop with a scenario and writes down what happened. Trainers derived from
+transformers' `Trainer` have less to do: `sdpo.parity.adapters.trainers.base.HFTrainerAdapter`.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdpo import reprompt
+from sdpo.aggregate import aggregate
+from sdpo.divergence import divergence
+from sdpo.fixtures.models import build_optimizer
+from sdpo.importance import importance
+from sdpo.parity.adapters.base import NotCoveredError
+from sdpo.parity.adapters.trainers.base import TrainerAdapter
+from sdpo.parity.whole_step.prompt_chain import attended
+from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
+from sdpo.parity.whole_step.reference_run import student_batch
+from sdpo.parity.whole_step.scenario import Generation, Scenario
+from sdpo.parity.whole_step.tiny_model import tiny_model, tiny_tokenizer
+from sdpo.support import log_probs, support, tail
+
+
+class MyTrainer:
+    """A training loop for SDPO with top-k support and a teacher of averaged weights."""
+
+    def __init__(self, model: nn.Module, scenario: Scenario):
+        self.model, self.scenario = model, scenario
+        self.teacher = copy.deepcopy(model).eval()
+        self.optimizer = build_optimizer(dict(scenario.optimizer), model.parameters())
+
+    def teacher_batch(self, generation: Generation, batch: dict[str, Tensor], tokenizer: Any):
+        """Teacher prompts, tokens and mask."""
+        rows = range(len(generation.rollouts))
+        rewards = torch.zeros(batch["responses"].shape)
+        rewards[:, 0] = torch.tensor([rollout.reward for rollout in generation.rollouts])
+        return reprompt.teacher_batch(
+            [list(generation.conversation_of(row)) for row in rows],
+            batch["responses"],
+            batch["response_mask"],
+            rewards,
+            [row // generation.group_size for row in rows],
+            tokenizer,
+            reward_extra_infos={"feedback": [r.feedback for r in generation.rollouts]},
+            **reprompt_settings(self.scenario),
+        )
+
+    def logits(self, module: nn.Module, batch: dict[str, Tensor], prefix: str = "") -> Tensor:
+        """Raw logits of the response tokens."""
+        names = ("input_ids", "attention_mask", "position_ids")
+        width = batch["responses"].size(1)
+        out = module(**{name: batch[prefix + name] for name in names}, use_cache=False)
+        return out.logits[:, -width - 1 : -1]
+
+    def loss(
+        self, student: Tensor, teacher: Tensor, batch: dict[str, Tensor], old: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The loss of a micro-batch and the values on the way, by name."""
+        config, tau = self.scenario.self_distillation, self.scenario.temperature
+        own = log_probs(student, batch["responses"], temperature=tau)
+        theirs = log_probs(teacher, batch["responses"], temperature=tau)
+        top = {"distillation_topk": config["distillation_topk"], "temperature": tau}
+        indices, s, t = support(student, teacher, **top)
+        values = {"log_probs.student": own, "log_probs.teacher": theirs}
+        values |= {"support.indices": indices, "support.student": s, "support.teacher": t}
+        add_tail = config["distillation_add_tail"]
+        s, t = (tail(x, distillation_add_tail=add_tail) for x in (s, t))
+        values |= {"tail.student": s, "tail.teacher": t}
+        values["divergence"] = divergence(s, t, alpha=config["alpha"])
+        values["importance"] = importance(
+            values["divergence"],
+            student_log_probs=own,
+            old_log_probs=own.detach() if old is None else old,
+            is_clip=config["is_clip"],
+        )
+        mask = batch["response_mask"] * batch["self_distillation_mask"][:, None]
+        values["aggregate"] = aggregate(
+            values["importance"], mask, loss_agg_mode=self.scenario.loss_agg_mode
+        )
+        return values
+
+    def old_log_probs(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Log-probs at the weights that generated; None where the gradient is taken there."""
+        if self.scenario.on_policy:
+            return None
+        with torch.no_grad():
+            logits = self.logits(self.model, batch)
+        return log_probs(logits, batch["responses"], temperature=self.scenario.temperature)
+
+    def clip(self) -> float:
+        """Clip the gradient and return its norm."""
+        limit = self.scenario.grad_clip
+        return nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+
+    def update_teacher(self) -> None:
+        """Move the teacher a little towards the student."""
+        rate = self.scenario.self_distillation["teacher_update_rate"]
+        with torch.no_grad():
+            for old, new in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+                old.lerp_(new, rate)
+
+
+class MyAdapter(TrainerAdapter):
+    """Runs `MyTrainer` through a scenario."""
+
+    name = "my_trainer"
+    stages = (
+        "feedback",
+        "demonstration",
+        "teacher_prompt",
+        "teacher_tokens",
+        "distillation_mask",
+        "log_probs",
+        "support",
+        "tail",
+        "divergence",
+        "importance",
+        "aggregate",
+        "gradient",
+        "accumulate",
+        "optimizer",
+        "teacher_update",
+    )
+    trainer = MyTrainer
+
+    def run(self, scenario: Scenario, folder: Path) -> TrainerRun:
+        """Train through a scenario."""
+        refuse(scenario)
+        trainer = self.trainer(tiny_model(scenario, folder), scenario)
+        tokenizer = tiny_tokenizer()
+        tokenizer.padding_side = "left"
+        run = TrainerRun(initial=weights(trainer.model), initial_teacher=weights(trainer.teacher))
+        for generation in scenario.generations:
+            run.updates.append(self.update(trainer, generation, tokenizer))
+        return run
+
+    def update(self, trainer: MyTrainer, generation: Generation, tokenizer: Any) -> Update:
+        """Everything learnt from one generation."""
+        scenario = trainer.scenario
+        batch = student_batch(scenario, generation, tokenizer)
+        built = trainer.teacher_batch(generation, batch, tokenizer)
+        batch |= {f"teacher_{name}": value for name, value in built.tokens._asdict().items()}
+        batch["self_distillation_mask"] = built.distillation_mask
+        update = Update(prompt=shown(built.trace))
+        old = trainer.old_log_probs(batch)
+        rows = list(range(len(generation.rollouts)))
+        size, span = scenario.micro_batch_size, scenario.micro_batch_size * scenario.accumulation
+        for _ in range(scenario.num_iterations):
+            for start in range(0, len(rows), span):
+                parts = [rows[i : i + size] for i in range(start, start + span, size)]
+                update.steps.append(self.step(trainer, batch, parts, old))
+        trainer.update_teacher()
+        update.teacher = weights(trainer.teacher)
+        return update
+
+    def step(
+        self,
+        trainer: MyTrainer,
+        batch: dict[str, Tensor],
+        parts: list[list[int]],
+        old: Tensor | None,
+    ) -> OptimizerStep:
+        """One optimizer step."""
+        trainer.optimizer.zero_grad()
+        step = OptimizerStep()
+        for rows in parts:
+            part = {name: tensor[rows] for name, tensor in batch.items()}
+            step.micro_batches.append(
+                self.micro_batch(trainer, rows, part, None if old is None else old[rows])
+            )
+        named = trainer.model.named_parameters()
+        step.gradient = {n: p.grad.clone() for n, p in named if p.grad is not None}
+        step.grad_norm = trainer.clip()
+        if torch.tensor(step.grad_norm).isfinite():
+            trainer.optimizer.step()
+        step.parameters = weights(trainer.model)
+        return step
+
+    def micro_batch(
+        self, trainer: MyTrainer, rows: list[int], batch: dict[str, Tensor], old: Tensor | None
+    ) -> MicroBatch:
+        """One forward and backward pass."""
+        student = trainer.logits(trainer.model, batch)
+        student.retain_grad()
+        with torch.no_grad():
+            teacher = trainer.logits(trainer.teacher, batch, "teacher_")
+        values = trainer.loss(student, teacher, batch, old)
+        (values["aggregate"] / trainer.scenario.accumulation).backward()
+        assert student.grad is not None
+        logits = {"student": student, "teacher": teacher, "gradient": student.grad}
+        detached = ({k: v.detach() for k, v in side.items()} for side in (logits, values))
+        return MicroBatch(rows, batch, *detached)
+
+
+def refuse(scenario: Scenario) -> None:
+    """Say what the loop cannot do, so that the report lists it."""
+    settings = scenario.self_distillation
+    cannot = {
+        "LoRA": scenario.lora,
+        "autocast": scenario.dtype != "float32",
+        "sampled-token distillation": not settings["full_logit_distillation"],
+        "full-vocabulary distillation": settings["distillation_topk"] is None,
+        "a teacher of mixed logits": settings["teacher_regularization"] != "ema",
+    }
+    if found := [name for name, needed in cannot.items() if needed]:
+        raise NotCoveredError(f"my trainer has no {', '.join(found)}")
+
+
+def reprompt_settings(scenario: Scenario) -> dict[str, Any]:
+    """The settings of the teacher's prompt."""
+    loss = ("full_logit_distillation", "alpha", "is_clip")
+    others = ("distillation_", "teacher_")
+    return {
+        name: value
+        for name, value in scenario.self_distillation.items()
+        if name not in loss and not name.startswith(others)
+    }
+
+
+def shown(trace: dict[str, Any]) -> dict[str, list[Any]]:
+    """The prompt stages, one entry per row."""
+    found = {n: list(trace[n]) for n in ("feedback", "demonstration", "teacher_prompt")}
+    tokens = trace["teacher_tokens"]
+    found["teacher_tokens"] = attended(*tokens)
+    found["distillation_mask"] = trace["distillation_mask"].tolist()
+    return found
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights by name."""
+    return {name: p.detach().clone() for name, p in module.named_parameters()}

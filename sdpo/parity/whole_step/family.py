@@ -1,0 +1,201 @@
+"""All scenarios through a trainer, each compared stage by stage."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdpo.parity.adapters.base import CandidateError, NotCoveredError, guarded
+from sdpo.parity.compare import ERROR, Comparison
+from sdpo.parity.prepared import Observation
+from sdpo.parity.verdict import CaseResult
+from sdpo.parity.whole_step import weights_chain as chain
+from sdpo.parity.whole_step.effects import Effect, effect_of
+from sdpo.parity.whole_step.loss_chain import compare_micro_batch, loss_case
+from sdpo.parity.whole_step.prompt_chain import compare_prompts
+from sdpo.parity.whole_step.record import MicroBatch, Tensors, TrainerRun, Update
+from sdpo.parity.whole_step.reference_run import log_probs, run_reference, whole_batch
+from sdpo.parity.whole_step.scenario import Scenario
+from sdpo.parity.whole_step.scenarios import SCENARIOS
+from sdpo.parity.whole_step.tiny_model import tiny_model, tiny_tokenizer
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class TrainerFindings:
+    """What the scenarios gave."""
+
+    results: list[CaseResult] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def run_trainer_family(
+    candidate: Any, progress: Progress, scenarios: Sequence[Scenario] = SCENARIOS
+) -> TrainerFindings:
+    """Train a candidate through all scenarios and compare it with the reference.
+
+    Args:
+        candidate: a trainer adapter.
+        progress: told the family, the number of scenarios done and their total.
+        scenarios: the scripts.
+    """
+    findings = TrainerFindings()
+    for number, scenario in enumerate(scenarios):
+        progress("trainer", number, len(scenarios))
+        with tempfile.TemporaryDirectory(prefix="sdpo-trainer-") as folder:
+            run_scenario(candidate, scenario, Path(folder), findings)
+    progress("trainer", len(scenarios), len(scenarios))
+    return findings
+
+
+def run_scenario(
+    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
+) -> None:
+    """One scenario; whatever fails in the candidate is a finding."""
+    result = CaseResult(scenario.id, "trainer", scenario.tags)
+    findings.results.append(result)
+    try:
+        run: TrainerRun = candidate.run(scenario, folder)
+    except NotCoveredError as error:
+        result.note = f"not covered: {error}"
+        return
+    except CandidateError as error:
+        result.comparisons.append(Comparison(error.stage, ERROR, scenario.id, note=str(error)))
+        return
+    walk = Walk(scenario, run, folder)
+    try:
+        result.comparisons.extend(walk.comparisons())
+    except (KeyError, ValueError) as error:
+        note = f"what the adapter recorded cannot be compared: {type(error).__name__}: {error}"
+        result.comparisons.append(Comparison("accumulate", ERROR, scenario.id, note=note))
+        return
+    findings.observations.extend(walk.observations)
+    findings.effects.append(effect_of(scenario, run, walk.natural(), result))
+    findings.notes.extend(note for note in run.notes if note not in findings.notes)
+
+
+class Walk:
+    """One run of a trainer, followed from stage to stage and from step to step."""
+
+    def __init__(self, scenario: Scenario, run: TrainerRun, folder: Path):
+        self.scenario, self.run = scenario, run
+        self.model = tiny_model(scenario, folder)
+        self.tokenizer = tiny_tokenizer()
+        self.tokenizer.padding_side = "left"
+        self.student = chain.Twins.of(self.model)
+        self.plain = chain.Twins.of(merged(self.model) if scenario.lora else self.model)
+        self.optimizers = chain.Optimizers(scenario, trainable(self.model))
+        self.observations: list[Observation] = []
+
+    def comparisons(self) -> Iterator[Comparison]:
+        """All comparisons, update by update."""
+        weights, teacher = dict(self.run.initial), dict(self.run.initial_teacher)
+        for number, update in enumerate(self.run.updates):
+            generation = self.scenario.generations[number]
+            batch, prompt = whole_batch(self.scenario, generation, self.tokenizer)
+            yield from compare_prompts(
+                self.scenario, generation, update.prompt, prompt, batch, self.tokenizer
+            )
+            self.student.load(weights)
+            old = self.old_log_probs(batch)
+            stepped = False
+            for step in update.steps:
+                self.student.load(weights)
+                self.plain.load(teacher)
+                scales = []
+                for micro_batch in step.micro_batches:
+                    mask = self.signal(update, micro_batch, prompt)
+                    found, scale = self.micro_batch(micro_batch, batch, mask, old)
+                    scales.append(scale)
+                    yield from found
+                yield from chain.compare_gradient(self.scenario, self.student, step, scales)
+                after, truth, norm = self.optimizers.step(weights, step.gradient)
+                stepped |= torch.tensor(norm).isfinite().item()
+                yield from chain.compare_all(
+                    "optimizer", self.scenario.id, after, truth, step.parameters
+                )
+                weights = dict(step.parameters)
+            if update.teacher:
+                yield from self.teacher(teacher, weights, update, stepped)
+                teacher = dict(update.teacher)
+
+    def signal(self, update: Update, micro_batch: MicroBatch, prompt: dict[str, Any]) -> Tensor:
+        """`(B,)` distillation mask of a micro-batch, the trainer's where it shows one."""
+        mask = update.prompt.get("distillation_mask", prompt["distillation_mask"].tolist())
+        return torch.tensor([float(mask[row]) for row in micro_batch.rows])
+
+    def old_log_probs(self, batch: Tensors) -> Tensor | None:
+        """The reference's old log-probs at the weights that generated; None on-policy."""
+        if self.scenario.on_policy:
+            return None
+        with torch.no_grad():
+            return log_probs(self.student.single, batch, self.scenario)
+
+    def micro_batch(
+        self, micro_batch: MicroBatch, batch: Tensors, mask: Tensor, old: Tensor | None
+    ) -> tuple[list[Comparison], float]:
+        """Inputs, forward passes and loss of a micro-batch, and the scale of its gradient."""
+        width = micro_batch.inputs["responses"].size(1)
+        old = None if old is None else old[micro_batch.rows][:, :width]
+        case = loss_case(self.scenario, self.scenario.id, micro_batch, old, mask)
+        found = chain.compare_student_tokens(self.scenario, micro_batch, batch)
+        if (case.loss_mask != 0).any():
+            for side, twins in (("student", self.student), ("teacher", self.plain)):
+                if self.frozen_mix(side):
+                    continue
+                found.append(
+                    chain.compare_forward(self.scenario, side, twins, micro_batch, case.loss_mask)
+                )
+        compared, observation, scale = compare_micro_batch(self.scenario, case, micro_batch)
+        self.observations.append(observation)
+        return found + compared, scale
+
+    def frozen_mix(self, side: str) -> bool:
+        """Whether a side's logits are mixed from two models, which one model cannot repeat."""
+        mixed = self.scenario.self_distillation["teacher_regularization"] == "trust-region"
+        return side == "teacher" and mixed
+
+    def teacher(
+        self, before: Tensors, weights: Tensors, update: Update, stepped: bool
+    ) -> list[Comparison]:
+        """The teacher after an update."""
+        student = weights
+        if self.scenario.lora:
+            self.student.load(weights)
+            student = named(merged(self.student.single))
+        return chain.compare_teacher(self.scenario, before, student, update.teacher, stepped)
+
+    def natural(self) -> list[Any]:
+        """The reference through the whole scenario, with the trainer's division into groups."""
+        groups = [
+            [[micro_batch.rows for micro_batch in step.micro_batches] for step in update.steps]
+            for update in self.run.updates
+        ]
+        gather = merged if self.scenario.lora else None
+        return run_reference(self.scenario, self.model, self.tokenizer, groups, merged=gather)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A plain copy of a PEFT model with its adapter's effect in the weights."""
+    return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+
+
+def trainable(module: nn.Module) -> Tensors:
+    """Weights that are trained, by name."""
+    return {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+
+
+def named(module: nn.Module) -> Tensors:
+    """All weights by name."""
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+__all__ = ["TrainerFindings", "guarded", "run_trainer_family"]

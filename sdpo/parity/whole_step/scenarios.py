@@ -1,0 +1,306 @@
+"""The scenarios that every trainer is audited with: one plain one, the others with one change.
+
+A deviation that shows in a single scenario is so tied to the setting that brings it out.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from sdpo.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
+from sdpo.parity.whole_step.scenario import Conversation, Generation, Rollout, Scenario
+
+SETTINGS: dict[str, Any] = {
+    "full_logit_distillation": True,
+    "alpha": 0.5,
+    "distillation_topk": 8,
+    "distillation_add_tail": True,
+    "is_clip": 2.0,
+    "teacher_regularization": "ema",
+    "teacher_update_rate": 0.05,
+    "success_reward_threshold": 0.5,
+    "dont_reprompt_on_self_success": True,
+    "remove_thinking_from_demonstration": True,
+    "include_environment_feedback": True,
+    "environment_feedback_only_without_solution": True,
+    "max_reprompt_len": 512,
+    "reprompt_truncation": "right",
+    "reprompt_template": REPROMPT_TEMPLATE,
+    "solution_template": SOLUTION_TEMPLATE,
+    "feedback_template": FEEDBACK_TEMPLATE,
+}
+
+ADAMW = {"name": "AdamW", "lr": 1e-2, "weight_decay": 0.01}
+
+LONG_QUESTION = "Add the numbers " + " and ".join(str(n) for n in range(3, 40)) + "."
+
+
+def asked(question: str) -> Conversation:
+    """A conversation of one question."""
+    return ({"role": "user", "content": question},)
+
+
+SUMS = tuple(asked(f"What is {a} + {b}?") for a, b in ((2, 3), (4, 1), (5, 7), (8, 6)))
+
+MIXED = (
+    Rollout("The answer is 5.", 1.0),
+    Rollout("It is 4", 0.0),
+    Rollout("Two and three make five, so 5 is right.", 1.0),
+    Rollout("I do not know.", 0.0),
+)
+OTHERS = (
+    Rollout("Six?", 0.0),
+    Rollout("Four and one is 5", 1.0),
+    Rollout("Perhaps 41, as one writes them side by side.", 0.0),
+    Rollout("It must be 3.", 0.0),
+)
+FAILED = (
+    Rollout("12 minus something", 0.0),
+    Rollout("No idea at all, sorry.", 0.0),
+    Rollout("57", 0.0),
+    Rollout("Maybe 11 or 13, hard to say", 0.0),
+)
+LAST = (
+    Rollout("14 it is", 1.0),
+    Rollout("86", 0.0),
+    Rollout("8 + 6 = 14, the sum.", 1.0),
+    Rollout("15 or so", 0.0),
+)
+GROUPS = (MIXED, OTHERS, FAILED, LAST)
+
+CONVERSATIONS: tuple[Conversation, ...] = (
+    (
+        {"role": "system", "content": "You are terse. {braces} stay."},
+        {"role": "user", "content": "What is 2 + 3?"},
+    ),
+    (
+        {"role": "system", "content": "Answer with one number."},
+        {"role": "user", "content": "What is 1 + 1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "And 4 + 1?"},
+    ),
+)
+WITH_FEEDBACK = (
+    (
+        Rollout("The answer is 5.", 0.6, "all tests passed"),
+        Rollout("It is 4", 0.4, "expected 5, got 4"),
+        Rollout("Five, I think.", 0.5, None),
+        Rollout("I do not know.", 0.0, "no number found in {answer}"),
+    ),
+    (
+        Rollout("Six?", 0.0, "expected 5, got 6"),
+        Rollout("Four and one is 4", 0.3, None),
+        Rollout("Perhaps 41.", 0.0, "expected 5, got 41"),
+        Rollout("It must be 3.", 0.49, "   "),
+    ),
+)
+SAME_FEEDBACK = tuple(
+    tuple(replace(rollout, feedback=f"the sum is not {n}") for rollout in group)
+    for n, group in enumerate((FAILED, OTHERS))
+)
+THINKING = (
+    Rollout("<think>2 and 3\nis 5</think>  The answer is 5.", 1.0),
+    Rollout("It is 4", 0.0),
+    Rollout("<think>a</think><think>b</think>5 it is", 1.0),
+    Rollout("<think>never closed, so no end of it", 0.0, truncated=True),
+)
+
+
+def generation(groups: tuple[tuple[Rollout, ...], ...], first: int = 0) -> Generation:
+    """A generation of some groups, each of another sum."""
+    return Generation(SUMS[first : first + len(groups)], tuple(r for g in groups for r in g))
+
+
+def distinct(generation: Generation, number: int) -> Generation:
+    """The same generation with other completions, so that each row can be told apart."""
+    rollouts = (replace(r, completion=f"{r.completion} ({number})") for r in generation.rollouts)
+    return replace(generation, rollouts=tuple(rollouts))
+
+
+ONE_GROUP = generation((MIXED,))
+TWO_GROUPS = generation((MIXED, OTHERS))
+ONE_SILENT = generation((MIXED, FAILED))
+
+PLAIN = Scenario(
+    id="T01",
+    description="one group, one micro-batch, one update by SGD",
+    generations=(ONE_GROUP,),
+    self_distillation=SETTINGS,
+    micro_batch_size=4,
+)
+
+
+def plain(id_: str, description: str, tags: tuple[str, ...] = (), **changes: Any) -> Scenario:
+    """The plain scenario with one change."""
+    return replace(PLAIN, id=id_, description=description, tags=tags, **changes)
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    """The settings of the plain scenario with some changed."""
+    return SETTINGS | changes
+
+
+SCENARIOS = (
+    PLAIN,
+    plain("T02", "temperature 0.7", ("temperature",), temperature=0.7),
+    plain(
+        "T03",
+        "four micro-batches of two rows accumulated",
+        ("accumulation",),
+        generations=(TWO_GROUPS,),
+        micro_batch_size=2,
+        accumulation=4,
+        steps_per_generation=4,
+    ),
+    plain(
+        "T04",
+        "two micro-batches of four rows accumulated",
+        ("accumulation",),
+        generations=(TWO_GROUPS,),
+        accumulation=2,
+        steps_per_generation=2,
+    ),
+    plain(
+        "T05",
+        "off-policy: two optimizer steps of two micro-batches each from one generation",
+        ("off_policy",),
+        generations=(TWO_GROUPS,),
+        micro_batch_size=2,
+        accumulation=2,
+        steps_per_generation=4,
+        optimizer=ADAMW | {"lr": 0.05},
+    ),
+    plain(
+        "T06",
+        "off-policy: two passes over one generation, temperature 0.7",
+        ("off_policy", "temperature"),
+        num_iterations=2,
+        temperature=0.7,
+        optimizer=ADAMW | {"lr": 0.05},
+    ),
+    plain(
+        "T07",
+        "three updates by AdamW",
+        ("consecutive",),
+        generations=tuple(distinct(ONE_GROUP, n) for n in range(3)),
+        optimizer=ADAMW,
+    ),
+    plain(
+        "T08",
+        "system and multi-turn prompts, feedback of each rollout, rewards between 0 and 1",
+        ("conversation", "feedback"),
+        generations=(Generation(CONVERSATIONS, WITH_FEEDBACK[0] + WITH_FEEDBACK[1]),),
+        micro_batch_size=8,
+    ),
+    plain(
+        "T09",
+        "thinking spans, a truncated answer",
+        ("thinking", "truncated"),
+        generations=(generation((THINKING,)),),
+    ),
+    plain(
+        "T10",
+        "half of the rows without teacher signal",
+        ("masked_rows",),
+        generations=(ONE_SILENT,),
+        micro_batch_size=8,
+    ),
+    plain(
+        "T11",
+        "no row with teacher signal, AdamW",
+        ("masked_rows", "all_masked"),
+        generations=(generation((FAILED,), 2),),
+        optimizer=ADAMW,
+    ),
+    plain(
+        "T12",
+        "rows without signal spread over two micro-batches of two rows",
+        ("masked_rows", "accumulation"),
+        generations=(Generation(SUMS[:2], FAILED[:2] + MIXED[:2]),),
+        micro_batch_size=2,
+        accumulation=2,
+        steps_per_generation=2,
+    ),
+    plain(
+        "T13",
+        "KL(teacher‖student), renormalised support",
+        ("alpha",),
+        self_distillation=settings(alpha=0.0, distillation_add_tail=False),
+    ),
+    plain(
+        "T14",
+        "KL(student‖teacher)",
+        ("alpha",),
+        self_distillation=settings(alpha=1.0),
+    ),
+    plain(
+        "T15",
+        "full vocabulary",
+        ("full_vocabulary",),
+        self_distillation=settings(distillation_topk=None),
+    ),
+    plain(
+        "T16",
+        "sampled tokens",
+        ("sampled",),
+        self_distillation=settings(full_logit_distillation=False, alpha=1.0),
+    ),
+    plain(
+        "T17",
+        "LoRA adapters, three updates by AdamW",
+        ("lora", "consecutive"),
+        generations=tuple(distinct(ONE_GROUP, n) for n in range(3)),
+        optimizer=ADAMW,
+        lora=True,
+    ),
+    plain("T18", "bfloat16 autocast", ("bfloat16",), dtype="bfloat16"),
+    plain(
+        "T19",
+        "a row without signal whose prompt has a NaN embedding",
+        ("masked_rows", "non_finite"),
+        generations=(Generation((SUMS[0], asked("What is ~ + 7?")), MIXED + FAILED),),
+        micro_batch_size=8,
+        poisoned_token="~",
+    ),
+    plain(
+        "T20",
+        "teacher prompts longer than the limit",
+        ("truncation",),
+        generations=(Generation((asked(LONG_QUESTION),), MIXED),),
+        self_distillation=settings(max_reprompt_len=96),
+    ),
+    plain(
+        "T21",
+        "the same feedback for a group, beside demonstrations",
+        ("feedback", "shared_feedback"),
+        generations=(generation(SAME_FEEDBACK),),
+        micro_batch_size=8,
+        self_distillation=settings(environment_feedback_only_without_solution=False),
+    ),
+    plain(
+        "T22",
+        "own success as demonstration, thinking kept, threshold 1",
+        ("thinking",),
+        generations=(generation((THINKING,)),),
+        self_distillation=settings(
+            dont_reprompt_on_self_success=False,
+            remove_thinking_from_demonstration=False,
+            success_reward_threshold=1.0,
+        ),
+    ),
+    plain("T23", "gradient clipped to 0.01", ("clipping",), grad_clip=0.01),
+    plain(
+        "T24",
+        "mean over rows of their means",
+        ("aggregation",),
+        generations=(ONE_SILENT,),
+        micro_batch_size=8,
+        loss_agg_mode="seq-mean-token-mean",
+    ),
+    plain(
+        "T25",
+        "teacher of mixed logits",
+        ("trust_region",),
+        generations=tuple(distinct(ONE_GROUP, n) for n in range(2)),
+        self_distillation=settings(teacher_regularization="trust-region", teacher_update_rate=0.3),
+    ),
+)
