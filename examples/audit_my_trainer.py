@@ -34,6 +34,7 @@ class MyTrainer:
         self.model, self.scenario = model, scenario
         self.teacher = copy.deepcopy(model).eval()
         self.optimizer = build_optimizer(dict(scenario.optimizer), model.parameters())
+        self.micro_batch_weight = 1 / scenario.accumulation
 
     def teacher_batch(self, generation: Generation, batch: dict[str, Tensor], tokenizer: Any):
         """Teacher prompts, tokens and mask."""
@@ -191,7 +192,7 @@ class MyAdapter(TrainerAdapter):
         with torch.no_grad():
             teacher = trainer.logits(trainer.teacher, batch, "teacher_")
         values = trainer.loss(student, teacher, batch, old)
-        (values["aggregate"] / trainer.scenario.accumulation).backward()
+        (values["aggregate"] * trainer.micro_batch_weight).backward()
         assert student.grad is not None
         logits = {"student": student, "teacher": teacher, "gradient": student.grad}
         detached = ({k: v.detach() for k, v in side.items()} for side in (logits, values))

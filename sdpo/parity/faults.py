@@ -17,96 +17,12 @@ from sdpo.parity import (
     faults_divergence,
     faults_importance,
     faults_outcome,
+    faults_outside,
     faults_support,
     faults_tail,
 )
 from sdpo.parity.faults_parts import Fault
 from sdpo.parity.stages import NAMES
-
-UPDATE_TESTS = "tests/equivalence/test_update_faults.py"
-PROMPT_TESTS = "tests/equivalence/test_reprompt_faults.py"
-
-
-def elsewhere(id_: str, name: str, group: str, stage: str, source: str, proof: str) -> Fault:
-    """A fault outside the loss."""
-    return Fault(id_, name, group, stage, source, proof=proof)
-
-
-OUTSIDE = (
-    elsewhere(
-        "M11",
-        "missing ÷ accumulation steps",
-        "aggregation",
-        "accumulate",
-        "TRL #4935",
-        f"{UPDATE_TESTS}: loss not divided by accumulation",
-    ),
-    elsewhere(
-        "M12",
-        "accumulation scaled twice",
-        "aggregation",
-        "accumulate",
-        "design",
-        "tests/sensitivity/test_update_catalogue.py: accumulation scaled twice",
-    ),
-    elsewhere(
-        "M24",
-        "rate of the average inverted",
-        "teacher",
-        "teacher_update",
-        "TRL #4935, a claim that the code contradicts",
-        f"{UPDATE_TESTS}: teacher rate inverted",
-    ),
-    elsewhere(
-        "M25",
-        "teacher averaged per micro-batch",
-        "teacher",
-        "log_probs",
-        "lightly-train #968",
-        f"{UPDATE_TESTS}: teacher averaged per micro-batch; the second micro-batch sees it first",
-    ),
-    elsewhere(
-        "M26",
-        "dropout active in the teacher",
-        "teacher",
-        "log_probs",
-        "TRL #5990",
-        "none: the recorded models have no dropout",
-    ),
-    elsewhere(
-        "M27",
-        "system message dropped",
-        "data path",
-        "teacher_prompt",
-        "sdpo-rl 1d101cc, fixed there",
-        f"{PROMPT_TESTS}: M27 system message dropped",
-    ),
-    elsewhere(
-        "M28",
-        "success threshold 1.0 for 0.5",
-        "data path",
-        "demonstration",
-        "the reference's own default layers",
-        f"{PROMPT_TESTS}: M28 threshold 1.0",
-    ),
-    elsewhere(
-        "M29",
-        "own success reused as demonstration",
-        "data path",
-        "demonstration",
-        "design",
-        f"{PROMPT_TESTS}: M29 own success reused",
-    ),
-    elsewhere(
-        "M30",
-        "left instead of right truncation",
-        "data path",
-        "teacher_tokens",
-        "design",
-        f"{PROMPT_TESTS}: M30 left truncation",
-    ),
-)
-
 
 def by_number(fault: Fault) -> tuple[int, str]:
     """Sorts `M06` before `M06b` before `M07`."""
@@ -143,7 +59,7 @@ CATALOGUE = collected(
         faults_outcome.AGGREGATE,
         faults_outcome.SCALE,
         faults_outcome.GRADIENT,
-        OUTSIDE,
+        faults_outside.OUTSIDE,
     ]
 )
 LOSS_FAULTS = tuple(fault for fault in CATALOGUE if fault.in_loss)

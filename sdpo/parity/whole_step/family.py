@@ -1,8 +1,9 @@
 """All scenarios through a trainer, each compared stage by stage."""
 
 import copy
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo.parity.adapters.base import CandidateError, NotCoveredError, guarded
-from sdpo.parity.compare import ERROR, Comparison
+from sdpo.parity.adapters.base import CandidateError, NotCoveredError
+from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
 from sdpo.parity.prepared import Observation
 from sdpo.parity.verdict import CaseResult
 from sdpo.parity.whole_step import weights_chain as chain
 from sdpo.parity.whole_step.effects import Effect, effect_of
 from sdpo.parity.whole_step.loss_chain import compare_micro_batch, loss_case
 from sdpo.parity.whole_step.prompt_chain import compare_prompts
-from sdpo.parity.whole_step.record import MicroBatch, Tensors, TrainerRun, Update
+from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, Tensors, TrainerRun, Update
 from sdpo.parity.whole_step.reference_run import log_probs, run_reference, whole_batch
-from sdpo.parity.whole_step.scenario import Scenario
+from sdpo.parity.whole_step.scenario import Generation, Scenario
 from sdpo.parity.whole_step.scenarios import SCENARIOS
+from sdpo.parity.whole_step.step_faults import (
+    explained_optimizer,
+    explained_prompts,
+    explained_scale,
+    explained_teacher,
+)
 from sdpo.parity.whole_step.tiny_model import tiny_model, tiny_tokenizer
 
 Progress = Callable[[str, int, int], None]
@@ -34,6 +41,7 @@ class TrainerFindings:
     results: list[CaseResult] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
+    explained: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -79,7 +87,13 @@ def run_scenario(
         return
     findings.observations.extend(walk.observations)
     findings.effects.append(effect_of(scenario, run, walk.natural(), result))
-    findings.notes.extend(note for note in run.notes if note not in findings.notes)
+    add_new(findings.explained, walk.explained)
+    add_new(findings.notes, run.notes)
+
+
+def add_new(known: list[str], found: Iterable[str]) -> None:
+    """Add what is not known yet, in place."""
+    known.extend(entry for entry in dict.fromkeys(found) if entry not in known)
 
 
 class Walk:
@@ -94,38 +108,72 @@ class Walk:
         self.plain = chain.Twins.of(merged(self.model) if scenario.lora else self.model)
         self.optimizers = chain.Optimizers(scenario, trainable(self.model))
         self.observations: list[Observation] = []
+        self.explained: list[str] = []
 
     def comparisons(self) -> Iterator[Comparison]:
         """All comparisons, update by update."""
+        yield from self.settings()
         weights, teacher = dict(self.run.initial), dict(self.run.initial_teacher)
         for number, update in enumerate(self.run.updates):
             generation = self.scenario.generations[number]
             batch, prompt = whole_batch(self.scenario, generation, self.tokenizer)
-            yield from compare_prompts(
-                self.scenario, generation, update.prompt, prompt, batch, self.tokenizer
-            )
+            yield from self.prompts(generation, update, prompt, batch)
             self.student.load(weights)
             old = self.old_log_probs(batch)
-            stepped = False
+            path, stepped = [weights], False
             for step in update.steps:
                 self.student.load(weights)
                 self.plain.load(teacher)
-                scales = []
-                for micro_batch in step.micro_batches:
-                    mask = self.signal(update, micro_batch, prompt)
-                    found, scale = self.micro_batch(micro_batch, batch, mask, old)
-                    scales.append(scale)
-                    yield from found
-                yield from chain.compare_gradient(self.scenario, self.student, step, scales)
-                after, truth, norm = self.optimizers.step(weights, step.gradient)
-                stepped |= torch.tensor(norm).isfinite().item()
-                yield from chain.compare_all(
-                    "optimizer", self.scenario.id, after, truth, step.parameters
-                )
+                yield from self.step(update, step, prompt, batch, old)
+                found, norm = self.optimizer(weights, step)
+                stepped |= math.isfinite(norm)
+                yield from found
                 weights = dict(step.parameters)
+                path.append(weights)
             if update.teacher:
-                yield from self.teacher(teacher, weights, update, stepped)
+                yield from self.teacher(teacher, path, update, stepped)
                 teacher = dict(update.teacher)
+
+    def settings(self) -> Iterator[Comparison]:
+        """Effective settings of the trainer against the scenario's."""
+        wanted = {**self.scenario.self_distillation, "temperature": self.scenario.temperature}
+        for name, value in self.run.settings.items():
+            if name in wanted:
+                yield compare_exact("config", self.scenario.id, name, value, wanted[name])
+
+    def prompts(
+        self, generation: Generation, update: Update, prompt: dict[str, Any], batch: Tensors
+    ) -> list[Comparison]:
+        """Prompt stages, and the known faults behind those that diverge."""
+        found = compare_prompts(
+            self.scenario, generation, update.prompt, prompt, batch, self.tokenizer
+        )
+        for comparison in found:
+            if comparison.status == DIVERGENT:
+                self.explained += explained_prompts(
+                    self.scenario, generation, update.prompt, comparison.stage, self.tokenizer
+                )
+        return found
+
+    def step(
+        self,
+        update: Update,
+        step: OptimizerStep,
+        prompt: dict[str, Any],
+        batch: Tensors,
+        old: Tensor | None,
+    ) -> Iterator[Comparison]:
+        """Micro-batches of an optimizer step, and their sum."""
+        scales = []
+        for micro_batch in step.micro_batches:
+            mask = self.signal(update, micro_batch, prompt)
+            found, scale = self.micro_batch(micro_batch, batch, mask, old)
+            scales.append(scale)
+            yield from found
+        found = chain.compare_gradient(self.scenario, self.student, step, scales)
+        if any(comparison.status == DIVERGENT for comparison in found):
+            self.explained += explained_scale(scales, self.scenario.accumulation)
+        yield from found
 
     def signal(self, update: Update, micro_batch: MicroBatch, prompt: dict[str, Any]) -> Tensor:
         """`(B,)` distillation mask of a micro-batch, the trainer's where it shows one."""
@@ -163,15 +211,31 @@ class Walk:
         mixed = self.scenario.self_distillation["teacher_regularization"] == "trust-region"
         return side == "teacher" and mixed
 
+    def optimizer(self, before: Tensors, step: OptimizerStep) -> tuple[list[Comparison], float]:
+        """Weights after a step, the known faults behind wrong ones, and the gradient's norm."""
+        after, truth, norm = self.optimizers.step(before, step.gradient)
+        found = chain.compare_all("optimizer", self.scenario.id, after, truth, step.parameters)
+        if any(comparison.status == DIVERGENT for comparison in found):
+            self.explained += explained_optimizer(
+                self.optimizers, before, step.gradient, step.parameters
+            )
+        return found, norm
+
     def teacher(
-        self, before: Tensors, weights: Tensors, update: Update, stepped: bool
+        self, before: Tensors, path: list[Tensors], update: Update, stepped: bool
     ) -> list[Comparison]:
-        """The teacher after an update."""
-        student = weights
+        """The teacher after an update, and the known faults behind a wrong one."""
         if self.scenario.lora:
-            self.student.load(weights)
-            student = named(merged(self.student.single))
-        return chain.compare_teacher(self.scenario, before, student, update.teacher, stepped)
+            path = [self.effective(weights) for weights in path]
+        found = chain.compare_teacher(self.scenario, before, path[-1], update.teacher, stepped)
+        if any(comparison.status == DIVERGENT for comparison in found):
+            self.explained += explained_teacher(self.scenario, before, path, update.teacher)
+        return found
+
+    def effective(self, weights: Tensors) -> Tensors:
+        """A plain model's weights for those of an adapter."""
+        self.student.load(weights)
+        return named(merged(self.student.single))
 
     def natural(self) -> list[Any]:
         """The reference through the whole scenario, with the trainer's division into groups."""
@@ -197,5 +261,3 @@ def named(module: nn.Module) -> Tensors:
     """All weights by name."""
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
-
-__all__ = ["TrainerFindings", "guarded", "run_trainer_family"]

@@ -22,6 +22,8 @@ from sdpo.parity.whole_step.scenario import Scenario
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 TRUTH = torch.float64
 
+Side = tuple[dict[str, nn.Parameter], torch.optim.Optimizer]
+
 
 @dataclass
 class Twins:
@@ -166,25 +168,50 @@ class Optimizers:
 
     def __init__(self, scenario: Scenario, initial: Tensors):
         self.scenario = scenario
-        self.sides = []
-        for dtype in (torch.float32, TRUTH):
-            parameters = {n: nn.Parameter(v.detach().to(dtype, copy=True)) for n, v in initial.items()}
-            optimizer = build_optimizer(dict(scenario.optimizer), parameters.values())
-            self.sides.append((parameters, optimizer))
+        self.sides = [self.side(initial, dtype) for dtype in (torch.float32, TRUTH)]
+        self.previous = self.sides[0]
+
+    def side(self, initial: Tensors, dtype: torch.dtype) -> Side:
+        """Parameters and their optimizer in one precision."""
+        parameters = {
+            name: nn.Parameter(value.detach().to(dtype, copy=True))
+            for name, value in initial.items()
+        }
+        return parameters, build_optimizer(dict(self.scenario.optimizer), parameters.values())
 
     def step(self, before: Tensors, gradient: Tensors) -> tuple[Tensors, Tensors, float]:
         """Weights after a step from `before`, float32 and float64, and the norm of the gradient."""
-        norm = math.nan
-        for parameters, optimizer in self.sides:
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.copy_(before[name])
-                    parameter.grad = gradient[name].detach().to(parameter.dtype, copy=True)
-            norm = nn.utils.clip_grad_norm_(parameters.values(), self.scenario.grad_clip).item()
-            if math.isfinite(norm):
-                optimizer.step()
+        self.previous = copy.deepcopy(self.sides[0])
+        limit, norm = self.scenario.grad_clip, math.nan
+        for side in self.sides:
+            norm = one_step(side, before, gradient, limit)
         after = [{n: p.detach().clone() for n, p in side[0].items()} for side in self.sides]
         return after[0], after[1], norm
+
+    def without(self, before: Tensors, gradient: Tensors, fault: str) -> Tensors:
+        """Weights after the last step, had it been taken with a fault of the catalogue.
+
+        `M113` steps although the gradient is not finite, `M114` does not clip.
+        """
+        side = copy.deepcopy(self.previous)
+        limit = math.inf if fault == "M114" else self.scenario.grad_clip
+        one_step(side, before, gradient, limit, skip=fault != "M113")
+        return {name: parameter.detach() for name, parameter in side[0].items()}
+
+
+def one_step(
+    side: Side, before: Tensors, gradient: Tensors, limit: float, *, skip: bool = True
+) -> float:
+    """Set weights and gradients, clip, and step unless the norm, which is returned, is not finite."""
+    parameters, optimizer = side
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(before[name])
+            parameter.grad = gradient[name].detach().to(parameter.dtype, copy=True)
+    norm = nn.utils.clip_grad_norm_(parameters.values(), limit).item()
+    if math.isfinite(norm) or not skip:
+        optimizer.step()
+    return norm
 
 
 def compare_teacher(

@@ -1,0 +1,152 @@
+"""Which known fault outside the loss gives a trainer's value? Ids are those of the catalogue.
+
+Each is tried on the stage that diverges: the reference is changed by the fault, and the trainer's
+value must be the changed one exactly (texts, ids) or within the budget (weights).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sdpo.parity.faults import BY_ID
+from sdpo.parity.whole_step.prompt_chain import Shown, expectations, plain
+from sdpo.parity.whole_step.record import Tensors
+from sdpo.parity.whole_step.reference_run import whole_batch
+from sdpo.parity.whole_step.scenario import Generation, Scenario
+from sdpo.parity.whole_step.weights_chain import Optimizers
+
+SCALE_TOLERANCE = 1e-3
+"""A factor is a whole number of accumulation steps, or it is none; nothing lies close to it."""
+
+
+def label(fault: str) -> str:
+    """What reports print."""
+    return BY_ID[fault].label
+
+
+def explained_prompts(
+    scenario: Scenario, generation: Generation, shown: Shown, stage: str, tokenizer: Any
+) -> list[str]:
+    """Faults that give the trainer's value of a prompt stage."""
+    return [
+        label(fault)
+        for fault, changed, asked in prompt_faults(scenario, generation)
+        if gives(changed, asked, shown, stage, tokenizer)
+    ]
+
+
+def prompt_faults(
+    scenario: Scenario, generation: Generation
+) -> Iterator[tuple[str, Scenario, Generation]]:
+    """The catalogue's faults of the data path, as changed settings or conversations."""
+    changes: dict[str, dict[str, Any]] = {
+        "M28": {"success_reward_threshold": 1.0},
+        "M29": {"dont_reprompt_on_self_success": False},
+        "M30": {"reprompt_truncation": "left"},
+        "M106": {"remove_thinking_from_demonstration": False},
+        "M107": {"environment_feedback_only_without_solution": False},
+        "M108": {"include_environment_feedback": False},
+    }
+    settings = scenario.self_distillation
+    for fault, change in changes.items():
+        if settings | change != settings:  # type: ignore[operator]
+            yield fault, replace(scenario, self_distillation={**settings, **change}), generation
+    last = tuple(conversation[-1:] for conversation in generation.conversations)
+    if last != generation.conversations:
+        yield "M27", scenario, replace(generation, conversations=last)
+
+
+def gives(
+    scenario: Scenario, generation: Generation, shown: Shown, stage: str, tokenizer: Any
+) -> bool:
+    """Whether the reference with a changed scenario gives the trainer's value of a stage.
+
+    Rows without teacher signal under the changed scenario are left out of prompt and tokens.
+    """
+    batch, natural = whole_batch(scenario, generation, tokenizer)
+    before = {name: value for name, value in shown.items() if name != stage}
+    expected = expectations(scenario, generation, before, natural, batch, tokenizer)
+    about_teacher = stage in ("teacher_prompt", "teacher_tokens")
+    mask = expected["distillation_mask"]
+    rows = [row for row in range(len(mask)) if mask[row] or not about_teacher]
+    value, wanted = shown[stage], as_texts(shown[stage], expected[stage])
+    return all(plain(value[row]) == plain(wanted[row]) for row in rows)
+
+
+def as_texts(shown: Sequence[Any], expected: Sequence[Any]) -> list[Any]:
+    """Demonstrations as texts where the trainer shows texts."""
+    only_text = any(isinstance(entry, str) for entry in shown)
+    return [getattr(e, "text", e) if only_text else e for e in expected]
+
+
+def explained_scale(scales: Sequence[float], accumulation: int) -> list[str]:
+    """Faults that give the scales that the trainer put on its micro-batches."""
+    found = []
+    for fault, factor in (("M11", accumulation), ("M12", 1 / accumulation)):
+        wanted = factor / accumulation
+        if accumulation > 1 and all(abs(s / wanted - 1) < SCALE_TOLERANCE for s in scales):
+            found.append(label(fault))
+    return found
+
+
+def explained_optimizer(
+    optimizers: Optimizers, before: Tensors, gradient: Tensors, actual: Tensors
+) -> list[str]:
+    """Faults that give the trainer's weights after the step that `optimizers` took last."""
+    variants = {fault: optimizers.without(before, gradient, fault) for fault in ("M113", "M114")}
+    return [label(fault) for fault, weights in variants.items() if close(weights, actual)]
+
+
+def explained_teacher(
+    scenario: Scenario, before: Tensors, path: Sequence[Tensors], actual: Tensors
+) -> list[str]:
+    """Faults that give the trainer's teacher.
+
+    Args:
+        scenario: the settings.
+        before: the teacher before the update.
+        path: the student's weights before the update and after each of its optimizer steps.
+        actual: the teacher afterwards.
+    """
+    settings = scenario.self_distillation
+    rate, last = settings["teacher_update_rate"], path[-1]
+    seen = [w for w in path[:-1] for _ in range(scenario.accumulation)]
+    left = [w for w in path[1:] for _ in range(scenario.accumulation)]
+    zero = {name: torch.zeros_like(value) for name, value in before.items()}
+    variants: list[tuple[str, Tensors]] = [
+        ("M24", averaged(before, [last], 1.0 - rate)),
+        ("M25", averaged(before, seen, rate)),
+        ("M25", averaged(before, left, rate)),
+        ("M109", averaged(before, path[1:], rate)),
+        ("M110", before),
+        ("M111", dict(last)),
+        ("M112", averaged(zero, [last], rate)),
+    ]
+    expected = averaged(before, [last], rate)
+    return [
+        label(fault)
+        for fault, teacher in variants
+        if close(teacher, actual) and not close(teacher, expected)
+    ]
+
+
+def averaged(before: Mapping[str, Any], path: Sequence[Tensors], rate: float) -> Tensors:
+    """The moving average along a path of the student's weights."""
+    teacher = dict(before)
+    for weights in path:
+        teacher = {n: (1.0 - rate) * old + rate * weights[n] for n, old in teacher.items()}
+    return teacher
+
+
+def close(ours: Tensors, theirs: Tensors) -> bool:
+    """Whether two sets of weights agree to a few roundings of the largest weight of each tensor."""
+    for name, value in ours.items():
+        if not torch.equal(value.isfinite(), theirs[name].isfinite()):
+            return False
+        limit = 16 * torch.finfo(torch.float32).eps * value.abs().nan_to_num().max()
+        apart = (value.double() - theirs[name].double()).abs()
+        if not bool((apart.nan_to_num() <= limit).all()):
+            return False
+    return True
