@@ -114,7 +114,8 @@ class Recorder:
         micro = MicroBatch([self.script.row_of(ids) for ids in responses.tolist()])
         steps[-1].micro_batches.append(micro)
         found = {"responses": responses, "response_mask": inputs["completion_mask"]}
-        found |= {"old_log_probs": inputs[n] for n in OLD_LOG_PROBS if inputs.get(n) is not None}
+        old = [inputs[name] for name in OLD_LOG_PROBS if inputs.get(name) is not None]
+        found |= {"old_log_probs": old[0]} if old else {}
         micro.inputs.update({name: copied(value) for name, value in found.items()})
         return micro
 
