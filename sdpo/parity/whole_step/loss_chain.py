@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from sdpo.config import SDPOConfig
+from sdpo.parity.budget import Truth
 from sdpo.parity.case import LOSS_SETTINGS, LossCase
 from sdpo.parity.compare import DIVERGENT, Comparison
-from sdpo.parity.loss_family import ORDER, compare_loss
+from sdpo.parity.loss_family import compare_loss, counted
 from sdpo.parity.prepared import (
     Observation,
     Prepared,
@@ -28,8 +29,12 @@ from sdpo.parity.whole_step.record import MicroBatch
 from sdpo.parity.whole_step.scenario import Scenario
 from sdpo.reference import loss as reference
 
+SIDES = ("student", "teacher")
+
 ROUNDINGS_OF_SCALE = 64
 """A fitted scale this many roundings from the reference's is the reference's."""
+
+ROUNDINGS_OF_PROBABILITY = 16
 
 
 def loss_case(
@@ -52,19 +57,29 @@ def loss_case(
     config = SDPOConfig(
         **chosen, loss_agg_mode=scenario.loss_agg_mode, temperature=scenario.temperature
     )
-    student, responses = micro_batch.logits["student"], micro_batch.inputs["responses"]
+    dtype = computed_in(micro_batch)
+    student = micro_batch.logits["student"].detach().to(dtype)
+    responses = micro_batch.inputs["responses"]
     if old_log_probs is None:
         old_log_probs = reference.log_probs_from_logits(student / scenario.temperature, responses)
     return LossCase(
         id=case_id,
         config=config,
-        student_logits=student.detach(),
-        teacher_logits=micro_batch.logits["teacher"].detach(),
+        student_logits=student,
+        teacher_logits=micro_batch.logits["teacher"].detach().to(dtype),
         responses=responses,
         response_mask=micro_batch.inputs["response_mask"].long(),
         old_log_probs=old_log_probs,
         self_distillation_mask=distillation_mask,
         tags=scenario.tags,
+    )
+
+
+def computed_in(micro_batch: MicroBatch) -> torch.dtype:
+    """The dtype of the trainer's loss: logits of a lower one may have been cast before it."""
+    dtypes = {value.dtype for value in micro_batch.values.values() if value.is_floating_point()}
+    return max(
+        dtypes or {micro_batch.logits["student"].dtype}, key=lambda dtype: -torch.finfo(dtype).eps
     )
 
 
@@ -97,31 +112,52 @@ def compare_micro_batch(
         scale that the trainer put on the gradient.
     """
     on = prepared(case)
-    trace = {name: value.detach() for name, value in micro_batch.values.items()}
+    values = micro_batch.values | assumed_choice(on, micro_batch.values)
+    trace = {name: value.detach() for name, value in values.items() if name in on.reference}
+    raw = micro_batch.logits["gradient"]
     gradient, scale = unscaled(
-        micro_batch.logits["gradient"], on.reference["gradient"], scenario.accumulation
+        raw.to(case.dtype), on.reference["gradient"], scenario.accumulation
     )
     trace["gradient"] = gradient
-    found = compare_loss(case, on.truth, on.reference, trace)
+    found = compare_loss(case, rounded_to(raw.dtype, on.truth), on.reference, trace)
     found = [replace(comparison, case=scenario.id) for comparison in found]
     diverges = any(c.status == DIVERGENT for c in found)
     observation = Observation(on, diverges, values_of(on, trace))
-    return mark_inherited(on, trace, found), observation, scale
+    follows = continued(on, trace, scenario.on_policy)
+    return mark_inherited(on, trace, follows, found), observation, scale
+
+
+def assumed_choice(on: Prepared, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reference's choice of a support of which the trainer shows the values only."""
+    shown = values.get("support.student")
+    choice = on.reference.get("support.indices")
+    if shown is None or choice is None or "support.indices" in values:
+        return {}
+    return {"support.indices": choice} if shown.shape == choice.shape else {}
+
+
+def rounded_to(dtype: torch.dtype, truth: Truth) -> Truth:
+    """Budgets with room for a gradient that was stored in a lower dtype."""
+    size = np.abs(np.nan_to_num(truth.values["gradient"]))
+    wider = truth.bounds["gradient"] + torch.finfo(dtype).eps * size
+    stored_low = torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
+    return replace(truth, bounds=truth.bounds | {"gradient": wider}) if stored_low else truth
 
 
 def mark_inherited(
-    on: Prepared, trace: Mapping[str, Tensor], found: list[Comparison]
+    on: Prepared,
+    trace: Mapping[str, Tensor],
+    followed: Mapping[str, Tensor],
+    found: list[Comparison],
 ) -> list[Comparison]:
     """Mark divergent stages that the reference would give from the trainer's stage before."""
     first = next((c.stage for c in found if c.status == DIVERGENT), None)
-    followed = continued(on, trace)
-    own = {name: values_of(on, {name: trace[name]}).get(name) for name in followed}
     marked = []
     for comparison in found:
         later = comparison.status == DIVERGENT and comparison.stage != first
         names = [name for name in followed if name.split(".")[0] == comparison.stage]
         follows = comparison.stage == "gradient" or (
-            bool(names) and all(agree(on, name, own[name], followed[name]) for name in names)
+            bool(names) and all(agree(on, name, trace[name], followed[name]) for name in names)
         )
         if later and first is not None and follows:
             comparison = replace(comparison, inherits=first)
@@ -129,37 +165,44 @@ def mark_inherited(
     return marked
 
 
-def agree(on: Prepared, name: str, actual, expected: Tensor) -> bool:
-    """Whether a value is the continued one within what two evaluations may differ by."""
-    values = values_of(on, {name: expected})
-    return actual is not None and same(on, {name: actual}, values, allowances(on, values))
+def agree(on: Prepared, name: str, actual: Tensor, expected: Tensor) -> bool:
+    """Whether a value is the continued one within what two evaluations may differ by.
+
+    Numerics: the log of a nearly empty tail is ill-conditioned, its probability is not.
+    """
+    if actual.shape != expected.shape:
+        return False
+    if name.startswith("tail."):
+        ours, theirs = (np.exp(counted(value, on.truth)) for value in (actual, expected))
+        limit = ROUNDINGS_OF_PROBABILITY * torch.finfo(on.case.dtype).eps
+        return bool((np.abs(ours - theirs) <= limit).all())
+    wanted = values_of(on, {name: expected})
+    return same(on, values_of(on, {name: actual}), wanted, allowances(on, wanted))
 
 
-def continued(on: Prepared, trace: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def continued(on: Prepared, trace: Mapping[str, Tensor], on_policy: bool) -> dict[str, Tensor]:
     """The reference's stages, each from the trainer's value of the stage before."""
     case, found = on.case, {}
     config = case.config
-    student, teacher = (trace.get(f"tail.{s}", trace.get(f"support.{s}")) for s in SIDES)
+    sides = [trace.get(f"support.{side}") for side in SIDES]
+    if config.distillation_topk is not None and None not in sides:
+        on_support = (
+            reference.add_tail if config.distillation_add_tail else reference.renormalize
+        )
+        found |= {f"tail.{n}": on_support(v) for n, v in zip(SIDES, sides) if v is not None}
+        sides = [trace.get(f"tail.{side}", found[f"tail.{side}"]) for side in SIDES]
+    student, teacher = sides
     if student is not None and teacher is not None and student.shape == teacher.shape:
-        if "tail.student" not in trace and config.distillation_topk is not None:
-            on_support = reference.add_tail if config.distillation_add_tail else (
-                reference.renormalize
-            )
-            student, teacher = on_support(student), on_support(teacher)
         found["divergence"] = reference.divergence(student, teacher, config.alpha)
     per_token = trace.get("divergence", found.get("divergence"))
     if per_token is not None:
-        found["importance"] = per_token * ratio(case, trace)
+        found["importance"] = per_token * (1.0 if on_policy else ratio(case, trace))
     per_token = trace.get("importance", found.get("importance"))
     if per_token is not None:
         mask = case.loss_mask
-        found["aggregate"] = reference.agg_loss(
-            per_token, mask, config.loss_agg_mode, mask.sum().clamp(min=1.0)
-        )
+        tokens = mask.sum().clamp(min=1.0)
+        found["aggregate"] = reference.agg_loss(per_token, mask, config.loss_agg_mode, tokens)
     return {name: value.detach() for name, value in found.items() if name in trace}
-
-
-SIDES = ("student", "teacher")
 
 
 def ratio(case: LossCase, trace: Mapping[str, Tensor]) -> Tensor:
@@ -171,8 +214,3 @@ def ratio(case: LossCase, trace: Mapping[str, Tensor]) -> Tensor:
         logits = case.student_logits / case.config.temperature
         own = reference.log_probs_from_logits(logits, case.responses)
     return reference.importance_ratio(own, case.old_log_probs, case.config.is_clip)
-
-
-def weighted_tokens(case: LossCase) -> np.ndarray:
-    """`(B, T)` bool: tokens that count."""
-    return (case.loss_mask != 0).numpy()

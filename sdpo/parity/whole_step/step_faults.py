@@ -121,7 +121,7 @@ def explained_teacher(
         ("M25", averaged(before, left, rate)),
         ("M109", averaged(before, path[1:], rate)),
         ("M110", before),
-        ("M111", dict(last)),
+        ("M111", {name: last[name] for name in before}),
         ("M112", averaged(zero, [last], rate)),
     ]
     expected = averaged(before, [last], rate)

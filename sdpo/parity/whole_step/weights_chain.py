@@ -34,8 +34,14 @@ class Twins:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Twins":
-        """Copies of a model, in training mode without dropout's effect on either side."""
-        return cls(copy.deepcopy(model).float().eval(), copy.deepcopy(model).to(TRUTH).eval())
+        """Copies of a model, in evaluation mode.
+
+        Numerics: eager attention takes its softmax in float32 whatever the dtype, and masks with a
+        number that float32 does not have; in float64 another implementation is used.
+        """
+        double = copy.deepcopy(model).to(TRUTH).eval()
+        double.set_attn_implementation("sdpa")  # type: ignore[operator]
+        return cls(copy.deepcopy(model).float().eval(), double)
 
     def load(self, weights: Tensors) -> None:
         """Take over weights by name, in both precisions; the others stay."""
