@@ -33,7 +33,8 @@ def test_an_example_runs(name, tmp_path):
 
 def test_every_example_is_run_or_guarded():
     names = {path.stem for path in FOLDER.glob("*.py")} - {"common"}
-    assert names == {*ON_A_CPU, "sdpo_unsloth_qlora"}
+    audited = {"audit_my_trainer", "audit_my_hf_trainer"}
+    assert names == {*ON_A_CPU, *audited, "sdpo_unsloth_qlora"}
 
 
 @pytest.mark.parametrize("early", [(), ("trl",), ("sdpo.trainer", "transformers")])

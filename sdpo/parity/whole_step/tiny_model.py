@@ -47,6 +47,7 @@ def initial_model(scenario: Scenario) -> Any:
     """The model before it is written."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    settings: dict[str, Any] = {"attn_implementation": "eager"}
     config = Qwen2Config(
         vocab_size=426,
         hidden_size=32,
@@ -57,7 +58,7 @@ def initial_model(scenario: Scenario) -> Any:
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         initializer_range=0.3,
-        attn_implementation="eager",
+        **settings,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -70,7 +71,7 @@ def initial_model(scenario: Scenario) -> Any:
                 f"{len(ids)} tokens; it must be one"
             )
         with torch.no_grad():
-            model.get_input_embeddings().weight[ids[0]] = torch.nan
+            model.model.embed_tokens.weight[ids[0]] = torch.nan
     return model
 
 

@@ -1,6 +1,8 @@
 """What an audit needs to know of a trainer: how to build it, and where its values are.
 
-`examples/audit_my_trainer.py` is a whole adapter. Which stages a trainer shows, and how:
+A loop of one's own subclasses `TrainerAdapter` (`examples/audit_my_trainer.py`); a trainer derived
+from transformers' `Trainer` subclasses `HFTrainerAdapter` (`examples/audit_my_hf_trainer.py`),
+which sees most by itself:
 
 | stage | seen in | asks of the adapter |
 |---|---|---|

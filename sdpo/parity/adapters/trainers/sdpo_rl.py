@@ -60,14 +60,15 @@ class SdpoRl(HFTrainerAdapter):
 
     def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
         """The trainer; feedback reaches it by the reward function's `last_feedback`."""
-        from sdpo_rl import SDPOConfig as TheirConfig
-        from sdpo_rl import SDPOTrainer
-        from trl import GRPOConfig
+        from sdpo_rl import SDPOConfig as TheirConfig  # pyright: ignore[reportMissingImports]
+        from sdpo_rl import SDPOTrainer  # pyright: ignore[reportMissingImports]
+        from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
         check_expressible(parts)
+        model: Any = parts.model
         config = TheirConfig(**their_settings(parts))
-        trainer = SDPOTrainer(
-            model=parts.model,
+        trainer: Any = SDPOTrainer(
+            model=model,
             args=GRPOConfig(**parts.arguments),
             sdpo_config=config,
             processing_class=parts.tokenizer,
@@ -90,8 +91,8 @@ class SdpoRl(HFTrainerAdapter):
 
     def observe(self, trainer: Any, recorder: "Recorder") -> None:
         """Hooks on the functions that its trainer and its loss are made of."""
-        import sdpo_rl.distillation as loss
-        import sdpo_rl.trainer as module
+        import sdpo_rl.distillation as loss  # pyright: ignore[reportMissingImports]
+        import sdpo_rl.trainer as module  # pyright: ignore[reportMissingImports]
 
         watch, settings = recorder.watch.function, trainer.sdpo_config
         for name, argument, stage in (
