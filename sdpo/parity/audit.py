@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from sdpo.parity.adapters.callables import LossFunction
 from sdpo.parity.adapters.load import load_candidate
 from sdpo.parity.adapters.own import WHOLE, Own
 from sdpo.parity.adapters.stage_functions import PROMPT_STAGES
+from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.alone import Alone
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison
@@ -72,6 +73,9 @@ class Findings:
     results: list[CaseResult] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
+    explained: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    trainer: list[dict[str, Any]] = field(default_factory=list)
 
 
 def audit(request: Request, progress: Progress = lambda *_: None) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def load_goldens(folders: Sequence[str]) -> list[GoldenFamily]:
 
 def judge(
     request: Request,
-    candidate: LossCandidate,
+    candidate: LossCandidate | TrainerAdapter,
     families: Sequence[GoldenFamily],
     declared: Sequence[Deviation],
     progress: Progress,
@@ -117,24 +121,27 @@ def judge(
     `isolation` also runs some cases alone in fresh processes.
     """
     findings = Findings()
-    exposed = set(candidate.stages)
+    exposed = set() if isinstance(candidate, TrainerAdapter) else set(candidate.stages)
     for family in families:
         if family.name == "loss" and exposed & {s for s in NAMES if STAGES[s].family == "loss"}:
             run_loss_family(candidate, family, findings, progress, isolation)
-        elif family.name == "reprompt":
+        elif family.name == "reprompt" and exposed:
             run_prompt_stages(candidate, family, findings, progress)
         elif family.name == "update" and isinstance(candidate, WHOLE):
             findings.results.extend(run_update_family(candidate, family, progress))
+    if isinstance(candidate, TrainerAdapter):
+        run_scenarios(candidate, findings, progress)
     evidence = Evidence(
         request.candidate,
         candidate.kind,
         tuple(candidate.stages),
         findings.results,
         findings.doubts,
-        tuple(candidate.notes),
+        (*candidate.notes, *findings.notes),
         vars(candidate.location) if candidate.location else None,
         {stage: vars(place) for stage, place in getattr(candidate, "locations", {}).items()},
         request.repro,
+        findings.trainer,
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
 
@@ -206,15 +213,30 @@ def run_prompt_stages(
         findings.results.extend(run_reprompt_family(candidate, stages, family, progress))
 
 
+def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progress) -> None:
+    """All scenarios through a trainer; the first one again under another global seed."""
+    from sdpo.parity.whole_step.family import differs_from_itself, run_trainer_family
+
+    found = run_trainer_family(candidate, progress)
+    findings.results.extend(found.results)
+    findings.observations.extend(found.observations)
+    findings.explained.extend(found.explained)
+    findings.notes.extend(found.notes)
+    findings.trainer.extend(effect.row() for effect in found.effects)
+    reseed(SEEDS[1])
+    findings.doubts.extend(differs_from_itself(candidate))
+
+
 def departure(
     candidate: LossCandidate, findings: Findings, verdict: str, observed: str | None
 ) -> Departure:
     """Where a divergent candidate first departs, and the known faults that explain it."""
     if verdict != DIVERGENT or not any(o.diverges for o in findings.observations):
-        return Departure(observed)
+        return Departure(observed, explained_by=findings.explained * (verdict == DIVERGENT))
     shows_loss_only = isinstance(candidate, LossFunction)
     judge_case = partial(judged, candidate) if shows_loss_only else None
-    return locate(candidate.kind, findings.observations, observed, judge_case)
+    found = locate(candidate.kind, findings.observations, observed, judge_case)
+    return replace(found, explained_by=[*findings.explained, *found.explained_by])
 
 
 def judged(candidate: LossCandidate, case: LossCase) -> CaseResult:

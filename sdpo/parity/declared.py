@@ -1,7 +1,7 @@
 """Declared deviations: known differences with a reason, so that only undeclared ones fail.
 
 A file of them is a ledger: TOML with `[[deviation]]` entries. The packaged `deviations.toml` is
-read for every candidate, and `ledgers/NAME.toml` for the candidate of that name.
+read for every candidate; the packaged ledgers of other projects only if they are asked for.
 """
 
 import math
@@ -100,17 +100,16 @@ class Deviation:
         return cls(**known)
 
 
-def load_for(candidate: str, files: Sequence[str] = ()) -> list[Deviation]:
-    """The entries of the given files; without any, the packaged ones and the candidate's ledger.
+def load_for(files: Sequence[str] = ()) -> list[Deviation]:
+    """The entries of some files or packaged ledgers; without any, the packaged deviations.
+
+    Args:
+        files: paths, or names of packaged ledgers such as `trl`.
 
     Raises:
-        DeclaredError: a file is unusable.
+        DeclaredError: a file is unusable, or two entries have one id.
     """
-    paths = [Path(file) for file in files]
-    if not paths:
-        ledger = LEDGERS / f"{candidate}.toml"
-        named = re.fullmatch(r"[a-z0-9][a-z0-9_-]*", candidate) is not None
-        paths = [PACKAGED, *([ledger] if named and ledger.exists() else [])]
+    paths = [ledger_or_file(file) for file in files] or [PACKAGED]
     entries = [entry for path in paths for entry in load_declared(path)]
     seen: set[str] = set()
     for entry in entries:
@@ -118,6 +117,12 @@ def load_for(candidate: str, files: Sequence[str] = ()) -> list[Deviation]:
             raise DeclaredError(f"declared deviations: two entries have the id {entry.id}")
         seen.add(entry.id)
     return entries
+
+
+def ledger_or_file(name: str) -> Path:
+    """The packaged ledger of that name, else the path; a file of the same name comes first."""
+    ledger, named = LEDGERS / f"{name}.toml", re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name)
+    return ledger if named and ledger.exists() and not Path(name).exists() else Path(name)
 
 
 def load_declared(path: Path) -> list[Deviation]:
@@ -240,12 +245,12 @@ def judge(
         comparisons = []
         for comparison in result.comparisons:
             about = [e for e in entries if e.covers(candidate, result, comparison)]
-            if comparison.status == DIVERGENT and about:
+            if comparison.status == DIVERGENT and about and not comparison.inherits:
                 for entry in about:
                     shown[entry.id].append(replace(comparison, case=result.id))
                 comparison = declare(comparison, about, today)
             comparisons.append(comparison)
-        judged.append(replace(result, comparisons=comparisons))
+        judged.append(replace(result, comparisons=follow(comparisons)))
     ran = {
         entry.id
         for entry in entries
@@ -255,6 +260,17 @@ def judge(
     rows = [entry.row() | found(entry, shown[entry.id], entry.id in ran) for entry in entries]
     said = [complaint(entry, row, today) for entry, row in zip(entries, rows, strict=True)]
     return Judged(judged, [text for text in said if text], rows)
+
+
+def follow(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Values that follow from a stage which is no longer divergent are declared with it."""
+    divergent = {c.stage for c in comparisons if c.status == DIVERGENT and not c.inherits}
+    return [
+        replace(c, status=DECLARED, note=f"follows from {c.inherits}")
+        if c.status == DIVERGENT and c.inherits and c.inherits not in divergent
+        else c
+        for c in comparisons
+    ]
 
 
 def declare(comparison: Comparison, about: Sequence[Deviation], today: date) -> Comparison:

@@ -75,6 +75,7 @@ def evidence_of(run: Mapping[str, Any]) -> Evidence:
         run["location"],
         run["stage_locations"],
         run["repro"],
+        list(run["trainer"]),
     )
 
 

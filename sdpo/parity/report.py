@@ -55,7 +55,8 @@ class Policy:
 class Evidence:
     """What an audit found, before any policy.
 
-    `claims` are the stages that the candidate exposes.
+    `claims` are the stages that the candidate exposes, `trainer` the effects of a trainer's
+    deviations, scenario by scenario.
     """
 
     candidate: str
@@ -67,6 +68,7 @@ class Evidence:
     location: dict[str, Any] | None = None
     stage_locations: dict[str, dict[str, Any]] = field(default_factory=dict)
     repro: str = ""
+    trainer: list[dict[str, Any]] = field(default_factory=list)
 
 
 def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, Any]:
@@ -122,6 +124,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
             }
         },
         "ladder": found.rungs,
+        "trainer": list(evidence.trainer),
         "bundles": [],
         "declared": judged.rows,
         "policy": policy.row(),
@@ -160,7 +163,8 @@ def gaps(
 ) -> list[str]:
     """Why too little was covered for a pass."""
     families = {result.family for result in results}
-    claimed = [s for s in evidence.claims if STAGES[s].family in families | {"config"}]
+    whole = "trainer" in families
+    claimed = [s for s in evidence.claims if whole or STAGES[s].family in families | {"config"}]
     if policy.stages:
         claimed = [stage for stage in claimed if stage in policy.stages]
     required = [name for name in NAMES if name in claimed or name in policy.require]

@@ -9,15 +9,26 @@ from types import ModuleType
 from typing import Any
 
 from sdpo.parity.adapters.base import CandidateError, LossCandidate, guarded
-from sdpo.parity.adapters.callables import FromLogits, FromLogProbs, is_from_log_probs
+from sdpo.parity.adapters.callables import (
+    FromLogits,
+    FromLogProbs,
+    is_from_log_probs,
+    location_of,
+)
 from sdpo.parity.adapters.own import Own, Transcription
 from sdpo.parity.adapters.stage_functions import StageFunctions
+from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.stages import NAMES
 
 BUILT_IN = {"sdpo": Own, "reference": Transcription}
+TRAINERS = {
+    "sdpo-trainer": "sdpo.parity.adapters.trainers.own:OwnTrainer",
+    "trl": "sdpo.parity.adapters.trainers.trl:TRL",
+    "sdpo-rl": "sdpo.parity.adapters.trainers.sdpo_rl:SdpoRl",
+}
 
 
-def load_candidate(name: str) -> LossCandidate:
+def load_candidate(name: str) -> LossCandidate | TrainerAdapter:
     """The candidate called `name`: built in, `FILE.py:attr`, `pkg.mod:attr`, or a module alone.
 
     Raises:
@@ -25,6 +36,8 @@ def load_candidate(name: str) -> LossCandidate:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]()
+    if name in TRAINERS:
+        return find(TRAINERS[name])()
     return adapt(name, find(name))
 
 
@@ -77,14 +90,17 @@ def import_module(name: str) -> ModuleType:
     return guarded("config", importlib.import_module, name)
 
 
-def adapt(name: str, value: Any) -> LossCandidate:
-    """Wrap a function, callable object or module by what it looks like.
+def adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
+    """Wrap a function, callable object or module by what it looks like; a trainer adapter stays.
 
     Raises:
         CandidateError: it is neither callable nor has functions named as the stages.
     """
     if inspect.isclass(value):
         value = guarded("config", value)
+    if isinstance(value, TrainerAdapter):
+        value.location = value.location or location_of(type(value).run)
+        return value
     if callable(value):
         shape = FromLogProbs if is_from_log_probs(value) else FromLogits
         return shape(name, value)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo.parity.adapters.base import CandidateError, NotCoveredError
+from sdpo.parity.adapters.base import CandidateError, NotCoveredError, same_bits
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
 from sdpo.parity.prepared import Observation
 from sdpo.parity.verdict import CaseResult
@@ -89,6 +89,21 @@ def run_scenario(
     findings.effects.append(effect_of(scenario, run, walk.natural(), result))
     add_new(findings.explained, walk.explained)
     add_new(findings.notes, run.notes)
+
+
+def differs_from_itself(candidate: Any, scenario: Scenario = SCENARIOS[0]) -> list[str]:
+    """Run a scenario twice under different global seeds; a difference is a doubt."""
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with tempfile.TemporaryDirectory(prefix="sdpo-trainer-") as folder:
+            try:
+                runs.append(candidate.run(scenario, Path(folder)))
+            except (NotCoveredError, CandidateError):
+                return []
+    first, second = (run.updates[-1].steps[-1].parameters for run in runs)
+    same = first.keys() == second.keys() and all(same_bits(first[n], second[n]) for n in first)
+    return [] if same else [f"two runs of scenario {scenario.id} end with different weights"]
 
 
 def add_new(known: list[str], found: Iterable[str]) -> None:

@@ -36,6 +36,9 @@ ROUNDINGS_OF_SCALE = 64
 
 ROUNDINGS_OF_PROBABILITY = 16
 
+SAME_FACTOR = 0.2
+"""Two losses weigh rows differently, so that their gradients' projections agree only roughly."""
+
 
 def loss_case(
     scenario: Scenario,
@@ -122,9 +125,30 @@ def compare_micro_batch(
     found = compare_loss(case, rounded_to(raw.dtype, on.truth), on.reference, trace)
     found = [replace(comparison, case=scenario.id) for comparison in found]
     diverges = any(c.status == DIVERGENT for c in found)
+    if any(c.status == DIVERGENT and c.stage != "gradient" for c in found):
+        scale = scale_beside(on, trace, scale, scenario.accumulation)
     observation = Observation(on, diverges, values_of(on, trace))
     follows = continued(on, trace, scenario.on_policy)
     return mark_inherited(on, trace, follows, found), observation, scale
+
+
+def scale_beside(
+    on: Prepared, trace: Mapping[str, Tensor], fitted: float, accumulation: int
+) -> float:
+    """The scale of a gradient whose loss is another one than the reference's.
+
+    Only a scale that is wrong by the number of accumulation steps, beside the ratio of the losses,
+    can be told from what the other loss does to the gradient; else it counts as right.
+    """
+    ours, theirs = trace.get("aggregate"), on.reference["aggregate"]
+    usual = 1 / accumulation
+    if ours is None or accumulation == 1 or not bool(theirs != 0):
+        return usual
+    factor = fitted * accumulation / float(ours / theirs)
+    for wrong in (accumulation, 1 / accumulation):
+        if abs(factor / wrong - 1) < SAME_FACTOR:
+            return usual * wrong
+    return usual
 
 
 def assumed_choice(on: Prepared, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

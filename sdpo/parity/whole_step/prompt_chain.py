@@ -148,10 +148,18 @@ def first_difference(
 def plain(value: Any) -> Any:
     """Tuples as lists, mappings as dicts, so that equal values compare equal."""
     if isinstance(value, Mapping):
-        return {key: plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()} | relative(value)
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
     return value
+
+
+def relative(tokens: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Positions from the first token on: rotary models see differences only."""
+    positions = tokens.get("position_ids")
+    if not positions:
+        return {}
+    return {"position_ids": [int(position) - int(positions[0]) for position in positions]}
 
 
 def where_they_part(ours: Any, theirs: Any) -> tuple[Any, Any]:

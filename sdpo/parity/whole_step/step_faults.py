@@ -117,13 +117,13 @@ def explained_teacher(
     zero = {name: torch.zeros_like(value) for name, value in before.items()}
     variants: list[tuple[str, Tensors]] = [
         ("M24", averaged(before, [last], 1.0 - rate)),
-        ("M25", averaged(before, seen, rate)),
-        ("M25", averaged(before, left, rate)),
         ("M109", averaged(before, path[1:], rate)),
         ("M110", before),
         ("M111", {name: last[name] for name in before}),
         ("M112", averaged(zero, [last], rate)),
     ]
+    if scenario.accumulation > 1:
+        variants += [("M25", averaged(before, weights, rate)) for weights in (seen, left)]
     expected = averaged(before, [last], rate)
     return [
         label(fault)
