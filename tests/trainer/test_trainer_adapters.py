@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
-from sdpo.parity.adapters.trainers.own import OwnTrainer
+from sdpo.parity.adapters.trainers.own import OwnTrainer, OwnTrainerFactors
 from sdpo.parity.adapters.trainers.script import Script
 from sdpo.parity.adapters.trainers.sdpo_rl import SdpoRl
 from sdpo.parity.adapters.trainers.trl import TRL
 from sdpo.parity.adapters.trainers.watch import Watch
+from sdpo.parity.adapters.trainers.weights import effective
 from sdpo.parity.whole_step.record import TrainerRun
 from sdpo.parity.whole_step.scenario import Scenario
 from sdpo.parity.whole_step.scenarios import SCENARIOS
@@ -110,6 +111,25 @@ def test_effective_weights_of_a_lora_teacher(kind, tmp_path):
         torch.testing.assert_close(initial, plain[name].detach())
     last = run.updates[-1].teacher
     assert all(not torch.equal(last[n], w) for n, w in run.initial_teacher.items())
+
+
+def test_our_lora_teacher_averages_effects_or_factors(tmp_path):
+    scenario = replace(LORA, generations=LORA.generations[:1])
+    gap = {}
+    for kind in (OwnTrainer, OwnTrainerFactors):
+        run = kind().run(scenario, tmp_path / kind.name)
+        student = with_weights(scenario, tmp_path, run.updates[0].steps[0].parameters)
+        for name, before in run.initial_teacher.items():
+            expected = 0.95 * before + 0.05 * student[name]
+            distance = (run.updates[0].teacher[name] - expected).abs().max().item()
+            gap[kind] = max(gap.get(kind, 0.0), distance)
+    assert gap[OwnTrainer] < 1e-6 < 1e-5 < gap[OwnTrainerFactors]
+
+
+def with_weights(scenario: Scenario, folder: Path, weights: Any) -> dict[str, torch.Tensor]:
+    model = tiny_model(scenario, folder)
+    load(model, weights)
+    return effective(model)
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)

@@ -31,17 +31,24 @@ SETTINGS = (
     "feedback_template",
     "loss_agg_mode",
 )
+PEFT_PREFIX = "base_model.model."
 PROMPTS = ("feedback", "demonstration", "teacher_prompt")
 
 
 class OwnTrainer(HFTrainerAdapter):
-    """`sdpo.trainer.SDPOTrainer`, seen through the recorder that its audit callback uses."""
+    """`sdpo.trainer.SDPOTrainer`, seen through the recorder that its audit callback uses.
+
+    The reference averages weights, so adapters are averaged by their effect on them
+    (`lora_average="effective"`); `OwnTrainerFactors` is audited with the default, which averages
+    the two factors and so differs in second order.
+    """
 
     name = "sdpo-trainer"
     package = "trl"
     versions = ">=1.16,<2"
     install = "'sdpo[train]'"
     teacher_adapter = "sdpo_teacher"
+    lora_average: ClassVar[str] = "effective"
     stages: ClassVar[tuple[str, ...]] = (
         "config",
         "feedback",
@@ -67,11 +74,9 @@ class OwnTrainer(HFTrainerAdapter):
 
         from sdpo.trainer import SDPOTrainer
 
-        config = replace(
-            parts.settings,
-            loss_agg_mode=parts.scenario.loss_agg_mode,
-            teacher_mode="lora_ema" if is_lora_ema(parts) else parts.settings.teacher_mode,
-        )
+        config = replace(parts.settings, loss_agg_mode=parts.scenario.loss_agg_mode)
+        if parts.scenario.lora and config.teacher_regularization == "ema":
+            config = replace(config, teacher_mode="lora_ema", lora_average=self.lora_average)
         trainer = SDPOTrainer(
             model=parts.model,
             reward_funcs=[parts.reward],
@@ -91,6 +96,17 @@ class OwnTrainer(HFTrainerAdapter):
     def teacher(self, trainer: Any) -> nn.Module | None:
         """A copy; with LoRA the student, which has the teacher as a second adapter."""
         return getattr(trainer.teacher, "module", trainer.model)
+
+    def teacher_weights(self, trainer: Any) -> dict[str, Tensor]:
+        """The teacher's weights by name; of a LoRA teacher the effective ones."""
+        deltas = getattr(trainer.teacher, "deltas", None)
+        if deltas is None:
+            return super().teacher_weights(trainer)
+        layers = zip(trainer.teacher.layers.items(), deltas, strict=True)
+        return {
+            f"{name.removeprefix(PEFT_PREFIX)}.weight": (layer.base_layer.weight + delta).detach()
+            for (name, layer), delta in layers
+        }
 
     def observe(self, trainer: Any, recorder: "Recorder") -> None:
         """Sit where the audit callback sits."""
@@ -134,6 +150,8 @@ class Tap:
         """The gradients of a step are complete; they are recorded where they are clipped."""
 
 
-def is_lora_ema(parts: Parts) -> bool:
-    """Whether the teacher is a moving average of adapters."""
-    return parts.scenario.lora and parts.settings.teacher_regularization == "ema"
+class OwnTrainerFactors(OwnTrainer):
+    """The same with the default average of adapters."""
+
+    name = "sdpo-trainer-factors"
+    lora_average = "factors"
