@@ -144,12 +144,13 @@ def test_malformed_declarations_are_refused(tmp_path, text, words):
         load_declared(tmp_path / "absent.toml")
 
 
-def test_the_ledger_of_a_candidate_is_read_beside_the_packaged_one(tmp_path, monkeypatch):
+def test_a_packaged_ledger_is_read_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(declared, "LEDGERS", tmp_path)
     (tmp_path / "port.toml").write_text(ENTRY)
     (tmp_path / "evil.toml").write_text(ENTRY)
-    assert "X1" in {entry.id for entry in load_for("port")}
-    assert "X1" not in {entry.id for entry in load_for("../evil")}
-    assert [entry.id for entry in load_for("sdpo", [str(tmp_path / "port.toml")])] == ["X1"]
+    assert "X1" not in {entry.id for entry in load_for()}
+    assert [entry.id for entry in load_for(["port"])] == ["X1"]
+    with pytest.raises(DeclaredError, match="cannot read"):
+        load_for(["../evil"])
     with pytest.raises(DeclaredError, match="two entries have the id X1"):
-        load_for("sdpo", [str(tmp_path / "port.toml"), str(tmp_path / "evil.toml")])
+        load_for([str(tmp_path / "port.toml"), str(tmp_path / "evil.toml")])

@@ -85,7 +85,7 @@ def audit(request: Request, progress: Progress = lambda *_: None) -> dict[str, A
         environment = describe_environment(settings, SEEDS)
         try:
             families = load_goldens(request.goldens)
-            declared = load_for(request.candidate, request.declared)
+            declared = load_for(request.declared)
             environment["goldens"] = [fingerprint(family) for family in families]
             candidate = load_candidate(request.candidate)
             run = judge(request, candidate, families, declared, progress)

@@ -188,6 +188,17 @@ AGGREGATE = (
         "verl #957, #2776",
     ),
     aggregation(
+        "M115",
+        "mean over all rows of their token means, for token-mean",
+        only_token_mean(
+            lambda run: (
+                (torch.where(run.mask != 0, run.per_token, 0.0) * run.mask).sum(-1)
+                / run.mask.sum(-1).clamp(min=1)
+            ).mean()
+        ),
+        "trl 1.16: loss of the SDPO trainer, found by this audit",
+    ),
+    aggregation(
         "M09",
         "token-sum ÷ batch for token-mean",
         only_token_mean(lambda run: over_tokens(run, float(len(run.mask)))),

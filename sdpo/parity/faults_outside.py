@@ -146,6 +146,14 @@ OUTSIDE = (
         f"{TRAINER_TESTS}: M112",
     ),
     elsewhere(
+        "M116",
+        "teacher answers with the live student's weights",
+        "teacher",
+        "log_probs",
+        "sdpo-rl 0.0.3 with trl 1.16, found by this audit",
+        f"{TRAINER_TESTS}: M116",
+    ),
+    elsewhere(
         "M113",
         "a step with a gradient that is not finite is taken",
         "optimizer",

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.compare import DIVERGENT, ERROR
-from sdpo.parity.stages import first_in_order
+from sdpo.parity.stages import NAMES
 from sdpo.parity.verdict import CaseResult
-from sdpo.parity.whole_step.record import Tensors, TrainerRun
+from sdpo.parity.whole_step.record import OptimizerStep, Tensors, TrainerRun
 from sdpo.parity.whole_step.scenario import Scenario
 
 
@@ -26,19 +26,22 @@ class Effect:
     `gradient_ratio` is the ratio of the norms, `gradient_cosine` the cosine between the two,
     `gradient_distance` the distance ÷ the reference's norm; `parameters_distance` and
     `teacher_distance` are distances after the last update ÷ the way that the reference has gone.
-    `logged_loss` is the loss that the trainer logged for the first step, `reference_loss` what the
-    reference optimised there. None where there is nothing to compare.
+    Of the first step `logged_loss` is the loss that the trainer logged, `optimised_loss` the mean
+    over its micro-batches of what it optimised, and `reference_loss` the reference's. None where
+    there is nothing to compare.
     """
 
     scenario: str
     description: str
     introduced: tuple[str, ...]
+    explained_by: tuple[str, ...] = ()
     gradient_ratio: float | None = None
     gradient_cosine: float | None = None
     gradient_distance: float | None = None
     parameters_distance: float | None = None
     teacher_distance: float | None = None
     logged_loss: float | None = None
+    optimised_loss: float | None = None
     reference_loss: float | None = None
 
     def row(self) -> dict[str, Any]:
@@ -46,37 +49,41 @@ class Effect:
         return {
             name: value if not isinstance(value, float) or math.isfinite(value) else str(value)
             for name, value in asdict(self).items()
-        } | {"introduced": list(self.introduced)}
+        } | {"introduced": list(self.introduced), "explained_by": list(self.explained_by)}
 
 
 def effect_of(
-    scenario: Scenario, run: TrainerRun, natural: Sequence[Any], result: CaseResult
+    scenario: Scenario,
+    run: TrainerRun,
+    natural: Sequence[Any],
+    result: CaseResult,
+    explained_by: Sequence[str],
 ) -> Effect:
     """The effect of everything that a trainer does differently in a scenario."""
     own = {
-        c.stage
-        for c in result.comparisons
-        if c.status in (DIVERGENT, ERROR) and not c.inherits
+        c.stage for c in result.comparisons if c.status in (DIVERGENT, ERROR) and not c.inherits
     }
-    stages = []
-    while own:
-        first = first_in_order(own)
-        assert first is not None
-        stages.append(first)
-        own.discard(first)
     first_step = run.updates[0].steps[0]
     ours, theirs = flat(first_step.gradient, natural[0].gradients[0])
     last = run.updates[-1].steps[-1].parameters
     return Effect(
         scenario.id,
         scenario.description,
-        tuple(stages),
+        tuple(name for name in NAMES if name in own),
+        tuple(explained_by),
         **gradient_measures(ours, theirs),
         parameters_distance=way(run.initial, natural[-1].parameters, last),
         teacher_distance=way(run.initial_teacher, natural[-1].teacher, run.updates[-1].teacher),
         logged_loss=run.updates[0].logged.get("loss"),
-        reference_loss=natural[0].loss,
+        optimised_loss=mean_loss(first_step),
+        reference_loss=natural[0].losses[0],
     )
+
+
+def mean_loss(step: OptimizerStep) -> float | None:
+    """Mean of the losses of a step's micro-batches; None if the trainer shows none."""
+    values = [m.values["aggregate"].item() for m in step.micro_batches if "aggregate" in m.values]
+    return sum(values) / len(values) if values else None
 
 
 def flat(ours: Tensors, theirs: Tensors) -> tuple[Tensor, Tensor]:
@@ -107,5 +114,12 @@ def way(initial: Tensors, expected: Tensors, actual: Tensors) -> float | None:
     if not names:
         return None
     gone = sum((expected[n] - initial[n]).double().square().nansum().item() for n in names)
-    apart = sum((expected[n] - actual[n]).double().square().nansum().item() for n in names)
+    apart = sum(squared_distance(expected[n], actual[n]) for n in names)
     return math.sqrt(apart / gone) if gone else None
+
+
+def squared_distance(expected: Tensor, actual: Tensor) -> float:
+    """Squared distance; infinite if a value is not finite where the expected one is."""
+    if bool((expected.isfinite() & ~actual.isfinite()).any()):
+        return math.inf
+    return (expected - actual).double().square().nansum().item()

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError, same_bits
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
+from sdpo.parity.explain import Search, explain
 from sdpo.parity.prepared import Observation
 from sdpo.parity.verdict import CaseResult
 from sdpo.parity.whole_step import weights_chain as chain
@@ -24,6 +26,7 @@ from sdpo.parity.whole_step.reference_run import log_probs, run_reference, whole
 from sdpo.parity.whole_step.scenario import Generation, Scenario
 from sdpo.parity.whole_step.scenarios import SCENARIOS
 from sdpo.parity.whole_step.step_faults import (
+    explained_forward,
     explained_optimizer,
     explained_prompts,
     explained_scale,
@@ -42,6 +45,7 @@ class TrainerFindings:
     observations: list[Observation] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
     explained: list[str] = field(default_factory=list)
+    in_loss: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -56,12 +60,29 @@ def run_trainer_family(
         scenarios: the scripts.
     """
     findings = TrainerFindings()
-    for number, scenario in enumerate(scenarios):
-        progress("trainer", number, len(scenarios))
-        with tempfile.TemporaryDirectory(prefix="sdpo-trainer-") as folder:
-            run_scenario(candidate, scenario, Path(folder), findings)
+    with quiet():
+        for number, scenario in enumerate(scenarios):
+            progress("trainer", number, len(scenarios))
+            with tempfile.TemporaryDirectory(prefix="sdpo-trainer-") as folder:
+                run_scenario(candidate, scenario, Path(folder), findings)
     progress("trainer", len(scenarios), len(scenarios))
+    add_new(findings.explained, fewest(findings.in_loss))
     return findings
+
+
+def fewest(alternatives: Sequence[Sequence[str]]) -> list[str]:
+    """Few faults that explain every scenario: of each the alternatives that explain it are given.
+
+    Scenarios differ in one setting, so that a single fault explains what shows in one; faults that
+    one scenario cannot tell apart another may.
+    """
+    open_, chosen = [set(labels) for labels in alternatives if labels], []
+    while open_:
+        labels = sorted(set().union(*open_))
+        best = max(labels, key=lambda label: sum(label in labels for labels in open_))
+        chosen.append(best)
+        open_ = [labels for labels in open_ if best not in labels]
+    return chosen
 
 
 def run_scenario(
@@ -86,9 +107,13 @@ def run_scenario(
         result.comparisons.append(Comparison("accumulate", ERROR, scenario.id, note=note))
         return
     findings.observations.extend(walk.observations)
-    findings.effects.append(effect_of(scenario, run, walk.natural(), result))
+    in_loss = [found.label for found in explain(walk.observations, search=Search(work_left=0))]
+    findings.effects.append(
+        effect_of(scenario, run, walk.natural(), result, [*dict.fromkeys(walk.explained), *in_loss])
+    )
+    findings.in_loss.append(in_loss)
     add_new(findings.explained, walk.explained)
-    add_new(findings.notes, run.notes)
+    add_new(findings.notes, [*run.notes, *other_rows(scenario, run)])
 
 
 def differs_from_itself(candidate: Any, scenario: Scenario = SCENARIOS[0]) -> list[str]:
@@ -104,6 +129,25 @@ def differs_from_itself(candidate: Any, scenario: Scenario = SCENARIOS[0]) -> li
     first, second = (run.updates[-1].steps[-1].parameters for run in runs)
     same = first.keys() == second.keys() and all(same_bits(first[n], second[n]) for n in first)
     return [] if same else [f"two runs of scenario {scenario.id} end with different weights"]
+
+
+def other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
+    """Whether micro-batches hold other rows than consecutive ones of the generation."""
+    size = scenario.micro_batch_size
+    for update in run.updates:
+        rows = [micro_batch.rows for step in update.steps for micro_batch in step.micro_batches]
+        starts = [start % len(update_rows(scenario)) for start in range(0, size * len(rows), size)]
+        if rows != [list(range(start, start + size)) for start in starts]:
+            return [
+                "micro-batches hold other rows of a generation than the reference's consecutive "
+                "ones; the reference is given the same rows"
+            ]
+    return []
+
+
+def update_rows(scenario: Scenario) -> range:
+    """The rows of a generation."""
+    return range(scenario.micro_batch_size * scenario.steps_per_generation)
 
 
 def add_new(known: list[str], found: Iterable[str]) -> None:
@@ -124,6 +168,7 @@ class Walk:
         self.optimizers = chain.Optimizers(scenario, trainable(self.model))
         self.observations: list[Observation] = []
         self.explained: list[str] = []
+        self.moved: tuple[Tensors, list[Tensors]] = ({}, [])
 
     def comparisons(self) -> Iterator[Comparison]:
         """All comparisons, update by update."""
@@ -139,6 +184,7 @@ class Walk:
             for step in update.steps:
                 self.student.load(weights)
                 self.plain.load(teacher)
+                self.moved = (teacher, [self.plain_weights(w) for w in path])
                 yield from self.step(update, step, prompt, batch, old)
                 found, norm = self.optimizer(weights, step)
                 stepped |= math.isfinite(norm)
@@ -211,20 +257,24 @@ class Walk:
         case = loss_case(self.scenario, self.scenario.id, micro_batch, old, mask)
         found = chain.compare_student_tokens(self.scenario, micro_batch, batch)
         if (case.loss_mask != 0).any():
-            for side, twins in (("student", self.student), ("teacher", self.plain)):
-                if self.frozen_mix(side):
-                    continue
-                found.append(
-                    chain.compare_forward(self.scenario, side, twins, micro_batch, case.loss_mask)
-                )
+            found += self.forward(micro_batch, case.loss_mask)
         compared, observation, scale = compare_micro_batch(self.scenario, case, micro_batch)
         self.observations.append(observation)
         return found + compared, scale
 
-    def frozen_mix(self, side: str) -> bool:
-        """Whether a side's logits are mixed from two models, which one model cannot repeat."""
-        mixed = self.scenario.self_distillation["teacher_regularization"] == "trust-region"
-        return side == "teacher" and mixed
+    def forward(self, micro_batch: MicroBatch, mask: Tensor) -> list[Comparison]:
+        """Both sides' forward passes, and the known faults behind a wrong teacher's."""
+        found = [
+            chain.compare_forward(self.scenario, "student", self.student, micro_batch, mask)
+        ]
+        if self.scenario.self_distillation["teacher_regularization"] == "trust-region":
+            return found  # mixed from two models, which one model cannot repeat
+        found.append(chain.compare_forward(self.scenario, "teacher", self.plain, micro_batch, mask))
+        if found[-1].status == DIVERGENT:
+            self.explained += explained_forward(
+                self.scenario, self.plain, self.moved, micro_batch, mask
+            )
+        return found
 
     def optimizer(self, before: Tensors, step: OptimizerStep) -> tuple[list[Comparison], float]:
         """Weights after a step, the known faults behind wrong ones, and the gradient's norm."""
@@ -240,17 +290,19 @@ class Walk:
         self, before: Tensors, path: list[Tensors], update: Update, stepped: bool
     ) -> list[Comparison]:
         """The teacher after an update, and the known faults behind a wrong one."""
-        if self.scenario.lora:
-            path = [self.effective(weights) for weights in path]
+        path = [self.plain_weights(weights) for weights in path]
         found = chain.compare_teacher(self.scenario, before, path[-1], update.teacher, stepped)
         if any(comparison.status == DIVERGENT for comparison in found):
             self.explained += explained_teacher(self.scenario, before, path, update.teacher)
         return found
 
-    def effective(self, weights: Tensors) -> Tensors:
-        """A plain model's weights for those of an adapter."""
-        self.student.load(weights)
-        return named(merged(self.student.single))
+    def plain_weights(self, weights: Tensors) -> Tensors:
+        """A plain model's weights: of an adapter the effective ones."""
+        if not self.scenario.lora:
+            return weights
+        adapted = copy.deepcopy(self.model)
+        adapted.load_state_dict(weights, strict=False)
+        return named(merged(adapted))
 
     def natural(self) -> list[Any]:
         """The reference through the whole scenario, with the trainer's division into groups."""

@@ -5,6 +5,7 @@ loss. Within the loss a stage that follows from the trainer's value of the stage
 inherited.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -53,10 +54,13 @@ def loss_case(
         scenario: the settings.
         case_id: name of the case in reports.
         micro_batch: with both sides' logits `(B, T, V)`.
-        old_log_probs: `(B, T)`; None on-policy, where the student's own are taken.
+        old_log_probs: `(B, T)`; None on-policy, where the student's own are taken, so that the
+            ratio is 1 and only a cap below 1 acts.
         distillation_mask: `(B,)`.
     """
     chosen = {n: scenario.self_distillation[n] for n in LOSS_SETTINGS[:5]}
+    if old_log_probs is None and chosen["is_clip"] is not None and chosen["is_clip"] >= 1:
+        chosen["is_clip"] = None
     config = SDPOConfig(
         **chosen, loss_agg_mode=scenario.loss_agg_mode, temperature=scenario.temperature
     )
@@ -89,7 +93,8 @@ def computed_in(micro_batch: MicroBatch) -> torch.dtype:
 def unscaled(gradient: Tensor, expected: Tensor, accumulation: int) -> tuple[Tensor, float]:
     """The gradient of the micro-batch's own loss, and the scale that the trainer put on it.
 
-    The scale is the projection of the trainer's gradient onto the reference's. With one micro-batch
+    The scale is the projection of the trainer's gradient onto the reference's, NaN where that is
+    zero. With one micro-batch
     there is nothing to scale, and a wrong size belongs to the gradient; otherwise it belongs to
     `accumulate`, and the direction is judged here.
     """
@@ -97,7 +102,7 @@ def unscaled(gradient: Tensor, expected: Tensor, accumulation: int) -> tuple[Ten
     ours, theirs = gradient[finite].double(), expected[finite].double()
     norm = (theirs * theirs).sum()
     if accumulation == 1 or norm == 0:
-        return gradient * accumulation, weight
+        return gradient * accumulation, weight if norm else math.nan
     fitted = float((ours * theirs).sum() / norm)
     roundings = ROUNDINGS_OF_SCALE * torch.finfo(gradient.dtype).eps
     if fitted <= 0 or abs(fitted / weight - 1) <= roundings:

@@ -41,7 +41,10 @@ Groups = Sequence[Sequence[Sequence[int]]]
 
 @dataclass
 class ReferenceUpdate:
-    """The reference's values of one update, under the names of `record.Update`."""
+    """The reference's values of one update, under the names of `record.Update`.
+
+    `losses` has one entry per optimizer step: the mean over its micro-batches.
+    """
 
     batch: Tensors
     prompt: dict[str, Any]
@@ -49,7 +52,7 @@ class ReferenceUpdate:
     grad_norms: list[float] = field(default_factory=list)
     parameters: Tensors = field(default_factory=dict)
     teacher: Tensors = field(default_factory=dict)
-    loss: float = 0.0
+    losses: list[float] = field(default_factory=list)
 
 
 def student_batch(scenario: Scenario, generation: Generation, tokenizer: Any) -> Tensors:
@@ -163,7 +166,9 @@ def run_reference(
             ema_update(
                 teacher, merged(actor), scenario.self_distillation["teacher_update_rate"]
             )
-        found.append(collected(number, batch, prompt, trace, metrics, teacher))
+        update = collected(number, batch, prompt, trace, metrics, teacher)
+        update.losses = step_losses(stripped(trace, f"u{number}."), groups[number])
+        found.append(update)
     return found
 
 
@@ -218,13 +223,22 @@ def collected(
     """One update's values out of the actor's trace."""
     start, update = f"u{number}.", ReferenceUpdate(batch, prompt)
     update.grad_norms = list(metrics["actor/grad_norm"])
-    update.loss = metrics["actor/pg_loss"]
     for mini in range(len(update.grad_norms)):
         prefix = f"{start}mini{mini}.grad."
         update.gradients.append(stripped(trace, prefix))
     update.parameters = stripped(trace, f"{start}actor.")
     update.teacher = {name: p.detach().clone() for name, p in teacher.named_parameters()}
     return update
+
+
+def step_losses(trace: Tensors, groups: Groups) -> list[float]:
+    """Mean loss of the micro-batches of each optimizer step."""
+    losses, place = [], 0
+    for step in groups:
+        values = [trace[f"mb{place + n}.loss"].item() for n in range(len(step))]
+        losses.append(sum(values) / len(values))
+        place += len(step)
+    return losses
 
 
 def stripped(tensors: Tensors, prefix: str) -> Tensors:

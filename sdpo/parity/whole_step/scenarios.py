@@ -98,10 +98,10 @@ SAME_FEEDBACK = tuple(
     for n, group in enumerate((FAILED, OTHERS))
 )
 THINKING = (
-    Rollout("<think>2 and 3\nis 5</think>  The answer is 5.", 1.0),
+    Rollout("So: <think>2 and 3\nis 5</think>  The answer is 5. ", 1.0),
     Rollout("It is 4", 0.0),
     Rollout("<think>a</think><think>b</think>5 it is", 1.0),
-    Rollout("<think>never closed, so no end of it", 0.0, truncated=True),
+    Rollout("<think>never closed, so there is no end of it at all, is there?", 0.0, truncated=True),
 )
 
 

@@ -4,18 +4,21 @@ Each is tried on the stage that diverges: the reference is changed by the fault,
 value must be the changed one exactly (texts, ids) or within the budget (weights).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from sdpo.parity.compare import DIVERGENT
 from sdpo.parity.faults import BY_ID
 from sdpo.parity.whole_step.prompt_chain import Shown, expectations, plain
-from sdpo.parity.whole_step.record import Tensors
+from sdpo.parity.whole_step.record import MicroBatch, Tensors
 from sdpo.parity.whole_step.reference_run import whole_batch
 from sdpo.parity.whole_step.scenario import Generation, Scenario
-from sdpo.parity.whole_step.weights_chain import Optimizers
+from sdpo.parity.whole_step.weights_chain import Optimizers, Twins, compare_forward
 
 SCALE_TOLERANCE = 1e-3
 """A factor is a whole number of accumulation steps, or it is none; nothing lies close to it."""
@@ -82,12 +85,43 @@ def as_texts(shown: Sequence[Any], expected: Sequence[Any]) -> list[Any]:
 
 
 def explained_scale(scales: Sequence[float], accumulation: int) -> list[str]:
-    """Faults that give the scales that the trainer put on its micro-batches."""
-    found = []
+    """Faults that give the scales that the trainer put on its micro-batches; NaN tells nothing."""
+    found, told = [], [scale for scale in scales if math.isfinite(scale)]
     for fault, factor in (("M11", accumulation), ("M12", 1 / accumulation)):
         wanted = factor / accumulation
-        if accumulation > 1 and all(abs(s / wanted - 1) < SCALE_TOLERANCE for s in scales):
+        near = [abs(scale / wanted - 1) < SCALE_TOLERANCE for scale in told]
+        if accumulation > 1 and near and all(near):
             found.append(label(fault))
+    return found
+
+
+def explained_forward(
+    scenario: Scenario,
+    twins: Twins,
+    moved: tuple[Tensors, list[Tensors]],
+    micro_batch: MicroBatch,
+    mask: Tensor,
+) -> list[str]:
+    """Faults that give the logits with which the trainer's teacher answered.
+
+    Args:
+        scenario: the settings.
+        twins: a plain model; other weights are loaded into it, and the right ones again.
+        moved: the teacher before the update, and the student's weights before the update and after
+            each optimizer step so far.
+        micro_batch: what the teacher was asked.
+        mask: `(B, T)`, the tokens that count.
+    """
+    teacher, path = moved
+    rate = scenario.self_distillation["teacher_update_rate"]
+    variants = {"M116": path[-1], "M109": averaged(teacher, path[1:], rate)}
+    found = []
+    for fault, weights in variants.items():
+        twins.load(weights)
+        compared = compare_forward(scenario, "teacher", twins, micro_batch, mask)
+        if compared.status != DIVERGENT:
+            found.append(label(fault))
+    twins.load(teacher)
     return found
 
 

@@ -117,7 +117,7 @@ def compare_gradient(
 ) -> list[Comparison]:
     """The parameters' gradient against that of the trainer's micro-batches, scaled as it should.
 
-    `scales` are those that the trainer put on its micro-batches.
+    `scales` are those that the trainer put on its micro-batches, NaN where there is no gradient.
     """
     low = getattr(torch, scenario.dtype)
     expected = backward(scenario, twins.single, step, scales, low)
@@ -140,7 +140,8 @@ def backward(
     module.zero_grad()
     for micro_batch, scale in zip(step.micro_batches, scales, strict=True):
         logits = logits_of(module, micro_batch, "student", autocast)
-        weight = 1 / scenario.accumulation / scale
+        usual = 1 / scenario.accumulation
+        weight = usual / scale if math.isfinite(scale) else 1.0
         gradient = micro_batch.logits["gradient"].to(logits.dtype) * weight
         logits.backward(gradient)
     return {
