@@ -11,6 +11,7 @@ import torch
 
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.own import OwnTrainer, OwnTrainerFactors
+from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.adapters.trainers.script import Script
 from sdpo.parity.adapters.trainers.sdpo_rl import SdpoRl
 from sdpo.parity.adapters.trainers.trl import TRL
@@ -87,7 +88,8 @@ def test_the_claimed_stages_are_shown(kind, tmp_path):
     scenario = replace(
         SCENARIO["T21"], num_iterations=2, id="all", self_distillation=PLAIN.self_distillation
     )
-    run = kind().run(scenario, tmp_path)
+    adapter = kind()
+    run = adapter.run(scenario, tmp_path)
     (update,) = run.updates
     micro = update.steps[0].micro_batches[0]
     values = {name.split(".")[0] for name in micro.values}
@@ -99,6 +101,17 @@ def test_the_claimed_stages_are_shown(kind, tmp_path):
     assert shown >= set(kind.stages)
     assert all(len(rows) == 8 for rows in update.prompt.values())
     assert all(row is not None for row in update.prompt["teacher_tokens"])
+    check_places(adapter)
+
+
+def check_places(adapter: Any) -> None:
+    """Reports can point at the trainer and at the code of its stages."""
+    assert adapter.location.file.endswith("trainer.py")
+    assert adapter.locations.keys() <= set(adapter.stages)
+    assert {"teacher_prompt", "divergence", "accumulate"} <= adapter.locations.keys()
+    for place in adapter.locations.values():
+        line = Path(place.file).read_text(encoding="utf-8").splitlines()[place.line - 1]
+        assert line.lstrip().startswith(("def ", "class ", "@")), place
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -231,6 +244,25 @@ def test_hooks_are_taken_away(tmp_path):
 def test_a_missing_or_other_package_is_an_error(change, message, tmp_path):
     with pytest.raises(CandidateError, match=message):
         type("Other", (TRL,), change)().run(PLAIN, tmp_path)
+
+
+def test_without_transformers_the_way_to_install_it_is_named(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name)
+    )
+    message = r"needs 'transformers': pip install 'sdpo\[train\]'"
+    with quiet(), pytest.raises(CandidateError, match=message):
+        OwnTrainer().run(PLAIN, tmp_path)
+
+
+def test_an_interrupt_is_the_users(tmp_path):
+    class Interrupted(OwnTrainer):
+        def build(self, parts):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Interrupted().run(PLAIN, tmp_path)
 
 
 class Failing(OwnTrainer):

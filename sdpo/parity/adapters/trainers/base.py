@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -51,6 +52,9 @@ class TrainerAdapter(ABC):
     stages: ClassVar[tuple[str, ...]] = ()
     notes: tuple[str, ...] = ()
     location: Location | None = None
+    """Where the trainer is defined; known after a run at the latest."""
+    locations: Mapping[str, Location] = MappingProxyType({})
+    """Where stages are computed, by stage: reports point there."""
 
     @abstractmethod
     def run(self, scenario: Scenario, folder: Path) -> TrainerRun:
@@ -131,6 +135,10 @@ class HFTrainerAdapter(TrainerAdapter):
         `seen` may call `recorder.values({stage: tensor})` for the micro-batch in progress and
         `recorder.prompts(stage, rows)` or `recorder.prompt(stage, row)` for the generation.
         """
+
+    def sources(self, trainer: Any) -> Mapping[str, Any]:
+        """Functions that compute stages, by stage, for reports to point at; none by default."""
+        return {}
 
     def teacher_weights(self, trainer: Any) -> dict[str, Tensor]:
         """The teacher's weights by name; of a LoRA teacher the effective ones."""

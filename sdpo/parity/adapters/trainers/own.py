@@ -116,6 +116,24 @@ class OwnTrainer(HFTrainerAdapter):
         if trainer.sdpo_config.teacher_regularization == "trust-region":
             self._show_mixed_logits(recorder)
 
+    def sources(self, trainer: Any) -> Mapping[str, Any]:
+        """Where this project computes each stage."""
+        from sdpo import aggregate, divergence, importance, reprompt, support
+
+        return {
+            **{stage: getattr(reprompt, stage) for stage in (*PROMPTS, "teacher_tokens")},
+            "distillation_mask": reprompt.distillation_mask,
+            "log_probs": support.log_probs,
+            "support": support.support,
+            "tail": support.tail,
+            "divergence": divergence.divergence,
+            "importance": importance.importance,
+            "aggregate": aggregate.aggregate,
+            "accumulate": type(trainer)._self_distillation_loss,
+            "optimizer": type(trainer)._get_grad_norm,
+            "teacher_update": type(trainer).after_optimizer_step,
+        }
+
     def _show_mixed_logits(self, recorder: "Recorder") -> None:
         """A trust-region teacher answers with a mix, which no module returns: take the loss's."""
         import sdpo.trainer

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch
 
 from sdpo.config import SDPOConfig
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
+from sdpo.parity.adapters.callables import location_of
 from sdpo.parity.adapters.trainers.recorder import Recorder
 from sdpo.parity.adapters.trainers.script import Script, ScriptedReward
 from sdpo.parity.adapters.trainers.watch import Watch, installed_versions
@@ -38,6 +40,7 @@ def run_hf_trainer(adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path
         parts, script = parts_of(adapter, scenario, folder)
         with failures(adapter, "built"):
             trainer, settings = adapter.build(parts)
+            locate(adapter, trainer)
         recorder = Recorder(adapter, trainer, script, watch)
         recorder.attach()
         adapter.observe(trainer, recorder)
@@ -53,11 +56,16 @@ def run_hf_trainer(adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path
 
 
 def check_installed(adapter: "TrainerAdapter") -> None:
-    """Check the audited package.
+    """Check the audited package, and what builds the tiny model and its data.
 
     Raises:
         CandidateError: it is not installed, or in a version that the adapter was not written for.
     """
+    for name in ("transformers", "accelerate", "datasets", "peft"):
+        if importlib.util.find_spec(name) is None:
+            raise CandidateError(
+                "config", f"an audit of trainers needs {name!r}: pip install 'sdpo[train]'"
+            )
     if not adapter.package:
         return
     install = adapter.install or f"'{adapter.package}{adapter.versions}'"
@@ -77,6 +85,13 @@ def check_installed(adapter: "TrainerAdapter") -> None:
             f"{adapter.package}{adapter.versions}, so what its hooks would show is unknown: "
             f"pip install {install}",
         )
+
+
+def locate(adapter: "HFTrainerAdapter", trainer: Any) -> None:
+    """Note where the trainer and its stages are defined."""
+    adapter.location = location_of(type(trainer))
+    places = {stage: location_of(source) for stage, source in adapter.sources(trainer).items()}
+    adapter.locations = {stage: place for stage, place in places.items() if place is not None}
 
 
 def check_schedule(scenario: Scenario) -> None:
@@ -183,7 +198,7 @@ def check_complete(run: TrainerRun, scenario: Scenario) -> None:
 
 @contextlib.contextmanager
 def failures(adapter: "TrainerAdapter", what: str) -> Iterator[None]:
-    """Whatever the trainer raises, `SystemExit` included, is its failure.
+    """Whatever the trainer raises, `SystemExit` included, is its failure; Ctrl-C is the user's.
 
     Raises:
         CandidateError: the trainer raised.
@@ -191,7 +206,7 @@ def failures(adapter: "TrainerAdapter", what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (NotCoveredError, CandidateError):
+    except (NotCoveredError, CandidateError, KeyboardInterrupt):
         raise
     except ModuleNotFoundError as error:
         raise CandidateError(
@@ -211,15 +226,24 @@ def failures(adapter: "TrainerAdapter", what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep standard output for the report: what a trainer prints goes to standard error."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), unlogged():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Errors alone from transformers' log, and no bars; nothing to do where it is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        yield
+        return
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -112,6 +112,26 @@ class SdpoRl(HFTrainerAdapter):
         if settings.distillation_add_tail:
             watch(loss, "add_tail_bucket", alternating(recorder))
 
+    def sources(self, trainer: Any) -> Mapping[str, Any]:
+        """Where the package computes each stage."""
+        import sdpo_rl.distillation as loss  # pyright: ignore[reportMissingImports]
+        import sdpo_rl.trainer as module  # pyright: ignore[reportMissingImports]
+
+        kind, follow = type(trainer), type(trainer.ema_callback)
+        return {
+            **dict.fromkeys(("feedback", "teacher_tokens"), kind._generate_and_score_completions),
+            "demonstration": module.select_demonstration,
+            "teacher_prompt": module.build_teacher_prompts,
+            "distillation_mask": module.compute_self_distillation_mask,
+            **dict.fromkeys(("log_probs", "support", "accumulate"), kind.compute_loss),
+            "tail": loss.add_tail_bucket,
+            "divergence": loss.top_k_kl_divergence,
+            "importance": loss.apply_importance_sampling_correction,
+            "aggregate": loss.aggregate_loss,
+            "gradient": loss.compute_self_distillation_loss,
+            "teacher_update": follow.step,
+        }
+
 
 def check_expressible(parts: Parts) -> None:
     """Refuse what the package has no setting for.

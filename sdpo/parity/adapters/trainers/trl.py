@@ -110,6 +110,29 @@ class TRL(HFTrainerAdapter):
         watch.function(parts, "add_tail_bucket", loss.support, required=False)
         watch.function(trainer, "_compute_self_distillation_loss", loss.aggregate)
 
+    def sources(self, trainer: Any) -> Mapping[str, Any]:
+        """Where TRL computes each stage."""
+        import trl.experimental.sdpo.loss_utils as parts
+        import trl.experimental.sdpo.sdpo_trainer as module
+
+        kind, builder = type(trainer), type(trainer.teacher_context_builder)
+        loss = getattr(module, MODES[trainer.args.distillation_mode])
+        follow = (
+            "PEFTAdapterEMACallback"
+            if hasattr(trainer.model, "peft_config")
+            else ("SyncTeacherModelCallback")
+        )
+        return {
+            **dict.fromkeys(("teacher_prompt", "distillation_mask"), builder.build),
+            "teacher_tokens": builder._tokenize_teacher_messages,
+            "log_probs": kind._compute_teacher_student_logits,
+            **dict.fromkeys(("support", "tail", "divergence"), loss),
+            "importance": parts.apply_importance_sampling_clipping,
+            **dict.fromkeys(("aggregate", "gradient"), kind._compute_self_distillation_loss),
+            "accumulate": kind.compute_loss,
+            "teacher_update": getattr(module, follow).on_step_end,
+        }
+
 
 class Loss:
     """Turns calls of TRL's functions into stage values; the student always comes first."""
