@@ -73,6 +73,7 @@ def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
         "doubts": [],
         "sensitivity": {"smallest_detectable": {}},
         "ladder": [],
+        "trainer": [],
         "bundles": [],
         "declared": [],
         "notes": [],

@@ -121,16 +121,10 @@ def judge(
     `isolation` also runs some cases alone in fresh processes.
     """
     findings = Findings()
-    exposed = set() if isinstance(candidate, TrainerAdapter) else set(candidate.stages)
-    for family in families:
-        if family.name == "loss" and exposed & {s for s in NAMES if STAGES[s].family == "loss"}:
-            run_loss_family(candidate, family, findings, progress, isolation)
-        elif family.name == "reprompt" and exposed:
-            run_prompt_stages(candidate, family, findings, progress)
-        elif family.name == "update" and isinstance(candidate, WHOLE):
-            findings.results.extend(run_update_family(candidate, family, progress))
     if isinstance(candidate, TrainerAdapter):
         run_scenarios(candidate, findings, progress)
+    else:
+        run_recorded(candidate, families, findings, progress, isolation)
     evidence = Evidence(
         request.candidate,
         candidate.kind,
@@ -144,6 +138,24 @@ def judge(
         findings.trainer,
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
+
+
+def run_recorded(
+    candidate: LossCandidate,
+    families: Sequence[GoldenFamily],
+    findings: Findings,
+    progress: Progress,
+    isolation: bool = True,
+) -> None:
+    """All recorded cases of the stages that the candidate exposes."""
+    exposed = set(candidate.stages)
+    for family in families:
+        if family.name == "loss" and exposed & {s for s in NAMES if STAGES[s].family == "loss"}:
+            run_loss_family(candidate, family, findings, progress, isolation)
+        elif family.name == "reprompt":
+            run_prompt_stages(candidate, family, findings, progress)
+        elif family.name == "update" and isinstance(candidate, WHOLE):
+            findings.results.extend(run_update_family(candidate, family, progress))
 
 
 def run_loss_family(
@@ -228,13 +240,15 @@ def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progr
 
 
 def departure(
-    candidate: LossCandidate, findings: Findings, verdict: str, observed: str | None
+    candidate: LossCandidate | TrainerAdapter,
+    findings: Findings,
+    verdict: str,
+    observed: str | None,
 ) -> Departure:
     """Where a divergent candidate first departs, and the known faults that explain it."""
     if verdict != DIVERGENT or not any(o.diverges for o in findings.observations):
         return Departure(observed, explained_by=findings.explained * (verdict == DIVERGENT))
-    shows_loss_only = isinstance(candidate, LossFunction)
-    judge_case = partial(judged, candidate) if shows_loss_only else None
+    judge_case = partial(judged, candidate) if isinstance(candidate, LossFunction) else None
     found = locate(candidate.kind, findings.observations, observed, judge_case)
     return replace(found, explained_by=[*findings.explained, *found.explained_by])
 

@@ -24,6 +24,7 @@ from sdpo.parity import (
 from sdpo.parity.faults_parts import Fault
 from sdpo.parity.stages import NAMES
 
+
 def by_number(fault: Fault) -> tuple[int, str]:
     """Sorts `M06` before `M06b` before `M07`."""
     digits = fault.id.strip("Mabcdefgh")

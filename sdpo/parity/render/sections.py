@@ -26,10 +26,23 @@ RULES = {
     "reprompt": "Texts, ids and masks must be equal.",
     "loss": "Each number of the loss has a budget of its own: what rounding may do to it, derived "
     "from an oracle in higher precision.",
+    "trainer": "Each stage of a trainer is compared with the reference at the trainer's own "
+    "values before it, so that it is charged only with what it introduced.",
     "update": "Numbers of a whole update have as budget a small multiple of the reference's own "
     "rounding error, measured against a repetition in float64.",
 }
 """How the cases of each family are judged."""
+
+FIGURES = (
+    "gradient_ratio",
+    "gradient_cosine",
+    "gradient_distance",
+    "parameters_distance",
+    "teacher_distance",
+    "logged_loss",
+    "optimised_loss",
+    "reference_loss",
+)
 
 LEGEND = {
     "MATCH": "bit-equal",
@@ -59,6 +72,7 @@ def sections(run: RUN) -> dict[str, Any]:
         "legend": legend(run),
         "totals": totals_line(run),
         "first": first_divergence(run, commit),
+        "effects": effects(run),
         "goldens": goldens(run),
         "declared": declared(run),
         "failing": failing[:MOST_CASES],
@@ -201,6 +215,23 @@ def first_divergence(run: RUN, commit: str | None) -> dict[str, Any] | None:
         "failing": row is not None and row["status"] == "ERROR",
         "departing": sum("departs" in rung["result"] for rung in rungs),
     }
+
+
+def effects(run: RUN) -> list[dict[str, Any]]:
+    """What a trainer does differently in each scenario, and how much it matters."""
+    rows = []
+    for effect in run["trainer"]:
+        figures = {name: number(effect[name]) for name in FIGURES}
+        rows.append(
+            figures
+            | {
+                "scenario": effect["scenario"],
+                "description": effect["description"],
+                "introduced": names(effect["introduced"]) if effect["introduced"] else "-",
+                "explained_by": ", ".join(label.split()[0] for label in effect["explained_by"]),
+            }
+        )
+    return rows
 
 
 def searched(run: RUN) -> str:

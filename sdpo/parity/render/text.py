@@ -84,6 +84,7 @@ def text_report(run: RUN) -> str:
             f"  no explanation among {search['faults']} known faults and "
             f"{search['pairs_tried']} of {search['pairs']} pairs"
         )
+    lines.extend(effect_line(effect) for effect in run["trainer"] if effect["introduced"])
     lines.extend(f"  note: {note}" for note in run["notes"])
     lines.extend(f"  reason: {one_line(reason)}" for reason in run["reasons"])
     lines.extend(
@@ -91,3 +92,13 @@ def text_report(run: RUN) -> str:
         for case in [c for c in run["cases"] if c["status"] in ("DIVERGENT", "ERROR")][:8]
     )
     return "\n".join(lines)
+
+
+def effect_line(effect: dict[str, Any]) -> str:
+    """A scenario in which a trainer departs: where, and what it does to the gradient."""
+    faults = "; ".join(effect["explained_by"])
+    return (
+        f"  {effect['scenario']} {effect['description']}: {', '.join(effect['introduced'])}"
+        f"{f' [{faults}]' if faults else ''}; gradient: norm x {number(effect['gradient_ratio'])}, "
+        f"cosine {number(effect['gradient_cosine'])}"
+    )

@@ -60,9 +60,7 @@ def effect_of(
     explained_by: Sequence[str],
 ) -> Effect:
     """The effect of everything that a trainer does differently in a scenario."""
-    own = {
-        c.stage for c in result.comparisons if c.status in (DIVERGENT, ERROR) and not c.inherits
-    }
+    own = {c.stage for c in result.comparisons if c.status in (DIVERGENT, ERROR) and not c.inherits}
     first_step = run.updates[0].steps[0]
     ours, theirs = flat(first_step.gradient, natural[0].gradients[0])
     last = run.updates[-1].steps[-1].parameters

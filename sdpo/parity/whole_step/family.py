@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError, same_bits
+from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
 from sdpo.parity.explain import Search, explain
 from sdpo.parity.prepared import Observation
@@ -238,7 +238,7 @@ class Walk:
 
     def signal(self, update: Update, micro_batch: MicroBatch, prompt: dict[str, Any]) -> Tensor:
         """`(B,)` distillation mask of a micro-batch, the trainer's where it shows one."""
-        mask = update.prompt.get("distillation_mask", prompt["distillation_mask"].tolist())
+        mask = update.prompt.get("distillation_mask") or prompt["distillation_mask"].tolist()
         return torch.tensor([float(mask[row]) for row in micro_batch.rows])
 
     def old_log_probs(self, batch: Tensors) -> Tensor | None:
@@ -264,9 +264,7 @@ class Walk:
 
     def forward(self, micro_batch: MicroBatch, mask: Tensor) -> list[Comparison]:
         """Both sides' forward passes, and the known faults behind a wrong teacher's."""
-        found = [
-            chain.compare_forward(self.scenario, "student", self.student, micro_batch, mask)
-        ]
+        found = [chain.compare_forward(self.scenario, "student", self.student, micro_batch, mask)]
         if self.scenario.self_distillation["teacher_regularization"] == "trust-region":
             return found  # mixed from two models, which one model cannot repeat
         found.append(chain.compare_forward(self.scenario, "teacher", self.plain, micro_batch, mask))
@@ -327,4 +325,3 @@ def trainable(module: nn.Module) -> Tensors:
 def named(module: nn.Module) -> Tensors:
     """All weights by name."""
     return {name: p.detach().clone() for name, p in module.named_parameters()}
-

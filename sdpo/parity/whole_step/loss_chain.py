@@ -123,15 +123,14 @@ def compare_micro_batch(
     values = micro_batch.values | assumed_choice(on, micro_batch.values)
     trace = {name: value.detach() for name, value in values.items() if name in on.reference}
     raw = micro_batch.logits["gradient"]
-    gradient, scale = unscaled(
-        raw.to(case.dtype), on.reference["gradient"], scenario.accumulation
-    )
+    gradient, scale = unscaled(raw.to(case.dtype), on.reference["gradient"], scenario.accumulation)
     trace["gradient"] = gradient
     found = compare_loss(case, rounded_to(raw.dtype, on.truth), on.reference, trace)
     found = [replace(comparison, case=scenario.id) for comparison in found]
     diverges = any(c.status == DIVERGENT for c in found)
     if any(c.status == DIVERGENT and c.stage != "gradient" for c in found):
         scale = scale_beside(on, trace, scale, scenario.accumulation)
+        trace["gradient"] = (raw.double() / scale).to(case.dtype)
     observation = Observation(on, diverges, values_of(on, trace))
     follows = continued(on, trace, scenario.on_policy)
     return mark_inherited(on, trace, follows, found), observation, scale
@@ -215,10 +214,10 @@ def continued(on: Prepared, trace: Mapping[str, Tensor], on_policy: bool) -> dic
     config = case.config
     sides = [trace.get(f"support.{side}") for side in SIDES]
     if config.distillation_topk is not None and None not in sides:
-        on_support = (
-            reference.add_tail if config.distillation_add_tail else reference.renormalize
-        )
-        found |= {f"tail.{n}": on_support(v) for n, v in zip(SIDES, sides) if v is not None}
+        on_support = reference.add_tail if config.distillation_add_tail else reference.renormalize
+        found |= {
+            f"tail.{n}": on_support(v) for n, v in zip(SIDES, sides, strict=False) if v is not None
+        }
         sides = [trace.get(f"tail.{side}", found[f"tail.{side}"]) for side in SIDES]
     student, teacher = sides
     if student is not None and teacher is not None and student.shape == teacher.shape:

@@ -66,9 +66,7 @@ def expectations(
     feedback = list(shown.get("feedback", natural["feedback"]))
     chosen = list(shown.get("demonstration", natural["demonstration"]))
     demonstrations = [as_demonstration(entry) for entry in chosen]
-    used = [
-        reference.uses_feedback(feedback[row], demonstrations[row], settings) for row in rows
-    ]
+    used = [reference.uses_feedback(feedback[row], demonstrations[row], settings) for row in rows]
     messages = [
         reference.build_messages(
             list(generation.conversation_of(row)),
@@ -81,12 +79,12 @@ def expectations(
     spoken = list(shown.get("teacher_prompt", messages))
     return {
         "feedback": list(natural["feedback"]),
-        "demonstration": [as_shown(d, c) for d, c in zip(natural["demonstration"], chosen)],
+        "demonstration": [
+            as_shown(d, c) for d, c in zip(natural["demonstration"], chosen, strict=False)
+        ],
         "teacher_prompt": messages,
         "teacher_tokens": encoded(spoken, scenario, batch, tokenizer),
-        "distillation_mask": [
-            float(demonstrations[row] is not None or used[row]) for row in rows
-        ],
+        "distillation_mask": [float(demonstrations[row] is not None or used[row]) for row in rows],
     }
 
 
@@ -94,8 +92,10 @@ def as_demonstration(entry: Any) -> reference.Demonstration | None:
     """A trainer's demonstration, of which only the text may be known."""
     if entry is None:
         return None
-    return reference.Demonstration(-1, entry) if isinstance(entry, str) else (
-        reference.Demonstration(*entry)
+    return (
+        reference.Demonstration(-1, entry)
+        if isinstance(entry, str)
+        else (reference.Demonstration(*entry))
     )
 
 
@@ -113,11 +113,11 @@ def encoded(
     reference.set_tokenizer_sides(tokenizer, scenario.self_distillation)
     prompt = reference.encode_prompts(messages, tokenizer, scenario.self_distillation, None)
     tensors = reference.append_responses(*prompt, batch["responses"], batch["response_mask"])
-    return attended(*(tensors[f"teacher_{n}"] for n in ("input_ids", "attention_mask")), None)
+    return attended(tensors["teacher_input_ids"], tensors["teacher_attention_mask"])
 
 
 def attended(
-    ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None
+    ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
 ) -> list[dict[str, list[int]]]:
     """Per row the attended ids, and their positions relative to the first.
 

@@ -163,9 +163,7 @@ def run_reference(
         steps = epochs_of(scenario, groups[number])
         metrics = updater.update_policy(batch, scenario.temperature, steps)
         if merged is not None:
-            ema_update(
-                teacher, merged(actor), scenario.self_distillation["teacher_update_rate"]
-            )
+            ema_update(teacher, merged(actor), scenario.self_distillation["teacher_update_rate"])
         update = collected(number, batch, prompt, trace, metrics, teacher)
         update.losses = step_losses(stripped(trace, f"u{number}."), groups[number])
         found.append(update)

@@ -79,9 +79,10 @@ def compare_forward(
         expected = logits_of(twins.single, micro_batch, side, low).float()
         truth = logits_of(twins.double, micro_batch, side, torch.float32)
     counts = mask != 0
-    sides = [x[counts] for x in (expected, truth, micro_batch.logits[side].float())]
-    spread = distance(sides[0], sides[1])
-    found = compare_tensor("log_probs", scenario.id, *sides, spread)
+    actual = micro_batch.logits[side].float()[counts]
+    expected, truth = expected[counts], truth[counts]
+    spread = distance(expected, truth)
+    found = compare_tensor("log_probs", scenario.id, expected, truth, actual, spread)
     return replace(found, note=f"{side}'s forward pass: {found.note}" if found.note else "")
 
 
@@ -90,9 +91,10 @@ def compare_student_tokens(
 ) -> list[Comparison]:
     """Student's tokens, positions and response mask of a micro-batch, against the reference's."""
     rows = micro_batch.rows
-    names = ("input_ids", "attention_mask", "position_ids")
-    ours = attended(*(micro_batch.inputs.get(name) for name in names))  # type: ignore[arg-type]
-    theirs = attended(*(batch[name][rows] for name in names))
+    shown = micro_batch.inputs
+    ours = attended(shown["input_ids"], shown["attention_mask"], shown.get("position_ids"))
+    expected_ids, mask, positions = (batch[name][rows] for name in MODEL_INPUTS)
+    theirs = attended(expected_ids, mask, positions)
     found = []
     for row, (actual, expected) in enumerate(zip(ours, theirs, strict=True)):
         if actual != expected:
@@ -209,7 +211,7 @@ class Optimizers:
 def one_step(
     side: Side, before: Tensors, gradient: Tensors, limit: float, *, skip: bool = True
 ) -> float:
-    """Set weights and gradients, clip, and step unless the norm, which is returned, is not finite."""
+    """Set weights and gradients, clip, step unless the norm is not finite; returns the norm."""
     parameters, optimizer = side
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -242,4 +244,5 @@ def compare_teacher(
                 for name, old in before.items()
             }
         )
-    return compare_all("teacher_update", scenario.id, *sides, actual)
+    expected, truth = sides
+    return compare_all("teacher_update", scenario.id, expected, truth, actual)
