@@ -71,7 +71,13 @@ def check_consistent(run: TrainerRun, scenario: Scenario, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("scenario", [ACCUMULATED, OFF_POLICY], ids=lambda s: s.id)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(ACCUMULATED, id=ACCUMULATED.id, marks=pytest.mark.slow),
+        pytest.param(OFF_POLICY, id=OFF_POLICY.id),
+    ],
+)
 def test_gradients_follow_from_the_recorded_gradients_at_the_logits(kind, scenario, tmp_path):
     run = kind().run(scenario, tmp_path)
     check_consistent(run, scenario, tmp_path)
