@@ -106,6 +106,10 @@ def test_sarif_points_at_the_line_of_the_candidate_and_of_the_reference(tmp_path
     related = entry["relatedLocations"][0]["physicalLocation"]
     assert related["artifactLocation"]["uri"] == "verl/trainer/ppo/core_algos.py"
     assert related["region"] == {"startLine": 1027, "endLine": 1082}
+    assert [r["message"]["text"] for r in entry["relatedLocations"]] == [
+        "the reference computes aggregate here",
+        "the reference computes tail here",
+    ]
     base = sarif["originalUriBaseIds"][related["artifactLocation"]["uriBaseId"]]["uri"]
     assert base.endswith(f"{run_documents.COMMIT}/")
     assert "explained by M07" in entry["message"]["text"]

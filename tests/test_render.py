@@ -14,6 +14,7 @@ from sdpo.parity.render.markdown import cell, code, fence, markdown_report, text
 from sdpo.parity.render.plots import Plot
 from sdpo.parity.render.rows import digits, share, stage_view, worst
 from sdpo.parity.render.sections import sections
+from sdpo.parity.render.text import text_report
 from sdpo.parity.stages import NAMES
 
 PLOT = Plot("overview.png", "a | title", "a *caption*", b"\x89PNG")
@@ -147,6 +148,15 @@ def test_a_report_fits_a_comment():
     for entry in run["cases"]:
         entry["note"] = "x" * 200
     assert len(markdown_report(run)) < 65_536
+
+
+def test_a_stage_inferred_from_a_known_fault_does_not_speak_of_a_ladder():
+    run = run_documents.divergent() | {"ladder": []}
+    for report in (markdown_report(run), html_report(run), text_report(run)):
+        assert "known fault that" in report
+        assert "intervention" not in report
+        assert "0 of 0" not in report
+    assert "inferred by intervention" in text_report(run_documents.divergent())
 
 
 def test_failing_cases_are_cut_with_a_count():

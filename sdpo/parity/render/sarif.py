@@ -83,16 +83,22 @@ def result(run: RUN, row: dict[str, Any], root: Path, commit: str | None) -> dic
     if row["status"] == "DECLARED":
         found["suppressions"] = [{"kind": "external", "justification": row["note"]}]
     if commit is not None:
-        path, _, lines = stage.source.partition(":")
-        first, _, last = lines.partition("-")
-        place = {
-            "artifactLocation": {"uri": path, "uriBaseId": REFERENCE},
-            "region": {"startLine": int(first), "endLine": int(last or first)},
-        }
-        text = f"the reference computes {stage.name} here"
-        related = {"id": 1, "physicalLocation": place, "message": {"text": text}}
-        found["relatedLocations"] = [related]
+        first = run["first_stage"] if row["name"] == run["first_observed"] else None
+        names = dict.fromkeys(name for name in (row["name"], first) if name)
+        found["relatedLocations"] = [related(n, name) for n, name in enumerate(names, start=1)]
     return found
+
+
+def related(number: int, name: str) -> dict[str, Any]:
+    """Where the reference computes a stage."""
+    path, _, lines = STAGES[name].source.partition(":")
+    first, _, last = lines.partition("-")
+    place = {
+        "artifactLocation": {"uri": path, "uriBaseId": REFERENCE},
+        "region": {"startLine": int(first), "endLine": int(last or first)},
+    }
+    text = f"the reference computes {name} here"
+    return {"id": number, "physicalLocation": place, "message": {"text": text}}
 
 
 def message(run: RUN, row: dict[str, Any]) -> str:

@@ -58,9 +58,8 @@ def text_report(run: RUN) -> str:
     """First line, stage table, totals and reasons."""
     lines = [first_line(run)]
     if run["first_stage_inferred"]:
-        lines.append(
-            f"  first stage inferred by intervention; first observed at {run['first_observed']}"
-        )
+        how = "by intervention" if run["ladder"] else "from the known fault that explains it"
+        lines.append(f"  first stage inferred {how}; first observed at {run['first_observed']}")
     lines.append("")
     lines.append(
         f"  {'stage':<18} {'status':<11} {'compared':>8} {'bit-equal':>9} {'max |Δ|':>9} "
