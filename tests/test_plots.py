@@ -9,6 +9,7 @@ import matplotlib
 import pytest
 import run_documents
 
+from sdpo.parity.render.drawing import draw_budget, draw_errors, draw_overview
 from sdpo.parity.render.plot_data import (
     clipped,
     log_range,
@@ -17,7 +18,7 @@ from sdpo.parity.render.plot_data import (
     stage_errors,
     swarm,
 )
-from sdpo.parity.render.plots import FILES, draw_plots, printable
+from sdpo.parity.render.plots import FILES, draw_plots, printable, style
 
 
 def size(png: bytes) -> tuple[int, int]:
@@ -118,6 +119,23 @@ def test_pictures_are_the_same_each_time_and_ignore_the_users_settings():
 @pytest.mark.parametrize("candidate", ["$x_{$", "损失.py:f", "a\nb\tc", "x" * 300, r"\frac{"])
 def test_any_candidate_name_can_be_drawn(candidate):
     assert draw_plots(run_documents.failed() | {"candidate": candidate})
+
+
+def test_a_long_name_does_not_run_into_the_title():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    label = f"{printable('W' * 10 + '/a_long_path' * 9 + '.py:sdpo_loss')} – INCONCLUSIVE"
+    run = run_documents.divergent()
+    cells, errors = overview(run), stage_errors(run)
+    with style():
+        for figure in (
+            draw_overview(cells, label),
+            draw_budget(errors, label),
+            draw_errors(errors, label),
+        ):
+            FigureCanvasAgg(figure).draw()
+            left, right = (text.get_window_extent() for text in figure.texts[:2])
+            assert left.x1 < right.x0, figure.texts[0].get_text()
 
 
 def test_names_in_pictures_are_short_and_printable():

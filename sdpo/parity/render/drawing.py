@@ -64,7 +64,7 @@ def draw_overview(cells: Sequence[Cell], label: str) -> "Figure":
     """A strip of the stages: status by colour, hatch and sign; families above."""
     from matplotlib.patches import Rectangle
 
-    figure = new_figure(2.6, "The stages of an SDPO step, and how many cases were compared", label)
+    figure = new_figure(2.6, "Stages of an SDPO step, with cases compared", label)
     axes = figure.add_axes((0.015, 0.0, 0.97, 0.87), xlim=(0, len(cells)), ylim=(-2.5, 1.85))
     axes.set_axis_off()
     for place, cell in enumerate(cells):
@@ -139,7 +139,7 @@ def draw_budget(stages: Sequence[StageErrors], label: str) -> "Figure":
 def draw_errors(stages: Sequence[StageErrors], label: str) -> "Figure":
     """Largest absolute error and largest error in ULP of each case that is not bit-equal."""
     height = _height(stages)
-    figure = new_figure(height, "Size of the error of each case that is not bit-equal", label)
+    figure = new_figure(height, "Size of the errors of each case", label)
     left = _panel(figure, (0.165, 0.36), stages)
     right = _panel(figure, (0.59, 0.345), stages, names=False)
     low, high = _values(left, stages, "max_abs", SIZE_RANGE, (0.5, 2.0))

@@ -62,7 +62,7 @@ def draw_plots(run: RUN) -> list[Plot]:
     return [*made, budget, size]
 
 
-def printable(text: str, limit: int = 56) -> str:
+def printable(text: str, limit: int = 40) -> str:
     """A text with the characters that every font has, cut at its start."""
     plain = "".join(c if c.isprintable() and ord(c) < 256 else "?" for c in text)
     return plain if len(plain) <= limit else "..." + plain[3 - limit :]
