@@ -178,7 +178,7 @@ class ParityCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         """Plot the drift."""
         if self.drift.rows and self.main:
-            plot_drift(self.drift.rows, self.folder / "drift.png")
+            plot_drift(self.drift.rows, self.checks.rows, self.folder / "drift.png")
 
     # --- one update -------------------------------------------------------------------------
 

@@ -6,7 +6,10 @@ from typing import Any
 
 Row = dict[str, Any]
 
-DRIFTS = {"weights": ("student, ÷ way gone", "o-"), "teacher": ("teacher, ÷ its way", "s--")}
+SMALLEST = 1e-17
+"""What is drawn for a distance of zero."""
+
+DRIFTS = {"weights": ("student", "o-", "black"), "teacher": ("teacher", "s--", "0.5")}
 
 
 class RowFile:
@@ -65,16 +68,36 @@ def number(text: str) -> Any:
     return text
 
 
-def plot_drift(rows: list[Row], path: Path) -> None:
-    """Distance between the trained model and its lockstep replica over steps, on a log scale."""
+def plot_drift(rows: list[Row], checks: list[Row], path: Path) -> None:
+    """Distance between the trained model and its lockstep replica over steps, on a log scale.
+
+    Lines differ by marker and dashes, so that the plot can be read in grey.
+
+    Args:
+        rows: of the drift.
+        checks: of the audit; their budgets for the weights after one update are drawn beside it.
+        path: of the picture.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for name, (label, style) in DRIFTS.items():
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows], style, label=label)
-    axes.set(xlabel="optimizer step", ylabel="distance to the reference")
-    axes.set_yscale("symlog", linthresh=1e-9)
+    steps = [row["step"] for row in rows]
+    for name, (label, style, color) in DRIFTS.items():
+        values = [max(row[name], SMALLEST) for row in rows]
+        axes.plot(steps, values, style, color=color, markersize=4, label=label)
+    measured = [row for row in checks if row["loss"] != ""]
+    if measured:
+        allowed = [row["weights_budget"] for row in measured]
+        label = "budget of the student's weights in one update"
+        axes.plot([row["step"] for row in measured], allowed, ":", color="0.3", label=label)
+    axes.set(
+        xlabel="optimizer step",
+        ylabel="distance to the replica ÷ way gone (no unit)",
+        title="Drift from a replica trained by the reference alone",
+        yscale="log",
+    )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
