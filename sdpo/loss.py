@@ -12,7 +12,7 @@ from sdpo.aggregate import aggregate
 from sdpo.config import SDPOConfig
 from sdpo.divergence import divergence, sampled_token_divergence
 from sdpo.importance import importance
-from sdpo.support import log_probs, support, tail
+from sdpo.support import Support, log_probs, support, tail
 
 Trace = dict[str, Tensor]
 
@@ -61,44 +61,98 @@ def self_distillation_loss(
     student_logits = torch.where(counts.unsqueeze(-1), student_logits, 0.0)
     teacher_logits = torch.where(counts.unsqueeze(-1), teacher_logits.detach(), 0.0)
 
-    student = log_probs(student_logits, responses, temperature=config.temperature)
-    teacher = log_probs(teacher_logits, responses, temperature=config.temperature)
-    trace.update({"log_probs.student": student, "log_probs.teacher": teacher})
-
-    if config.full_logit_distillation:
-        per_token_loss = support_divergence(student_logits, teacher_logits, config, trace)
-    else:
-        per_token_loss = sampled_token_divergence(student, teacher)
-    trace["divergence"] = per_token_loss
-
-    per_token_loss = importance(
-        per_token_loss,
-        student_log_probs=student,
+    per_token_loss = token_losses(
+        student_logits,
+        teacher_logits,
+        responses,
         old_log_probs=only_where(counts, old_log_probs),
-        is_clip=config.is_clip,
         rollout_is_weights=only_where(counts, rollout_is_weights),
+        config=config,
+        trace=trace,
     )
     loss = aggregate(per_token_loss, loss_mask, loss_agg_mode=config.loss_agg_mode)
-    trace.update({"importance": per_token_loss, "loss_mask": loss_mask, "aggregate": loss})
+    trace.update({"loss_mask": loss_mask, "aggregate": loss})
     return loss
 
 
-def support_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, config: SDPOConfig, trace: Trace
+def token_losses(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    responses: Tensor,
+    *,
+    old_log_probs: Tensor | None,
+    rollout_is_weights: Tensor | None,
+    config: SDPOConfig,
+    trace: Trace,
 ) -> Tensor:
-    """Divergence over the top-k support, with tail or renormalised, or over the vocabulary."""
-    indices, student, teacher = support(
-        student_logits,
-        teacher_logits,
-        distillation_topk=config.distillation_topk,
-        temperature=config.temperature,
+    """The stages from logits `(…, V)` up to the loss of each token `(…)`."""
+    student = log_probs(student_logits, responses, temperature=config.temperature)
+    teacher = log_probs(teacher_logits, responses, temperature=config.temperature)
+    both = None
+    if config.full_logit_distillation:
+        both = support(
+            student_logits,
+            teacher_logits,
+            distillation_topk=config.distillation_topk,
+            temperature=config.temperature,
+        )
+    return token_losses_on(
+        student,
+        teacher,
+        both,
+        old_log_probs=old_log_probs,
+        rollout_is_weights=rollout_is_weights,
+        config=config,
+        trace=trace,
     )
-    trace.update({"support.student": student, "support.teacher": teacher})
+
+
+def token_losses_on(
+    student_log_probs: Tensor,
+    teacher_log_probs: Tensor,
+    both: Support | None,
+    *,
+    old_log_probs: Tensor | None,
+    rollout_is_weights: Tensor | None,
+    config: SDPOConfig,
+    trace: Trace,
+) -> Tensor:
+    """The stages after the logits: from log-probs to the loss of each token `(…)`.
+
+    Args:
+        student_log_probs: `(…)` of the response tokens.
+        teacher_log_probs: `(…)` of the response tokens.
+        both: the entries that are compared; None compares the response tokens alone.
+        old_log_probs: `(…)`, needed if `config.is_clip` is set.
+        rollout_is_weights: `(…)`, or None.
+        config: settings.
+        trace: receives the value of every stage.
+    """
+    trace |= {"log_probs.student": student_log_probs, "log_probs.teacher": teacher_log_probs}
+    if both is None:
+        per_token_loss = sampled_token_divergence(student_log_probs, teacher_log_probs)
+    else:
+        per_token_loss = support_divergence(both, config, trace)
+    trace["divergence"] = per_token_loss
+    trace["importance"] = importance(
+        per_token_loss,
+        student_log_probs=student_log_probs,
+        old_log_probs=old_log_probs,
+        is_clip=config.is_clip,
+        rollout_is_weights=rollout_is_weights,
+    )
+    return trace["importance"]
+
+
+def support_divergence(both: Support, config: SDPOConfig, trace: Trace) -> Tensor:
+    """Divergence over the top-k support, with tail or renormalised, or over the vocabulary."""
+    indices, student, teacher = both
+    trace |= {"support.student": student, "support.teacher": teacher}
     if indices is not None:
         trace["support.indices"] = indices
         student = tail(student, distillation_add_tail=config.distillation_add_tail)
         teacher = tail(teacher, distillation_add_tail=config.distillation_add_tail)
-        trace.update({"tail.student": student, "tail.teacher": teacher})
+        trace |= {"tail.student": student, "tail.teacher": teacher}
     return divergence(student, teacher, alpha=config.alpha)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MATHS = ("support", "divergence", "importance", "aggregate", "loss")
+FUSED = ("heads", "fused")
 TORCH_ONLY = {"torch", "math", "collections", "typing", "dataclasses", "types", "re", "warnings"}
 
 
@@ -30,11 +31,12 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("name", [*MATHS, "teacher"])
+@pytest.mark.parametrize("name", [*MATHS, *FUSED, "teacher"])
 def test_maths_imports_torch_and_maths_only(name):
     allowed = TORCH_ONLY | {"sdpo", "sdpo.config"}
+    known = (*MATHS, *(FUSED if name in FUSED else ()), "config", "teacher")
     for module in imports(ROOT / "sdpo" / f"{name}.py"):
-        own = module.startswith("sdpo.") and module.split(".")[1] in (*MATHS, "config", "teacher")
+        own = module.startswith("sdpo.") and module.split(".")[1] in known
         assert own or module in allowed, module
 
 

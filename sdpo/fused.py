@@ -1,0 +1,326 @@
+"""The same loss as `sdpo.loss`, from hidden states, without holding the logits.
+
+    hidden ─ head ─► logits of a few tokens ─► their losses ─► d loss / d logits ─ head ─► gradients
+
+Tokens that the masks exclude are left out; the others are taken in chunks, each from hidden states
+to gradients before the next begins. A token's loss depends on its logits z only through the K
+entries of the support, the response token and the normalizer log Σ exp z, so that
+
+    d loss / d z  =  (d loss / d normalizer) · softmax(z)  +  d loss / d entries, at their places
+
+where the two derivatives on the right are autograd's through the stages of `sdpo.loss`. Over the
+full vocabulary the whole derivative is autograd's, in smaller chunks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo.aggregate import aggregate
+from sdpo.config import SDPOConfig
+from sdpo.heads import HeadGradients, Projection, blocks, computing_dtype, logits_of, slope
+from sdpo.loss import Trace, token_losses, token_losses_on
+from sdpo.support import Support
+from sdpo.teacher import trust_region_logits
+
+CHUNK_BYTES = 2**27
+FULL_VOCABULARY_BUFFERS = 16
+
+
+def fused_self_distillation_loss(
+    student: Projection,
+    teacher: Projection,
+    responses: Tensor,
+    response_mask: Tensor,
+    *,
+    live: Projection | None = None,
+    old_log_probs: Tensor | None = None,
+    self_distillation_mask: Tensor | None = None,
+    rollout_is_weights: Tensor | None = None,
+    config: SDPOConfig,
+    chunk_tokens: int | None = None,
+    trace: Trace | None = None,
+) -> Tensor:
+    """The self-distillation loss of one micro-batch, as `sdpo.loss.self_distillation_loss`.
+
+    Args:
+        student: hidden states `(B, T, H)` and head; row `t` predicts response token `t`. Gradients
+            go to the hidden states, weight and bias that require them.
+        teacher: the same of the teacher, `(B, T, H')`; no gradient.
+        responses: `(B, T)` int64 token ids.
+        response_mask: `(B, T)`, 1 where a response token counts.
+        live: the student on the teacher's inputs, whose logits are mixed into the teacher's by
+            `config.teacher_update_rate` (trust region); no gradient.
+        old_log_probs: `(B, T)` under the policy before the update; needed if `config.is_clip` is.
+        self_distillation_mask: `(B,)`, 1 for rows that have a teacher prompt; None for all rows.
+        rollout_is_weights: `(B, T)`, or None.
+        config: settings under verl's names.
+        chunk_tokens: tokens whose logits are held at once; None for as many as fit in 128 MiB.
+        trace: receives the stages' values without gradient, zeros where the masks exclude; without
+            the supports if they are the whole vocabulary.
+
+    Returns:
+        A scalar, in nats: float64 if the student's hidden states or weights are, else float32. It
+        can go backward once.
+
+    Raises:
+        ValueError: `is_clip` is set and `old_log_probs` missing, or `chunk_tokens` below 1.
+
+    Numerics: everything after the hidden states is float32, or float64. Bit-stable for the same
+    `chunk_tokens` and number of threads.
+    """
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be 1 or more, not {chunk_tokens}")
+    loss_mask = response_mask
+    if self_distillation_mask is not None:
+        loss_mask = response_mask * self_distillation_mask.unsqueeze(-1)
+    dtype = computing_dtype(student.hidden, student.head.weight)
+    job = Job(
+        student=flat(student),
+        teacher=flat(teacher),
+        live=None if live is None else flat(live),
+        responses=responses.flatten(),
+        old_log_probs=None if old_log_probs is None else old_log_probs.flatten(),
+        weights=None if rollout_is_weights is None else rollout_is_weights.flatten(),
+        loss_mask=loss_mask,
+        config=config,
+        dtype=dtype,
+        size=chunk_tokens or tokens_that_fit(len(student.head.weight), dtype, config),
+        traces=None if trace is None else [],
+        differentiable=torch.is_grad_enabled(),
+    )
+    weight, bias = student.head.weight, student.head.bias
+    loss: Any = FusedLoss.apply(student.hidden.flatten(0, -2), weight, bias, job)
+    if trace is not None:
+        trace |= job.whole_trace() | {"loss_mask": loss_mask, "aggregate": loss.detach()}
+    return loss
+
+
+def flat(side: Projection) -> Projection:
+    """Hidden states `(N, H)`, and everything without gradient."""
+    bias = None if side.head.bias is None else side.head.bias.detach()
+    head = side.head._replace(weight=side.head.weight.detach(), bias=bias)
+    return Projection(side.hidden.detach().flatten(0, -2), head)
+
+
+def tokens_that_fit(width: int, dtype: torch.dtype, config: SDPOConfig) -> int:
+    """Tokens of a chunk: `CHUNK_BYTES` for everything of the size of the vocabulary."""
+    buffers = 1
+    if config.full_logit_distillation and config.distillation_topk is None:
+        buffers = FULL_VOCABULARY_BUFFERS
+    return max(1, CHUNK_BYTES // (width * dtype.itemsize * buffers))
+
+
+@dataclass
+class Job:
+    """One loss: what `fused_self_distillation_loss` was given, places `(B, T)` in one row."""
+
+    student: Projection
+    teacher: Projection
+    live: Projection | None
+    responses: Tensor
+    old_log_probs: Tensor | None
+    weights: Tensor | None
+    loss_mask: Tensor
+    config: SDPOConfig
+    dtype: torch.dtype
+    size: int
+    traces: list[Trace] | None
+    differentiable: bool
+    tokens: Tensor = field(init=False)
+    """Places that count."""
+
+    def __post_init__(self) -> None:
+        self.tokens = self.loss_mask.flatten().nonzero().squeeze(-1)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Places of each chunk; chunks are of nearly equal size."""
+        count = -(-len(self.tokens) // self.size)
+        yield from self.tokens.tensor_split(count) if count else ()
+
+    def shares(self) -> Tensor:
+        """How much each place's loss adds to the whole: the derivative of `aggregate`, `(B·T,)`."""
+        with torch.enable_grad():
+            leaf = torch.zeros(self.loss_mask.shape, dtype=self.dtype, device=self.tokens.device)
+            loss = self.aggregate(leaf.requires_grad_())
+        return torch.autograd.grad(loss, leaf)[0].flatten()
+
+    def aggregate(self, per_token_loss: Tensor) -> Tensor:
+        """One number from the losses `(B, T)`."""
+        mode = self.config.loss_agg_mode
+        return aggregate(per_token_loss, self.loss_mask, loss_agg_mode=mode)
+
+    def settings(self, places: Tensor, trace: Trace, config: SDPOConfig) -> dict[str, Any]:
+        """The arguments of the stages after the logits, at some places."""
+
+        def chosen(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[places].to(self.dtype)
+
+        return {
+            "old_log_probs": chosen(self.old_log_probs),
+            "rollout_is_weights": chosen(self.weights),
+            "config": config,
+            "trace": trace,
+        }
+
+    def whole_trace(self) -> Trace:
+        """The chunks' values at their places, `(B, T, …)`."""
+        whole: Trace = {}
+        for name in self.traces[0] if self.traces else ():
+            values = torch.cat([trace[name] for trace in self.traces or ()]).detach()
+            empty = values.new_zeros(self.loss_mask.numel(), *values.shape[1:])
+            whole[name] = empty.index_copy_(0, self.tokens, values).unflatten(
+                0, self.loss_mask.shape
+            )
+        return whole
+
+
+class FusedLoss(torch.autograd.Function):
+    """The loss, with all gradients computed on the way forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> Tensor:
+        """Chunk by chunk: the tokens' losses, and what they add to the gradients."""
+        needs = (job.differentiable and needed for needed in ctx.needs_input_grad)
+        wanted = [
+            torch.zeros_like(tensor, dtype=job.dtype) if tensor is not None and needed else None
+            for tensor, needed in zip((hidden, weight, bias), needs, strict=False)
+        ]
+        gradients = HeadGradients(*wanted)
+        per_token_loss = torch.zeros(job.loss_mask.numel(), dtype=job.dtype, device=hidden.device)
+        shares = job.shares()
+        with torch.autocast(hidden.device.type, enabled=False):
+            for places in job.chunks():
+                per_token_loss[places] = chunk(job, places, shares[places], gradients)
+        ctx.gradients = gradients
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
+        return job.aggregate(per_token_loss.view(job.loss_mask.shape))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The gradients times the loss's own."""
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the fused loss can go backward once; compute it again, or use "
+                "sdpo.loss.self_distillation_loss"
+            )
+        (grad,) = grad_outputs
+        gradients, ctx.gradients = ctx.gradients, None
+        if grad != 1:
+            for tensor in gradients:
+                if tensor is not None:
+                    tensor.mul_(grad)
+        cast = (None if g is None else g.to(d) for g, d in zip(gradients, ctx.dtypes, strict=True))
+        return *cast, None
+
+
+def chunk(job: Job, places: Tensor, shares: Tensor, gradients: HeadGradients) -> Tensor:
+    """Losses `(N,)` of the tokens at some places; adds their gradients if any are wanted."""
+    config, trace = job.config, {}
+    whole = config.full_logit_distillation and config.distillation_topk is None
+    wanted = any(tensor is not None for tensor in gradients)
+    losses, by_logits = (over_vocabulary if whole else over_support)(
+        job, places, shares if wanted else None, trace
+    )
+    if by_logits is not None:
+        gradients.add(at(job.student, places), places, by_logits)
+    if job.traces is not None:
+        job.traces.append({name: value.detach() for name, value in trace.items()})
+    return losses
+
+
+def over_support(
+    job: Job, places: Tensor, shares: Tensor | None, trace: Trace
+) -> tuple[Tensor, Tensor | None]:
+    """Losses `(N,)`, and their sum's derivative by `hidden · weightᵀ + bias` `(N, V)`.
+
+    `shares` are the losses' weights in that sum; None leaves the derivative out.
+    """
+    config, head = job.config, job.student.head
+    logits, normalizer = whole_logits(job, places)
+    indices = job.responses[places].unsqueeze(-1)
+    if config.full_logit_distillation:
+        likeliest = min(config.distillation_topk or 0, logits.shape[-1])
+        indices = torch.cat([indices, logits.topk(likeliest, dim=-1).indices], dim=-1)
+    teacher = teacher_log_probs(job, places, indices)
+    with torch.enable_grad():
+        leaves = logits.gather(-1, indices).requires_grad_(), normalizer.requires_grad_()
+        student = leaves[0] - leaves[1]
+        both = Support(indices[:, 1:], student[:, 1:], teacher[:, 1:])
+        losses = token_losses_on(
+            student[:, 0],
+            teacher[:, 0],
+            both if config.full_logit_distillation else None,
+            **job.settings(places, trace, config),
+        )
+    if shares is None:
+        return losses.detach(), None
+    by_entries, by_normalizer = torch.autograd.grad(losses, leaves, shares)
+    by_entries = by_entries * slope(leaves[0].detach(), head, config.temperature)
+    for part in blocks(logits.shape[-1]):
+        piece = logits[:, part]
+        factor = by_normalizer * slope(piece, head, config.temperature)
+        piece.sub_(normalizer.detach()).exp_().mul_(factor)
+    return losses.detach(), logits.scatter_add_(-1, indices, by_entries)
+
+
+def over_vocabulary(
+    job: Job, places: Tensor, shares: Tensor | None, trace: Trace
+) -> tuple[Tensor, Tensor | None]:
+    """As `over_support`, where every entry of the vocabulary is compared."""
+    config, head = job.config, job.student.head
+    logits, _ = whole_logits(job, places)
+    parts = [teacher_logits(job, places, part) for part in blocks(len(job.teacher.head.weight))]
+    settings = job.settings(places, trace, replace(config, temperature=1.0))
+    with torch.enable_grad():
+        leaf = logits.requires_grad_()
+        losses = token_losses(leaf, torch.cat(parts, -1), job.responses[places], **settings)
+    for name in [name for name in trace if name.startswith("support.")]:
+        del trace[name]
+    if shares is None:
+        return losses.detach(), None
+    (by_logits,) = torch.autograd.grad(losses, leaf, shares)
+    return losses.detach(), by_logits * slope(leaf.detach(), head, config.temperature)
+
+
+def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The student's logits `(N, V)` over temperature at some places, and normalizers `(N, 1)`."""
+    student, width = at(job.student, places), len(job.student.head.weight)
+    logits = torch.empty(len(places), width, dtype=job.dtype, device=places.device)
+    normalizers = [
+        logits_of(student, part, job.config.temperature, logits[:, part]).logsumexp(-1)
+        for part in blocks(width)
+    ]
+    return logits, torch.stack(normalizers, dim=-1).logsumexp(-1, keepdim=True)
+
+
+def teacher_log_probs(job: Job, places: Tensor, indices: Tensor) -> Tensor:
+    """The teacher's log-probs of some entries `(N, K)`, a block of its logits at a time."""
+    entries = torch.zeros(indices.shape, dtype=job.dtype, device=indices.device)
+    normalizers = []
+    for part in blocks(len(job.teacher.head.weight)):
+        logits = teacher_logits(job, places, part)
+        normalizers.append(logits.logsumexp(-1))
+        inside = (indices >= part.start) & (indices < part.stop)
+        near = (indices - part.start).clamp(0, logits.shape[-1] - 1)
+        entries = torch.where(inside, logits.gather(-1, near), entries)
+    return entries - torch.stack(normalizers, dim=-1).logsumexp(-1, keepdim=True)
+
+
+def teacher_logits(job: Job, places: Tensor, part: slice) -> Tensor:
+    """A part of the teacher's logits over temperature, in the dtype of the computation."""
+    temperature = job.config.temperature
+    logits = logits_of(at(job.teacher, places), part, temperature).to(job.dtype)
+    if job.live is None:
+        return logits
+    live = logits_of(at(job.live, places), part, temperature).to(job.dtype)
+    return trust_region_logits(logits, live, job.config.teacher_update_rate)
+
+
+def at(side: Projection, places: Tensor) -> Projection:
+    """The hidden states at some places."""
+    return side._replace(hidden=side.hidden[places])

@@ -1,0 +1,105 @@
+"""The language model's head: from hidden states to logits and back, a block at a time.
+
+    logits = softcap * tanh(scale * (hidden · weightᵀ + bias) / softcap) / temperature
+
+Blocks of the vocabulary keep what is held beside the weights small; half-precision inputs are
+multiplied and added up in float32.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 8192
+
+
+class Head(NamedTuple):
+    """What turns the last hidden state into logits.
+
+    `weight` is `(V, H)`, `bias` `(V,)` or None; `scale` multiplies (Cohere's `logit_scale`, one
+    over Granite's `logits_scaling`), `softcap` is Gemma's `final_logit_softcapping`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+class Projection(NamedTuple):
+    """Hidden states `(…, H)` and the head that they go through."""
+
+    hidden: Tensor
+    head: Head
+
+
+def computing_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any tensor is, else float32."""
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def blocks(width: int) -> Iterator[slice]:
+    """Consecutive parts of the vocabulary."""
+    for start in range(0, width, BLOCK):
+        yield slice(start, min(start + BLOCK, width))
+
+
+def logits_of(
+    projection: Projection, part: slice, temperature: float, out: Tensor | None = None
+) -> Tensor:
+    """Logits `(N, width of the part)` over temperature, in the dtype of `computing_dtype`.
+
+    Args:
+        projection: hidden states `(N, H)` and head.
+        part: of the vocabulary.
+        temperature: divides the logits.
+        out: where to write them.
+    """
+    hidden, (weight, bias, scale, softcap) = projection
+    dtype = computing_dtype(hidden, weight)
+    logits = torch.mm(hidden.to(dtype), weight[part].to(dtype).T, out=out)
+    if bias is not None:
+        logits += bias[part]
+    if scale != 1.0:
+        logits *= scale
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def slope(logits: Tensor, head: Head, temperature: float) -> Tensor | float:
+    """Derivative of `logits_of` by `hidden · weightᵀ + bias`, from its value."""
+    if head.softcap is None:
+        return head.scale / temperature
+    return (1 - (logits * (temperature / head.softcap)) ** 2) * (head.scale / temperature)
+
+
+class HeadGradients(NamedTuple):
+    """Sums that gradients are added to, None for those that nobody wants; float32 or float64."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def add(self, projection: Projection, rows: Tensor, grad: Tensor) -> None:
+        """Add what `grad` `(N, V)`, by `hidden · weightᵀ + bias`, gives.
+
+        Args:
+            projection: hidden states `(N, H)` and head.
+            rows: `(N,)`, where those hidden states stand among all.
+            grad: in the dtype of the sums.
+        """
+        hidden, weight = projection.hidden.to(grad.dtype), projection.head.weight
+        by_hidden = torch.zeros_like(hidden)
+        for part in blocks(len(weight)):
+            if self.hidden is not None:
+                by_hidden.addmm_(grad[:, part], weight[part].to(grad.dtype))
+            if self.weight is not None:
+                self.weight[part].addmm_(grad[:, part].T, hidden)
+        if self.hidden is not None:
+            self.hidden[rows] = by_hidden
+        if self.bias is not None:
+            self.bias.add_(grad.sum(0))

@@ -1,0 +1,33 @@
+"""Every recorded loss case through the fused loss: all stage values, the loss and the gradient.
+
+Budget: the oracle's.
+"""
+
+import pytest
+from fused_cases import fused_trace
+from loss_cases import IDS, case
+
+from sdpo.parity.budget import truth
+from sdpo.parity.case import reference_trace
+from sdpo.parity.compare import DECLARED, MATCH, PASS
+from sdpo.parity.loss_family import compare_loss
+
+INFINITE = [
+    case_id
+    for case_id in IDS
+    if case(case_id).teacher_logits[case(case_id).loss_mask != 0].isinf().any()
+]
+
+
+@pytest.mark.parametrize("case_id", [case_id for case_id in IDS if case_id not in INFINITE])
+def test_fused_is_within_budget_at_every_stage(case_id):
+    on = case(case_id)
+    found = compare_loss(on, truth(on), reference_trace(on), fused_trace(on, chunk_tokens=3))
+    assert {"aggregate", "gradient"} <= {comparison.stage for comparison in found}
+    for comparison in found:
+        assert comparison.status in (MATCH, PASS, DECLARED), comparison
+
+
+def test_cases_left_out_are_those_with_infinite_logits():
+    assert len(INFINITE) == 6
+    assert all("teacher_neg_inf" in case(case_id).tags for case_id in INFINITE)
