@@ -57,7 +57,7 @@ def check_sharding(*, fsdp: bool, deepspeed: bool) -> None:
     found = [name for name, on in (("FSDP", fsdp), ("DeepSpeed", deepspeed)) if on]
     if found:
         raise ConfigError(
-            f"{' and '.join(found)} shards the student, which the teacher's average does not "
+            f"{' and '.join(found)} shards the student, which the teacher does not "
             "support: neither its moving average nor its forward pass. Use data parallelism "
             "(accelerate launch --multi_gpu, without a sharding configuration; "
             "teacher_mode='lora_ema' needs no second model), or enabled=False for plain GRPO"
