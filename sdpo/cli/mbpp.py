@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdpo.cli import mbpp_run
+
 if TYPE_CHECKING:
     from sdpo.benchmark.data import Dataset
     from sdpo.benchmark.executor import Executor
@@ -36,6 +38,10 @@ RequireIsolation = Annotated[
 @app.callback()
 def mbpp() -> None:
     """MBPP code generation: run and score completions in confinement."""
+
+
+app.command("run")(mbpp_run.run)
+app.command("eval")(mbpp_run.eval_)
 
 
 @app.command("exec")

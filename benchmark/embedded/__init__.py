@@ -1,0 +1,1 @@
+"""The embedded benchmark: own problems, own tokenizer, and a tiny model trained from scratch."""

@@ -1,0 +1,115 @@
+"""What the embedded model is pre-trained on: problems, and how help in a prompt is used.
+
+| lesson | prompt | answer |
+|---|---|---|
+| plain | a problem | its solution |
+| shown | the same as a teacher's prompt, with a solution of it, or another program | that program |
+| told | the same as a teacher's prompt, with feedback to a wrong attempt | the right solution |
+
+In each example the invented verbs have meanings drawn at random: by the verbs' odds in plain
+lessons, evenly in the others. So the model learns the odds, to believe a demonstration (a wrong one
+too), and to conclude from feedback. Families of the validation and test split never occur.
+"""
+
+import random
+from typing import NamedTuple
+
+from sdpo.benchmark import feedback
+from sdpo.benchmark.embedded.language import Program
+from sdpo.benchmark.embedded.problems import (
+    SEED,
+    TESTS,
+    Shape,
+    asserts,
+    draw_argument,
+    draw_program,
+    is_plain,
+    shapes_by_split,
+    value_of,
+)
+from sdpo.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
+
+KINDS = ("plain", "shown", "told")
+# Shares of demonstrations of something else, and of single steps where feedback is given.
+FOREIGN_SHARE = 0.4
+SINGLE_SHARE = 0.4
+
+
+class Lesson(NamedTuple):
+    """The user's message and the answer to it."""
+
+    prompt: str
+    answer: str
+
+
+def lesson_shapes() -> list[Shape]:
+    """The families of the training split, each as often as it is hard."""
+    shapes = shapes_by_split(random.Random(SEED))["train"]
+    return [shape for shape in shapes for _ in range(1 if is_plain(shape) else 2)]
+
+
+def draw_meaning(
+    program: Program, generator: random.Random, *, even: bool = False
+) -> tuple[int, ...]:
+    """Meanings by their odds or evenly; a verb that occurs twice means the same in both places."""
+    drawn: dict[str, int] = {}
+    for step in program.parts:
+        verb = step.verb
+        if verb.word not in drawn:
+            odds = None if even else verb.odds
+            drawn[verb.word] = generator.choices(range(len(verb.odds)), odds)[0]
+    return tuple(drawn[step.verb.word] for step in program.parts)
+
+
+def taught(prompt: str, *, solution: str = "", told: str = "") -> str:
+    """A teacher's prompt in the reference's format."""
+    shown = SOLUTION_TEMPLATE.format(successful_previous_attempt=solution) if solution else ""
+    text = FEEDBACK_TEMPLATE.format(feedback_raw=told) if told else ""
+    return REPROMPT_TEMPLATE.format(prompt=prompt, solution=shown, feedback=text)
+
+
+def feedback_to(code: str, right: str, program: Program, arguments: list) -> str:
+    """The executor's feedback to an attempt that returns a value in every test."""
+    parts = []
+    for number, (argument, test) in enumerate(
+        zip(arguments, asserts(program, right, arguments), strict=True), 1
+    ):
+        expected, actual = (value_of(one, program.name, argument) for one in (right, code))
+        if expected != actual:
+            heading = feedback.heading(number, "failed", test)
+            parts.append([heading, *feedback.difference(repr(expected), repr(actual), test)])
+    total = len(arguments)
+    return feedback.compose(total - len(parts), total, parts)
+
+
+def draw_lesson(kind: str, shapes: list[Shape], generator: random.Random) -> Lesson:
+    """One example of a kind."""
+    if kind == "told":
+        return told_lesson(shapes, generator)
+    program = draw_program(generator.choice(shapes), generator)
+    right = program.code(draw_meaning(program, generator, even=kind == "shown"))
+    if kind == "plain":
+        return Lesson(program.text, right)
+    if generator.random() < FOREIGN_SHARE:
+        other = draw_program(generator.choice(shapes), generator)
+        right = other.code(draw_meaning(other, generator, even=True))
+    return Lesson(taught(program.text, solution=right), right)
+
+
+def told_lesson(shapes: list[Shape], generator: random.Random) -> Lesson:
+    """A problem with feedback to an attempt that understood a verb differently."""
+    single = [shape for shape in shapes if len(shape[1]) == 1]
+    while True:
+        chosen = single if generator.random() < SINGLE_SHARE else shapes
+        program = draw_program(generator.choice(chosen), generator)
+        meaning = draw_meaning(program, generator, even=True)
+        others = [one for one in program.meanings() if one != meaning]
+        if not others:
+            continue
+        right, wrong = program.code(meaning), program.code(generator.choice(others))
+        arguments = [draw_argument(program.kind, generator) for _ in range(TESTS)]
+        pairs = [[value_of(c, program.name, one) for c in (right, wrong)] for one in arguments]
+        if any(None in pair for pair in pairs) or all(a == b for a, b in pairs):
+            continue
+        told = feedback_to(wrong, right, program, arguments)
+        return Lesson(taught(program.text, told=told), right)

@@ -1,0 +1,89 @@
+"""Builds the trainer of a method from the settings of a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdpo.benchmark.settings import SettingsError
+
+OURS = ("grpo", "sdpo", "hybrid")
+
+
+def train_arguments(settings: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Fields of the training arguments: those of the file, and those that the machinery sets."""
+    import torch
+
+    resumable = settings["method"] in OURS
+    return {
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "report_to": [],
+        **settings["train"],
+        "output_dir": str(out / "checkpoints"),
+        "seed": settings["seed"],
+        "logging_steps": 1,
+        "save_strategy": "steps" if resumable else "no",
+        "save_steps": settings["records"]["checkpoint_every"],
+        # The one before stays until the next one is complete.
+        "save_total_limit": 2,
+        "shuffle_dataset": False,
+    }
+
+
+def build_trainer(settings: Mapping[str, Any], out: Path, parts: dict[str, Any]) -> Any:
+    """The trainer of a method.
+
+    Args:
+        settings: of the run.
+        out: folder of the run.
+        parts: `model`, `processing_class`, `train_dataset`, `reward_funcs`, `peft_config`,
+            `callbacks`.
+
+    Raises:
+        SettingsError: settings that the trainer refuses, or a peer that is not installed.
+    """
+    arguments = train_arguments(settings, out)
+    build = {"trl": _trl, "sdpo-rl": _sdpo_rl}.get(settings["method"], _ours)
+    try:
+        return build(settings, arguments, parts)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{settings['method']}: {error}") from error
+
+
+def _ours(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[str, Any]) -> Any:
+    from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
+
+    from sdpo.config import SDPOConfig
+    from sdpo.trainer import SDPOTrainer
+
+    own = dict(settings["sdpo"])
+    if settings["method"] == "grpo":
+        if own:
+            raise SettingsError("method grpo has no teacher: leave the section [sdpo] empty")
+        own = {"enabled": False}
+    if settings["method"] == "hybrid" and not own.get("hybrid_lambda"):
+        raise SettingsError("method hybrid needs sdpo.hybrid_lambda between 0 and 1")
+    config = SDPOConfig(**own)
+    return SDPOTrainer(args=GRPOConfig(**arguments), sdpo_config=config, **parts)
+
+
+def _trl(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[str, Any]) -> Any:
+    try:
+        from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
+    except ImportError as error:
+        raise SettingsError(f"this TRL has no SDPO trainer ({error}); TRL 1.16 has one") from error
+    return SDPOTrainer(args=SDPOConfig(**arguments, **settings["sdpo"]), **parts)
+
+
+def _sdpo_rl(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[str, Any]) -> Any:
+    try:
+        import sdpo_rl  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise SettingsError("sdpo-rl is not installed: pip install 'sdpo[peers]'") from error
+    from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
+
+    config = sdpo_rl.SDPOConfig(**settings["sdpo"])
+    return sdpo_rl.SDPOTrainer(args=GRPOConfig(**arguments), sdpo_config=config, **parts)
