@@ -128,8 +128,6 @@ def evaluate(
     limit = settings["eval"]["limit"] or len(problems)
     asked = [one for one in problems[:limit] for _ in range(settings["eval"]["samples"])]
     conversations = [messages(one, settings["data"]) for one in asked]
-    texts = complete(
-        model, tokenizer, conversations, settings["eval"], seed=seed, advance=advance
-    )
+    texts = complete(model, tokenizer, conversations, settings["eval"], seed=seed, advance=advance)
     results = score(executor, asked, texts)
     return summarize(results, problems[:limit]), results

@@ -59,9 +59,10 @@ def _ours(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[st
     from sdpo.config import SDPOConfig
     from sdpo.trainer import SDPOTrainer
 
-    own = dict(settings["sdpo"])
+    folder = Path(arguments["output_dir"]).parent / "parity"
+    own: dict[str, Any] = {"audit_dir": str(folder), **settings["sdpo"]}
     if settings["method"] == "grpo":
-        if own:
+        if settings["sdpo"]:
             raise SettingsError("method grpo has no teacher: leave the section [sdpo] empty")
         own = {"enabled": False}
     if settings["method"] == "hybrid" and not own.get("hybrid_lambda"):

@@ -100,5 +100,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"another run works in {folder}; wait for it, or use another --out") from None
+            raise BusyError(
+                f"another run works in {folder}; wait for it, or use another --out"
+            ) from None
         yield

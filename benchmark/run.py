@@ -146,7 +146,9 @@ def _trainer(
     parts = {
         "model": load_model(settings["model"]),
         "processing_class": tokenizer,
-        "train_dataset": Rows.from_list(training_rows(train, settings["data"], _rows(settings), settings["seed"])),
+        "train_dataset": Rows.from_list(
+            training_rows(train, settings["data"], _rows(settings), settings["seed"])
+        ),
         "reward_funcs": _rewards(settings["reward"], executor),
         "peft_config": adapter_config(settings["model"]),
         "callbacks": [recorder],

@@ -1,4 +1,4 @@
-"""Settings of a benchmark run: one TOML file holds all of them, the command line overrides single ones.
+"""Settings of a benchmark run: all in one TOML file, single ones overridden on the command line.
 
 | section | what |
 |---|---|
@@ -6,7 +6,7 @@
 | `[model]` | which model, how it is loaded, adapters |
 | `[data]` | which problems, splits, and how a problem becomes a prompt |
 | `[train]` | fields of `trl.GRPOConfig`, under its names |
-| `[sdpo]` | fields of `sdpo.SDPOConfig` (or of the peer's configuration, for the methods of peers) |
+| `[sdpo]` | fields of `sdpo.SDPOConfig`, or of a peer's configuration |
 | `[reward]` | what a completion is worth |
 | `[eval]` | when and how pass@1 is measured |
 | `[records]` | checkpoints, samples |

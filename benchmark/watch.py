@@ -41,6 +41,8 @@ class Recorder(TrainerCallback):
     ):
         self.records, self.every, self.evaluation = records, every, evaluation
         self.checkpoints, self.state, self.advance = checkpoints, state, advance
+        self.watch: Any = None
+        """What sits where the trainer reports to; see `TeacherWatch`."""
         self.began = time.perf_counter()
 
     def measure(self, step: int) -> None:

@@ -2,6 +2,7 @@
 
 | lesson | prompt | answer |
 |---|---|---|
+| echo | random words, shown as a solution | the same words |
 | plain | a problem | its solution |
 | shown | the same as a teacher's prompt, with a solution of it, or another program | that program |
 | told | the same as a teacher's prompt, with feedback to a wrong attempt | the right solution |
@@ -27,9 +28,11 @@ from sdpo.benchmark.embedded.problems import (
     shapes_by_split,
     value_of,
 )
+from sdpo.benchmark.embedded.tokenizer import words
 from sdpo.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 
-KINDS = ("plain", "shown", "told")
+KINDS = ("echo", "plain", "shown", "told")
+ECHOES = (5, 15)
 # Shares of demonstrations of something else, and of single steps where feedback is given.
 FOREIGN_SHARE = 0.4
 SINGLE_SHARE = 0.4
@@ -84,6 +87,9 @@ def feedback_to(code: str, right: str, program: Program, arguments: list) -> str
 
 def draw_lesson(kind: str, shapes: list[Shape], generator: random.Random) -> Lesson:
     """One example of a kind."""
+    if kind == "echo":
+        text = "".join(generator.choices(words(), k=generator.randint(*ECHOES)))
+        return Lesson(SOLUTION_TEMPLATE.format(successful_previous_attempt=text), text)
     if kind == "told":
         return told_lesson(shapes, generator)
     program = draw_program(generator.choice(shapes), generator)

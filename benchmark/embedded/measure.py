@@ -36,11 +36,15 @@ def measure(
     `settings` is a whole configuration: its sections `data` and `eval` are read.
     """
 
-    def attempt(chosen: Sequence[Problem], help: Sequence[dict[str, str]], sampled: bool) -> Results:
+    def attempt(
+        chosen: Sequence[Problem], help: Sequence[dict[str, str]], sampled: bool
+    ) -> Results:
         conversations = []
         for one, given in zip(chosen, help, strict=True):
             asked = messages(one, settings["data"])
-            asked[-1]["content"] = taught(asked[-1]["content"], **given) if given else asked[-1]["content"]
+            asked[-1]["content"] = (
+                taught(asked[-1]["content"], **given) if given else asked[-1]["content"]
+            )
             conversations.append(asked)
         how = {**settings["eval"], "temperature": 1.0 if sampled else 0.0}
         return score(executor, chosen, complete(model, tokenizer, conversations, how))

@@ -24,12 +24,12 @@ from sdpo.benchmark.embedded.lessons import KINDS, Shape, draw_lesson, lesson_sh
 from sdpo.determinism import deterministic
 
 SEED = 7
-STEPS = 1600
+STEPS = 1200
 WARM_UP = 50
 LEARNING_RATE = 2e-3
-# Lessons of each kind in a batch: first what a solution is, then mostly how feedback is used.
-FIRST = {"plain": 8, "shown": 16, "told": 0}
-LATER = {"plain": 6, "shown": 6, "told": 8}
+# Lessons of each kind in a batch: first to copy and what a solution is, then the use of help.
+FIRST = {"echo": 24, "plain": 6, "shown": 6, "told": 0}
+LATER = {"echo": 0, "plain": 6, "shown": 8, "told": 4}
 SWITCH = 0.3
 SAVE_EVERY = 100
 IGNORED = -100

@@ -10,6 +10,8 @@ be learnt from the training problems.
 import argparse
 import json
 import random
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,18 @@ LETTERS = "bcdfghjkmpqrtvwyz"
 Shape = tuple[Verb | None, tuple[Verb, ...]]
 
 
-def value_of(code: str, name: str, argument: Any) -> Any:
-    """What a generated function returns; None if it raises."""
+@lru_cache(maxsize=4096)
+def function_of(code: str, name: str) -> Callable[[Any], Any]:
+    """The function that a generated program defines."""
     space: dict[str, Any] = {}
     exec(code, space)
+    return space[name]
+
+
+def value_of(code: str, name: str, argument: Any) -> Any:
+    """What a generated function returns; None if it raises."""
     try:
-        return space[name](argument)
+        return function_of(code, name)(argument)
     except Exception:
         return None
 

@@ -30,6 +30,7 @@ TypeError NameError SyntaxError ValueError IndexError AttributeError object has 
 _MARKS = (" == ", " != ", " - ", " + ", " * ", " < ", " > ", " = ", ", ", "\n    ", "\n        ")
 
 
+@cache
 def words() -> list[str]:
     """Every known word, with and without a blank behind it."""
     verbs = [verb.word for verb in (*VERBS, *CONDITIONS)]

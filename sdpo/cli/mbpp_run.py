@@ -16,7 +16,9 @@ Config = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting, as train.max_steps=20; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="One setting, as train.max_steps=20; repeatable."
+    ),
 ]
 Model = Annotated[
     str | None, typer.Option(help="`embedded`, a folder, or a name on the hub; model.name.")
@@ -149,6 +151,11 @@ def progress(total: int, name: str) -> Iterator[Callable[[dict[str, Any]], None]
 
         def advance(row: dict[str, Any]) -> None:
             done = int(row.get("step", 0)) or None
-            bar.update(task, advance=1, completed=done, description=f"{name} reward {row.get('reward', 0):.2f}")
+            bar.update(
+                task,
+                advance=1,
+                completed=done,
+                description=f"{name} reward {row.get('reward', 0):.2f}",
+            )
 
         yield advance

@@ -1,0 +1,173 @@
+"""Benchmark runs: recorded whole, continued after a kill to the same end, never overwritten."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdpo.benchmark import settings
+from sdpo.benchmark.data import DataError
+from sdpo.benchmark.records import Records
+from sdpo.benchmark.run import run
+from sdpo.benchmark.settings import SettingsError
+
+SHORT = {
+    "train.max_steps": 4,
+    "train.per_device_train_batch_size": 8,
+    "train.num_generations": 4,
+    "train.max_completion_length": 40,
+    "eval.limit": 4,
+    "eval.every": 2,
+    "eval.max_new_tokens": 40,
+    "records.checkpoint_every": 1,
+    "records.samples_every": 2,
+}
+SAME = ("steps", "evals", "samples", "parity")
+
+
+def short(config="sdpo", **changes):
+    return settings.load(config, [], SHORT | changes)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What must be the same in every repetition."""
+    names = [f"{name}.jsonl" for name in SAME if (folder / f"{name}.jsonl").is_file()]
+    found = {name: (folder / name).read_bytes() for name in names}
+    return found | {"weights": (folder / "model" / "model.safetensors").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "out"
+    return folder, run(short(), folder)
+
+
+def test_a_run_records_everything(finished):
+    folder, summary = finished
+    records, facts = Records(folder), json.loads((folder / "run.json").read_text())
+    assert [row["step"] for row in records.read("steps")] == [1, 2, 3, 4]
+    assert [row["step"] for row in records.read("cost")] == [1, 2, 3, 4]
+    assert [row["step"] for row in records.read("evals")] == [0, 2, 4]
+    row = records.read("steps")[0]
+    names = {"loss", "grad_norm", "learning_rate", "reward", "completions/mean_length"}
+    assert names | {"self_distillation/reprompt_sample_fraction"} <= row.keys()
+    evaluation = records.read("evals")[0]
+    assert evaluation["low"] <= evaluation["pass_at_1"] <= evaluation["high"]
+    assert len(evaluation["results"]) == 4
+    sample = records.read("samples")[0]
+    assert sample["help"] == "none" or "Correctly solve the original" in sample["teacher_prompt"]
+    assert facts["settings"] == short()
+    assert facts["data"]["data_sha256"]
+    assert facts["environment"]["packages"]["torch"]
+    assert facts["isolation"]
+    assert summary["weights_sha256"]
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_finished_run_is_not_repeated(finished):
+    folder, summary = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+    assert run(short(), folder) == summary
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
+    assert before == after
+
+
+def test_other_settings_are_refused_and_nothing_changes(finished):
+    folder, _ = finished
+    before = contents(folder)
+    with pytest.raises(SettingsError, match="seed: 1 there, 9 now"):
+        run(short(seed=9), folder)
+    assert contents(folder) == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(SettingsError, match=r"holds thesis\.txt and no run\.json"):
+        run(short(), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_data_without_tests_are_refused(tmp_path):
+    file = tmp_path / "bare.jsonl"
+    file.write_text('{"task_id": 601, "text": "Do it.", "code": "x = 1", "test_list": []}\n')
+    with pytest.raises(DataError, match="problem 601 has no test"):
+        run(short(**{"data.name": str(file)}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_is_not_there_is_named(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SettingsError, match=r"train\.bf16 needs a GPU and there is none"):
+        run(short(**{"train.bf16": True}), tmp_path / "out")
+
+
+def test_a_full_disk_is_named_before_work_starts(tmp_path, monkeypatch):
+    full = shutil._ntuple_diskusage(10, 10, 0)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(SettingsError, match="only 0 MiB are free"):
+        run(short(), tmp_path / "out")
+
+
+def command(folder: Path, config: str) -> list[str]:
+    sets = [f"--set={name}={value}" for name, value in SHORT.items()]
+    start = [sys.executable, "-m", "sdpo", "mbpp", "run", "--config", config]
+    return [*start, "--out", str(folder), *sets]
+
+
+def killed_at_random(
+    folder: Path, config: str, generator: random.Random, kills: int, seconds: float
+) -> int:
+    """Start a run again and again and kill it, until it is done; returns the kills.
+
+    A start takes most of the `seconds` that a whole run takes, so kills aim at what follows it.
+    """
+    done = 0
+    while done < kills:
+        process = subprocess.Popen(command(folder, config), stdout=subprocess.DEVNULL)
+        try:
+            process.wait(generator.uniform(0.4, 1.0) * seconds)
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            done += 1
+        time.sleep(0.1)
+    subprocess.run(command(folder, config), check=True, stdout=subprocess.DEVNULL)
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("config", ["grpo", "sdpo", "hybrid", "sdpo-audit"])
+def test_kills_lose_nothing(config, tmp_path):
+    whole, began = tmp_path / "whole", time.monotonic()
+    subprocess.run(command(whole, config), check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - began
+    generator, kills, turn = random.Random(config), 0, 0
+    while kills < 5:
+        folder = tmp_path / f"killed-{turn}"
+        kills += killed_at_random(folder, config, generator, 5, seconds)
+        assert contents(folder) == contents(whole)
+        turn += 1
+
+
+@pytest.mark.slow
+def test_auditing_disturbs_nothing(tmp_path):
+    run(short("sdpo"), tmp_path / "plain")
+    run(short("sdpo-audit"), tmp_path / "audited")
+    plain, audited = contents(tmp_path / "plain"), contents(tmp_path / "audited")
+    rows = Records(tmp_path / "audited").read("parity")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["parity/first_moved"] == 0 for row in rows)
+    assert audited.pop("parity.jsonl")
+    assert audited == plain
