@@ -8,7 +8,6 @@ about 15 minutes on one core.
 import argparse
 import hashlib
 import json
-import math
 import os
 import random
 from pathlib import Path
@@ -26,12 +25,13 @@ from sdpo.determinism import deterministic
 SEED = 7
 STEPS = 1200
 WARM_UP = 50
+FALL = 200
 LEARNING_RATE = 2e-3
 # Lessons of each kind in a batch: first to copy and what a solution is, then the use of help.
 FIRST = {"echo": 24, "plain": 6, "shown": 6, "told": 0}
 LATER = {"echo": 0, "plain": 6, "shown": 8, "told": 4}
-SWITCH = 0.3
-SAVE_EVERY = 100
+SWITCH = 300
+SAVE_EVERY = 50
 IGNORED = -100
 ARCHITECTURE = {
     "hidden_size": 128,
@@ -82,10 +82,11 @@ def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Learning rate: warm-up, then a cosine to a tenth."""
-    done = max(0.0, (step - WARM_UP) / max(1, steps - WARM_UP))
-    fall = 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
-    return LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * fall
+    """Learning rate: warm-up, constant, and a linear fall at the end.
+
+    Up to the fall it does not depend on `steps`, so that a saved state serves longer runs too.
+    """
+    return LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / FALL))
 
 
 def train_step(
@@ -98,7 +99,7 @@ def train_step(
 ) -> dict[str, float]:
     """One optimizer step; returns the loss of each kind of lesson."""
     generator = random.Random(f"{SEED} {step}")
-    counts = FIRST if step < SWITCH * steps else LATER
+    counts = FIRST if step < SWITCH else LATER
     for group in optimizer.param_groups:
         group["lr"] = rate_at(step, steps)
     optimizer.zero_grad()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdpo.cli import mbpp_run
+from sdpo.cli import mbpp_bench, mbpp_run
 
 if TYPE_CHECKING:
     from sdpo.benchmark.data import Dataset
@@ -42,6 +42,8 @@ def mbpp() -> None:
 
 app.command("run")(mbpp_run.run)
 app.command("eval")(mbpp_run.eval_)
+app.command("bench")(mbpp_bench.bench)
+app.command("report")(mbpp_bench.report)
 
 
 @app.command("exec")

@@ -119,13 +119,16 @@ def line(summary: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Turn what can go wrong into one line starting with ERROR and an exit code."""
+    from sdpo.benchmark.bench import BenchError
     from sdpo.benchmark.data import DataError
     from sdpo.benchmark.records import BusyError
+    from sdpo.benchmark.results import ResultsError
     from sdpo.benchmark.sandbox.client import IsolationError, ServerError
     from sdpo.benchmark.settings import SettingsError
     from sdpo.cli.mbpp import _terminable
 
-    known = (DataError, SettingsError, BusyError, IsolationError, ServerError, OSError)
+    known = (DataError, SettingsError, ResultsError, BenchError, BusyError)
+    known = (*known, IsolationError, ServerError, OSError)
     try:
         with _terminable():
             yield

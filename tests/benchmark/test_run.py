@@ -14,6 +14,7 @@ import pytest
 
 from sdpo.benchmark import settings
 from sdpo.benchmark.data import DataError
+from sdpo.benchmark.embedded import pretrain, tokenizer
 from sdpo.benchmark.records import Records
 from sdpo.benchmark.run import run
 from sdpo.benchmark.settings import SettingsError
@@ -44,12 +45,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def random_model(tmp_path_factory):
+    """A folder with the embedded architecture and tokenizer, and random weights."""
+    from sdpo.determinism import deterministic
+
+    folder = tmp_path_factory.mktemp("model")
+    with deterministic(3):
+        model = pretrain.new_model(tokenizer.build().get_vocab_size())
+    pretrain.write_model(model, folder, steps=0)
+    # It never ends a completion by itself.
+    lengths = {"train.max_completion_length": 12, "eval.max_new_tokens": 12}
+    return {"model.name": str(folder), **lengths}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, random_model):
     folder = tmp_path_factory.mktemp("run") / "out"
-    return folder, run(short(), folder)
+    return folder, run(short(**random_model), folder)
 
 
-def test_a_run_records_everything(finished):
+def test_a_run_records_everything(finished, random_model):
     folder, summary = finished
     records, facts = Records(folder), json.loads((folder / "run.json").read_text())
     assert [row["step"] for row in records.read("steps")] == [1, 2, 3, 4]
@@ -63,7 +78,7 @@ def test_a_run_records_everything(finished):
     assert len(evaluation["results"]) == 4
     sample = records.read("samples")[0]
     assert sample["help"] == "none" or "Correctly solve the original" in sample["teacher_prompt"]
-    assert facts["settings"] == short()
+    assert facts["settings"] == short(**random_model)
     assert facts["data"]["data_sha256"]
     assert facts["environment"]["packages"]["torch"]
     assert facts["isolation"]
@@ -71,19 +86,19 @@ def test_a_run_records_everything(finished):
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_finished_run_is_not_repeated(finished):
+def test_a_finished_run_is_not_repeated(finished, random_model):
     folder, summary = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
-    assert run(short(), folder) == summary
+    assert run(short(**random_model), folder) == summary
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock"}
     assert before == after
 
 
-def test_other_settings_are_refused_and_nothing_changes(finished):
+def test_other_settings_are_refused_and_nothing_changes(finished, random_model):
     folder, _ = finished
     before = contents(folder)
     with pytest.raises(SettingsError, match="seed: 1 there, 9 now"):
-        run(short(seed=9), folder)
+        run(short(seed=9, **random_model), folder)
     assert contents(folder) == before
 
 

@@ -1,0 +1,81 @@
+"""`sdpo mbpp bench` and `sdpo mbpp report`: several runs, and the report of their records."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdpo.cli.mbpp_run import QUICK, Set, reported
+
+
+def bench(
+    configs: Annotated[
+        str, typer.Option(help="Configurations, separated by commas.")
+    ] = "grpo,sdpo,hybrid",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "1,2,3",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
+    name: Annotated[str, typer.Option(help="Name of the benchmark.")] = "default",
+    set_: Set = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Short runs, for a look.")] = False,
+) -> None:
+    """Run several configurations with several seeds, and report them.
+
+    Runs go to reports/runs/NAME, the report to reports/benchmark/NAME. The same command continues.
+
+    Example: sdpo mbpp bench --configs grpo,sdpo --seeds 1 --quick
+    """
+    with reported():
+        from sdpo.benchmark import settings
+        from sdpo.benchmark.bench import jobs as jobs_
+        from sdpo.benchmark.bench import run_all
+
+        chosen = [one.strip() for one in configs.split(",") if one.strip()]
+        numbers = [int(one) for one in seeds.split(",") if one.strip()]
+        changes = QUICK if quick else {}
+        steps = [settings.load(c, set_ or [], changes)["train"]["max_steps"] for c in chosen]
+        options = [f"--set={text}" for text in set_ or []] + (["--quick"] if quick else [])
+        folder = Path("reports/runs") / name
+        todo = jobs_(chosen, numbers, folder, options, max(steps))
+        with bar(sum(job.steps for job in todo), name) as show:
+            run_all(todo, jobs, show)
+        _report(folder, name)
+
+
+def report(
+    runs: Annotated[Path, typer.Argument(help="Folder laid out as CONFIG/seed-N.")] = Path(
+        "reports/runs/default"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default: reports/benchmark/NAME.")
+    ] = None,
+) -> None:
+    """Render benchmark runs, finished or not: Markdown, one HTML file, PNG and CSV.
+
+    Example: sdpo mbpp report reports/runs/default
+    """
+    with reported():
+        _report(runs, runs.name, out)
+
+
+def _report(runs: Path, name: str, out: Path | None = None) -> None:
+    from sdpo.benchmark.report import write_report
+
+    folder = out or Path("reports/benchmark") / name
+    print(write_report(runs, folder, f"Benchmark `{name}`"))
+    print(f"DONE report={folder / 'report.html'}")
+
+
+@contextlib.contextmanager
+def bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error with the time left, set to a number of steps."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"{name}: steps", total=total)
+        yield lambda done: progress.update(task, completed=done)

@@ -1,0 +1,83 @@
+"""The report says what the records say: outcomes, pairs, collapse, parity."""
+
+import pytest
+
+from sdpo.benchmark.records import Records, write_json
+from sdpo.benchmark.report import write_report
+from sdpo.benchmark.results import ResultsError, band, by_name, outcome, paired, read_runs
+
+PROBLEMS = 60
+
+
+def evaluation(step, passed):
+    passes = {str(11 + i): int(i < passed) for i in range(PROBLEMS)}
+    rate = passed / PROBLEMS
+    row = {"step": step, "pass_at_1": rate, "low": rate - 0.1, "high": rate + 0.1}
+    return {**row, "problems": PROBLEMS, "samples": 1, "passes": passes}
+
+
+def write_run(folder, name, seed, passed, *, sha="0" * 64, audited=False):
+    place = folder / name / f"seed-{seed}"
+    place.mkdir(parents=True)
+    settings = {"seed": seed, "threads": 1, "model": {"name": "embedded"}}
+    environment = {"packages": {"torch": "2"}, "git_commit": None, "cpu_capability": "X"}
+    facts = {"data": {"data_sha256": sha, "origin": "o"}, "isolation": ["seccomp"]}
+    write_json(place / "run.json", {"settings": settings, "environment": environment, **facts})
+    records = Records(place)
+    for step, count in enumerate(passed):
+        records.append("evals", evaluation(step, count))
+    for step in range(1, len(passed)):
+        records.append("steps", {"step": step, "reward": 0.5, "num_tokens": 100.0, "grad_norm": 1})
+        records.append("cost", {"step": step, "seconds": 0.5, "peak_memory_mib": 100.0})
+        if audited:
+            row = {"parity/first_moved": 0 if step > 1 else 13}
+            for what in ("loss", "gradient"):
+                row |= {f"parity/{what}_relative": 1e-7 * step, f"parity/{what}_budget": 1e-5}
+            records.append("parity", {"step": step, **row})
+    sample = {"step": 1, "completion": "<b>x</b>", "reward": 0.0, "feedback": None}
+    records.append("samples", {**sample, "teacher_prompt": "p", "help": "none"})
+
+
+def test_outcomes_and_pairs(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path, "one", seed, [10, 20, 20])
+        write_run(tmp_path, "two", seed, [10, 50, 50])
+    groups = by_name(read_runs(tmp_path))
+    gain = outcome(groups["two"])["gain"]
+    assert gain.estimate == pytest.approx(40 / 60)
+    found = paired(groups["one"], groups["two"])
+    assert found["verdict"] == "two"
+    assert found["difference"].estimate == pytest.approx(30 / 60)
+    assert all(p < 1e-6 for p in found["p_values"])
+    assert paired(groups["two"], groups["one"])["verdict"] == "two"
+    assert paired(groups["one"], groups["one"])["verdict"] == "cannot distinguish"
+    assert band(groups["one"], "evals", "pass_at_1")[1] == (1, 20 / 60, 20 / 60, 20 / 60)
+
+
+def test_a_report_is_written_whole(tmp_path):
+    write_run(tmp_path / "runs", "rises", 1, [10, 30, 50], audited=True)
+    write_run(tmp_path / "runs", "breaks", 1, [10, 50, 5])
+    headline = write_report(tmp_path / "runs", tmp_path / "out", "Test")
+    assert "rises +0.667" in headline
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "rises: pass@1 rose" in text
+    assert "It ended 0.75 below its own best" in text
+    assert "breaks against rises: rises ended higher" in text
+    assert "| rises seed 1 | 1 of 2 |" in text
+    assert text.count("is unfinished") == 2
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;x&lt;/b&gt;" in page
+    assert "http" not in page.replace("http-equiv", "")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    pictures = {"pass_at_1.png", "training.png", "loss_difference.png"}
+    assert names == pictures | {"report.md", "report.html", "steps.csv"}
+    assert (tmp_path / "out" / "steps.csv").read_text().startswith("name,seed,step,")
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path):
+    with pytest.raises(ResultsError, match="holds no run"):
+        read_runs(tmp_path)
+    write_run(tmp_path, "one", 1, [1, 2])
+    write_run(tmp_path, "two", 1, [1, 2], sha="1" * 64)
+    with pytest.raises(ResultsError, match="different problems"):
+        read_runs(tmp_path)
