@@ -23,7 +23,7 @@ def test_any_text_survives(words, text):
     assert words.decode(ids, skip_special_tokens=False) == text
 
 
-@pytest.mark.parametrize("kind", lessons.KINDS)
+@pytest.mark.parametrize("kind", ["plain", "shown", "told"])
 def test_lessons_are_words_numbers_and_letters(words, kind):
     generator, shapes = random.Random(2), lessons.lesson_shapes()
     for _ in range(50):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ SHORT = {
 SAME = ("steps", "evals", "samples", "parity")
 
 
-def short(config="sdpo", **changes):
+def short(config: str = "sdpo", **changes: Any) -> dict[str, Any]:
     return settings.load(config, [], SHORT | changes)
 
 
@@ -123,7 +124,7 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(SettingsError, match=r"train\.bf16 needs a GPU and there is none"):
-        run(short(**{"train.bf16": True}), tmp_path / "out")
+        run(settings.load("sdpo", [], {"train.bf16": True}), tmp_path / "out")
 
 
 def test_a_full_disk_is_named_before_work_starts(tmp_path, monkeypatch):
