@@ -4,10 +4,16 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 
-.PHONY: parity test check format docs clean
+.PHONY: parity test check format docs benchmark benchmark-quick clean
 
 parity: $(VENV)/.installed-train
 	$(PY) -m sdpo audit reference sdpo
+
+benchmark: $(VENV)/.installed-train
+	$(PY) -m sdpo mbpp bench
+
+benchmark-quick: $(VENV)/.installed-train
+	$(PY) -m sdpo mbpp bench --quick --configs grpo,sdpo-audit --seeds 1 --name quick
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2

@@ -27,10 +27,12 @@ STEPS = 1200
 WARM_UP = 50
 FALL = 200
 LEARNING_RATE = 2e-3
-# Lessons of each kind in a batch: first to copy and what a solution is, then the use of help.
-FIRST = {"echo": 24, "plain": 6, "shown": 6, "told": 0}
-LATER = {"echo": 0, "plain": 6, "shown": 8, "told": 4}
-SWITCH = 300
+# Lessons of each kind in a batch, up to a step: first to copy, a look at feedback, then solutions.
+STAGES = (
+    (300, {"echo": 24, "plain": 6, "shown": 6, "told": 0}),
+    (350, {"echo": 0, "plain": 6, "shown": 8, "told": 4}),
+    (STEPS, {"echo": 0, "plain": 10, "shown": 10, "told": 1}),
+)
 SAVE_EVERY = 50
 IGNORED = -100
 ARCHITECTURE = {
@@ -99,7 +101,7 @@ def train_step(
 ) -> dict[str, float]:
     """One optimizer step; returns the loss of each kind of lesson."""
     generator = random.Random(f"{SEED} {step}")
-    counts = FIRST if step < SWITCH else LATER
+    counts = next((one for end, one in STAGES if step < end), STAGES[-1][1])
     for group in optimizer.param_groups:
         group["lr"] = rate_at(step, steps)
     optimizer.zero_grad()
