@@ -72,6 +72,8 @@ class Recorder(TrainerCallback):
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         step, row = {"step": state.global_step}, dict(logs)
+        # TRL's own SDPO names it so.
+        row.setdefault("reward", row.get("self_distillation/reward_mean"))
         clock = {name: row.pop(name) for name in CLOCK if name in row}
         parity = {name: row.pop(name) for name in list(row) if name.startswith("parity/")}
         self.records.append("steps", step | row)
