@@ -6,7 +6,6 @@ A checkpoint without it, or with a file that does not fit, was cut off by a kill
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from sdpo.benchmark.records import read_json, write_json
 
@@ -18,9 +17,9 @@ def folder_of(parent: Path, step: int) -> Path:
     return parent / f"checkpoint-{step}"
 
 
-def seal(folder: Path, state: dict[str, Any]) -> None:
-    """Mark a checkpoint as complete, with what the run itself has to remember."""
-    write_json(folder / SEAL, {"files": sizes(folder), "state": state})
+def seal(folder: Path) -> None:
+    """Mark a checkpoint as complete."""
+    write_json(folder / SEAL, {"files": sizes(folder)})
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -30,11 +29,6 @@ def sizes(folder: Path) -> dict[str, int]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(SEAL)
     }
-
-
-def state_of(folder: Path) -> dict[str, Any]:
-    """What `seal` was given."""
-    return read_json(folder / SEAL)["state"]
 
 
 def is_complete(folder: Path) -> bool:

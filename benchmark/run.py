@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sdpo.benchmark.checkpoints import latest, state_of
+from sdpo.benchmark.checkpoints import latest
 from sdpo.benchmark.data import Dataset, Problem
 from sdpo.benchmark.environment import describe
 from sdpo.benchmark.executor import Executor
@@ -125,24 +125,15 @@ def _trainer(
     from sdpo.benchmark.evaluate import evaluate
     from sdpo.benchmark.methods import OURS, build_trainer
     from sdpo.benchmark.models import adapter_config, load_model
-    from sdpo.benchmark.parity_state import save_audit
     from sdpo.benchmark.watch import Recorder, TeacherWatch
 
     records, every = Records(out), {"eval": settings["eval"]["every"], **settings["records"]}
-    watch: Any = None
 
     def evaluation() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         model = trainer.accelerator.unwrap_model(trainer.model)
         return evaluate(model, tokenizer, test, executor, settings, seed=settings["seed"])
 
-    def state() -> dict[str, Any]:
-        if watch is None:
-            return {}
-        folder = out / "checkpoints" / f"checkpoint-{trainer.state.global_step}"
-        audit = None if watch.audit is None else save_audit(watch.audit, folder)
-        return {"watch": watch.state(), "audit": audit}
-
-    recorder = Recorder(records, every, evaluation, out / "checkpoints", state, advance)
+    recorder = Recorder(records, every, evaluation, out / "checkpoints", advance)
     parts = {
         "model": load_model(settings["model"]),
         "processing_class": tokenizer,
@@ -156,9 +147,8 @@ def _trainer(
     trainer = build_trainer(_with_reward_weights(settings), out, parts)
     if settings["method"] in OURS[1:]:
         config = trainer.sdpo_config
-        watch = TeacherWatch(trainer, records, every, config.success_reward_threshold)
-        trainer.recorder = watch
-    recorder.watch = watch
+        reached = config.success_reward_threshold
+        trainer.recorder = TeacherWatch(trainer, records, every, reached)
     trainer.remove_callback(PrinterCallback)
     # The recorder writes what the audit logs, so it comes after it.
     trainer.remove_callback(recorder)
@@ -193,33 +183,10 @@ def _with_reward_weights(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _train(trainer: Any, recorder: Any, out: Path, settings: dict[str, Any]) -> None:
     """Train from the latest complete checkpoint, or from the start."""
-    from sdpo.benchmark.parity_state import load_audit
-
     found = latest(out / "checkpoints")
     folder, step = found or (None, 0)
     recorder.records.truncate(step)
-    watch = recorder.watch
-    if folder is None:
-        trainer.train()
-        return
-    state = state_of(folder)
-    if watch is not None:
-        watch.load(state["watch"])
-        if watch.audit is not None:
-            audit = watch.audit
-            trainer.add_callback(once_loaded(lambda: load_audit(audit, folder, state["audit"])))
-    trainer.train(resume_from_checkpoint=str(folder))
-
-
-def once_loaded(action: Callable[[], None]) -> Any:
-    """A callback that acts when training begins, after the trainer's state was restored."""
-    from transformers import TrainerCallback
-
-    class OnceLoaded(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            action()
-
-    return OnceLoaded()
+    trainer.train(resume_from_checkpoint=None if folder is None else str(folder))
 
 
 def _finish(trainer: Any, recorder: Any, out: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,6 @@ class Recorder(TrainerCallback):
         every: `eval.every` and the section `records` of the settings.
         evaluation: measures pass@1; returns summary and results.
         checkpoints: folder of the checkpoints.
-        state: gives what a checkpoint has to remember besides the trainer's own files.
         advance: told after each step.
     """
 
@@ -36,13 +35,10 @@ class Recorder(TrainerCallback):
         every: dict[str, int],
         evaluation: Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]],
         checkpoints: Path,
-        state: Callable[[], dict[str, Any]],
         advance: Callable[[dict[str, Any]], None],
     ):
         self.records, self.every, self.evaluation = records, every, evaluation
-        self.checkpoints, self.state, self.advance = checkpoints, state, advance
-        self.watch: Any = None
-        """What sits where the trainer reports to; see `TeacherWatch`."""
+        self.checkpoints, self.advance = checkpoints, advance
         self.began = time.perf_counter()
 
     def measure(self, step: int) -> None:
@@ -88,7 +84,7 @@ class Recorder(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         """Mark the checkpoint as complete."""
         if state.is_world_process_zero:
-            seal(folder_of(self.checkpoints, state.global_step), self.state())
+            seal(folder_of(self.checkpoints, state.global_step))
             free = shutil.disk_usage(self.checkpoints).free / 2**20
             if free < NEEDED_MIB:
                 raise OSError(
@@ -168,15 +164,29 @@ class TeacherWatch:
             value = (divergence * mask).sum() / mask.sum()
             metrics["teacher/divergence_per_token"].append(value.item())
 
+    def before_micro_batch(self, inputs: dict[str, Any]) -> None:
+        """Passed on."""
+        if self.audit is not None:
+            self.audit.before_micro_batch(inputs)
+
     def gradients(self, model: Any) -> None:
         """Passed on."""
         if self.audit is not None:
             self.audit.gradients(model)
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint inside an update must remember."""
-        return {"rewards": self.rewards, "row": self.row}
+    # --- checkpoints ------------------------------------------------------------------------
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore `state`."""
-        self.rewards, self.row = state["rewards"], state["row"]
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint must remember, also one inside an update."""
+        audit = None if self.audit is None else self.audit.counters()
+        return {"rewards": self.rewards, "row": self.row, "audit": audit}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those of the audit."""
+        return {} if self.audit is None else self.audit.tensors()
+
+    def resume(self, counters: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Go on as after `counters` and `tensors`."""
+        self.rewards, self.row = counters["rewards"], counters["row"]
+        if self.audit is not None:
+            self.audit.resume(counters["audit"], tensors)

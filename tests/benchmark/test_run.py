@@ -54,9 +54,10 @@ def random_model(tmp_path_factory):
     with deterministic(3):
         model = pretrain.new_model(tokenizer.build().get_vocab_size())
     pretrain.write_model(model, folder, steps=0)
-    # It never ends a completion by itself.
-    lengths = {"train.max_completion_length": 12, "eval.max_new_tokens": 12}
-    return {"model.name": str(folder), **lengths}
+    # It never ends a completion by itself, and never solves a problem.
+    suited = {"train.max_completion_length": 12, "eval.max_new_tokens": 12}
+    suited["sdpo.include_environment_feedback"] = True
+    return {"model.name": str(folder), **suited}
 
 
 @pytest.fixture(scope="module")
