@@ -1,5 +1,6 @@
 """Drafts of ledgers: refused until the reasons are there, then they declare just what was seen."""
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -63,6 +64,17 @@ def test_what_is_declared_is_not_drafted_again():
     assert "[[deviation]]" not in draft(run)
     assert "[[deviation]]" in draft(run | {"declared": []})
     assert policy_of(run).declared[0].id == "D01"
+
+
+def test_what_follows_from_an_earlier_stage_needs_no_entry(tmp_path):
+    cause = departs("P-1", 0.5)
+    effect = replace(departs("P-1", 0.7), stage="gradient", inherits="aggregate")
+    path = tmp_path / "ledger.toml"
+    path.write_text(draft(run_with(cause, effect)).replace('reason = ""', 'reason = "meant so"'))
+    (entry,) = load_declared(path)
+    assert entry.stages == ("aggregate",)
+    judged = regate(run_with(cause, effect), Policy((entry,)))
+    assert (judged["verdict"], judged["reasons"]) == ("DECLARED", [])
 
 
 def test_what_cannot_be_declared_is_a_comment(tmp_path):

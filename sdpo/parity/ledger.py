@@ -23,7 +23,8 @@ HEAD = """\
 def draft(run: Mapping[str, Any]) -> str:
     """The divergences of a run that no entry declares, as TOML.
 
-    Divergences that cannot be declared (errors, a broken gradient) are listed as comments.
+    Divergences that cannot be declared (errors, a broken gradient) are listed as comments; those
+    that follow from an earlier stage need no entry.
     """
     evidence, policy = evidence_of(run), policy_of(run)
     results = judge(
@@ -33,6 +34,8 @@ def draft(run: Mapping[str, Any]) -> str:
     other = []
     for result in results:
         for comparison in result.comparisons:
+            if comparison.inherits:
+                continue
             if comparison.status == DIVERGENT and comparison.effect in EFFECTS:
                 key = (comparison.stage, comparison.effect)
                 groups.setdefault(key, []).append((result, comparison))
