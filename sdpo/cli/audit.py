@@ -20,8 +20,8 @@ Coverage = Annotated[
 Declared = Annotated[
     list[Path] | None,
     typer.Option(
-        help="File of declared deviations in place of the packaged ones; repeatable "
-        "(format: docs/audit.md)."
+        help="File of declared deviations, or `trl` or `sdpo-rl` for the packaged ledger of that "
+        "name, in place of the packaged ones; repeatable (format: docs/audit.md)."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -47,10 +47,11 @@ def audit(
         list[str] | None,
         typer.Argument(
             metavar="[CANDIDATE]...",
-            help="What to audit: `sdpo` (our implementation, the default), `reference` (the "
-            "transcription, against the recording), `FILE.py:attr` or `pkg.mod:attr` (a loss "
-            "function from logits or from log-probs, or a module or object with functions named "
-            "as the stages).",
+            help="What to audit: `sdpo` (our implementation, the default); `reference` (the "
+            "transcription, against the recording); `verl` (an importable checkout of the fork); "
+            "the trainers `trl`, `sdpo-rl` and `sdpo-trainer` (ours); `FILE.py:attr` or "
+            "`pkg.mod:attr` (a loss function from logits or from log-probs, a module or object "
+            "with functions named as the stages, or an adapter of a trainer).",
         ),
     ] = None,
     stages: Stages = "",

@@ -271,7 +271,7 @@ class FromLogProbs(LossFunction):
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Loss and gradient on fresh copies of the inputs."""
         leaf = case.student_logits.detach().clone().requires_grad_(True)
-        values = log_prob_inputs(case, leaf)
+        values = self.log_probs(case, leaf)
         for name in NEEDED[case.mode]:
             if not self.takes(name):
                 raise NotCoveredError(f"takes no {name}, the case ({case.mode}) needs it")
@@ -290,6 +290,10 @@ class FromLogProbs(LossFunction):
                 arguments[name] = None
         inputs = present(tensors | optional)
         return checked_call(self.function, arguments, (), inputs, (leaf, None))
+
+    def log_probs(self, case: LossCase, leaf: Tensor) -> dict[str, Tensor]:
+        """Log-probs that the function starts from, with a graph to the student's logits `leaf`."""
+        return log_prob_inputs(case, leaf)
 
 
 def log_prob_inputs(case: LossCase, leaf: Tensor) -> dict[str, Tensor]:

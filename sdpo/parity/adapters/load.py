@@ -15,12 +15,13 @@ from sdpo.parity.adapters.callables import (
     is_from_log_probs,
     location_of,
 )
+from sdpo.parity.adapters.live_verl import LiveVerl
 from sdpo.parity.adapters.own import Own, Transcription
 from sdpo.parity.adapters.stage_functions import StageFunctions
 from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.stages import NAMES
 
-BUILT_IN = {"sdpo": Own, "reference": Transcription}
+BUILT_IN = {"sdpo": Own, "reference": Transcription, "verl": LiveVerl}
 TRAINERS = {
     "sdpo-trainer": "sdpo.parity.adapters.trainers.own:OwnTrainer",
     "trl": "sdpo.parity.adapters.trainers.trl:TRL",
