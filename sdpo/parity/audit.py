@@ -228,9 +228,11 @@ def run_prompt_stages(
 def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progress) -> None:
     """All scenarios through a trainer; the first one again under another global seed."""
     from sdpo.parity.whole_step.family import differs_from_itself, run_trainer_family
+    from sdpo.parity.whole_step.probes import run_probes
 
     found = run_trainer_family(candidate, progress)
     findings.results.extend(found.results)
+    findings.results.extend(run_probes(candidate))
     findings.observations.extend(found.observations)
     findings.explained.extend(found.explained)
     findings.notes.extend(found.notes)

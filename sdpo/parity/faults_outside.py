@@ -154,6 +154,14 @@ OUTSIDE = (
         f"{TRAINER_TESTS}: M116",
     ),
     elsewhere(
+        "M117",
+        "reward compared with the threshold in float64",
+        "data path",
+        "demonstration",
+        "trl 1.16 and sdpo-rl 0.0.3, found by this audit",
+        f"{TRAINER_TESTS}: M117",
+    ),
+    elsewhere(
         "M113",
         "a step with a gradient that is not finite is taken",
         "optimizer",

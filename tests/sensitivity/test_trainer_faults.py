@@ -186,6 +186,12 @@ FAULTS = {
         "demonstration",
         "M28",
     ),
+    "M117": (
+        of(other_settings(success_reward_threshold=0.7000001)),
+        "T27",
+        "demonstration",
+        "M117",
+    ),
     "M29": (
         of(other_settings(dont_reprompt_on_self_success=False)),
         "T01",

@@ -59,6 +59,9 @@ FAILED = (
     Rollout("57", 0.0),
     Rollout("Maybe 11 or 13, hard to say", 0.0),
 )
+NO_LUCK = "No luck at all, sorry."
+"""Has as many tokens as the second answer of `FAILED`."""
+
 LAST = (
     Rollout("14 it is", 1.0),
     Rollout("86", 0.0),
@@ -78,6 +81,11 @@ CONVERSATIONS: tuple[Conversation, ...] = (
         {"role": "assistant", "content": "2"},
         {"role": "user", "content": "And 4 + 1?"},
     ),
+)
+ENDS_WITH_TOOL: Conversation = (
+    {"role": "user", "content": "What is 2 + 3?"},
+    {"role": "assistant", "content": "Let me look."},
+    {"role": "tool", "content": "adder: 5"},
 )
 WITH_FEEDBACK = (
     (
@@ -302,5 +310,24 @@ SCENARIOS = (
         ("trust_region",),
         generations=tuple(distinct(ONE_GROUP, n) for n in range(2)),
         self_distillation=settings(teacher_regularization="trust-region", teacher_update_rate=0.3),
+    ),
+    plain(
+        "T26",
+        "a cap of the ratio below 1, on-policy",
+        ("cap_below_one",),
+        self_distillation=settings(is_clip=0.5),
+    ),
+    plain(
+        "T27",
+        "a reward equal to a threshold that float32 rounds up",
+        ("threshold",),
+        generations=(generation((tuple(replace(r, reward=0.7 * r.reward) for r in MIXED),)),),
+        self_distillation=settings(success_reward_threshold=0.7),
+    ),
+    plain(
+        "T28",
+        "a conversation that ends with a tool's answer",
+        ("conversation",),
+        generations=(Generation((ENDS_WITH_TOOL,), MIXED),),
     ),
 )

@@ -20,6 +20,8 @@ from sdpo.parity.whole_step.reference_run import whole_batch
 from sdpo.parity.whole_step.scenario import Generation, Scenario
 from sdpo.parity.whole_step.weights_chain import Optimizers, Twins, compare_forward
 
+USUAL_THRESHOLD = 0.5
+
 SCALE_TOLERANCE = 1e-3
 """A factor is a whole number of accumulation steps, or it is none; nothing lies close to it."""
 
@@ -44,21 +46,31 @@ def prompt_faults(
     scenario: Scenario, generation: Generation
 ) -> Iterator[tuple[str, Scenario, Generation]]:
     """The catalogue's faults of the data path, as changed settings or conversations."""
+    settings = scenario.self_distillation
+    threshold = settings["success_reward_threshold"]
     changes: dict[str, dict[str, Any]] = {
-        "M28": {"success_reward_threshold": 1.0},
+        "M28": {"success_reward_threshold": 1.0 if threshold == USUAL_THRESHOLD else threshold},
+        "M117": {"success_reward_threshold": above_in_float32(threshold)},
         "M29": {"dont_reprompt_on_self_success": False},
         "M30": {"reprompt_truncation": "left"},
         "M106": {"remove_thinking_from_demonstration": False},
         "M107": {"environment_feedback_only_without_solution": False},
         "M108": {"include_environment_feedback": False},
     }
-    settings = scenario.self_distillation
     for fault, change in changes.items():
         if settings | change != settings:  # type: ignore[operator]
             yield fault, replace(scenario, self_distillation={**settings, **change}), generation
     last = tuple(conversation[-1:] for conversation in generation.conversations)
     if last != generation.conversations:
         yield "M27", scenario, replace(generation, conversations=last)
+
+
+def above_in_float32(threshold: float) -> float:
+    """The next float32 if the threshold is rounded to one below it, else the threshold."""
+    rounded = torch.tensor(threshold, dtype=torch.float32)
+    if rounded.item() >= threshold:
+        return threshold
+    return torch.nextafter(rounded, torch.tensor(math.inf)).item()
 
 
 def gives(

@@ -157,6 +157,9 @@ class Tap:
         for stage in PROMPTS:
             self.recorder.prompts(stage, found.trace[stage])
 
+    def before_micro_batch(self, inputs: Any) -> None:
+        """A micro-batch is about to be processed; the recorder sees that by itself."""
+
     def micro_batch(self, batch: Any, trace: Mapping[str, Tensor], scale: Any) -> None:
         """The loss of a micro-batch was computed."""
         self.recorder.watch.calls["SDPOTrainer.recorder.micro_batch"] += 1

@@ -9,6 +9,7 @@ from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
 from sdpo.parity.adapters.trainers.script import feedback_varies
 from sdpo.parity.adapters.trainers.watch import installed_versions
+from sdpo.parity.whole_step.scenario import Scenario
 
 if TYPE_CHECKING:
     from sdpo.parity.adapters.trainers.recorder import Recorder
@@ -206,9 +207,19 @@ def check_expressible(parts: Parts) -> None:
         "token means": scenario.loss_agg_mode not in AGGREGATIONS,
         "feedback that differs between the rollouts of a prompt: the column privileged_context "
         "has one text for each prompt": feedback_varies(scenario),
+        "a conversation that does not end with the user: it refuses that": ends_otherwise(scenario),
     }
     if found := [text for text, present in problems.items() if present]:
         raise NotCoveredError("TRL's SDPOTrainer cannot express " + "; ".join(found))
+
+
+def ends_otherwise(scenario: Scenario) -> bool:
+    """Whether a conversation's last message is not the user's."""
+    return any(
+        conversation[-1]["role"] != "user"
+        for generation in scenario.generations
+        for conversation in generation.conversations
+    )
 
 
 def their_settings(parts: Parts) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""Causal probes: on a sound training loop nothing deviates, on faulty ones the right probe does."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+import audit_my_trainer as mine
+
+from sdpo.parity.adapters.base import CandidateError, NotCoveredError
+from sdpo.parity.adapters.trainers.base import TrainerAdapter
+from sdpo.parity.compare import DIVERGENT, ERROR, MATCH
+from sdpo.parity.whole_step.probes import PROBES, run_probe
+
+BY_ID = {probe.id: probe for probe in PROBES}
+
+
+def adapter(trainer):
+    class Adapter(mine.MyAdapter):
+        pass
+
+    Adapter.trainer = trainer
+    return Adapter()
+
+
+class NoTemperature(mine.MyTrainer):
+    def loss(self, student, teacher, batch, old):
+        tau = self.scenario.temperature
+        return super().loss(student * tau, teacher * tau, batch, old)
+
+
+class PlainPrompt(mine.MyTrainer):
+    def teacher_batch(self, generation, batch, tokenizer):
+        built = super().teacher_batch(generation, batch, tokenizer)
+        fixed = torch.full_like(built.tokens.input_ids, 5)
+        return built._replace(tokens=built.tokens._replace(input_ids=fixed))
+
+
+class LiveTeacher(mine.MyTrainer):
+    def logits(self, module, batch, prefix=""):
+        return super().logits(self.model, batch, prefix)
+
+
+class FrozenTeacher(mine.MyTrainer):
+    def update_teacher(self):
+        pass
+
+
+class RewardWeighted(mine.MyTrainer):
+    def loss(self, student, teacher, batch, old):
+        values = super().loss(student, teacher, batch, old)
+        rewards = sum(rollout.reward for rollout in self.scenario.generations[0].rollouts)
+        return values | {"aggregate": values["aggregate"] * rewards}
+
+
+class UncappedRatio(mine.MyTrainer):
+    def loss(self, student, teacher, batch, old):
+        real = self.scenario
+        self.scenario = replace(real, self_distillation={**real.self_distillation, "is_clip": 50.0})
+        try:
+            return super().loss(student, teacher, batch, old)
+        finally:
+            self.scenario = real
+
+
+FAULTS = {
+    "C01": NoTemperature,
+    "C03": PlainPrompt,
+    "C05": FrozenTeacher,
+    "C06": LiveTeacher,
+    "C10": UncappedRatio,
+    "C11": RewardWeighted,
+}
+
+
+@pytest.mark.parametrize("probe", FAULTS)
+def test_a_probe_finds_the_fault_that_it_is_for(probe):
+    result = run_probe(adapter(FAULTS[probe]), BY_ID[probe], {})
+    assert [(c.stage, c.status) for c in result.comparisons] == [(BY_ID[probe].stage, DIVERGENT)]
+
+
+def test_a_sound_loop_deviates_in_no_probe():
+    runs = {}
+    results = [run_probe(adapter(mine.MyTrainer), probe, runs) for probe in PROBES]
+    assert {c.status for result in results for c in result.comparisons} == {MATCH}
+    assert all(result.comparisons for result in results)
+
+
+def test_what_a_trainer_cannot_express_is_not_covered_and_a_failure_is_an_error():
+    class Failing(TrainerAdapter):
+        name = "failing"
+        error: Exception
+
+        def run(self, scenario, folder):
+            raise self.error
+
+    failing = Failing()
+    failing.error = NotCoveredError("no such setting")
+    assert "no such setting" in run_probe(failing, PROBES[0], {}).note
+    failing.error = CandidateError("hook", "it broke")
+    assert run_probe(failing, PROBES[0], {}).comparisons[0].status == ERROR
