@@ -42,9 +42,10 @@ def drift(args: dict[str, Any], dtype: torch.dtype, steps: int, folder: Path) ->
     torch.manual_seed(0)
     prompts = [[{"role": "user", "content": f"What is {n} + {n}?"}] for n in range(4)]
     settings: dict[str, Any] = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", **args}
-    config = Qwen2Config(**SIZES, **HEADS, attn_implementation="sdpa")
+    shape: dict[str, Any] = {**SIZES, **HEADS, "attn_implementation": "sdpa"}
+    model: Any = Qwen2ForCausalLM(Qwen2Config(**shape))
     trainer = SDPOTrainer(
-        model=Qwen2ForCausalLM(config).to(dtype),
+        model=model.to(dtype),
         args=GRPOConfig(
             output_dir=str(folder),
             per_device_train_batch_size=2,

@@ -79,6 +79,7 @@ def plot_drift(rows: list[Row], checks: list[Row], path: Path) -> None:
         path: of the picture.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -97,7 +98,7 @@ def plot_drift(rows: list[Row], checks: list[Row], path: Path) -> None:
         title="Drift from a replica trained by the reference alone",
         yscale="log",
     )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)

@@ -95,13 +95,17 @@ def as_tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.tensor(value)
 
 
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same shape and dtype."""
+    return one.shape == other.shape and one.dtype == other.dtype
+
+
 def copied_memory(values: Mapping[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of what an optimizer remembers of one weight, in older memory where it fits."""
     old, found = old or {}, {}
     for name, value in values.items():
         before = old.get(name)
-        same = isinstance(value, Tensor) and isinstance(before, Tensor)
-        if same and before.shape == value.shape and before.dtype == value.dtype:
+        if isinstance(value, Tensor) and isinstance(before, Tensor) and alike(before, value):
             found[name] = before.copy_(value)
         else:
             found[name] = copy.deepcopy(value)
