@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import run_documents
 from test_declared import ENTRY
 
+from sdpo.parity import declared
 from sdpo.parity.again import regate_all
 from sdpo.parity.declared import Deviation, load_declared
 from sdpo.parity.launch import document
@@ -99,7 +101,7 @@ def test_an_audit_that_could_not_start_stays_so():
     assert again(run) == run
 
 
-def test_command_prints_the_new_document(tmp_path, capsys):
+def test_command_prints_the_new_document(tmp_path, capsys, monkeypatch):
     report, ledger = tmp_path / "report.json", tmp_path / "d.toml"
     report.write_text(document([diverging()]))
     assert regate_all(report, **CHOICES) == 1
@@ -113,6 +115,8 @@ def test_command_prints_the_new_document(tmp_path, capsys):
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert run["verdict"] == "DECLARED"
     assert read_runs(out / "loss.py-f" / "report.json") == [plain(run)]
+    monkeypatch.setattr(declared, "LEDGERS", tmp_path)
+    assert regate_all(report, **{**CHOICES, "declared": [Path("d")]}) == 0, "a ledger by its name"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def regate_all(
 
     What is empty or None stays as the report was judged.
     """
-    from sdpo.parity.declared import DeclaredError, load_declared
+    from sdpo.parity.declared import DeclaredError, load_for
     from sdpo.parity.regate import ReportError, policy_of, read_runs, regate, tightened
     from sdpo.parity.worker import plain
 
@@ -45,7 +45,7 @@ def regate_all(
     try:
         check_stages("--stages", stages)
         check_stages("--require", require)
-        entries = [entry for path in declared or () for entry in load_declared(path)]
+        entries = load_for([str(path) for path in declared]) if declared else []
         for run in read_runs(report):
             policy = tightened(policy_of(run), budget)
             policy = replace(
