@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sdpo.parity.relations import RELATION_NAMES
 from sdpo.parity.stages import NAMES, STAGES
 
 Run = dict[str, Any]
@@ -27,6 +28,28 @@ def stage(name: str, status: str, by_case: list[list[Any]], **changes: Any) -> d
         "by_case": by_case,
     }
     return row | changes
+
+
+def relation(name: str, status: str, of_reference: str = "HOLDS", **worst: Any) -> dict[str, Any]:
+    """The row of a metamorphic relation with two cases."""
+    cases = {status: 1, "HOLDS": 1} if status in ("VIOLATED", "INHERITED") else {status: 2}
+    return {
+        "name": name,
+        "sentence": f"What {name} says.",
+        "pain": "somebody | complained (#1)",
+        "status": status,
+        "cases": cases,
+        "worst": worst or None,
+        "of_reference": of_reference,
+        "note": "",
+    }
+
+
+def relations(**changed: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each relation; those that are not given hold."""
+    small = {"case": "usual", "value": "loss", "used": 0.25, "distance": 1e-9, "budget": 4e-9}
+    found = {name: relation(name, "HOLDS", **small) for name in RELATION_NAMES}
+    return list((found | {row["name"]: row for row in changed.values()}).values())
 
 
 def uncovered(name: str) -> dict[str, Any]:
@@ -74,6 +97,7 @@ def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
         "sensitivity": {"smallest_detectable": {}},
         "ladder": [],
         "trainer": [],
+        "invariants": relations() if cases else [],
         "bundles": [],
         "declared": [],
         "notes": [],
@@ -208,6 +232,21 @@ def divergent() -> Run:
             }
         ],
         explanation_search={"faults": 99, "pairs": 0, "pairs_tried": 0},
+        invariants=broken_relations(),
+    )
+
+
+def broken_relations() -> list[dict[str, Any]]:
+    """Relations of every status."""
+    far = {"value": "gradient", "used": "inf", "distance": "inf", "budget": 4e-9}
+    near = {"value": "loss", "used": 1.5e4, "distance": 6e-5, "budget": 4e-9}
+    fails = relation("row order", "ERROR") | {"note": "raised ValueError: `x` | <b>1</b>"}
+    untested = relation("logit shift", "NOT_COVERED") | {"note": "is given log-probs"}
+    return relations(
+        a=relation("micro-batch split", "INHERITED", "VIOLATED", case="sums", **near),
+        b=relation("masked row", "VIOLATED", case="a | case", **far),
+        c=fails,
+        d=untested,
     )
 
 

@@ -53,6 +53,8 @@ def test_documents_of_all_verdicts_are_valid_and_add_up(name):
         (("totals", "by_status"), {"GOOD": 2}),
         (("policy", "budget"), 1.5),
         (("location",), {"file": "x.py"}),
+        (("invariants", 0, "status"), "PASS"),
+        (("invariants", 0, "worst"), {"case": "usual"}),
     ],
 )
 def test_the_schema_refuses(path, value):
@@ -75,6 +77,8 @@ def test_the_schema_refuses(path, value):
         (("stages", 3, "status"), "DECLARED", "PASS with stages"),
         (("doubts",), ["two runs differ"], "1 doubts"),
         (("cases", 0, "comparisons", 0, "stage"), "tail", "comparisons of config"),
+        (("invariants",), [], "invariants"),
+        (("invariants", 2, "status"), "VIOLATED", "is VIOLATED with"),
     ],
 )
 def test_a_document_that_does_not_add_up_is_not_written(path, value, words, tmp_path):

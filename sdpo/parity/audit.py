@@ -28,6 +28,7 @@ from sdpo.parity.compare import DIVERGENT, ERROR, Comparison
 from sdpo.parity.config_family import run_config_family
 from sdpo.parity.declared import DeclaredError, Deviation, load_for
 from sdpo.parity.environment import describe_environment, fingerprint
+from sdpo.parity.invariants import invariants
 from sdpo.parity.locate import Departure, locate
 from sdpo.parity.loss_family import compare_loss
 from sdpo.parity.prepared import Observation, loss_cases, prepared, values_of
@@ -76,6 +77,7 @@ class Findings:
     explained: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     trainer: list[dict[str, Any]] = field(default_factory=list)
+    invariants: list[dict[str, Any]] = field(default_factory=list)
 
 
 def audit(request: Request, progress: Progress = lambda *_: None) -> dict[str, Any]:
@@ -118,13 +120,16 @@ def judge(
 ) -> dict[str, Any]:
     """Run all cases and put the RUN document together, environment and times left out.
 
-    `isolation` also runs some cases alone in fresh processes.
+    `isolation` also runs some cases alone in fresh processes. The self-test leaves out that and the
+    invariants, which do not enter a verdict.
     """
     findings = Findings()
     if isinstance(candidate, TrainerAdapter):
         run_scenarios(candidate, findings, progress)
     else:
         run_recorded(candidate, families, findings, progress, isolation)
+    if isolation:
+        findings.invariants.extend(invariants(candidate, progress))
     evidence = Evidence(
         request.candidate,
         candidate.kind,
@@ -136,6 +141,7 @@ def judge(
         {stage: vars(place) for stage, place in getattr(candidate, "locations", {}).items()},
         request.repro,
         findings.trainer,
+        findings.invariants,
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
 

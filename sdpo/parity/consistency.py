@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sdpo.parity.exit_codes import EXIT_CODES
+from sdpo.parity.relations import RELATION_NAMES, gravest
 from sdpo.parity.stages import NAMES
 
 AGREEING = {"MATCH", "PASS", "NOT_COVERED"}
@@ -24,6 +25,7 @@ def check(run: Mapping[str, Any]) -> None:
     for what, left, right in equalities(run):
         if left != right:
             raise InconsistentReportError(f"report of {run['candidate']}: {what}: {left} ≠ {right}")
+    check_relations(run)
     statuses = {row["status"] for row in run["stages"]}
     verdict, compared = run["verdict"], run["totals"]["comparisons"]
     allowed = AGREEING | {"DECLARED"} if verdict == "DECLARED" else AGREEING
@@ -32,6 +34,25 @@ def check(run: Mapping[str, Any]) -> None:
             f"report of {run['candidate']}: {verdict} with stages {sorted(statuses)}, "
             f"{len(run['doubts'])} doubts and {compared} comparisons"
         )
+
+
+def check_relations(run: Mapping[str, Any]) -> None:
+    """Refuse a RUN document that leaves a metamorphic relation out, or judges it by other cases.
+
+    Raises:
+        InconsistentReportError: a relation is missing, or its status is not that of its cases.
+    """
+    names = [row["name"] for row in run["invariants"]]
+    if run["cases"] and names != list(RELATION_NAMES):
+        raise InconsistentReportError(
+            f"report of {run['candidate']}: invariants {names} ≠ {list(RELATION_NAMES)}"
+        )
+    for row in run["invariants"]:
+        if row["status"] != gravest(row["cases"]):
+            raise InconsistentReportError(
+                f"report of {run['candidate']}: invariant {row['name']} is {row['status']} with "
+                f"cases {row['cases']}"
+            )
 
 
 def equalities(run: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

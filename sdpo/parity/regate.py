@@ -76,6 +76,7 @@ def evidence_of(run: Mapping[str, Any]) -> Evidence:
         run["stage_locations"],
         run["repro"],
         list(run["trainer"]),
+        list(run["invariants"]),
     )
 
 

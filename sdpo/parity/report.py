@@ -56,7 +56,7 @@ class Evidence:
     """What an audit found, before any policy.
 
     `claims` are the stages that the candidate exposes, `trainer` the effects of a trainer's
-    deviations, scenario by scenario.
+    deviations, scenario by scenario, `invariants` a row for each metamorphic relation.
     """
 
     candidate: str
@@ -69,6 +69,7 @@ class Evidence:
     stage_locations: dict[str, dict[str, Any]] = field(default_factory=dict)
     repro: str = ""
     trainer: list[dict[str, Any]] = field(default_factory=list)
+    invariants: list[dict[str, Any]] = field(default_factory=list)
 
 
 def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, Any]:
@@ -125,6 +126,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
         },
         "ladder": found.rungs,
         "trainer": list(evidence.trainer),
+        "invariants": list(evidence.invariants),
         "bundles": [],
         "declared": judged.rows,
         "policy": policy.row(),

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdpo.parity.case import LossCase
 
 NO_GRAPH = "the loss has no graph to student_logits; expected a gradient"
+INTO_TEACHER = "gradient flows into teacher_logits; expected none"
 
 
 class CandidateError(Exception):
@@ -153,5 +154,5 @@ def checked_call(
     if gradients[0] is None:
         raise BrokenGradientError(NO_GRAPH, trace)
     if teacher is not None and gradients[1] is not None and bool((gradients[1] != 0).any()):
-        raise BrokenGradientError("gradient flows into teacher_logits; expected none", trace)
+        raise BrokenGradientError(INTO_TEACHER, trace)
     return trace | {"gradient": gradients[0].detach()}

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from sdpo import loss, reprompt
+from sdpo.config import SDPOConfig
 from sdpo.fixtures import GoldenCase, GoldenFamily
 from sdpo.parity import update_family
 from sdpo.parity.adapters.callables import location_of
-from sdpo.parity.case import LossCase, transcription_trace
+from sdpo.parity.case import LOSS_SETTINGS, LossCase, transcription_trace
 from sdpo.parity.reprompt_family import Record, transcription_record
 from sdpo.parity.stages import NAMES
 from sdpo.parity.update_family import UpdateRun
@@ -25,6 +26,7 @@ class Own:
     stages = NAMES
     notes = ()
     location = location_of(loss.self_distillation_loss)
+    function = staticmethod(loss.self_distillation_loss)
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Stage values on a loss case, gradient included."""
@@ -73,6 +75,31 @@ class Own:
         return update_family.run_own(family, golden, recorded)
 
 
+def reference_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    responses: Tensor,
+    response_mask: Tensor,
+    *,
+    config: SDPOConfig,
+    old_log_probs: Tensor | None = None,
+    self_distillation_mask: Tensor | None = None,
+    rollout_is_weights: Tensor | None = None,
+) -> Tensor:
+    """The transcription as a loss function, its settings from a config."""
+    settings: dict[str, Any] = {name: getattr(config, name) for name in LOSS_SETTINGS}
+    return loss_from_logits(
+        student_logits,
+        teacher_logits,
+        responses,
+        response_mask,
+        old_log_probs=old_log_probs,
+        self_distillation_mask=self_distillation_mask,
+        rollout_is_weights=rollout_is_weights,
+        **settings,
+    )
+
+
 class Transcription:
     """The transcription in `reference/`: how much of the recording it reproduces."""
 
@@ -81,6 +108,7 @@ class Transcription:
     stages = tuple(name for name in NAMES if name != "config")
     notes = ()
     location = location_of(loss_from_logits)
+    function = staticmethod(reference_loss)
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Stage values on a loss case, gradient included."""

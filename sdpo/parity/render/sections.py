@@ -44,6 +44,15 @@ FIGURES = (
     "reference_loss",
 )
 
+KEPT = {
+    "HOLDS": "holds",
+    "VIOLATED": "violated",
+    "INHERITED": "violated, as by the reference",
+    "NOT_COVERED": "not covered",
+    "ERROR": "the candidate failed",
+}
+"""What the statuses of a metamorphic relation mean."""
+
 LEGEND = {
     "MATCH": "bit-equal",
     "PASS": "within the rounding budget",
@@ -73,6 +82,7 @@ def sections(run: RUN) -> dict[str, Any]:
         "totals": totals_line(run),
         "first": first_divergence(run, commit),
         "effects": effects(run),
+        "relations": relations(run),
         "goldens": goldens(run),
         "declared": declared(run),
         "failing": failing[:MOST_CASES],
@@ -232,6 +242,40 @@ def effects(run: RUN) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def relations(run: RUN) -> dict[str, Any]:
+    """Metamorphic relations that were tested, and those that were not, by reason."""
+    rows = run["invariants"]
+    if not rows:
+        return {}
+    untested: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row["status"] == "NOT_COVERED":
+            untested[row["note"]].append(row["name"])
+    return {
+        "tested": [relation(row) for row in rows if row["status"] != "NOT_COVERED"],
+        "untested": [{"note": note, "names": names(which)} for note, which in untested.items()],
+    }
+
+
+def relation(row: dict[str, Any]) -> dict[str, Any]:
+    """A metamorphic relation: what it says, and what candidate and reference make of it."""
+    worst = row["worst"] or {}
+    held = sum(row["cases"].values()) - row["cases"].get("NOT_COVERED", 0)
+    return {
+        "name": row["name"],
+        "sentence": row["sentence"],
+        "pain": row["pain"],
+        "status": row["status"],
+        "candidate": KEPT[row["status"]],
+        "reference": KEPT[row["of_reference"]],
+        "cases": f"{held} of {sum(row['cases'].values())}",
+        "used": number(worst.get("used")),
+        "value": worst.get("value", ""),
+        "case": worst.get("case", ""),
+        "note": row["note"],
+    }
 
 
 def searched(run: RUN) -> str:

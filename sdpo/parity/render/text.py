@@ -83,6 +83,7 @@ def text_report(run: RUN) -> str:
             f"  no explanation among {search['faults']} known faults and "
             f"{search['pairs_tried']} of {search['pairs']} pairs"
         )
+    lines.extend(relation_lines(run["invariants"]))
     lines.extend(effect_line(effect) for effect in run["trainer"] if effect["introduced"])
     lines.extend(f"  note: {note}" for note in run["notes"])
     lines.extend(f"  reason: {one_line(reason)}" for reason in run["reasons"])
@@ -91,6 +92,24 @@ def text_report(run: RUN) -> str:
         for case in [c for c in run["cases"] if c["status"] in ("DIVERGENT", "ERROR")][:8]
     )
     return "\n".join(lines)
+
+
+def relation_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """How many metamorphic relations have each status, and those that the candidate violates."""
+    if not rows:
+        return []
+    counts = {status: 0 for status in ("HOLDS", "VIOLATED", "INHERITED", "ERROR", "NOT_COVERED")}
+    for row in rows:
+        counts[row["status"]] += 1
+    shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    lines = [f"  {len(rows)} invariants: {shown}"]
+    for row in rows:
+        if row["status"] in ("VIOLATED", "ERROR"):
+            worst = row["worst"] or {}
+            where = f" ({number(worst['used'])} of the budget, {worst['case']})" if worst else ""
+            note = f": {one_line(row['note'])}" if row["note"] else ""
+            lines.append(f"  {row['status']} invariant {row['name']}{where}{note}")
+    return lines
 
 
 def effect_line(effect: dict[str, Any]) -> str:
