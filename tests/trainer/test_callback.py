@@ -43,20 +43,42 @@ def rows_of(trainer, name="parity.csv"):
     ("settings", "args"),
     [
         ({}, {}),
-        ({"alpha": 1.0}, {"steps_per_generation": 4, "num_iterations": 2, "max_steps": 8}),
+        pytest.param(
+            {"alpha": 1.0},
+            {"steps_per_generation": 4, "num_iterations": 2, "max_steps": 8},
+            marks=pytest.mark.slow,
+        ),
         ({"teacher_mode": "trust_region"}, {"temperature": 0.7}),
         ({"micro_batch_semantics": "exact", "loss_agg_mode": "seq-mean-token-mean"}, {}),
-        ({"distillation_add_tail": False, "alpha": 0.0}, {"lr_scheduler_type": "linear"}),
-        ({"full_logit_distillation": False, "alpha": 1.0}, {"optim": "sgd"}),
-        ({"distillation_topk": None}, {"max_grad_norm": 0.01}),
+        pytest.param(
+            {"distillation_add_tail": False, "alpha": 0.0},
+            {"lr_scheduler_type": "linear"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"full_logit_distillation": False, "alpha": 1.0},
+            {"optim": "sgd"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"distillation_topk": None}, {"max_grad_norm": 0.01}, marks=pytest.mark.slow),
         ({"teacher_mode": "lora_ema"}, {}),
         ({"is_clip": 0.9}, {"steps_per_generation": 4, "max_steps": 4}),
         ({}, {"bf16": True}),
-        ({"teacher_mode": "trust_region", "alpha": 1.0}, {"bf16": True}),
+        pytest.param(
+            {"teacher_mode": "trust_region", "alpha": 1.0}, {"bf16": True}, marks=pytest.mark.slow
+        ),
         ({"hybrid_lambda": 0.3}, {"num_iterations": 2, "max_steps": 4}),
-        ({"hybrid_lambda": 0.3, "micro_batch_semantics": "exact"}, {"max_steps": 2}),
-        ({"loss_agg_mode": "seq-mean-token-sum-norm"}, {"max_completion_length": 9}),
-        ({"hybrid_lambda": 0.3, "teacher_mode": "dropout"}, {}),
+        pytest.param(
+            {"hybrid_lambda": 0.3, "micro_batch_semantics": "exact"},
+            {"max_steps": 2},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"loss_agg_mode": "seq-mean-token-sum-norm"},
+            {"max_completion_length": 9},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"hybrid_lambda": 0.3, "teacher_mode": "dropout"}, {}, marks=pytest.mark.slow),
         ({"teacher_mode": "dropout"}, {"bf16": True, "max_steps": 2}),
     ],
 )
