@@ -18,8 +18,9 @@ def mutants(
 ) -> None:
     """Audit every known fault of the loss as a candidate: each must be found, at its stage.
 
-    Faults of the teacher prompt and of the update are listed with the test that plants them. Exit
-    code: 0 all found, 4 a fault survives or is found at another stage, 2 wrong usage.
+    Faults of the teacher prompt, the update and a trainer's step are not run but listed, with the
+    test that plants them. Exit code: 0 all found, 4 a fault survives or is found at another stage,
+    2 wrong usage.
 
     Example: sdpo mutants --only M07,M23
     """

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sdpo.cli import main
+from sdpo.parity.faults import CATALOGUE, LOSS_FAULTS
 from sdpo.parity.render.mutants import text_of
 
 
@@ -33,6 +34,15 @@ def test_one_json_document(capsys):
     }
     assert row["killed"]
     assert row["at_its_stage"]
+
+
+def test_faults_that_are_not_run_are_counted_apart():
+    outside = [fault for fault in CATALOGUE if not fault.in_loss]
+    text = text_of([], outside, [])
+    assert text.splitlines()[0] == "PASS killed=0/0 faults of the loss"
+    assert f"not run here ({len(outside)})" in text
+    assert all(f"{f.id:<5} {f.name} [{f.stage}] {f.proof}" in text for f in outside)
+    assert len(outside) + len(LOSS_FAULTS) == len(CATALOGUE)
 
 
 @pytest.mark.parametrize("asked", ["M77x", "M24"])

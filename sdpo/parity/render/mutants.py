@@ -20,7 +20,10 @@ def text_of(rows: Sequence[Row], outside: Sequence[Fault], failed: Sequence[str]
         lines += ["", f"  not seen at bfloat16 ({len(survivors)} of {len(rows)}):"]
         lines.extend(f"  {row['id']:<5} {row['bfloat16']}" for row in survivors)
     if outside:
-        lines += ["", "  outside the loss, planted in tests:"]
+        lines += [
+            "",
+            f"  outside the loss, not run here ({len(outside)}), with the test that plants each:",
+        ]
         lines.extend(f"  {f.id:<5} {f.name} [{f.stage}] {f.proof}" for f in outside)
     return "\n".join(lines)
 
