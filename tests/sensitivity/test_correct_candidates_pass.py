@@ -7,6 +7,7 @@ from harness import all_cases, run_of, some_cases
 
 from sdpo.parity.adapters.callables import FromLogits, FromLogProbs
 from sdpo.parity.faults_parts import FROM_LOGITS_ONLY, loss_from_log_probs, loss_from_logits
+from sdpo.parity.invariants import invariants
 from sdpo.parity.prepared import loss_cases
 from sdpo.parity.selftest import families
 
@@ -33,6 +34,17 @@ def test_from_logits(name):
 @pytest.mark.parametrize("name", FROM_LOG_PROBS)
 def test_from_log_probs(name):
     check(run_of(FromLogProbs(name, loss_from_log_probs(VARIANTS[name])), cases_for(name)))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_metamorphic_relation_is_violated(name):
+    rows = invariants(FromLogits(name, loss_from_logits(VARIANTS[name])))
+    assert {row["name"]: row["status"] for row in rows} == {
+        row["name"]: "INHERITED" if row["of_reference"] == "VIOLATED" else "HOLDS" for row in rows
+    }
+    assert (
+        max(row["worst"]["used"] for row in rows if row["status"] == "HOLDS" and row["worst"]) < 0.5
+    )
 
 
 def test_log1p_near_the_limit_of_the_tail_is_a_fault():
