@@ -182,7 +182,7 @@ def test_what_cannot_be_tested_says_why():
             return per_token_loss.sum()
 
     class Trainer(TrainerAdapter):
-        def run(self, scenario):
+        def run(self, scenario, folder):
             raise NotImplementedError
 
     trainer = object.__new__(Trainer)
