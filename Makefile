@@ -27,7 +27,7 @@ format: $(VENV)/.installed-dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: parity
+docs: parity $(VENV)/.installed-peers
 	$(PY) docs/generate.py
 
 $(VENV)/bin/python:

@@ -1,15 +1,20 @@
-"""Writes the generated parts of the README, and the gallery, from audit reports.
+"""Writes the generated parts of the README, `docs/peers.md` and the gallery, from audit reports.
 
-Run `make docs`: it audits the transcription and our implementation first.
+Run `make docs`: it audits the transcription and our implementation first. The trainers are audited
+here (minutes), unless `--reuse` takes their reports as they are.
 """
 
+import argparse
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
+
+import peer_tables as peers
 
 from sdpo.parity.render.text import number
 from sdpo.parity.stages import STAGES
@@ -17,6 +22,35 @@ from sdpo.parity.stages import STAGES
 ROOT = Path(__file__).parents[1]
 AUDITS = ROOT / "reports" / "audit"
 GALLERY = ROOT / "reports" / "gallery"
+PACKAGES = {"trl": "trl", "sdpo-rl": "sdpo_rl"}
+TRAINERS = ("sdpo-trainer", *PACKAGES)
+
+
+def require_peers() -> None:
+    """Stop if a peer is not installed.
+
+    Raises:
+        SystemExit: naming what is missing and what installs it.
+    """
+    missing = [name for name, module in PACKAGES.items() if find_spec(module) is None]
+    if missing:
+        raise SystemExit(
+            f"docs/generate.py: {', '.join(missing)} not installed; the table of trainers is made "
+            "by running them: pip install -e '.[peers]'"
+        )
+
+
+def audit_trainers() -> None:
+    """Audit the trainers, one after the other.
+
+    Raises:
+        SystemExit: one could not be audited, so that there is nothing to show.
+    """
+    for name in TRAINERS:
+        command = [sys.executable, "-m", "sdpo", "audit", name, "--quiet"]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if code not in (0, 1):
+            raise SystemExit(f"docs/generate.py: sdpo audit {name} ended with exit code {code}")
 
 
 def load(candidate: str) -> dict:
@@ -80,8 +114,24 @@ def example(text: str) -> str:
     return f"```\n{done.stdout.strip()}\n```"
 
 
+def trainers(runs: list[dict]) -> str:
+    """The part of the README about trainers."""
+    summaries = "\n".join(f"- {peers.summary(run)}" for run in runs)
+    return "\n\n".join([summaries, peers.stage_table(runs), MAIN, peers.main_table(runs)])
+
+
+MAIN = """Each deviation where it shows first, with the known fault that reproduces it. The figures
+are of the whole scenario beside the reference's own update from the same rollouts: the first
+gradient (ratio of norms, cosine, distance ÷ norm) and the weights at the end (÷ the way gone)."""
+
+
 def main() -> None:
-    """Replace the generated parts of the README and copy the plots."""
+    """Replace the generated parts of the README, write the peers' page and copy the plots."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reuse", action="store_true", help="do not audit the trainers again")
+    require_peers()
+    if not parser.parse_args().reuse:
+        audit_trainers()
     reference, own = load("reference"), load("sdpo")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
@@ -92,6 +142,9 @@ def main() -> None:
     )
     parts = [summary(reference), summary(own), f"Measured with {stack}.", table(reference, own)]
     text = replaced(text, "verdicts", "\n\n".join(parts))
+    runs = [load(name) for name in TRAINERS]
+    text = replaced(text, "trainers", trainers(runs))
+    (ROOT / "docs" / "peers.md").write_text(peers.page(runs), encoding="utf-8")
     readme.write_text(replaced(text, "example", example(text)), encoding="utf-8")
     GALLERY.mkdir(parents=True, exist_ok=True)
     for name in ("overview.png", "budget.png"):

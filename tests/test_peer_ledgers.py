@@ -14,9 +14,11 @@ from sdpo.parity.faults import BY_ID
 from sdpo.parity.launch import audit_all
 from sdpo.parity.regate import policy_of, read_runs, regate
 from sdpo.parity.verdict import CaseResult
+from sdpo.parity.whole_step.probes import PROBES
 from sdpo.parity.whole_step.scenarios import SCENARIOS
 
 TAGS = {scenario.id: scenario.tags for scenario in SCENARIOS}
+TAGS |= {probe.id: ("probe",) for probe in PROBES}
 TODAY = date(2027, 5, 31)
 PEERS = ("trl", "sdpo-rl")
 ENTRIES = [pytest.param(peer, entry, id=entry.id) for peer in PEERS for entry in load_for([peer])]
@@ -64,7 +66,7 @@ def test_an_entry_holds_for_what_was_measured_and_for_nothing_else(peer, entry):
     assert DIVERGENT in gate(peer, others, results)[0], "another entry covers it too"
     _, (gone,) = gate(peer, [entry], [as_match(result) for result in results])
     assert "no longer shows" in gone
-    if entry.sized_by_value:
+    if entry.sized_by_value and entry.measured:
         for factor, word in ((1.03, "grew"), (0.97, "shrank")):
             _, (complaint,) = gate(peer, [entry], shown_by(entry, grown=factor))
             assert word in complaint

@@ -59,3 +59,21 @@ def test_verdict_table_names_all_stages():
 
     table = between("verdicts")
     assert all(f"`{name}`" in table for name in NAMES)
+
+
+def test_trainers_table_is_the_one_of_the_peers_page():
+    from sdpo.parity.faults import BY_ID
+    from sdpo.parity.stages import NAMES
+
+    block, page = between("trainers"), (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
+    rows = [line for line in block.splitlines() if re.match(r"\| +\d+ \|", line)]
+    assert [row.split("`")[1] for row in rows] == list(NAMES)
+    assert all(row in page for row in rows)
+    for name in ("sdpo-trainer", "trl", "sdpo-rl"):
+        (line,) = (line for line in block.splitlines() if f"`sdpo audit {name}`" in line)
+        assert line.removeprefix("- ") in page
+    faults = set(re.findall(r"\bM\d+[a-z]?\b", block))
+    assert faults
+    assert faults <= BY_ID.keys()
+    for versions in re.findall(r"(?:TRL|sdpo-rl) \d+\.\d+\.\d+", README):
+        assert versions in block, versions

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdpo.parity.render.rows import FAILING, permalink, stage_view
-from sdpo.parity.render.text import RUN, first_row, number
+from sdpo.parity.render.text import RUN, chosen, first_row, number
 from sdpo.parity.stages import STAGES
 
 MOST_CASES = 20
@@ -136,7 +136,7 @@ def summary(run: RUN) -> list[str]:
         return ["Nothing was compared, so this report says nothing about the candidate's numbers."]
     compared = totals["cases"] - counts.get("NOT_COVERED", 0)
     lines = [
-        f"{cases(compared, 'recorded ')} compared with the reference, stage by stage: "
+        f"{cases(compared, origin(run) + ' ')} compared with the reference, stage by stage: "
         f"{totals['bit_equal']} of {totals['comparisons']} values "
         f"({totals['elements']} elements) are bit-equal."
     ]
@@ -176,12 +176,17 @@ def covers(run: RUN) -> dict[str, str]:
         return {}
     families = {case["family"] for case in run["cases"] if case["status"] != "NOT_COVERED"}
     return {
-        "What a PASS covers.": f"{names(covered)}, on the recorded cases. "
+        "What a PASS covers.": f"{names(covered)}, on the {origin(run)} cases. "
         + " ".join(rule for family, rule in RULES.items() if family in families),
         "What it does not cover.": (f"The stages {names(missing)}. " if missing else "")
-        + "Inputs unlike the recorded cases, other hardware and library versions than those listed "
-        "below, speed and memory, and whether training with it makes a better model.",
+        + f"Inputs unlike the {origin(run)} cases, other hardware and library versions than those "
+        "listed below, speed and memory, and whether training with it makes a better model.",
     }
+
+
+def origin(run: RUN) -> str:
+    """Where the cases of a report come from."""
+    return "scripted" if run["trainer"] else "recorded"
 
 
 def names(stages: Iterable[str]) -> str:
@@ -238,7 +243,7 @@ def effects(run: RUN) -> list[dict[str, Any]]:
                 "scenario": effect["scenario"],
                 "description": effect["description"],
                 "introduced": names(effect["introduced"]) if effect["introduced"] else "-",
-                "explained_by": ", ".join(label.split()[0] for label in effect["explained_by"]),
+                "explained_by": ", ".join(label.split()[0] for label in chosen(run, effect)),
             }
         )
     return rows

@@ -49,6 +49,12 @@ def first_row(run: RUN) -> dict[str, Any] | None:
     return next((row for row in run["stages"] if row["name"] == name), None)
 
 
+def chosen(run: RUN, effect: dict[str, Any]) -> list[str]:
+    """Known faults of a scenario; of those it cannot tell apart, the ones named for the run."""
+    labels = effect["explained_by"]
+    return [label for label in labels if label in run["explained_by"]] or labels
+
+
 def one_line(text: str) -> str:
     """A message without line breaks and double quotes."""
     return " ".join(text.split()).replace('"', "'")
@@ -84,7 +90,7 @@ def text_report(run: RUN) -> str:
             f"{search['pairs_tried']} of {search['pairs']} pairs"
         )
     lines.extend(relation_lines(run["invariants"]))
-    lines.extend(effect_line(effect) for effect in run["trainer"] if effect["introduced"])
+    lines.extend(effect_line(run, effect) for effect in run["trainer"] if effect["introduced"])
     lines.extend(f"  note: {note}" for note in run["notes"])
     lines.extend(f"  reason: {one_line(reason)}" for reason in run["reasons"])
     lines.extend(
@@ -112,9 +118,9 @@ def relation_lines(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def effect_line(effect: dict[str, Any]) -> str:
+def effect_line(run: RUN, effect: dict[str, Any]) -> str:
     """A scenario in which a trainer departs: where, and what it does to the gradient."""
-    faults = "; ".join(effect["explained_by"])
+    faults = "; ".join(chosen(run, effect))
     return (
         f"  {effect['scenario']} {effect['description']}: {', '.join(effect['introduced'])}"
         f"{f' [{faults}]' if faults else ''}; gradient: norm x {number(effect['gradient_ratio'])}, "
