@@ -203,7 +203,8 @@ from the same script by itself, and the figures say how far the trainer ends fro
 | logged, optimised, reference | loss of the first step: logged, optimised, the reference's |
 
 "-" is a value that is not there or not finite. "faults" are ids of `sdpo mutants` that reproduce
-what was seen. A stage that only `follows` diverges because an earlier one does.
+what was seen. A stage that only `follows` diverges because an earlier one does. A stage that a
+trainer does not show by itself may be covered by probes alone (TRL's `demonstration`).
 
 {stages}
 """

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sdpo.parity.adapters.load import BUILT_IN, TRAINERS
+
 HERE = Path(__file__).parent
 
 
@@ -81,4 +83,5 @@ def test_help_teaches_and_answers_at_once(tmp_path):
     assert done.returncode == 0
     for words in ("FILE.py:attr", "--goldens", "INCONCLUSIVE", "Example"):
         assert words in done.stdout
+    assert all(f"`{name}`" in done.stdout for name in (*BUILT_IN, *TRAINERS))
     assert seconds < 3, "a second on an idle machine; the test allows for a busy one"
