@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -120,6 +120,19 @@ def test_docs_are_refused_without_the_peers(tables, monkeypatch):
         generate.require_peers()
     monkeypatch.setattr(generate, "find_spec", lambda name: name)
     generate.require_peers()
+
+
+def test_trainers_are_audited_one_by_one_and_a_failure_stops(tables, monkeypatch):
+    generate, asked = module("generate"), []
+
+    def run(command, **_):
+        asked.append(command[-3:])
+        return SimpleNamespace(returncode=2 if "sdpo-rl" in command else 1)
+
+    monkeypatch.setattr(generate.subprocess, "run", run)
+    with pytest.raises(SystemExit, match="sdpo audit sdpo-rl ended with exit code 2"):
+        generate.audit_trainers()
+    assert asked == [["audit", name, "--quiet"] for name in ("sdpo-trainer", "trl", "sdpo-rl")]
 
 
 def test_the_written_page_is_of_these_scenarios_and_ledgers():
