@@ -26,7 +26,7 @@ from sdpo.loss import Trace, token_losses, token_losses_on
 from sdpo.support import Support
 from sdpo.teacher import trust_region_logits
 
-CHUNK_BYTES = 2**27
+CHUNK_BYTES = 2**26
 FULL_VOCABULARY_BUFFERS = 16
 
 
@@ -58,7 +58,7 @@ def fused_self_distillation_loss(
         self_distillation_mask: `(B,)`, 1 for rows that have a teacher prompt; None for all rows.
         rollout_is_weights: `(B, T)`, or None.
         config: settings under verl's names.
-        chunk_tokens: tokens whose logits are held at once; None for as many as fit in 128 MiB.
+        chunk_tokens: tokens whose logits are held at once; None for as many as fit in 64 MiB.
         trace: receives the stages' values without gradient, zeros where the masks exclude; without
             the supports if they are the whole vocabulary.
 
@@ -132,9 +132,13 @@ class Job:
     differentiable: bool
     tokens: Tensor = field(init=False)
     """Places that count."""
+    buffer: Tensor = field(init=False)
+    """`(N, V)` for the logits of a chunk."""
 
     def __post_init__(self) -> None:
         self.tokens = self.loss_mask.flatten().nonzero().squeeze(-1)
+        shape = (min(self.size, len(self.tokens)), len(self.student.head.weight))
+        self.buffer = torch.empty(shape, dtype=self.dtype, device=self.tokens.device)
 
     def chunks(self) -> Iterator[Tensor]:
         """Places of each chunk; chunks are of nearly equal size."""
@@ -277,7 +281,7 @@ def over_vocabulary(
     parts = [teacher_logits(job, places, part) for part in blocks(len(job.teacher.head.weight))]
     settings = job.settings(places, trace, replace(config, temperature=1.0))
     with torch.enable_grad():
-        leaf = logits.requires_grad_()
+        leaf = logits.detach().requires_grad_()
         losses = token_losses(leaf, torch.cat(parts, -1), job.responses[places], **settings)
     for name in [name for name in trace if name.startswith("support.")]:
         del trace[name]
@@ -289,26 +293,29 @@ def over_vocabulary(
 
 def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor]:
     """The student's logits `(N, V)` over temperature at some places, and normalizers `(N, 1)`."""
-    student, width = at(job.student, places), len(job.student.head.weight)
-    logits = torch.empty(len(places), width, dtype=job.dtype, device=places.device)
-    normalizers = [
-        logits_of(student, part, job.config.temperature, logits[:, part]).logsumexp(-1)
-        for part in blocks(width)
-    ]
-    return logits, torch.stack(normalizers, dim=-1).logsumexp(-1, keepdim=True)
+    student, logits = at(job.student, places), job.buffer[: len(places)]
+    parts = [*blocks(logits.shape[-1])]
+    normalizers = logits.new_empty(len(places), len(parts))
+    for number, part in enumerate(parts):
+        found = logits_of(student, part, job.config.temperature, logits[:, part])
+        normalizers[:, number] = found.logsumexp(-1)
+    return logits, normalizers.logsumexp(-1, keepdim=True)
 
 
 def teacher_log_probs(job: Job, places: Tensor, indices: Tensor) -> Tensor:
     """The teacher's log-probs of some entries `(N, K)`, a block of its logits at a time."""
+    # results go to tensors made before: small ones between large ones would fragment the heap
+    parts = [*blocks(len(job.teacher.head.weight))]
     entries = torch.zeros(indices.shape, dtype=job.dtype, device=indices.device)
-    normalizers = []
-    for part in blocks(len(job.teacher.head.weight)):
+    normalizers = entries.new_empty(len(places), len(parts))
+    for number, part in enumerate(parts):
         logits = teacher_logits(job, places, part)
-        normalizers.append(logits.logsumexp(-1))
+        normalizers[:, number] = logits.logsumexp(-1)
         inside = (indices >= part.start) & (indices < part.stop)
         near = (indices - part.start).clamp(0, logits.shape[-1] - 1)
-        entries = torch.where(inside, logits.gather(-1, near), entries)
-    return entries - torch.stack(normalizers, dim=-1).logsumexp(-1, keepdim=True)
+        entries.copy_(torch.where(inside, logits.gather(-1, near), entries))
+        del logits
+    return entries - normalizers.logsumexp(-1, keepdim=True)
 
 
 def teacher_logits(job: Job, places: Tensor, part: slice) -> Tensor:
