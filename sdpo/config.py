@@ -54,6 +54,9 @@ class SDPOConfig:
     """Weight of GRPO in the loss `hybrid_lambda * GRPO + (1 - hybrid_lambda) * SDPO`."""
     micro_batch_semantics: str = "verl"
     """`verl`: mean of the micro-batches' own means; `exact`: independent of the split."""
+    loss_implementation: str = "logits"
+    """How the trainer computes the loss: from all `logits`, or `fused`, from hidden states in
+    chunks: the same but for rounding, without the memory of the logits."""
 
     full_logit_distillation: bool = True
     """Compare distributions; False compares the sampled token alone (needs alpha 1)."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 8192
+BLOCK = 2048
 
 
 class Head(NamedTuple):

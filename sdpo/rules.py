@@ -13,6 +13,7 @@ TEACHER_REGULARIZATIONS = ("ema", "trust-region")
 TEACHER_MODES = ("ema", "frozen", "trust_region", "lora_ema")
 LORA_AVERAGES = ("factors", "effective")
 MICRO_BATCH_SEMANTICS = ("verl", "exact")
+LOSS_IMPLEMENTATIONS = ("logits", "fused")
 TRUNCATIONS = ("left", "right", "error")
 
 DEFAULT_ALPHA = 0.5
@@ -142,6 +143,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
             "must be an integer above 0 (the same setting as max_reprompt_len)",
         ),
         "micro_batch_semantics": _one_of(MICRO_BATCH_SEMANTICS),
+        "loss_implementation": _one_of(LOSS_IMPLEMENTATIONS),
         "feedback_column": (lambda v: isinstance(v, str) and bool(v), "must be a column's name"),
         "audit_every": (_whole_number, "must be 0 (off) or the number of updates between checks"),
         "audit_lockstep": _SWITCH,

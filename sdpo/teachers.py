@@ -12,17 +12,20 @@ answers in evaluation mode and without gradient.
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sdpo.config import ConfigError, SDPOConfig
+from sdpo.heads import Projection
+from sdpo.hidden import response_projection
 from sdpo.teacher import ema_stalls, teacher_update, trust_region_logits
 from sdpo.update import Batch, response_logits
 
 TEACHER_ADAPTER = "sdpo_teacher"
+Answer = TypeVar("Answer", Tensor, Projection)
 
 
 class TeacherWarning(UserWarning):
@@ -51,7 +54,7 @@ class CopyTeacher:
     @torch.no_grad()
     def logits(self, student: nn.Module, batch: Batch) -> Tensor:
         """Logits `(B, T, V)` on the teacher's prompts, before temperature."""
-        logits = self.own_logits(student, batch)
+        logits = self.own(student, batch, response_logits)
         if self.config.teacher_regularization == "trust-region":
             # As in the reference, the live student answers in whatever mode it is in.
             live = response_logits(student, batch, "teacher_")
@@ -60,9 +63,16 @@ class CopyTeacher:
             return trust_region_logits(logits.to(live.dtype), live, mix)
         return logits
 
-    def own_logits(self, student: nn.Module, batch: Batch) -> Tensor:
-        """What the stored weights answer."""
-        return response_logits(self.module, batch, "teacher_")
+    @torch.no_grad()
+    def projections(self, student: nn.Module, batch: Batch) -> tuple[Projection, Projection | None]:
+        """Hidden states and head on the teacher's prompts, and the live student's if they mix."""
+        own = self.own(student, batch, response_projection)
+        mixed = self.config.teacher_regularization == "trust-region"
+        return own, response_projection(student, batch, "teacher_") if mixed else None
+
+    def own(self, student: nn.Module, batch: Batch, answer: Callable[..., Answer]) -> Answer:
+        """What the stored weights answer: `response_logits` or `response_projection`."""
+        return answer(self.module, batch, "teacher_")
 
     def update(self, student: nn.Module, *, stepped: bool = True) -> None:
         """Follow the student, once per update; nothing moves if no optimizer step was taken."""
@@ -149,10 +159,10 @@ class AdapterTeacher(CopyTeacher):
         for name, master in zip(self.own_names, self.masters, strict=True):
             own[name].copy_(master)
 
-    def own_logits(self, student: nn.Module, batch: Batch) -> Tensor:
+    def own(self, student: nn.Module, batch: Batch, answer: Callable[..., Answer]) -> Answer:
         """What the base model answers with the teacher's adapter."""
         with active_adapter(self.model, TEACHER_ADAPTER):
-            return response_logits(student, batch, "teacher_")
+            return answer(student, batch, "teacher_")
 
 
 class EffectiveTeacher(CopyTeacher):
@@ -180,7 +190,7 @@ class EffectiveTeacher(CopyTeacher):
         layers = self.layers.values()
         return [layer.get_delta_weight(self.student_adapter).float() for layer in layers]
 
-    def own_logits(self, student: nn.Module, batch: Batch) -> Tensor:
+    def own(self, student: nn.Module, batch: Batch, answer: Callable[..., Answer]) -> Answer:
         """What the base model answers with the averaged matrices added."""
         hooks = [
             layer.register_forward_hook(adding(delta))
@@ -188,7 +198,7 @@ class EffectiveTeacher(CopyTeacher):
         ]
         try:
             with evaluating(self.model), self.model.disable_adapter():
-                return response_logits(student, batch, "teacher_")
+                return answer(student, batch, "teacher_")
         finally:
             for hook in hooks:
                 hook.remove()

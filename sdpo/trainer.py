@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sdpo.config import SDPOConfig
+from sdpo.hidden import check_head
 from sdpo.importance import rollout_is_weights
 from sdpo.loss import self_distillation_loss
 from sdpo.rollouts import (
@@ -41,6 +42,7 @@ from sdpo.trainer_checks import (
     effective_config,
     sharding_asked_for,
 )
+from sdpo.trainer_fused import fused_loss
 from sdpo.trainer_state import load_trainer_state, save_trainer_state
 from sdpo.update import response_logits
 
@@ -104,6 +106,8 @@ class SDPOTrainer(GRPOTrainer):
         if self.sdpo_config.micro_batch_semantics == "exact":
             self.schedule.check_exact()
         self.loss_config = effective_config(self.sdpo_config, self.args, self.schedule)
+        if self.sdpo_config.loss_implementation == "fused":
+            check_head(self.model)
         self.teacher = build_teacher(self.model, self.sdpo_config)
         self._stepped: list[bool] = []
         self._scored: tuple[Any, Tensor, list[Any]] | None = None
@@ -273,11 +277,28 @@ class SDPOTrainer(GRPOTrainer):
         recorder = self.recorder if self.model.training else None
         if recorder is not None:
             recorder.before_micro_batch(inputs)
+        if self.sdpo_config.loss_implementation == "fused":
+            loss = fused_loss(self, model, batch, trace if recorder else None)
+        else:
+            loss = self._loss_from_logits(model, batch, trace)
+        if self.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm":
+            # The reference pads responses to their greatest length, TRL to the longest of a batch.
+            longest = self.args.max_completion_length
+            loss = loss * (batch["responses"].shape[1] / longest)
+            trace["aggregate"] = loss
+        scale = self._scale(inputs)
+        if recorder is not None:
+            recorder.micro_batch(batch, trace, scale)
+        return loss * scale
+
+    def _loss_from_logits(
+        self, model: nn.Module, batch: dict[str, Tensor], trace: dict[str, Tensor]
+    ) -> Tensor:
         with self.accelerator.autocast():
             student = self.accelerator.unwrap_model(model)
             teacher_logits = self.teacher.logits(student, batch)
         logits = response_logits(model, batch)
-        loss = self_distillation_loss(
+        return self_distillation_loss(
             logits,
             teacher_logits.to(logits.dtype),
             batch["responses"],
@@ -288,15 +309,6 @@ class SDPOTrainer(GRPOTrainer):
             config=self.loss_config,
             trace=trace,
         )
-        if self.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm":
-            # The reference pads responses to their greatest length, TRL to the longest of a batch.
-            longest = self.args.max_completion_length
-            loss = loss * (batch["responses"].shape[1] / longest)
-            trace["aggregate"] = loss
-        scale = self._scale(inputs)
-        if recorder is not None:
-            recorder.micro_batch(batch, trace, scale)
-        return loss * scale
 
     def _ratio_to(self, batch: dict[str, Tensor], logits: Tensor) -> Tensor | None:
         """Log-probs under the policy before the update; on-policy those of the present one."""

@@ -85,12 +85,8 @@ def actor_update(
     settings = {name: getattr(config, name) for name in names}
     check_teacher(teacher_parameters, parameters, **settings)
     steps = plan(len(batch["responses"]), mini_batch_size, micro_batch_size, epochs, groups)
-    if len(steps) == 1 and config.is_clip is not None:
-        # On-policy the old log-probs are the current ones: the ratio is 1, so its cap if below 1.
-        if config.is_clip < 1:
-            weights = batch.get("rollout_is_weights", torch.ones_like(batch["old_log_probs"]))
-            batch = {**batch, "rollout_is_weights": weights * config.is_clip}
-        config = replace(config, is_clip=None)
+    if len(steps) == 1:
+        batch, config = without_ratio(batch, config)
     student.train()
     report = UpdateReport()
     for micro_batches in steps:
@@ -106,6 +102,28 @@ def actor_update(
     optimizer.zero_grad()
     teacher_update(teacher_parameters, parameters, **settings, stepped=any(report.stepped))
     return report
+
+
+def without_ratio(batch: Batch, config: SDPOConfig) -> tuple[Batch, SDPOConfig]:
+    """Batch and settings for an on-policy loss, whose ratio is 1, or its cap where that is below.
+
+    The old log-probs would be the current ones; the cap becomes a rollout weight.
+    """
+    if config.is_clip is not None and config.is_clip < 1:
+        ones = torch.ones_like(batch["response_mask"], dtype=torch.float32)
+        weights = batch.get("rollout_is_weights", ones) * config.is_clip
+        batch = {**batch, "rollout_is_weights": weights}
+    return batch, replace(config, is_clip=None)
+
+
+def rows_with_signal(batch: Batch) -> Batch:
+    """The rows that have a teacher prompt: the others add nothing to the loss, in any mode.
+
+    The first row stands in if there is none, so that every process takes part.
+    """
+    rows = batch["self_distillation_mask"].nonzero().squeeze(-1)
+    rows = rows if len(rows) else rows.new_zeros(1)
+    return {name: tensor[rows] for name, tensor in batch.items()}
 
 
 def plan(

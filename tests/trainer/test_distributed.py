@@ -75,6 +75,17 @@ def test_two_processes_make_the_update_of_one(tmp_path):
     assert [run["moves"].item() for run in (single, *ranks)] == [3, 3, 3]
 
 
+@pytest.mark.slow
+def test_the_fused_loss_on_two_processes_makes_the_update_of_one(tmp_path):
+    """Also where the first process has no row with a teacher signal."""
+    options = ("--group", "4")
+    (single,) = launch(tmp_path / "one", 1, *options)
+    ranks = launch(tmp_path / "two", 2, *options, "--loss", "fused")
+    for side in ("student", "teacher"):
+        assert distance(ranks[0], single, side) < 1e-4
+        assert distance(ranks[1], ranks[0], side) == 0
+
+
 FSDP2 = """
 distributed_type: FSDP
 fsdp_config:
