@@ -26,7 +26,7 @@ from sdpo.loss import Trace, token_losses, token_losses_on
 from sdpo.support import Support
 from sdpo.teacher import trust_region_logits
 
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 96 * 2**20
 FULL_VOCABULARY_BUFFERS = 16
 
 
@@ -58,7 +58,7 @@ def fused_self_distillation_loss(
         self_distillation_mask: `(B,)`, 1 for rows that have a teacher prompt; None for all rows.
         rollout_is_weights: `(B, T)`, or None.
         config: settings under verl's names.
-        chunk_tokens: tokens whose logits are held at once; None for as many as fit in 64 MiB.
+        chunk_tokens: tokens whose logits are held at once; None for as many as fit in 96 MiB.
         trace: receives the stages' values without gradient, zeros where the masks exclude; without
             the supports if they are the whole vocabulary.
 

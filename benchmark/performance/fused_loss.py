@@ -77,7 +77,7 @@ def projections(on: Inputs) -> None:
     by_hidden, by_weight = torch.empty_like(student), torch.zeros_like(weight)
     for start in range(0, len(student), 1024):
         rows = slice(start, start + 1024)
-        teacher[rows] @ weight.T
+        _ = teacher[rows] @ weight.T
         found = student[rows] @ weight.T
         torch.mm(found, weight, out=by_hidden[rows])
         by_weight.addmm_(found.T, student[rows])

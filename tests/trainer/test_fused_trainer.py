@@ -14,15 +14,15 @@ from golden_trainer import cases
 from peft import LoraConfig, get_peft_model
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-import sdpo.trainer
 import sdpo.trainer_fused
 from sdpo.config import ConfigError, SDPOConfig
 from sdpo.heads import logits_of
 from sdpo.hidden import check_head, head_of, response_projection
 from sdpo.parity.update_family import own_config
+from sdpo.trainer import SDPOTrainer
 from sdpo.update import MODEL_INPUTS, response_logits
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -48,7 +48,7 @@ def families():
     yield "Cohere", CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25))
 
 
-MODELS = dict(families())
+MODELS: dict[str, Any] = dict(families())
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -64,7 +64,7 @@ def test_hidden_states_and_head_give_the_models_logits(family):
 
 
 def test_an_unknown_step_behind_the_head_is_refused():
-    model = tiny.model()
+    model: Any = tiny.model()
     inner = model.forward
 
     def shifted(*arguments, **named):
@@ -78,7 +78,7 @@ def test_an_unknown_step_behind_the_head_is_refused():
 
 
 def test_a_cap_that_the_settings_hide_is_seen():
-    model = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=5.0))
+    model: Any = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=5.0))
     model.config.final_logit_softcapping = None
     check_head(model)
     inner = model.forward
@@ -95,14 +95,14 @@ def test_a_cap_that_the_settings_hide_is_seen():
 
 @pytest.mark.parametrize("where", ["target_modules", "modules_to_save"])
 def test_an_adapted_head_is_refused(where):
-    settings = {"target_modules": ["q_proj"], where: ["lm_head"]}
+    settings: dict[str, Any] = {"target_modules": ["q_proj"], where: ["lm_head"]}
     model = get_peft_model(tiny.model(), LoraConfig(r=2, **settings))
     with pytest.raises(ConfigError, match="PEFT adapts it"):
         head_of(model)
 
 
 def test_a_model_that_does_not_call_its_head_is_refused():
-    model = tiny.model()
+    model: Any = tiny.model()
 
     def direct(input_ids, **named):
         return model.model(input_ids=input_ids).last_hidden_state @ model.lm_head.weight.T
@@ -115,7 +115,7 @@ def test_a_model_that_does_not_call_its_head_is_refused():
 @pytest.mark.parametrize("case_id", ["P-U002", "P-U015", "P-U027", "P-U044"])
 def test_recorded_updates_are_reproduced(case_id, tmp_path, monkeypatch):
     """The recorder makes the trainer take all rows and keep all stages."""
-    monkeypatch.setattr(sdpo.trainer.SDPOTrainer, "_loss_from_logits", None)
+    monkeypatch.setattr(SDPOTrainer, "_loss_from_logits", None)
     config = replace(own_config(cases.case(case_id).config), loss_implementation="fused")
     run = golden_trainer.run(case_id, tmp_path, sdpo_config=config)
     skip = ("old_log_probs_used", "entropy")
