@@ -20,7 +20,6 @@ from sdpo.parity.adapters.base import (
 from sdpo.parity.adapters.callables import LossFunction
 from sdpo.parity.adapters.load import load_candidate
 from sdpo.parity.adapters.own import WHOLE, Own
-from sdpo.parity.adapters.stage_functions import PROMPT_STAGES
 from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.alone import Alone
 from sdpo.parity.case import LossCase
@@ -34,7 +33,7 @@ from sdpo.parity.loss_family import compare_loss
 from sdpo.parity.prepared import Observation, loss_cases, prepared, values_of
 from sdpo.parity.report import Evidence, Policy, assemble, failed
 from sdpo.parity.reprompt_family import run_reprompt_family
-from sdpo.parity.stages import NAMES, STAGES
+from sdpo.parity.stages import NAMES, PROMPT_STAGES, STAGES
 from sdpo.parity.update_family import run_update_family
 from sdpo.parity.verdict import CaseResult
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sdpo.config import SDPOConfig
 from sdpo.parity.distances import distance
 from sdpo.parity.replica import OneByOne, Replica, State, Weights, refreshed, weights_of
+from sdpo.parity.setting_names import PROMPT_SETTINGS, UPDATE_SETTINGS
 from sdpo.reference.teacher_prompt import build_teacher_batch, set_tokenizer_sides
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
 
@@ -37,30 +38,7 @@ OUR_NAMES = {
 }
 """Names of the reference's values on the left, of the stages' values on the right."""
 
-REFERENCE_SETTINGS = (
-    "full_logit_distillation",
-    "alpha",
-    "distillation_topk",
-    "distillation_add_tail",
-    "is_clip",
-    "teacher_regularization",
-    "teacher_update_rate",
-    "loss_agg_mode",
-    "grad_clip",
-)
-PROMPT_SETTINGS = (
-    "success_reward_threshold",
-    "dont_reprompt_on_self_success",
-    "remove_thinking_from_demonstration",
-    "include_environment_feedback",
-    "environment_feedback_only_without_solution",
-    "max_reprompt_len",
-    "reprompt_truncation",
-    "reprompt_template",
-    "solution_template",
-    "feedback_template",
-)
-
+REFERENCE_SETTINGS = (*UPDATE_SETTINGS, "loss_agg_mode", "grad_clip")
 RandomState = list[Tensor]
 
 

@@ -138,6 +138,7 @@ ORDERED = (
 
 STAGES = {stage.name: stage for stage in ORDERED}
 NAMES = tuple(STAGES)
+PROMPT_STAGES = tuple(name for name in NAMES if STAGES[name].family == "reprompt")
 
 
 def first_in_order(names: set[str]) -> str | None:

@@ -22,14 +22,8 @@ from torch import Tensor
 from sdpo.parity.adapters.base import CandidateError, Location, guarded
 from sdpo.parity.adapters.callables import location_of, signature_of
 from sdpo.parity.case import LossCase, reference_trace
+from sdpo.parity.stages import PROMPT_STAGES
 
-PROMPT_STAGES = (
-    "feedback",
-    "demonstration",
-    "teacher_prompt",
-    "teacher_tokens",
-    "distillation_mask",
-)
 LOSS_STAGES = ("log_probs", "support", "tail", "divergence", "importance", "aggregate")
 EXPOSED = PROMPT_STAGES + LOSS_STAGES
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.compare import ERROR, Comparison, compare_exact
-from sdpo.parity.whole_step.record import PROMPT_STAGES
+from sdpo.parity.stages import PROMPT_STAGES
 from sdpo.parity.whole_step.scenario import Generation, Scenario
 from sdpo.reference import teacher_prompt as reference
 

@@ -11,14 +11,6 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 
-PROMPT_STAGES = (
-    "feedback",
-    "demonstration",
-    "teacher_prompt",
-    "teacher_tokens",
-    "distillation_mask",
-)
-
 
 @dataclass
 class MicroBatch:

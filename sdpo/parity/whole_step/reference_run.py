@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo.fixtures.models import build_optimizer
+from sdpo.parity.setting_names import UPDATE_SETTINGS
 from sdpo.parity.whole_step.record import Tensors
 from sdpo.parity.whole_step.scenario import Generation, Scenario
 from sdpo.parity.whole_step.tiny_model import completion_ids
@@ -25,15 +26,6 @@ from sdpo.reference.update import (
     forward_micro_batch,
 )
 
-UPDATE_SETTINGS = (
-    "full_logit_distillation",
-    "alpha",
-    "distillation_topk",
-    "distillation_add_tail",
-    "is_clip",
-    "teacher_regularization",
-    "teacher_update_rate",
-)
 REQUIRED_BUT_UNUSED = "advantages"
 
 Groups = Sequence[Sequence[Sequence[int]]]

@@ -7,30 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
+from sdpo.parity.setting_names import PROMPT_SETTINGS, UPDATE_SETTINGS
+from sdpo.parity.stages import NAMES
 
 if TYPE_CHECKING:
     from sdpo.parity.adapters.trainers.recorder import Recorder
 
-SETTINGS = (
-    "full_logit_distillation",
-    "alpha",
-    "distillation_topk",
-    "distillation_add_tail",
-    "is_clip",
-    "teacher_regularization",
-    "teacher_update_rate",
-    "success_reward_threshold",
-    "dont_reprompt_on_self_success",
-    "remove_thinking_from_demonstration",
-    "include_environment_feedback",
-    "environment_feedback_only_without_solution",
-    "max_reprompt_len",
-    "reprompt_truncation",
-    "reprompt_template",
-    "solution_template",
-    "feedback_template",
-    "loss_agg_mode",
-)
+SETTINGS = (*UPDATE_SETTINGS, *PROMPT_SETTINGS, "loss_agg_mode")
 PEFT_PREFIX = "base_model.model."
 PROMPTS = ("feedback", "demonstration", "teacher_prompt")
 
@@ -49,24 +32,7 @@ class OwnTrainer(HFTrainerAdapter):
     install = "'sdpo[train]'"
     teacher_adapter = "sdpo_teacher"
     lora_average: ClassVar[str] = "effective"
-    stages: ClassVar[tuple[str, ...]] = (
-        "config",
-        "feedback",
-        "demonstration",
-        "teacher_prompt",
-        "teacher_tokens",
-        "distillation_mask",
-        "log_probs",
-        "support",
-        "tail",
-        "divergence",
-        "importance",
-        "aggregate",
-        "gradient",
-        "accumulate",
-        "optimizer",
-        "teacher_update",
-    )
+    stages: ClassVar[tuple[str, ...]] = NAMES
 
     def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
         """The trainer; feedback reaches it by the reward function's `last_feedback`."""

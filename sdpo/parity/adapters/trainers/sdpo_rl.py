@@ -8,6 +8,7 @@ from torch import nn
 from sdpo.config import SDPOConfig
 from sdpo.parity.adapters.base import NotCoveredError
 from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
+from sdpo.parity.stages import NAMES
 
 if TYPE_CHECKING:
     from sdpo.parity.adapters.trainers.recorder import Recorder
@@ -39,24 +40,7 @@ class SdpoRl(HFTrainerAdapter):
     versions = "==0.0.3"
     install = "'sdpo[peers]'"
     teacher_adapter = "sdpo_teacher"
-    stages: ClassVar[tuple[str, ...]] = (
-        "config",
-        "feedback",
-        "demonstration",
-        "teacher_prompt",
-        "teacher_tokens",
-        "distillation_mask",
-        "log_probs",
-        "support",
-        "tail",
-        "divergence",
-        "importance",
-        "aggregate",
-        "gradient",
-        "accumulate",
-        "optimizer",
-        "teacher_update",
-    )
+    stages: ClassVar[tuple[str, ...]] = NAMES
 
     def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
         """The trainer; feedback reaches it by the reward function's `last_feedback`."""

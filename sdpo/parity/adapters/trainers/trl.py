@@ -9,11 +9,13 @@ from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
 from sdpo.parity.adapters.trainers.script import feedback_varies
 from sdpo.parity.adapters.trainers.watch import installed_versions
+from sdpo.parity.stages import NAMES as STAGE_NAMES
 from sdpo.parity.whole_step.scenario import Scenario
 
 if TYPE_CHECKING:
     from sdpo.parity.adapters.trainers.recorder import Recorder
 
+NOT_SHOWN = ("feedback", "demonstration")
 NAMES = {
     "alpha": "distillation_alpha",
     "distillation_add_tail": "distillation_add_tail",
@@ -53,22 +55,7 @@ class TRL(HFTrainerAdapter):
     install = "'sdpo[train]'"
     teacher_adapter = "teacher"
     feedback_columns: ClassVar[tuple[str, ...]] = ("privileged_context",)
-    stages: ClassVar[tuple[str, ...]] = (
-        "config",
-        "teacher_prompt",
-        "teacher_tokens",
-        "distillation_mask",
-        "log_probs",
-        "support",
-        "tail",
-        "divergence",
-        "importance",
-        "aggregate",
-        "gradient",
-        "accumulate",
-        "optimizer",
-        "teacher_update",
-    )
+    stages: ClassVar[tuple[str, ...]] = tuple(s for s in STAGE_NAMES if s not in NOT_SHOWN)
 
     def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
         """The trainer; feedback reaches it by the column `privileged_context`."""
