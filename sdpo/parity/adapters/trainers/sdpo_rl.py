@@ -1,5 +1,6 @@
 """The PyPI package `sdpo-rl`: an SDPO trainer on top of TRL's GRPO trainer."""
 
+import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,14 +45,13 @@ class SdpoRl(HFTrainerAdapter):
 
     def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
         """The trainer; feedback reaches it by the reward function's `last_feedback`."""
-        from sdpo_rl import SDPOConfig as TheirConfig  # pyright: ignore[reportMissingImports]
-        from sdpo_rl import SDPOTrainer  # pyright: ignore[reportMissingImports]
         from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
         check_expressible(parts)
         model: Any = parts.model
-        config = TheirConfig(**their_settings(parts))
-        trainer: Any = SDPOTrainer(
+        peer: Any = importlib.import_module("sdpo_rl")
+        config = peer.SDPOConfig(**their_settings(parts))
+        trainer = peer.SDPOTrainer(
             model=model,
             args=GRPOConfig(**parts.arguments),
             sdpo_config=config,
@@ -75,8 +75,8 @@ class SdpoRl(HFTrainerAdapter):
 
     def observe(self, trainer: Any, recorder: "Recorder") -> None:
         """Hooks on the functions that its trainer and its loss are made of."""
-        import sdpo_rl.distillation as loss  # pyright: ignore[reportMissingImports]
-        import sdpo_rl.trainer as module  # pyright: ignore[reportMissingImports]
+        loss: Any = importlib.import_module("sdpo_rl.distillation")
+        module: Any = importlib.import_module("sdpo_rl.trainer")
 
         watch, settings = recorder.watch.function, trainer.sdpo_config
         for name, argument, stage in (
@@ -98,8 +98,8 @@ class SdpoRl(HFTrainerAdapter):
 
     def sources(self, trainer: Any) -> Mapping[str, Any]:
         """Where the package computes each stage."""
-        import sdpo_rl.distillation as loss  # pyright: ignore[reportMissingImports]
-        import sdpo_rl.trainer as module  # pyright: ignore[reportMissingImports]
+        loss: Any = importlib.import_module("sdpo_rl.distillation")
+        module: Any = importlib.import_module("sdpo_rl.trainer")
 
         kind, follow = type(trainer), type(trainer.ema_callback)
         return {
