@@ -237,7 +237,7 @@ def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progr
 
     found = run_trainer_family(candidate, progress)
     findings.results.extend(found.results)
-    findings.results.extend(run_probes(candidate))
+    findings.results.extend(run_probes(candidate, found.runs))
     findings.observations.extend(found.observations)
     findings.explained.extend(found.explained)
     findings.notes.extend(found.notes)

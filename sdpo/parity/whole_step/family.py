@@ -16,6 +16,7 @@ from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
 from sdpo.parity.explain import Search, explain
 from sdpo.parity.prepared import Observation
+from sdpo.parity.replica import weights_of
 from sdpo.parity.verdict import CaseResult
 from sdpo.parity.whole_step import weights_chain as chain
 from sdpo.parity.whole_step.effects import Effect, effect_of
@@ -47,6 +48,7 @@ class TrainerFindings:
     explained: list[str] = field(default_factory=list)
     in_loss: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    runs: dict[str, TrainerRun] = field(default_factory=dict)
 
 
 def run_trainer_family(
@@ -99,6 +101,7 @@ def run_scenario(
     except CandidateError as error:
         result.comparisons.append(Comparison(error.stage, ERROR, scenario.id, note=str(error)))
         return
+    findings.runs[scenario.id] = run
     walk = Walk(scenario, run, folder)
     try:
         result.comparisons.extend(walk.comparisons())
@@ -133,21 +136,16 @@ def differs_from_itself(candidate: Any, scenario: Scenario = SCENARIOS[0]) -> li
 
 def other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
     """Whether micro-batches hold other rows than consecutive ones of the generation."""
-    size = scenario.micro_batch_size
+    size, of_generation = scenario.micro_batch_size, len(scenario.generations[0].rollouts)
     for update in run.updates:
         rows = [micro_batch.rows for step in update.steps for micro_batch in step.micro_batches]
-        starts = [start % len(update_rows(scenario)) for start in range(0, size * len(rows), size)]
+        starts = [start % of_generation for start in range(0, size * len(rows), size)]
         if rows != [list(range(start, start + size)) for start in starts]:
             return [
                 "micro-batches hold other rows of a generation than the reference's consecutive "
                 "ones; the reference is given the same rows"
             ]
     return []
-
-
-def update_rows(scenario: Scenario) -> range:
-    """The rows of a generation."""
-    return range(scenario.micro_batch_size * scenario.steps_per_generation)
 
 
 def add_new(known: list[str], found: Iterable[str]) -> None:
@@ -165,7 +163,7 @@ class Walk:
         self.tokenizer.padding_side = "left"
         self.student = chain.Twins.of(self.model)
         self.plain = chain.Twins.of(merged(self.model) if scenario.lora else self.model)
-        self.optimizers = chain.Optimizers(scenario, trainable(self.model))
+        self.optimizers = chain.Optimizers(scenario, weights_of(self.model))
         self.observations: list[Observation] = []
         self.explained: list[str] = []
         self.moved: tuple[Tensors, list[Tensors]] = ({}, [])
@@ -315,11 +313,6 @@ class Walk:
 def merged(model: nn.Module) -> nn.Module:
     """A plain copy of a PEFT model with its adapter's effect in the weights."""
     return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-
-
-def trainable(module: nn.Module) -> Tensors:
-    """Weights that are trained, by name."""
-    return {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
 
 
 def named(module: nn.Module) -> Tensors:

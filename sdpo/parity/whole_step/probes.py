@@ -5,7 +5,7 @@ So a part that is computed but has no effect shows, and an effect that nobody de
 value moves, and where to, is compared with the reference in the scenarios.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,6 +75,17 @@ def rollout(row: int, **changes: Any) -> Change:
     return changed
 
 
+def same_feedback(scenario: Scenario) -> Scenario:
+    """The scenario with the first group's feedback replaced, for trainers with one per prompt."""
+    first, *rest = scenario.generations
+    size = first.group_size
+    rollouts = [
+        replace(entry, feedback="try 5") if row < size else entry
+        for row, entry in enumerate(first.rollouts)
+    ]
+    return replace(scenario, generations=(replace(first, rollouts=tuple(rollouts)), *rest))
+
+
 PROBES = (
     Probe(
         "C01",
@@ -98,7 +109,7 @@ PROBES = (
         "C03",
         "does feedback reach the teacher?",
         "T21",
-        lambda s: rollout(1, feedback="try 5")(rollout(0, feedback="try 5")(same_feedback(s))),
+        same_feedback,
         "teacher_tokens",
         moves=("teacher_tokens", "teacher_logits", "aggregate"),
         stays=("student_logits",),
@@ -193,21 +204,9 @@ PROBES = (
 )
 
 
-def same_feedback(scenario: Scenario) -> Scenario:
-    """The scenario with the first group's feedback replaced, for trainers with one per prompt."""
-    first, *rest = scenario.generations
-    size = first.group_size
-    rollouts = [
-        replace(entry, feedback="try 5") if row < size else entry
-        for row, entry in enumerate(first.rollouts)
-    ]
-    return replace(scenario, generations=(replace(first, rollouts=tuple(rollouts)), *rest))
-
-
-def run_probes(candidate: Any, probes: Sequence[Probe] = PROBES) -> list[CaseResult]:
-    """All probes on a trainer; each base is run once."""
-    runs: dict[str, TrainerRun] = {}
-    return [run_probe(candidate, probe, runs) for probe in probes]
+def run_probes(candidate: Any, runs: dict[str, TrainerRun]) -> list[CaseResult]:
+    """All probes on a trainer; a base that is not among the `runs` is run once and added."""
+    return [run_probe(candidate, probe, runs) for probe in PROBES]
 
 
 def run_probe(candidate: Any, probe: Probe, runs: dict[str, TrainerRun]) -> CaseResult:

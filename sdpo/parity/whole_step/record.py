@@ -38,8 +38,7 @@ class OptimizerStep:
     """The micro-batches of one optimizer step and what came of them.
 
     `gradient` is that of the parameters before clipping; `grad_norm` the norm that the trainer
-    reports; `parameters` the trainable weights after the step; `state_before` and `state_after`
-    the optimizer's state by parameter name (`NAME.exp_avg`, …) where it could be read.
+    reports; `parameters` the trainable weights after the step.
     """
 
     micro_batches: list[MicroBatch] = field(default_factory=list)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sdpo.parity.adapters.trainers.script import Script
 from sdpo.parity.adapters.trainers.watch import Watch
-from sdpo.parity.adapters.trainers.weights import gradients, trainable
+from sdpo.parity.adapters.trainers.weights import gradients
+from sdpo.parity.replica import weights_of
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Recorder:
         if len(self.run.updates) > self.closed + 1:
             self.close_update()
         if not self.run.initial:
-            self.run.initial = trainable(self.trainer.model)
+            self.run.initial = weights_of(self.trainer.model)
             self.run.initial_teacher = self.adapter.teacher_weights(self.trainer)
         steps = self.run.updates[-1].steps
         if not self.step_open:
@@ -181,7 +182,7 @@ class Recorder:
     def stepped(self) -> None:
         """The optimizer step, and what callbacks do after it, is done."""
         self.watch.calls["on_step_end"] += 1
-        self.run.updates[-1].steps[-1].parameters = trainable(self.trainer.model)
+        self.run.updates[-1].steps[-1].parameters = weights_of(self.trainer.model)
         self.step_open = False
 
     def close_update(self) -> None:

@@ -10,12 +10,6 @@ from sdpo.parity.adapters.base import CandidateError
 Tensors = dict[str, Tensor]
 
 
-def trainable(model: nn.Module) -> Tensors:
-    """The weights that are trained."""
-    named = model.named_parameters()
-    return {name: p.detach().clone() for name, p in named if p.requires_grad}
-
-
 def gradients(model: nn.Module) -> Tensors:
     """The gradients of the trained weights; one that is None is left out."""
     named = model.named_parameters()
