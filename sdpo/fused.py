@@ -25,8 +25,10 @@ from sdpo.heads import HeadGradients, Projection, blocks, computing_dtype, logit
 from sdpo.loss import Trace, token_losses, token_losses_on
 from sdpo.support import Support
 from sdpo.teacher import trust_region_logits
+from sdpo.vocabulary import has_kernels, likeliest, spread, survey
 
 CHUNK_BYTES = 96 * 2**20
+GPU_CHUNK_BYTES = 256 * 2**20
 FULL_VOCABULARY_BUFFERS = 16
 
 
@@ -88,7 +90,8 @@ def fused_self_distillation_loss(
         loss_mask=loss_mask,
         config=config,
         dtype=dtype,
-        size=chunk_tokens or tokens_that_fit(len(student.head.weight), dtype, config),
+        size=chunk_tokens
+        or tokens_that_fit(len(student.head.weight), dtype, config, student.hidden.device),
         traces=None if trace is None else [],
         differentiable=torch.is_grad_enabled(),
     )
@@ -100,18 +103,26 @@ def fused_self_distillation_loss(
 
 
 def flat(side: Projection) -> Projection:
-    """Hidden states `(N, H)`, and everything without gradient."""
+    """Hidden states `(N, H)`, and everything without gradient.
+
+    On a GPU a float32 head is rounded to half-precision hidden states, as autocast does.
+    """
+    hidden, weight = side.hidden.detach().flatten(0, -2), side.head.weight.detach()
     bias = None if side.head.bias is None else side.head.bias.detach()
-    head = side.head._replace(weight=side.head.weight.detach(), bias=bias)
-    return Projection(side.hidden.detach().flatten(0, -2), head)
+    if hidden.is_cuda and hidden.dtype.itemsize < weight.dtype.itemsize:
+        weight = weight.to(hidden.dtype)
+    return Projection(hidden, side.head._replace(weight=weight, bias=bias))
 
 
-def tokens_that_fit(width: int, dtype: torch.dtype, config: SDPOConfig) -> int:
+def tokens_that_fit(
+    width: int, dtype: torch.dtype, config: SDPOConfig, device: torch.device
+) -> int:
     """Tokens of a chunk: `CHUNK_BYTES` for everything of the size of the vocabulary."""
     buffers = 1
     if config.full_logit_distillation and config.distillation_topk is None:
         buffers = FULL_VOCABULARY_BUFFERS
-    return max(1, CHUNK_BYTES // (width * dtype.itemsize * buffers))
+    size = GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
+    return max(1, size // (width * dtype.itemsize * buffers))
 
 
 @dataclass
@@ -245,11 +256,11 @@ def over_support(
     `shares` are the losses' weights in that sum; None leaves the derivative out.
     """
     config, head = job.config, job.student.head
-    logits, normalizer = whole_logits(job, places)
+    logits, normalizer, maxima = whole_logits(job, places)
     indices = job.responses[places].unsqueeze(-1)
     if config.full_logit_distillation:
-        likeliest = min(config.distillation_topk or 0, logits.shape[-1])
-        indices = torch.cat([indices, logits.topk(likeliest, dim=-1).indices], dim=-1)
+        count = min(config.distillation_topk or 0, logits.shape[-1])
+        indices = torch.cat([indices, likeliest(logits, maxima, count)], dim=-1)
     teacher = teacher_log_probs(job, places, indices)
     with torch.enable_grad():
         leaves = logits.gather(-1, indices).requires_grad_(), normalizer.requires_grad_()
@@ -264,12 +275,9 @@ def over_support(
     if shares is None:
         return losses.detach(), None
     by_entries, by_normalizer = torch.autograd.grad(losses, leaves, shares)
-    by_entries = by_entries * slope(leaves[0].detach(), head, config.temperature)
-    for part in blocks(logits.shape[-1]):
-        piece = logits[:, part]
-        factor = by_normalizer * slope(piece, head, config.temperature)
-        piece.sub_(normalizer.detach()).exp_().mul_(factor)
-    return losses.detach(), logits.scatter_add_(-1, indices, by_entries)
+    normalizer, temperature = normalizer.detach(), config.temperature
+    by_logits = spread(logits, normalizer, by_normalizer, indices, by_entries, head, temperature)
+    return losses.detach(), by_logits
 
 
 def over_vocabulary(
@@ -277,8 +285,8 @@ def over_vocabulary(
 ) -> tuple[Tensor, Tensor | None]:
     """As `over_support`, where every entry of the vocabulary is compared."""
     config, head = job.config, job.student.head
-    logits, _ = whole_logits(job, places)
-    parts = [teacher_logits(job, places, part) for part in blocks(len(job.teacher.head.weight))]
+    logits, *_ = whole_logits(job, places)
+    parts = [teacher_logits(job, places, part) for part in vocabulary(job.teacher)]
     settings = job.settings(places, trace, replace(config, temperature=1.0))
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
@@ -291,26 +299,30 @@ def over_vocabulary(
     return losses.detach(), by_logits * slope(leaf.detach(), head, config.temperature)
 
 
-def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor]:
-    """The student's logits `(N, V)` over temperature at some places, and normalizers `(N, 1)`."""
+def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The student's logits `(N, V)` over temperature at some places, and their `survey`."""
     student, logits = at(job.student, places), job.buffer[: len(places)]
-    parts = [*blocks(logits.shape[-1])]
+    temperature = job.config.temperature
+    if has_kernels(logits):
+        logits_of(student, slice(None), temperature, logits)
+        return logits, *survey(logits)
+    parts = [*vocabulary(student)]
     normalizers = logits.new_empty(len(places), len(parts))
     for number, part in enumerate(parts):
-        found = logits_of(student, part, job.config.temperature, logits[:, part])
+        found = logits_of(student, part, temperature, logits[:, part])
         normalizers[:, number] = found.logsumexp(-1)
-    return logits, normalizers.logsumexp(-1, keepdim=True)
+    return logits, normalizers.logsumexp(-1, keepdim=True), None
 
 
 def teacher_log_probs(job: Job, places: Tensor, indices: Tensor) -> Tensor:
     """The teacher's log-probs of some entries `(N, K)`, a block of its logits at a time."""
     # results go to tensors made before: small ones between large ones would fragment the heap
-    parts = [*blocks(len(job.teacher.head.weight))]
+    parts = [*vocabulary(job.teacher)]
     entries = torch.zeros(indices.shape, dtype=job.dtype, device=indices.device)
     normalizers = entries.new_empty(len(places), len(parts))
     for number, part in enumerate(parts):
         logits = teacher_logits(job, places, part)
-        normalizers[:, number] = logits.logsumexp(-1)
+        normalizers[:, number] = survey(logits)[0].squeeze(-1)
         inside = (indices >= part.start) & (indices < part.stop)
         near = (indices - part.start).clamp(0, logits.shape[-1] - 1)
         entries.copy_(torch.where(inside, logits.gather(-1, near), entries))
@@ -326,6 +338,11 @@ def teacher_logits(job: Job, places: Tensor, part: slice) -> Tensor:
         return logits
     live = logits_of(at(job.live, places), part, temperature).to(job.dtype)
     return trust_region_logits(logits, live, job.config.teacher_update_rate)
+
+
+def vocabulary(side: Projection) -> Iterator[slice]:
+    """The blocks of a side's vocabulary."""
+    return blocks(len(side.head.weight), side.hidden.device)
 
 
 def at(side: Projection, places: Tensor) -> Projection:

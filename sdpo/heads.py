@@ -3,7 +3,7 @@
     logits = softcap * tanh(scale * (hidden · weightᵀ + bias) / softcap) / temperature
 
 Blocks of the vocabulary keep what is held beside the weights small; half-precision inputs are
-multiplied and added up in float32.
+multiplied and added up in float32, on a GPU by its matrix units.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 2048
+GPU_BLOCK = 16384
 
 
 class Head(NamedTuple):
@@ -41,10 +42,27 @@ def computing_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def blocks(width: int) -> Iterator[slice]:
+def blocks(width: int, device: torch.device) -> Iterator[slice]:
     """Consecutive parts of the vocabulary."""
-    for start in range(0, width, BLOCK):
-        yield slice(start, min(start + BLOCK, width))
+    size = GPU_BLOCK if device.type == "cuda" else BLOCK
+    for start in range(0, width, size):
+        yield slice(start, min(start + size, width))
+
+
+def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """`left · right` in the dtype of `computing_dtype`, into `out` if that is given."""
+    dtype = computing_dtype(left, right)
+    if left.is_cuda and left.dtype == right.dtype != dtype:
+        return torch.mm(left, right, out_dtype=dtype, out=out)
+    return torch.mm(left.to(dtype), right.to(dtype), out=out)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left · right` to `total`, which has the dtype of `computing_dtype`."""
+    if left.is_cuda and left.dtype == right.dtype != total.dtype:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
 
 
 def logits_of(
@@ -59,8 +77,7 @@ def logits_of(
         out: where to write them.
     """
     hidden, (weight, bias, scale, softcap) = projection
-    dtype = computing_dtype(hidden, weight)
-    logits = torch.mm(hidden.to(dtype), weight[part].to(dtype).T, out=out)
+    logits = product(hidden, weight[part].T, out=out)
     if bias is not None:
         logits += bias[part]
     if scale != 1.0:
@@ -90,16 +107,21 @@ class HeadGradients(NamedTuple):
         Args:
             projection: hidden states `(N, H)` and head.
             rows: `(N,)`, where those hidden states stand among all.
-            grad: in the dtype of the sums.
+            grad: in the dtype of the sums, or in that of hidden states and head.
         """
-        hidden, weight = projection.hidden.to(grad.dtype), projection.head.weight
-        by_hidden = torch.zeros_like(hidden)
-        for part in blocks(len(weight)):
+        hidden, weight = projection.hidden, projection.head.weight
+        by_hidden = torch.zeros_like(hidden, dtype=computing_dtype(grad))
+        parts = blocks(len(weight), grad.device)
+        if grad.is_cuda:
+            parts = [slice(0, len(weight))]  # one product shares its sums over many units
+        else:
+            hidden = hidden.to(grad.dtype)
+        for part in parts:
             if self.hidden is not None:
-                by_hidden.addmm_(grad[:, part], weight[part].to(grad.dtype))
+                add_product(by_hidden, grad[:, part], weight[part])
             if self.weight is not None:
-                self.weight[part].addmm_(grad[:, part].T, hidden)
+                add_product(self.weight[part], grad[:, part].T, hidden)
         if self.hidden is not None:
             self.hidden[rows] = by_hidden
         if self.bias is not None:
-            self.bias.add_(grad.sum(0))
+            self.bias.add_(grad.sum(0, dtype=self.bias.dtype))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdpo import fused, heads
+from sdpo import fused, heads, vocabulary
 from sdpo.aggregate import LOSS_AGG_MODES
 from sdpo.config import SDPOConfig
 from sdpo.fused import fused_self_distillation_loss
@@ -19,6 +19,7 @@ from sdpo.heads import Head, Projection
 from sdpo.loss import self_distillation_loss
 from sdpo.teacher import trust_region_logits
 
+CPU = torch.device("cpu")
 ROWS, TOKENS, HIDDEN, WIDTH = 3, 4, 6, 37
 MODES = {
     "topk_tail": {"distillation_topk": 5},
@@ -359,16 +360,16 @@ def test_no_tensor_is_larger_than_a_chunk_or_the_weights(mode):
 def test_chunks_fit_into_their_size(monkeypatch):
     monkeypatch.setattr(fused, "CHUNK_BYTES", 2**20)
     for width, dtype in product((100, 1000, 2**20), (torch.float32, torch.float64)):
-        tokens = fused.tokens_that_fit(width, dtype, config("topk_tail"))
+        tokens = fused.tokens_that_fit(width, dtype, config("topk_tail"), CPU)
         assert tokens == 1 or tokens * width * dtype.itemsize <= 2**20
-        assert fused.tokens_that_fit(width, dtype, config("full_vocab")) <= tokens
+        assert fused.tokens_that_fit(width, dtype, config("full_vocab"), CPU) <= tokens
 
 
 # --- planted faults -----------------------------------------------------------------------------
 
 
 def unnormalized(job, places, indices):
-    parts = [fused.teacher_logits(job, places, part) for part in heads.blocks(WIDTH)]
+    parts = [fused.teacher_logits(job, places, part) for part in fused.vocabulary(job.teacher)]
     return torch.cat(parts, -1).gather(-1, indices)
 
 
@@ -377,11 +378,12 @@ def first_block_only(logits, head, temperature):
 
 
 FAULTS = {
-    "teacher not normalized": ("teacher_log_probs", unnormalized),
-    "slope of the soft cap left out": ("slope", first_block_only),
-    "blocks overlap": ("blocks", lambda width: [slice(0, 16), slice(15, width)]),
-    "mix left out": ("trust_region_logits", lambda reference, live, mix: reference),
+    "teacher not normalized": (fused, "teacher_log_probs", unnormalized),
+    "slope of the soft cap left out": (vocabulary, "slope", first_block_only),
+    "blocks overlap": (fused, "blocks", lambda width, device: [slice(0, 16), slice(15, width)]),
+    "mix left out": (fused, "trust_region_logits", lambda reference, live, mix: reference),
     "mean instead of shares": (
+        fused,
         "aggregate",
         lambda values, mask, *, loss_agg_mode: (values * mask).sum() / mask.numel(),
     ),
@@ -393,7 +395,7 @@ def test_planted_faults_are_seen(name, monkeypatch):
     settings_ = config("topk_tail", teacher_regularization="trust-region", teacher_update_rate=0.3)
     on = inputs(softcap=2.0)
     assert distance(on, settings_) < EXACT
-    monkeypatch.setattr(fused, *FAULTS[name])
+    monkeypatch.setattr(*FAULTS[name])
     assert distance(on, settings_) > 1e-3
 
 

@@ -6,6 +6,7 @@ import torch
 from sdpo import heads
 from sdpo.heads import Head, HeadGradients, Projection, blocks, logits_of, slope
 
+CPU = torch.device("cpu")
 SHAPES = {"plain": (1.0, None), "scale": (0.25, None), "softcap": (1.0, 3.0), "both": (0.5, 2.0)}
 
 
@@ -30,7 +31,7 @@ def plainly(leaves, scale, softcap, temperature):
 
 def test_blocks_cover_the_vocabulary_once():
     for width in (1, 4, 9):
-        assert [i for part in blocks(width) for i in range(part.start, part.stop)] == [
+        assert [i for part in blocks(width, CPU) for i in range(part.start, part.stop)] == [
             *range(width)
         ]
 
@@ -47,7 +48,7 @@ def test_logits_and_gradients_are_autograds(name, temperature):
 
     head = Head(weight, bias, scale, softcap)
     actual = torch.cat(
-        [logits_of(Projection(hidden, head), part, temperature) for part in blocks(9)], dim=-1
+        [logits_of(Projection(hidden, head), part, temperature) for part in blocks(9, CPU)], dim=-1
     )
     torch.testing.assert_close(actual, expected.detach(), rtol=1e-14, atol=1e-14)
     sums = HeadGradients(*(torch.zeros_like(tensor) for tensor in (hidden, weight, bias)))

@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MATHS = ("support", "divergence", "importance", "aggregate", "loss")
-FUSED = ("heads", "fused")
+FUSED = ("heads", "vocabulary", "fused", "kernels")
 TORCH_ONLY = {"torch", "math", "collections", "typing", "dataclasses", "types", "re", "warnings"}
+FURTHER = {"vocabulary": {"importlib", "functools"}, "kernels": {"triton"}}
 
 
 def imports(path: Path) -> set[str]:
@@ -33,7 +34,7 @@ def sources(*folders: str) -> list[Path]:
 
 @pytest.mark.parametrize("name", [*MATHS, *FUSED, "teacher"])
 def test_maths_imports_torch_and_maths_only(name):
-    allowed = TORCH_ONLY | {"sdpo", "sdpo.config"}
+    allowed = TORCH_ONLY | {"sdpo", "sdpo.config"} | FURTHER.get(name, set())
     known = (*MATHS, *(FUSED if name in FUSED else ()), "config", "teacher")
     for module in imports(ROOT / "sdpo" / f"{name}.py"):
         own = module.startswith("sdpo.") and module.split(".")[1] in known
