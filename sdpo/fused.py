@@ -25,7 +25,7 @@ from sdpo.heads import HeadGradients, Projection, blocks, computing_dtype, logit
 from sdpo.loss import Trace, token_losses, token_losses_on
 from sdpo.support import Support
 from sdpo.teacher import trust_region_logits
-from sdpo.vocabulary import has_kernels, likeliest, spread, survey
+from sdpo.vocabulary import GROUP, has_kernels, likeliest, spread, survey
 
 CHUNK_BYTES = 96 * 2**20
 GPU_CHUNK_BYTES = 256 * 2**20
@@ -286,7 +286,7 @@ def over_vocabulary(
     """As `over_support`, where every entry of the vocabulary is compared."""
     config, head = job.config, job.student.head
     logits, *_ = whole_logits(job, places)
-    parts = [teacher_logits(job, places, part) for part in vocabulary(job.teacher)]
+    parts = [logits for _, logits in teacher_logits(job, places)]
     settings = job.settings(places, trace, replace(config, temperature=1.0))
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
@@ -299,7 +299,7 @@ def over_vocabulary(
     return losses.detach(), by_logits * slope(leaf.detach(), head, config.temperature)
 
 
-def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The student's logits `(N, V)` over temperature at some places, and their `survey`."""
     student, logits = at(job.student, places), job.buffer[: len(places)]
     temperature = job.config.temperature
@@ -308,21 +308,23 @@ def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor, Tensor | Non
         return logits, *survey(logits)
     parts = [*vocabulary(student)]
     normalizers = logits.new_empty(len(places), len(parts))
+    maxima = logits.new_empty(len(places), -(-logits.shape[-1] // GROUP))
     for number, part in enumerate(parts):
-        found = logits_of(student, part, temperature, logits[:, part])
-        normalizers[:, number] = found.logsumexp(-1)
-    return logits, normalizers.logsumexp(-1, keepdim=True), None
+        # while the block is in the cache; blocks hold whole groups
+        found = survey(logits_of(student, part, temperature, logits[:, part]))
+        groups = slice(part.start // GROUP, -(-part.stop // GROUP))
+        normalizers[:, number : number + 1], maxima[:, groups] = found
+    return logits, normalizers.logsumexp(-1, keepdim=True), maxima
 
 
 def teacher_log_probs(job: Job, places: Tensor, indices: Tensor) -> Tensor:
     """The teacher's log-probs of some entries `(N, K)`, a block of its logits at a time."""
     # results go to tensors made before: small ones between large ones would fragment the heap
-    parts = [*vocabulary(job.teacher)]
+    count = len([*vocabulary(job.teacher)])
     entries = torch.zeros(indices.shape, dtype=job.dtype, device=indices.device)
-    normalizers = entries.new_empty(len(places), len(parts))
-    for number, part in enumerate(parts):
-        logits = teacher_logits(job, places, part)
-        normalizers[:, number] = survey(logits)[0].squeeze(-1)
+    normalizers = entries.new_empty(len(places), count)
+    for number, (part, logits) in enumerate(teacher_logits(job, places)):
+        normalizers[:, number : number + 1] = survey(logits)[0]
         inside = (indices >= part.start) & (indices < part.stop)
         near = (indices - part.start).clamp(0, logits.shape[-1] - 1)
         entries.copy_(torch.where(inside, logits.gather(-1, near), entries))
@@ -330,14 +332,16 @@ def teacher_log_probs(job: Job, places: Tensor, indices: Tensor) -> Tensor:
     return entries - normalizers.logsumexp(-1, keepdim=True)
 
 
-def teacher_logits(job: Job, places: Tensor, part: slice) -> Tensor:
-    """A part of the teacher's logits over temperature, in the dtype of the computation."""
-    temperature = job.config.temperature
-    logits = logits_of(at(job.teacher, places), part, temperature).to(job.dtype)
-    if job.live is None:
-        return logits
-    live = logits_of(at(job.live, places), part, temperature).to(job.dtype)
-    return trust_region_logits(logits, live, job.config.teacher_update_rate)
+def teacher_logits(job: Job, places: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of the teacher's logits over temperature, in the dtype of the computation."""
+    temperature, mix = job.config.temperature, job.config.teacher_update_rate
+    own, live = at(job.teacher, places), None if job.live is None else at(job.live, places)
+    for part in vocabulary(own):
+        logits = logits_of(own, part, temperature).to(job.dtype)
+        if live is not None:
+            theirs = logits_of(live, part, temperature).to(job.dtype)
+            logits = trust_region_logits(logits, theirs, mix)
+        yield part, logits
 
 
 def vocabulary(side: Projection) -> Iterator[slice]:

@@ -26,13 +26,14 @@ def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def survey(logits: Tensor) -> tuple[Tensor, Tensor | None]:
+def survey(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Normalizers log Σ exp `(N, 1)`, and the largest logit of each group of `GROUP` neighbours.
 
-    The groups `(N, V / GROUP, rounded up)` are None where no kernel gives them in passing.
+    The groups are `(N, V / GROUP, rounded up)`.
     """
     if not has_kernels(logits):
-        return logits.logsumexp(-1, keepdim=True), None
+        maxima = group_maxima(logits)
+        return log_sum_exp(logits, maxima.amax(-1, keepdim=True)), maxima
     from sdpo import kernels
 
     count, width = logits.shape
@@ -41,19 +42,38 @@ def survey(logits: Tensor) -> tuple[Tensor, Tensor | None]:
     return normalizers, maxima
 
 
-def likeliest(logits: Tensor, maxima: Tensor | None, count: int) -> Tensor:
+def group_maxima(logits: Tensor) -> Tensor:
+    """The largest logit of each group of `GROUP` neighbours, `(N, V / GROUP, rounded up)`."""
+    whole = logits.shape[-1] // GROUP * GROUP
+    maxima = logits[:, :whole].unflatten(-1, (-1, GROUP)).amax(-1)
+    if whole == logits.shape[-1]:
+        return maxima
+    return torch.cat([maxima, logits[:, whole:].amax(-1, keepdim=True)], -1)
+
+
+def log_sum_exp(logits: Tensor, largest: Tensor) -> Tensor:
+    """Normalizers `(N, 1)`, given the largest logits `(N, 1)`, which logsumexp would seek again."""
+    reference = largest.masked_fill(largest.isinf(), 0.0)  # exp of -inf is zero at any reference
+    return (logits - reference).exp_().sum(-1, keepdim=True).log_().add_(reference)
+
+
+def likeliest(logits: Tensor, maxima: Tensor, count: int) -> Tensor:
     """Indices `(N, count)` of the largest logits, in descending order, ties in any.
 
-    The `count` largest lie in the `count` groups with the largest maxima: only those are searched.
+    The `count` largest lie in the `count` groups with the largest maxima: only those are searched,
+    and the entries after the last whole group.
     """
-    if maxima is None or count * GROUP >= logits.shape[-1]:
+    whole = logits.shape[-1] // GROUP
+    if count >= whole:
         return logits.topk(count, dim=-1).indices
-    groups = maxima.topk(count, dim=-1).indices
-    places = groups.unsqueeze(-1) * GROUP + torch.arange(GROUP, device=logits.device)
-    places = places.flatten(-2)
-    beyond = places >= logits.shape[-1]
-    found = logits.gather(-1, places.masked_fill(beyond, 0)).masked_fill(beyond, -torch.inf)
-    return places.gather(-1, found.topk(count, dim=-1).indices)
+    groups = maxima[:, :whole].topk(count, dim=-1).indices
+    grouped = logits[:, : whole * GROUP].unflatten(-1, (whole, GROUP))
+    found = grouped.gather(1, groups.unsqueeze(-1).expand(-1, -1, GROUP)).flatten(1)
+    rest = logits[:, whole * GROUP :]
+    best = torch.cat([found, rest], dim=-1).topk(count, dim=-1).indices
+    beyond = best - count * GROUP
+    group = groups.gather(-1, (best // GROUP).clamp(max=count - 1))
+    return torch.where(beyond < 0, group * GROUP + best % GROUP, beyond + whole * GROUP)
 
 
 def spread(

@@ -33,8 +33,10 @@ PLACES = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
 
 @pytest.fixture(autouse=True)
 def narrow_blocks(monkeypatch):
-    """Several blocks, the last one shorter."""
+    """Several blocks, the last one shorter, of several groups, the last one shorter too."""
     monkeypatch.setattr(heads, "BLOCK", 16)
+    for module in (fused, vocabulary):
+        monkeypatch.setattr(module, "GROUP", 4)
 
 
 def config(mode: str, **settings_: Any) -> SDPOConfig:
@@ -369,7 +371,7 @@ def test_chunks_fit_into_their_size(monkeypatch):
 
 
 def unnormalized(job, places, indices):
-    parts = [fused.teacher_logits(job, places, part) for part in fused.vocabulary(job.teacher)]
+    parts = [logits for _, logits in fused.teacher_logits(job, places)]
     return torch.cat(parts, -1).gather(-1, indices)
 
 
@@ -380,7 +382,7 @@ def first_block_only(logits, head, temperature):
 FAULTS = {
     "teacher not normalized": (fused, "teacher_log_probs", unnormalized),
     "slope of the soft cap left out": (vocabulary, "slope", first_block_only),
-    "blocks overlap": (fused, "blocks", lambda width, device: [slice(0, 16), slice(15, width)]),
+    "blocks overlap": (fused, "blocks", lambda width, device: [slice(0, 16), slice(12, width)]),
     "mix left out": (fused, "trust_region_logits", lambda reference, live, mix: reference),
     "mean instead of shares": (
         fused,

@@ -29,6 +29,20 @@ def plainly(leaves, scale, softcap, temperature):
     return logits / temperature
 
 
+@pytest.mark.parametrize("available", [True, False])
+def test_products_are_those_of_float64(available, monkeypatch):
+    """By oneDNN, which this torch should have, and without."""
+    assert heads.one_dnn()
+    monkeypatch.setattr(heads, "one_dnn", lambda: available)
+    left, right = numbers(7, 33), numbers(41, 33, seed=1).T
+    out = torch.empty(7, 50)
+    for place in (None, out[:, 3:44]):
+        found = heads.product(left.float(), right.float(), out=place)
+        torch.testing.assert_close(found.double(), left @ right, rtol=1e-5, atol=1e-5)
+        assert place is None or found.data_ptr() == place.data_ptr()
+    assert heads.product(left, right).dtype == torch.float64
+
+
 def test_blocks_cover_the_vocabulary_once():
     for width in (1, 4, 9):
         assert [i for part in blocks(width, CPU) for i in range(part.start, part.stop)] == [
