@@ -38,7 +38,7 @@ def test_packaged_data_are_whole():
     assert counts == {"loss": 148, "reprompt": 63, "update": 47}
     for family in load_families(PACKAGED):
         for case in family:
-            assert case.tensors()
+            assert list(case.tensors()) == list(case.entry["tensors"]), "in manifest order"
 
 
 def test_packaged_data_stay_small():

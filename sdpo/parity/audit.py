@@ -22,6 +22,7 @@ from sdpo.parity.adapters.load import load_candidate
 from sdpo.parity.adapters.own import WHOLE, Own
 from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.alone import Alone
+from sdpo.parity.beside import Beside, pays
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison
 from sdpo.parity.config_family import run_config_family
@@ -119,8 +120,8 @@ def judge(
 ) -> dict[str, Any]:
     """Run all cases and put the RUN document together, environment and times left out.
 
-    `isolation` also runs some cases alone in fresh processes. The self-test leaves out that and the
-    invariants, which do not enter a verdict.
+    `isolation` also runs some cases in processes of their own. The self-test leaves out that and
+    the invariants, which do not enter a verdict.
     """
     findings = Findings()
     if isinstance(candidate, TrainerAdapter):
@@ -154,11 +155,23 @@ def run_recorded(
 ) -> None:
     """All recorded cases of the stages that the candidate exposes."""
     exposed = set(candidate.stages)
+    beside = {
+        id(family): Beside(partial(run_update_family, candidate, family))
+        for family in families
+        if family.name == "update"
+        and isinstance(candidate, WHOLE)
+        and isolation
+        and pays(len(family))
+    }
     for family in families:
         if family.name == "loss" and exposed & {s for s in NAMES if STAGES[s].family == "loss"}:
             run_loss_family(candidate, family, findings, progress, isolation)
         elif family.name == "reprompt":
             run_prompt_stages(candidate, family, findings, progress)
+        elif id(family) in beside:
+            progress(family.name, 0, len(family))
+            findings.results.extend(beside[id(family)].results())
+            progress(family.name, len(family), len(family))
         elif family.name == "update" and isinstance(candidate, WHOLE):
             findings.results.extend(run_update_family(candidate, family, progress))
 

@@ -1,15 +1,18 @@
 """Metamorphic relations of the loss: what must stay when its inputs are cut, moved or relabelled.
 
 No reference value is needed: a relation compares a candidate with itself, on the claims of
-`relation_cases.py`. `invariants.py` tests them.
+`relation_cases.py`. `invariants.py` tests them. Torch is imported when claims are made: a report
+needs the names only.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from sdpo.parity import relation_cases as made
-from sdpo.parity.relation_cases import Claim
+if TYPE_CHECKING:
+    from sdpo.parity.relation_cases import Claim
 
 EQUAL, NOT_BELOW, TEACHER = "equal", "not below", "teacher"
 HOLDS, VIOLATED, INHERITED = "HOLDS", "VIOLATED", "INHERITED"
@@ -34,7 +37,7 @@ class Relation:
     name: str
     sentence: str
     pain: str
-    make: Callable[[], list[Claim]]
+    make: Callable[[], "list[Claim]"]
     kind: str = EQUAL
     needs_logits: bool = False
 
@@ -43,6 +46,13 @@ def gravest(statuses: Iterable[str]) -> str:
     """The gravest status among those of the claims; there is at least one."""
     present = set(statuses)
     return next(status for status in GRAVEST if status in present)
+
+
+def made() -> ModuleType:
+    """The module that makes the claims."""
+    from sdpo.parity import relation_cases
+
+    return relation_cases
 
 
 SPLITS = "the split of a batch changes the loss (verl #907, TRL #6006)"
@@ -58,76 +68,78 @@ RELATIONS = (
         "micro-batch split",
         "The loss of a batch is the mean over its two halves, and so is the gradient.",
         SPLITS,
-        lambda: made.splits(made.HALVES),
+        lambda: made().splits(made().HALVES),
     ),
     Relation(
         "process split",
         "Two processes that are dealt every other row average to the loss and gradient of one.",
         SPLITS,
-        lambda: made.splits(made.DEALT),
+        lambda: made().splits(made().DEALT),
     ),
     Relation(
         "gradient accumulation",
         "Rows taken one by one, each with an equal share, accumulate to the gradient of the batch.",
         SPLITS,
-        lambda: made.splits(made.ONE_BY_ONE),
+        lambda: made().splits(made().ONE_BY_ONE),
     ),
     Relation(
         "padding side",
         "Padding on the left gives what padding on the right gives.",
         MASKS,
-        made.padding_side,
+        lambda: made().padding_side(),
     ),
     Relation(
         "extra padding",
         "Further columns of padding change nothing and get no gradient, whatever they hold.",
         MASKS,
-        made.extra_padding,
+        lambda: made().extra_padding(),
     ),
-    Relation("row order", "Rows in another order give the same.", MASKS, made.row_order),
+    Relation(
+        "row order", "Rows in another order give the same.", MASKS, lambda: made().row_order()
+    ),
     Relation(
         "masked row",
         "A row that does not count gives what its removal gives, and gets no gradient.",
         MASKS,
-        made.masked_row,
+        lambda: made().masked_row(),
     ),
     Relation(
         "nothing counts",
         "A batch in which nothing counts has the loss zero and the gradient zero.",
         EMPTY,
-        made.nothing_counts,
+        lambda: made().nothing_counts(),
     ),
     Relation(
         "logit shift",
         "A constant added to all logits of one side changes nothing.",
         TOP_K,
-        made.logit_shift,
+        lambda: made().logit_shift(),
         needs_logits=True,
     ),
     Relation(
         "vocabulary order",
         "Another numbering of the vocabulary changes nothing.",
         TOP_K,
-        made.vocabulary_order,
+        lambda: made().vocabulary_order(),
     ),
     Relation(
         "equal sides",
         "A teacher that equals the student gives the loss zero and the gradient zero.",
         DIRECTION,
-        made.equal_sides,
+        lambda: made().equal_sides(),
     ),
     Relation(
         "never negative",
         "The divergence of a token is not below zero.",
         TOP_K,
-        made.single_tokens,
+        lambda: made().single_tokens(),
         kind=NOT_BELOW,
     ),
     Relation(
         "teacher gets no gradient",
         "No gradient flows into the teacher's logits.",
         TEACHERS,
-        lambda: [Claim(case) for case in made.bases()],
+        lambda: [made().Claim(case) for case in made().bases()],
         kind=TEACHER,
         needs_logits=True,
     ),
@@ -135,13 +147,13 @@ RELATIONS = (
         "continuity in alpha",
         "As alpha tends to 0 and to 1, loss and gradient tend to those at 0 and at 1.",
         DIRECTION,
-        made.ends_of_alpha,
+        lambda: made().ends_of_alpha(),
     ),
 )
 RELATION_NAMES = tuple(relation.name for relation in RELATIONS)
 
 
 @cache
-def claims_of(relation: Relation) -> tuple[Claim, ...]:
+def claims_of(relation: Relation) -> "tuple[Claim, ...]":
     """The claims of a relation; the same objects each time."""
     return tuple(relation.make())

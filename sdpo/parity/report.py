@@ -6,7 +6,7 @@ report can be judged by another policy without running anything.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -17,6 +17,8 @@ from sdpo.parity.exit_codes import EXIT_CODES
 from sdpo.parity.locate import Departure
 from sdpo.parity.stages import NAMES, STAGES, first_in_order
 from sdpo.parity.verdict import CaseResult, run_verdict, stage_rows
+
+USUAL = vars(Comparison("", ""))
 
 Locate = Callable[[str, str | None], Departure]
 
@@ -187,11 +189,10 @@ def error_message(results: Sequence[CaseResult]) -> str:
 
 def compact(comparison: Comparison) -> dict[str, Any]:
     """A comparison as it was measured; what has its usual value is left out, as is the case."""
-    empty = asdict(Comparison(comparison.stage, comparison.status))
     return {
         name: value
-        for name, value in asdict(comparison).items()
-        if name != "case" and (value != empty[name] or name in ("stage", "status"))
+        for name, value in vars(comparison).items()
+        if name in ("stage", "status") or (name != "case" and value != USUAL[name])
     }
 
 

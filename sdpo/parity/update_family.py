@@ -65,7 +65,9 @@ class UpdateRun:
     grad_norms: list[list[float]] = field(default_factory=list)
 
 
-def run_update_family(candidate: Any, family: GoldenFamily, progress: Progress) -> list[CaseResult]:
+def run_update_family(
+    candidate: Any, family: GoldenFamily, progress: Progress = lambda *_: None
+) -> list[CaseResult]:
     """All recorded updates through a candidate with `update_run` and `update_gap`.
 
     Raises:
