@@ -1,9 +1,17 @@
 """Shared set-up: one thread and fixed seeds, so that every test repeats to the bit."""
 
+import gc
+
 import pytest
 import torch
 
 from sdpo.determinism import reseed
+
+
+def pytest_collection_finish() -> None:
+    """What imports left behind is not searched for garbage by each collection to come."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

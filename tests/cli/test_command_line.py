@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdpo.parity.adapters.load import BUILT_IN, TRAINERS
+from sdpo.parity.exit_codes import worst_exit_code
 
 HERE = Path(__file__).parent
 
@@ -18,9 +19,10 @@ def sdpo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_candidate_run_writes_reports_and_keeps_its_noise_out(tmp_path):
+def test_candidate_run_writes_reports_and_keeps_its_noise_out(tmp_path, goldens):
     candidate = f"{HERE / 'candidates.py'}:correct"
-    done = sdpo("audit", candidate, "--json", "--stages", "aggregate,gradient", cwd=tmp_path)
+    options = ("--json", "--stages", "aggregate,gradient", "--goldens", str(goldens))
+    done = sdpo("audit", candidate, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["schema_version"] == 1
@@ -32,15 +34,6 @@ def test_candidate_run_writes_reports_and_keeps_its_noise_out(tmp_path):
     assert "a candidate may print" in (folder / "candidate.log").read_text()
     for name in ("report.md", "report.html"):
         assert "PASS" in (folder / name).read_text(encoding="utf-8")
-
-
-def test_worst_exit_code_of_several_candidates(tmp_path):
-    names = [f"{HERE / 'candidates.py'}:number", "nothing.py:f"]
-    done = sdpo("audit", *names, "--quiet", cwd=tmp_path)
-    lines = done.stdout.strip().splitlines()
-    assert done.returncode == 2
-    assert len(lines) == 2
-    assert all(line.startswith("ERROR candidate=") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +59,16 @@ def test_unwritable_output_folder(tmp_path):
     assert done.stdout.startswith("ERROR cannot write to taken")
 
 
-def test_damaged_goldens_end_with_one_line_and_exit_code_two(tmp_path):
+def test_damaged_goldens_end_each_candidate_with_one_line_and_exit_code_two(tmp_path):
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "cases.json").write_text("{")
-    done = sdpo("audit", "--goldens", "loss", "--quiet", cwd=tmp_path)
+    done = sdpo("audit", "sdpo", "reference", "--goldens", "loss", "--quiet", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stdout.startswith("ERROR candidate=sdpo")
-    assert len(done.stdout.strip().splitlines()) == 1
+    lines = done.stdout.strip().splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["ERROR", "candidate=sdpo"],
+        ["ERROR", "candidate=reference"],
+    ]
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -85,3 +81,10 @@ def test_help_teaches_and_answers_at_once(tmp_path):
         assert words in done.stdout
     assert all(f"`{name}`" in done.stdout for name in (*BUILT_IN, *TRAINERS))
     assert seconds < 3, "a second on an idle machine; the test allows for a busy one"
+
+
+def test_one_exit_code_of_several_candidates():
+    assert worst_exit_code([0, 3, 1, 2, 4]) == 4
+    assert worst_exit_code([0, 3, 1, 2]) == 2
+    assert worst_exit_code([3, 1, 0]) == 1
+    assert worst_exit_code([0, 3]) == 3

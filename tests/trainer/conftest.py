@@ -1,6 +1,5 @@
 """Settings of all trainer tests: only our own warnings are errors."""
 
-import gc
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             for rule in THIRD_PARTY:
                 item.add_marker(pytest.mark.filterwarnings(rule))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _imported_objects_are_not_searched() -> None:
-    """Each training run collects garbage several times, mostly among what imports left behind."""
-    gc.collect()
-    gc.freeze()
