@@ -3,6 +3,7 @@
 The sampler is replaced by a fixed list of answers where a test needs some rows to succeed.
 """
 
+import copy
 import functools
 import warnings
 from pathlib import Path
@@ -26,7 +27,7 @@ def recorded_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
+    return copy.deepcopy(recorded_tokenizer())
 
 
 def model(seed: int = 0, **changes: Any) -> Qwen2ForCausalLM:

@@ -1,5 +1,7 @@
 """The tiny model, tokenizer and completions that every side of a trainer's audit starts from."""
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ def tiny_tokenizer() -> Any:
 
     Trainers change the tokenizer they are given, so no two of them should share one.
     """
+    return copy.deepcopy(recorded_tokenizer())
+
+
+@cache
+def recorded_tokenizer() -> Any:
+    """The recorded tokenizer, read once."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
