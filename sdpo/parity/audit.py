@@ -201,6 +201,8 @@ def run_loss_case(
 ) -> tuple[CaseResult, list[str]]:
     """One case, run twice under different global seeds; disagreement with itself is a doubt.
 
+    Values that differ between the two runs are not compared.
+
     The candidate's values are added to `observations`.
     """
     complaint, on = "", prepared(case)
@@ -224,7 +226,10 @@ def run_loss_case(
         result.comparisons.append(Comparison("gradient", DIVERGENT, case.id, note=complaint))
     differing = [name for name in trace if not same_bits(trace[name], again[name])]
     if differing:
-        doubts.append(f"two runs of case {case.id} differ at {differing[0]}")
+        result.note = f"two runs of case {case.id} differ at {differing[0]}"
+        doubts.append(result.note)
+        # what differs from itself has no value that could be compared
+        trace = {name: value for name, value in trace.items() if name not in differing}
     result.comparisons.extend(compare_loss(case, on.truth, on.reference, trace))
     if observations is not None:
         diverges = result.status in (DIVERGENT, ERROR)

@@ -9,7 +9,7 @@ summation order, in the form of the expressions and in compilation (`tests/test_
 that): none may use more than half of a budget.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from math import comb
 
@@ -32,6 +32,7 @@ class Truth:
     `(B, T)`; `aggregate` is a scalar and `gradient` `(B, T, V)`. `log_p`, `log_q` and their bounds
     cover the vocabulary; `certain` and `possible` `(N, V)` mark the entries that must and may be in
     the support. `unit` is the largest weight of a token in the gradient: its natural scale.
+    `weight` `(N,)` is ratio times rollout weight, `share` that times the weight in the gradient.
     """
 
     counts: Array
@@ -44,6 +45,8 @@ class Truth:
     certain: Array
     possible: Array
     unit: float = 0.0
+    weight: Array = field(default_factory=lambda: np.zeros(0))
+    share: Array = field(default_factory=lambda: np.zeros(0))
 
 
 def truth(case: LossCase) -> Truth:
@@ -203,7 +206,8 @@ def add_importance(found: Truth, case: LossCase, token: Token, slope: Array, u: 
     found.bounds["aggregate"] = np.asarray(bounds.together(share * bound) + rounding)
 
     scale = (share * weight / case.config.temperature)[:, None]
-    found.unit = float(np.max(scale[:, 0] * ratio, initial=0.0))
+    found.weight, found.share = ratio * weight, scale[:, 0] * ratio
+    found.unit = float(np.max(found.share, initial=0.0))
     gradient = np.zeros(case.student_logits.shape)
     limit = np.zeros(case.student_logits.shape)
     gradient[found.counts] = scale * ratio[:, None] * token.slope

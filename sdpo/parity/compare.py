@@ -4,7 +4,7 @@ An element passes if it is as far from the reference as two correct evaluations 
 plus the reference's own distance from the oracle (never more than another budget).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,8 @@ class Expected:
     `excused` marks elements where a finite value may stand for a non-finite one of the reference,
     because the reference's value comes from places of weight zero only. `unit` is the natural scale
     of a gradient: a value that is zero throughout, where the oracle is more than a rounding of the
-    unit, never passes, however wide the budget.
+    unit, never passes, however wide the budget. `whole` limits the distance of all elements
+    together from the oracle, in the norm (`whole.py`).
     """
 
     reference: Array
@@ -68,6 +69,7 @@ class Expected:
     epsilon: float
     excused: Array | bool = False
     unit: float | None = None
+    whole: float | None = None
     labels: tuple[str, ...] = ()
 
 
@@ -119,7 +121,7 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
         )
     status, note, effect = judge(actual, reference, same, used, odd, excused)
     at = np.unravel_index(np.argmax(np.where(odd & ~excused, np.inf, used)), used.shape)
-    return Comparison(
+    found = Comparison(
         stage=stage,
         status=status,
         case=case,
@@ -131,6 +133,31 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
         worst=describe(at, actual, reference, allowed, expected.labels) if not same.all() else {},
         note=note,
         effect=effect,
+    )
+    return found if same.all() else judged_as_a_whole(found, actual, expected)
+
+
+def judged_as_a_whole(found: Comparison, actual: Array, expected: Expected) -> Comparison:
+    """The comparison with the distance of all finite elements from the oracle taken into account."""
+    if not expected.whole:
+        return found
+    finite = np.isfinite(actual) & np.isfinite(expected.truth)
+    distance = float(np.linalg.norm((actual - expected.truth)[finite]))
+    used = max(found.budget_used, distance / expected.whole)
+    if distance <= expected.whole or found.status not in (MATCH, PASS, DECLARED):
+        return replace(found, budget_used=used)
+    return replace(
+        found,
+        status=DIVERGENT,
+        budget_used=used,
+        worst={
+            "value": "distance from the oracle in the norm",
+            "actual": distance,
+            "expected": 0.0,
+            "budget": expected.whole,
+        },
+        note="every element is within its budget, all together are not",
+        effect="value",
     )
 
 

@@ -3,8 +3,10 @@
 A fault explains a candidate if, on every case, candidate and fault agree within what two correct
 evaluations may differ by: on the cases where the candidate diverges, of which the fault must change
 at least half itself, and on those where it holds. Faults that these cases cannot tell apart are all
-named. A fault that leaves the reference as it is on all cases explains nothing. Cases with infinite
-or undefined inputs are left out: implementations differ there whatever else they do.
+named. A fault that leaves the reference as it is on all cases explains nothing. Where no fault
+explains all cases, one may that the candidate has under one setting only (`conditional.py`). Cases
+with infinite or undefined inputs are left out, and batches in which nothing counts where the
+candidate holds: implementations differ there whatever else they do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +15,28 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+import torch
+
 from sdpo.parity.adapters.base import BrokenGradientError, CandidateError
+from sdpo.parity.conditional import condition
 from sdpo.parity.faults import LOSS_FAULTS
 from sdpo.parity.faults_parts import Fault, Part, fault_trace
-from sdpo.parity.prepared import Observation, Prepared, Values, allowances, same, values_of
+from sdpo.parity.prepared import (
+    ROUNDINGS_OF_LARGEST,
+    Observation,
+    Prepared,
+    Values,
+    allowances,
+    same,
+    values_of,
+)
 from sdpo.parity.stages import NAMES
 
 MOST_NAMED = 6
+LENIENCE = 4
+"""Times the allowance that candidate and fault may differ by: a fault may be worse conditioned."""
+
 CACHED_EVALUATIONS = 8192
 # Pairs are tried until their evaluations have cost this much, in elements of logits: seconds on
 # one core. A count, not a clock, so that two runs of an audit try the same pairs.
@@ -29,14 +46,16 @@ WORK_OF_A_CALL = 20_000
 
 @dataclass(frozen=True)
 class Explanation:
-    """One fault, or two together, that give the candidate's results."""
+    """One fault, or two together, that give the candidate's results; `only` under this setting."""
 
     faults: tuple[Fault, ...]
+    only: str = ""
 
     @property
     def label(self) -> str:
         """What reports print."""
-        return " + ".join(fault.label for fault in self.faults)
+        label = " + ".join(fault.label for fault in self.faults)
+        return f"{label}, only with {self.only}" if self.only else label
 
     @property
     def stage(self) -> str:
@@ -99,9 +118,10 @@ def explain(
         return []
     faults = [f for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs]
     search.faults = len(faults)
-    single = [Explanation((fault,)) for fault in faults if explains((fault,), ordered)]
-    found = single or list(explaining_pairs(faults, ordered, search))
-    return found[:MOST_NAMED]
+    found = [Explanation((fault,)) for fault in faults if explains((fault,), ordered)]
+    if not found:
+        found = [part for fault in faults if (part := explains_in_part(fault, ordered)) is not None]
+    return (found or list(explaining_pairs(faults, ordered, search)))[:MOST_NAMED]
 
 
 def stage_of(explanations: Sequence[Explanation]) -> str | None:
@@ -125,7 +145,11 @@ def in_order(observations: Sequence[Observation]) -> list[Observation]:
         low = case.student_logits.element_size() < 4
         return not observation.diverges, low, sum(switched_on), case.student_logits.numel()
 
-    usable = [observation for observation in observations if observation.on.finite]
+    usable = [
+        observation
+        for observation in observations
+        if observation.on.finite and (observation.diverges or observation.on.truth.counts.any())
+    ]
     return sorted(usable, key=features)
 
 
@@ -146,11 +170,32 @@ def explains(
     return 2 * changed >= diverging > 0
 
 
+def explains_in_part(fault: Fault, ordered: Sequence[Observation]) -> Explanation | None:
+    """A fault that gives the candidate's results wherever it diverges, under one setting only."""
+    shows, spared = [], []
+    for observation in ordered:
+        given = evaluation((fault,), observation.on)
+        alike = given is not None and agrees(observation, given)
+        if observation.diverges:
+            if given is None or not alike or not given.shows_in(observation):
+                return None
+            shows.append(observation.on.case)
+        elif not alike:
+            spared.append(observation.on.case)
+    only = condition(shows, spared)
+    return Explanation((fault,), only) if only else None
+
+
 def agrees(observation: Observation, given: Evaluation) -> bool:
     """Whether a fault gives the candidate's results on one case."""
     if bool(observation.complaint) != bool(given.complaint):
         return False
-    return same(observation.on, observation.values, given.values, given.allowed)
+    room = {name: LENIENCE * allowed for name, allowed in given.allowed.items()}
+    if "gradient" in room:
+        # where the reference has no gradient a fault shows roundings of the natural scale
+        few = ROUNDINGS_OF_LARGEST * torch.finfo(observation.on.case.dtype).eps
+        room["gradient"] = np.maximum(room["gradient"], few * observation.on.truth.unit)
+    return same(observation.on, observation.values, given.values, room)
 
 
 def explaining_pairs(

@@ -82,6 +82,24 @@ def with_small_tail(case: LossCase) -> LossCase:
     return replace(case, student_logits=student, teacher_logits=teacher)
 
 
+def with_teacher_at_limit(case: LossCase) -> LossCase:
+    """The same case with a small tail in the student, and a smaller one in the teacher."""
+    order = case.student_logits.argsort(-1, descending=True).argsort(-1)
+    outside = order >= TOPK
+    student = torch.where(outside, case.student_logits - 4, case.student_logits)
+    teacher = torch.where(outside, case.teacher_logits - 30, case.teacher_logits)
+    return replace(case, student_logits=student, teacher_logits=teacher)
+
+
+def with_far_logits(case: LossCase) -> LossCase:
+    """The same case with logits that are a hundred times as far apart; the sides rank otherwise."""
+    return replace(
+        case,
+        student_logits=100 * case.student_logits,
+        teacher_logits=100 * case.teacher_logits,
+    )
+
+
 def with_ratio(case: LossCase, shift: float) -> LossCase:
     """Old log-probs that lie `shift` below the present ones."""
     scaled = case.student_logits / case.config.temperature
@@ -122,6 +140,7 @@ def ladder(dtype: torch.dtype) -> list[Rung]:
         )
     )
     rungs += several_tokens(dtype) + top_k(dtype) + importance(dtype) + masks(dtype)
+    rungs += branches(dtype) + extremes(dtype)
     return rungs
 
 
@@ -167,6 +186,32 @@ def top_k(dtype: torch.dtype) -> list[Rung]:
     rungs.append(Rung("tail", "tail of one token", plain("tail of one", config, 1, 1, dtype)))
     config = settings(distillation_topk=VOCABULARY, alpha=1.0)
     rungs.append(Rung("tail", "empty tail", plain("empty tail", config, 1, 1, dtype)))
+    config = settings(distillation_topk=2 * VOCABULARY, distillation_add_tail=False)
+    rungs.append(Rung("support", "K above the vocabulary", plain("K above", config, 1, 1, dtype)))
+    config = settings(distillation_topk=TOPK, alpha=1.0)
+    limit = plain("teacher's tail at its limit", config, 1, 1, dtype)
+    rungs.append(Rung("tail", "teacher's tail at its limit", with_teacher_at_limit(limit)))
+    return rungs
+
+
+def branches(dtype: torch.dtype) -> list[Rung]:
+    """Features together that a port may take for exclusive."""
+    sampled = settings(full_logit_distillation=False, alpha=1.0, is_clip=2.0)
+    case = with_ratio(plain("sampled token with ratio", sampled, 1, 1, dtype), 0.4)
+    return [Rung("divergence", "sampled token with ratio", case)]
+
+
+def extremes(dtype: torch.dtype) -> list[Rung]:
+    """Logits far apart: a clamp of the logits shows, and what probabilities cannot hold."""
+    rungs = []
+    for stage, feature, changes in (
+        ("log_probs", "far logits, alpha 1", {"alpha": 1.0}),
+        ("divergence", "far logits, alpha 0.5", {}),
+        ("tail", "far logits, renormalised", {"distillation_add_tail": False}),
+    ):
+        k = TOPK if "distillation_add_tail" in changes else None
+        case = plain(feature, settings(distillation_topk=k, **changes), 1, 1, dtype)
+        rungs.append(Rung(stage, feature, with_far_logits(case)))
     return rungs
 
 

@@ -70,7 +70,11 @@ def locate(
         return Departure(observed, **told)
     if (stage := stage_of(found)) is not None:
         return Departure(stage, True, **told)
-    stage, rungs = first_departure(lambda case: rung_outcome(judge(case)), dtype_of(observations))
+    stage, rungs = None, []
+    for dtype in dtypes_of(observations):
+        stage, rungs = first_departure(lambda case: rung_outcome(judge(case)), dtype)
+        if stage is not None:
+            break
     if from_log_probs and stage is not None:
         stage = WITHOUT_LOG_PROBS.get(stage, stage)
     return Departure(stage or observed, stage is not None, rungs=rungs, **told)
@@ -84,12 +88,11 @@ def only_stage(observation: Observation, stage: str | None) -> Observation:
     return replace(observation, values=values, diverges=not holds)
 
 
-def dtype_of(observations: Sequence[Observation]) -> torch.dtype:
-    """The dtype for the ladder: float32 unless only cases of another dtype diverge."""
+def dtypes_of(observations: Sequence[Observation]) -> list[torch.dtype]:
+    """The dtypes for the ladder, those of divergent cases: the next if one shows no departure."""
     found = {o.on.case.dtype for o in observations if o.diverges}
-    return next(
-        (d for d in (torch.float32, torch.float64, torch.bfloat16) if d in found), torch.float32
-    )
+    known = [d for d in (torch.float32, torch.float64, torch.bfloat16) if d in found]
+    return known or [torch.float32]
 
 
 def rung_outcome(result: CaseResult) -> Outcome:

@@ -1,6 +1,7 @@
 """Loss stages of a candidate against the reference, on one case."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from sdpo.parity.compare import (
     compare_numeric,
 )
 from sdpo.parity.oracle import Array, array_of
+from sdpo.parity.whole import limit_as_a_whole, size_and_direction
 
 PER_TOKEN = ("log_probs.student", "log_probs.teacher", "divergence", "importance")
 ORDER = ("log_probs", "support", "tail", "divergence", "importance", "aggregate", "gradient")
@@ -44,6 +46,7 @@ def compare_loss(case: LossCase, truth: Truth, reference: Trace, actual: Trace) 
                 truth.values[name],
                 truth.bounds[name],
                 epsilon,
+                whole=whole_of(name, case, truth, reference),
                 labels=("token",),
             )
             value = counted(actual[name], truth)
@@ -82,13 +85,32 @@ def compare_output(
     expected = Expected(
         array_of(reference[name]),
         truth.values[name],
-        truth.bounds[name],
+        truth.bounds[name] + rounding_of_result(actual[name], case, truth.values[name]),
         epsilon,
         excused,
         truth.unit if name == "gradient" else None,
+        whole_of(name, case, truth, reference),
         labels,
     )
-    return compare_numeric(name, case.id, array_of(actual[name]), expected)
+    found = compare_numeric(name, case.id, array_of(actual[name]), expected)
+    if name == "gradient" and found.status == DIVERGENT:
+        lies = size_and_direction(array_of(actual[name]), expected.reference)
+        found = replace(found, note="; ".join(filter(None, (found.note, lies))))
+    return found
+
+
+def rounding_of_result(value: Tensor, case: LossCase, size: Array) -> Array | float:
+    """The rounding of a loss to the dtype that it is returned in, which is not judged."""
+    if value.dim() or value.dtype == case.dtype:
+        return 0.0
+    return torch.finfo(value.dtype).eps / 2 * np.abs(np.nan_to_num(size, posinf=0.0, neginf=0.0))
+
+
+def whole_of(name: str, case: LossCase, truth: Truth, reference: Trace) -> float | None:
+    """Limit of a value's distance from the oracle as a whole; log-probs are judged by element."""
+    if name.startswith("log_probs"):
+        return None
+    return limit_as_a_whole(name, case, truth, reference)
 
 
 def compare_support(

@@ -19,9 +19,9 @@ from sdpo.determinism import deterministic
 from sdpo.fixtures import PACKAGED, GoldenFamily, load_family
 from sdpo.parity.adapters.base import Location, LossCandidate
 from sdpo.parity.adapters.callables import FromLogits, FromLogProbs
-from sdpo.parity.audit import Request, judge
+from sdpo.parity.audit import Request, judge, judged
 from sdpo.parity.case import LossCase
-from sdpo.parity.compare import DIVERGENT
+from sdpo.parity.compare import DIVERGENT, ERROR
 from sdpo.parity.explain import evaluation
 from sdpo.parity.faults import BY_ID
 from sdpo.parity.faults_parts import Fault, fault_trace, loss_from_log_probs, loss_from_logits
@@ -63,7 +63,7 @@ class Mutant:
     @property
     def killed(self) -> bool:
         """Whether each shape was found divergent, or failed where it cannot be compared."""
-        return all(verdict in (DIVERGENT, "ERROR") for verdict in self.verdicts.values())
+        return all(verdict in (DIVERGENT, ERROR) for verdict in self.verdicts.values())
 
     @property
     def at_its_stage(self) -> bool:
@@ -179,13 +179,12 @@ def judged_here(candidate: LossCandidate, family: GoldenFamily) -> dict[str, Any
 
 def at_low_precision(fault: Fault, family: GoldenFamily) -> str:
     """`found` if the stages at bfloat16 show a fault, else why not."""
-    acts = False
+    acts, candidate = False, FaultyTrace(fault)
     for case in loss_cases(family):
-        on = prepared(case)
-        given = evaluation((fault,), on)
-        if given is None or given.changes:
+        if judged(candidate, case).status in (DIVERGENT, ERROR):
             return "found"
-        acts |= any(
+        on, given = prepared(case), evaluation((fault,), prepared(case))
+        acts |= given is not None and any(
             not np.array_equal(value, on.reference_values[name], equal_nan=True)
             for name, value in given.values.items()
         )

@@ -1,6 +1,7 @@
 """Each known fault of the loss, as a user's candidate: divergent, and first at its stage."""
 
 import pytest
+import torch
 from harness import run_of, telling_cases
 
 from sdpo.determinism import deterministic
@@ -9,7 +10,7 @@ from sdpo.parity.audit import judged
 from sdpo.parity.faults import LOSS_FAULTS
 from sdpo.parity.faults_parts import loss_from_log_probs, loss_from_logits
 from sdpo.parity.intervene import first_departure
-from sdpo.parity.locate import WITHOUT_LOG_PROBS, dtype_of, rung_outcome
+from sdpo.parity.locate import WITHOUT_LOG_PROBS, rung_outcome
 from sdpo.parity.prepared import loss_cases
 from sdpo.parity.selftest import FaultyTrace, failures, self_test
 from sdpo.parity.stages import first_in_order
@@ -58,7 +59,7 @@ def test_as_a_loss_from_log_probs(fault):
 
 def by_ladder(candidate):
     with deterministic():
-        return first_departure(lambda case: rung_outcome(judged(candidate, case)), dtype_of([]))[0]
+        return first_departure(lambda case: rung_outcome(judged(candidate, case)), torch.float32)[0]
 
 
 @pytest.mark.slow

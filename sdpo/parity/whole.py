@@ -1,0 +1,75 @@
+"""Half precision: how far a value may be from the definition as a whole, in its norm.
+
+Bounds of single elements add up the worst that each rounding can do. In bfloat16 that is often more
+than the value itself, so that a gradient of the wrong size or direction would pass them. Errors of
+many elements do not all go the same way: the distance of the whole tensor from the oracle hardly
+depends on the order of operations, and the reference's own distance measures it.
+
+A correct evaluation stays within `TIMES` the larger of the reference's distance and of what a few
+roundings make. Both numbers were fixed by the correct programs of `tests/test_budget.py`, of which
+none may use more than half. Where values are as small as one rounding of their natural scale the
+rule says nothing; in float32 and float64 the bounds of the elements are the sharper ones.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from sdpo.parity import bounds, oracle
+from sdpo.parity.budget import Truth
+from sdpo.parity.case import LossCase
+from sdpo.parity.oracle import Array, array_of
+
+TIMES = 6
+ROUNDINGS_OF_VALUE = 4
+ROUNDINGS_OF_UNIT = {"divergence": 1.0, "importance": 1.0, "aggregate": 1.0, "gradient": 0.5}
+MEANINGFUL = 8
+
+
+def limit_as_a_whole(
+    name: str, case: LossCase, truth: Truth, reference: Mapping[str, Tensor]
+) -> float | None:
+    """Largest distance from the oracle in the norm, None where the rule does not apply.
+
+    Args:
+        name: `divergence` or `importance` (over the tokens that count), `aggregate`, `gradient`.
+        case: the inputs.
+        truth: oracle values of the case.
+        reference: stage values of the reference.
+    """
+    u = bounds.unit_roundoff(case.dtype)
+    if u <= bounds.HALF_PRECISION or not truth.counts.any():
+        return None
+    if name == "aggregate":
+        share = oracle.aggregation_weights(array_of(case.loss_mask), case.config.loss_agg_mode)
+        share = share[truth.counts]
+        value = share * truth.values["importance"]
+        error = share * (at_counted(reference["importance"], truth) - truth.values["importance"])
+        size, distance, unit = (np.abs(v).sum() for v in (value, error, share * truth.weight))
+    else:
+        value = truth.values[name][truth.counts] if name == "gradient" else truth.values[name]
+        weight = truth.share if name == "gradient" else truth.weight
+        weight = np.ones_like(weight) if name == "divergence" else weight
+        error = at_counted(reference[name], truth) - value
+        size, distance, unit = (float(np.linalg.norm(v)) for v in (value, error, weight))
+    if not np.isfinite(size + distance + unit) or size <= MEANINGFUL * u * unit:
+        return None
+    few = max(ROUNDINGS_OF_VALUE * size, ROUNDINGS_OF_UNIT[name] * unit)
+    return float(TIMES * max(distance, u * few))
+
+
+def at_counted(value: Tensor, truth: Truth) -> Array:
+    """A `(B, T, …)` value at the tokens that count, as float64."""
+    return array_of(value)[truth.counts]
+
+
+def size_and_direction(actual: Array, truth: Array) -> str:
+    """How a gradient lies to the oracle's: ratio of the norms and cosine, for a note."""
+    finite = np.isfinite(actual) & np.isfinite(truth)
+    a, t = actual[finite], truth[finite]
+    norms = float(np.linalg.norm(a)), float(np.linalg.norm(t))
+    if not (all(norms) and np.isfinite(norms).all()):
+        return ""
+    cosine = float((a / norms[0]) @ (t / norms[1]))
+    return f"norm × {norms[0] / norms[1]:.3g}, cosine {cosine:.3g}"

@@ -1,0 +1,91 @@
+"""Half precision is also judged as a whole: size and direction, beside each element."""
+
+import pytest
+import torch
+from correct_variants import VARIANTS, applies
+
+from sdpo.determinism import deterministic
+from sdpo.fixtures import PACKAGED, load_family
+from sdpo.parity.case import LossCase
+from sdpo.parity.compare import DIVERGENT
+from sdpo.parity.faults_parts import fault_trace
+from sdpo.parity.intervene import ladder
+from sdpo.parity.loss_family import compare_loss
+from sdpo.parity.oracle import array_of
+from sdpo.parity.prepared import loss_cases, prepared
+from sdpo.parity.whole import limit_as_a_whole
+
+HALF = 0.5
+JUDGED = ("divergence", "importance", "aggregate", "gradient")
+
+
+def cases_of(dtype: torch.dtype) -> list[LossCase]:
+    recorded = loss_cases(load_family(PACKAGED / "loss", "loss"))
+    own = [case for case in recorded if case.dtype == dtype and case.tags == ("core",)]
+    return own or [rung.case for rung in ladder(dtype)]
+
+
+def gradient_status(case: LossCase, change) -> str:
+    on = prepared(case)
+    trace = {**on.reference, "gradient": change(on.reference["gradient"])}
+    found = compare_loss(case, on.truth, on.reference, trace)
+    return next(c.status for c in found if c.stage == "gradient")
+
+
+def rotated(gradient: torch.Tensor) -> torch.Tensor:
+    other = gradient.roll(1, -1)
+    return other * (gradient.norm() / other.norm())
+
+
+FAULTS = {
+    "twice": lambda g: 2 * g,
+    "a tenth too large": lambda g: 1.1 * g,
+    "half": lambda g: 0.5 * g,
+    "of the wrong sign": lambda g: -g,
+    "rotated": rotated,
+    "zero": torch.zeros_like,
+}
+OFTEN = {"a tenth too large": 0.15}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_gradient_of_another_size_or_direction_fails(dtype, name):
+    with deterministic():
+        cases = [c for c in cases_of(dtype) if prepared(c).reference["gradient"].any()]
+        found = [gradient_status(case, FAULTS[name]) == DIVERGENT for case in cases]
+    assert sum(found) >= OFTEN.get(name, 0.95) * len(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_correct_evaluation_uses_half_at_most(dtype):
+    worst = 0.0
+    with deterministic():
+        for case in cases_of(dtype):
+            on = prepared(case)
+            limits = {n: limit_as_a_whole(n, case, on.truth, on.reference) for n in JUDGED}
+            for name, parts in VARIANTS.items():
+                if not applies(name, case):
+                    continue
+                trace = fault_trace(parts, case)
+                for stage, limit in limits.items():
+                    if limit is None:
+                        continue
+                    value, true = array_of(trace[stage]), on.truth.values[stage]
+                    if stage in ("divergence", "importance"):
+                        value = value[on.truth.counts]
+                    share = float(((value - true) ** 2).sum() ** 0.5) / limit
+                    assert share <= HALF, (case.id, name, stage, share)
+                    worst = max(worst, share)
+    assert worst > 0.2
+
+
+def test_it_says_nothing_where_it_has_nothing_to_measure():
+    with deterministic():
+        single = cases_of(torch.float32)[0]
+        on = prepared(single)
+        assert limit_as_a_whole("gradient", single, on.truth, on.reference) is None
+        recorded = loss_cases(load_family(PACKAGED / "loss", "loss"))
+        equal = next(c for c in recorded if c.id == "P-L123")
+        on = prepared(equal)
+        assert limit_as_a_whole("gradient", equal, on.truth, on.reference) is None
