@@ -15,7 +15,6 @@ from sdpo.parity.adapters.base import (
     CandidateError,
     LossCandidate,
     NotCoveredError,
-    same_bits,
 )
 from sdpo.parity.adapters.callables import LossFunction
 from sdpo.parity.adapters.load import load_candidate
@@ -32,6 +31,7 @@ from sdpo.parity.invariants import invariants
 from sdpo.parity.locate import Departure, locate
 from sdpo.parity.loss_family import compare_loss
 from sdpo.parity.prepared import Observation, loss_cases, prepared, values_of
+from sdpo.parity.repeated import Scatter, scatter, withdrawn
 from sdpo.parity.report import Evidence, Policy, assemble, failed
 from sdpo.parity.reprompt_family import run_reprompt_family
 from sdpo.parity.stages import NAMES, PROMPT_STAGES, STAGES
@@ -184,13 +184,15 @@ def run_loss_family(
     isolation: bool = True,
 ) -> None:
     """All loss cases of a family, with the candidate's own determinism checked on the way."""
-    cases = loss_cases(family)
+    cases, results, scatters = loss_cases(family), [], []
     alone = [Alone(candidate, case) for case in cases[-2:]] if isolation else []
     for number, case in enumerate(cases):
         progress(family.name, number, len(cases))
-        result, doubt = run_loss_case(candidate, case, findings.observations)
-        findings.results.append(result)
+        result, doubt, own = run_loss_case(candidate, case, findings.observations)
+        results.append(result)
+        scatters.append(own)
         findings.doubts.extend(doubt)
+    findings.results.extend(withdrawn(results, scatters))
     for check in alone:
         findings.doubts.extend(check.doubt())
     progress(family.name, len(cases), len(cases))
@@ -198,7 +200,7 @@ def run_loss_family(
 
 def run_loss_case(
     candidate: LossCandidate, case: LossCase, observations: list[Observation] | None = None
-) -> tuple[CaseResult, list[str]]:
+) -> tuple[CaseResult, list[str], Scatter]:
     """One case, run twice under different global seeds; disagreement with itself is a doubt.
 
     Values that differ between the two runs are not compared.
@@ -215,26 +217,26 @@ def run_loss_case(
         again = candidate.trace(case)
     except NotCoveredError as error:
         result.note = str(error)
-        return result, doubts
+        return result, doubts, {}
     except CandidateError as error:
         note = f"{error}; the reference computes this case"
         result.comparisons.append(Comparison(error.stage, ERROR, case.id, note=note))
-        return result, doubts
+        return result, doubts, {}
     except BrokenGradientError as error:
         trace = again = error.trace
         complaint = str(error)
         result.comparisons.append(Comparison("gradient", DIVERGENT, case.id, note=complaint))
-    differing = [name for name in trace if not same_bits(trace[name], again[name])]
-    if differing:
-        result.note = f"two runs of case {case.id} differ at {differing[0]}"
+    own = scatter(trace, again)
+    if own:
+        result.note = f"two runs of case {case.id} differ at {next(iter(own))}"
         doubts.append(result.note)
         # what differs from itself has no value that could be compared
-        trace = {name: value for name, value in trace.items() if name not in differing}
+        trace = {name: value for name, value in trace.items() if name not in own}
     result.comparisons.extend(compare_loss(case, on.truth, on.reference, trace))
     if observations is not None:
         diverges = result.status in (DIVERGENT, ERROR)
         observations.append(Observation(on, diverges, values_of(on, trace), complaint))
-    return result, doubts
+    return result, doubts, own
 
 
 def run_prompt_stages(

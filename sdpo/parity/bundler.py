@@ -80,7 +80,7 @@ def bundle_of(candidate: LossCandidate, case: LossCase) -> Bundle:
 
     A case that does not fail without the values that were recorded with it stays as it is.
     """
-    whole, _ = run_loss_case(candidate, case)
+    whole = run_loss_case(candidate, case)[0]
     wanted = signature(whole)
 
     def fails(smaller: LossCase) -> bool:
@@ -92,7 +92,7 @@ def bundle_of(candidate: LossCandidate, case: LossCase) -> Bundle:
         shrunk = shrink(bare, fails)
         found, tries = shrunk.case, shrunk.tries + 1
     shape = {"before": list(case.student_logits.shape), "after": list(found.student_logits.shape)}
-    result, _ = run_loss_case(candidate, found)
+    result = run_loss_case(candidate, found)[0]
     return Bundle(found, candidate.name, seen(result), {**shape, "tries": tries})
 
 
@@ -114,7 +114,7 @@ def replay(request: Mapping[str, Any]) -> dict[str, Any]:
             raise CandidateError(
                 "config", f"{name} is no loss function; a bundle replays only these"
             )
-        result, doubts = run_loss_case(candidate, bundle.case)
+        result, doubts, _ = run_loss_case(candidate, bundle.case)
     verdict = run_verdict([c.status for c in result.comparisons], doubts=doubts)
     row = result.row()
     same = all(row[key] == bundle.seen[key] for key in ("status", "first_stage"))

@@ -138,7 +138,7 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
 
 
 def judged_as_a_whole(found: Comparison, actual: Array, expected: Expected) -> Comparison:
-    """The comparison with the distance of all finite elements from the oracle taken into account."""
+    """The comparison, with the distance of all finite elements from the oracle counted too."""
     if not expected.whole:
         return found
     finite = np.isfinite(actual) & np.isfinite(expected.truth)

@@ -18,6 +18,7 @@ from sdpo.parity import (
     faults_importance,
     faults_outcome,
     faults_outside,
+    faults_ports,
     faults_support,
     faults_tail,
 )
@@ -61,6 +62,7 @@ CATALOGUE = collected(
         faults_outcome.SCALE,
         faults_outcome.GRADIENT,
         faults_outside.OUTSIDE,
+        faults_ports.PORTS,
     ]
 )
 LOSS_FAULTS = tuple(fault for fault in CATALOGUE if fault.in_loss)

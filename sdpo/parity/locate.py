@@ -70,11 +70,7 @@ def locate(
         return Departure(observed, **told)
     if (stage := stage_of(found)) is not None:
         return Departure(stage, True, **told)
-    stage, rungs = None, []
-    for dtype in dtypes_of(observations):
-        stage, rungs = first_departure(lambda case: rung_outcome(judge(case)), dtype)
-        if stage is not None:
-            break
+    stage, rungs = by_ladder(judge, observations, observed)
     if from_log_probs and stage is not None:
         stage = WITHOUT_LOG_PROBS.get(stage, stage)
     return Departure(stage or observed, stage is not None, rungs=rungs, **told)
@@ -86,6 +82,22 @@ def only_stage(observation: Observation, stage: str | None) -> Observation:
     on = observation.on
     holds = same(on, values, on.reference_values, on.reference_allowed)
     return replace(observation, values=values, diverges=not holds)
+
+
+def by_ladder(
+    judge: JudgeCase, observations: Sequence[Observation], observed: str | None
+) -> tuple[str | None, list[dict[str, Any]]]:
+    """The stage that the ladder names, and its rungs, in the first dtype that shows a departure.
+
+    Where the loss itself was seen to depart, a ladder on which only gradients do says too little.
+    """
+    found: list[tuple[str | None, list[dict[str, Any]]]] = []
+    for dtype in dtypes_of(observations):
+        stage, rungs = first_departure(lambda case: rung_outcome(judge(case)), dtype)
+        found.append((stage, rungs))
+        if stage is not None and not (stage == "gradient" and observed != "gradient"):
+            return stage, rungs
+    return next((tried for tried in found if tried[0] is not None), found[0])
 
 
 def dtypes_of(observations: Sequence[Observation]) -> list[torch.dtype]:

@@ -16,7 +16,11 @@ from sdpo.parity.selftest import FaultyTrace, failures, self_test
 from sdpo.parity.stages import first_in_order
 
 ACCEPTED = ("DIVERGENT", "ERROR")
-SAME_NUMBERS = {"M43": "as M49 and M50: nothing is left for the tail"}
+SAME_NUMBERS = {
+    "M61": "as M05b: an entry that is not there is not in the sum",
+    "M05b": "as M61",
+    "M43": "as M49 and M50: nothing is left for the tail",
+}
 LADDER_EXCEPTIONS = {
     "M43": "gives the numbers of M49, a fault of the tail",
     "M61": "a tail left out of the sum departs exactly where a wrong tail does",
