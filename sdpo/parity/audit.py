@@ -23,12 +23,13 @@ from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.alone import Alone
 from sdpo.parity.beside import Beside, pays
 from sdpo.parity.case import LossCase
+from sdpo.parity.certificate import certificate
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison
 from sdpo.parity.config_family import run_config_family
 from sdpo.parity.declared import DeclaredError, Deviation, load_for
 from sdpo.parity.environment import describe_environment, fingerprint
 from sdpo.parity.invariants import invariants
-from sdpo.parity.locate import Departure, locate
+from sdpo.parity.locate import FROM_LOG_PROBS, Departure, locate
 from sdpo.parity.loss_family import compare_loss
 from sdpo.parity.prepared import Observation, loss_cases, prepared, values_of
 from sdpo.parity.repeated import Scatter, scatter, withdrawn
@@ -120,8 +121,8 @@ def judge(
 ) -> dict[str, Any]:
     """Run all cases and put the RUN document together, environment and times left out.
 
-    `isolation` also runs some cases in processes of their own. The self-test leaves out that and
-    the invariants, which do not enter a verdict.
+    `isolation` also runs some cases in processes of their own. The self-test leaves out that, the
+    invariants and the certificate, which do not enter a verdict.
     """
     findings = Findings()
     if isinstance(candidate, TrainerAdapter):
@@ -142,8 +143,18 @@ def judge(
         request.repro,
         findings.trainer,
         findings.invariants,
+        certified(candidate, families) if isolation else None,
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
+
+
+def certified(
+    candidate: LossCandidate | TrainerAdapter, families: Sequence[GoldenFamily]
+) -> dict[str, Any] | None:
+    """How many known faults the loss cases show at the candidate's stages."""
+    cases = [case for family in families if family.name == "loss" for case in loss_cases(family)]
+    from_log_probs = candidate.kind == FROM_LOG_PROBS
+    return certificate(candidate.stages, cases, after_log_probs=from_log_probs)
 
 
 def run_recorded(

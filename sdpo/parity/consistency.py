@@ -80,6 +80,8 @@ def equalities(run: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         run["coverage"]["not_covered"],
         [n for n in names if n not in covered],
     )
+    if faults := run["sensitivity"].get("faults"):
+        yield "known faults", faults["tested"], faults["killed"] + len(faults["survivors"])
     yield "exit code", run["exit_code"], EXIT_CODES[run["verdict"]]
     of_stage = Counter(stage for stage, _ in listed)
     for row in rows:

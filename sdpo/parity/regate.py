@@ -77,6 +77,7 @@ def evidence_of(run: Mapping[str, Any]) -> Evidence:
         run["repro"],
         list(run["trainer"]),
         list(run["invariants"]),
+        run["sensitivity"].get("faults"),
     )
 
 

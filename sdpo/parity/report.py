@@ -58,7 +58,8 @@ class Evidence:
     """What an audit found, before any policy.
 
     `claims` are the stages that the candidate exposes, `trainer` the effects of a trainer's
-    deviations, scenario by scenario, `invariants` a row for each metamorphic relation.
+    deviations, scenario by scenario, `invariants` a row for each metamorphic relation,
+    `certificate` how many known faults its cases would have shown (`certificate.py`).
     """
 
     candidate: str
@@ -72,6 +73,7 @@ class Evidence:
     repro: str = ""
     trainer: list[dict[str, Any]] = field(default_factory=list)
     invariants: list[dict[str, Any]] = field(default_factory=list)
+    certificate: dict[str, Any] | None = None
 
 
 def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, Any]:
@@ -125,7 +127,8 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
                 for row in rows
                 if row["smallest_detectable"] is not None
             }
-        },
+        }
+        | ({"faults": evidence.certificate} if evidence.certificate else {}),
         "ladder": found.rungs,
         "trainer": list(evidence.trainer),
         "invariants": list(evidence.invariants),

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdpo.parity.render.rows import FAILING, permalink, stage_view
-from sdpo.parity.render.text import RUN, chosen, first_row, number
+from sdpo.parity.render.text import RUN, certificate, chosen, first_row, number
 from sdpo.parity.stages import STAGES
 
 MOST_CASES = 20
@@ -80,6 +80,7 @@ def sections(run: RUN) -> dict[str, Any]:
         "stages": [stage_view(row, commit) for row in run["stages"]],
         "legend": legend(run),
         "totals": totals_line(run),
+        "certificate": certificate(run),
         "first": first_divergence(run, commit),
         "effects": effects(run),
         "relations": relations(run),

@@ -5,6 +5,8 @@ from typing import Any
 
 RUN = dict[str, Any]
 
+MOST_SURVIVORS = 6
+
 
 def number(value: Any) -> str:
     """A figure for a table: three significant digits, `-` for none."""
@@ -89,6 +91,8 @@ def text_report(run: RUN) -> str:
             f"  no explanation among {search['faults']} known faults and "
             f"{search['pairs_tried']} of {search['pairs']} pairs"
         )
+    if sentence := certificate(run):
+        lines.append(f"  {sentence}")
     lines.extend(relation_lines(run["invariants"]))
     lines.extend(effect_line(run, effect) for effect in run["trainer"] if effect["introduced"])
     lines.extend(f"  note: {note}" for note in run["notes"])
@@ -98,6 +102,18 @@ def text_report(run: RUN) -> str:
         for case in [c for c in run["cases"] if c["status"] in ("DIVERGENT", "ERROR")][:8]
     )
     return "\n".join(lines)
+
+
+def certificate(run: RUN) -> str:
+    """How many known faults the cases of the audit would have shown; empty if it was not asked."""
+    row = run["sensitivity"].get("faults")
+    if not row:
+        return ""
+    sentence = f"certificate: {row['killed']} of {row['tested']} known faults show on these cases"
+    if not (left := row["survivors"]):
+        return sentence
+    more = f" and {len(left) - MOST_SURVIVORS} more" if len(left) > MOST_SURVIVORS else ""
+    return f"{sentence}; not {'; '.join(left[:MOST_SURVIVORS])}{more}"
 
 
 def relation_lines(rows: list[dict[str, Any]]) -> list[str]:
