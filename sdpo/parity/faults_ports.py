@@ -108,11 +108,11 @@ IMPORTANCE_GROUP = "importance sampling"
 PORTS = (
     fault(
         "M05b",
-        "neither tail nor renormalisation",
+        "tail left out",
         "tail",
         "tail",
         "tail",
-        on_each(identity, identity),
+        on_each(identity, renormalize),
     ),
     fault(
         "M118",

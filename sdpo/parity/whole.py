@@ -25,6 +25,8 @@ TIMES = 6
 ROUNDINGS_OF_VALUE = 4
 ROUNDINGS_OF_UNIT = {"divergence": 1.0, "importance": 1.0, "aggregate": 1.0, "gradient": 0.5}
 MEANINGFUL = 8
+FEWEST_TOKENS = 4
+"""Of fewer values the distance is no average, and the reference may be right by chance."""
 
 
 def limit_as_a_whole(
@@ -39,7 +41,8 @@ def limit_as_a_whole(
         reference: stage values of the reference.
     """
     u = bounds.unit_roundoff(case.dtype)
-    if u <= bounds.HALF_PRECISION or not truth.counts.any():
+    fewest = 1 if name == "gradient" else FEWEST_TOKENS
+    if u <= bounds.HALF_PRECISION or truth.counts.sum() < fewest:
         return None
     if name == "aggregate":
         share = oracle.aggregation_weights(array_of(case.loss_mask), case.config.loss_agg_mode)

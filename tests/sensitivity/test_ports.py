@@ -67,7 +67,7 @@ FAULTY = [
         "M126",
     ),
 ]
-QUICK = 4
+QUICK = 7
 
 
 def audited(folder: Path, port: str, edit: str):
@@ -110,14 +110,14 @@ def test_a_faulty_port_is_located(tmp_path, port, edit, stage, fault):
 
 def test_a_fault_in_one_branch_is_named_with_its_setting(tmp_path):
     run = audited(tmp_path, "functional", "d = kl(q, p) -> d = kl(p, q)")
-    assert run["explained_by"] == ["M01 KL direction swapped at alpha 0 and 1, only with alpha 0"]
+    assert "M01 KL direction swapped at alpha 0 and 1, only with alpha 0" in run["explained_by"]
 
 
 SCATTERED = {
     "noise": "w = torch.ones_like(d) -> w = 1 + 1e-3 * torch.rand_like(d)",
     "dropout": "x = student_logits * -> x = torch.dropout(student_logits, 0.1, True) *",
     "a counter": "rows = (n > 0) -> d = d * (1 + 1e-3 * (len(self.__dict__.setdefault('c', [])) "
-    "> 3)) + 0 * bool(self.c.append(1)); rows = (n > 0)",
+    "> 2)) + 0 * bool(self.c.append(1)); rows = (n > 0)",
 }
 
 
