@@ -200,13 +200,14 @@ def applies(name: str, case: LossCase) -> bool:
     """Whether a variant is a correct evaluation of a case.
 
     1 - exp loses the tail where it is near its limit (the catalogue's M06 in another guise), and in
-    bfloat16 altogether; centring rounds bfloat16 logits, which may change the choice of the top-k.
+    half precision altogether; centring rounds such logits, which may change the choice of the top-k.
     """
     if name == TAIL_BY_LOG1P:
-        return case.dtype != torch.bfloat16 and not SMALL_TAILS & set(case.tags)
-    return name != CENTRED or case.dtype != torch.bfloat16
+        return case.dtype not in HALF and not SMALL_TAILS & set(case.tags)
+    return name != CENTRED or case.dtype not in HALF
 
 
+HALF = (torch.bfloat16, torch.float16)
 TAIL_BY_LOG1P, CENTRED = "tail by log1p", "logits centred"
 SMALL_TAILS = {
     "near_one_hot",
