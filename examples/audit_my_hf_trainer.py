@@ -34,7 +34,7 @@ class MyAdapter(HFTrainerAdapter):
             args=GRPOConfig(**parts.arguments),
             sdpo_config=parts.settings,
             processing_class=parts.tokenizer,
-            reward_funcs=[parts.reward],
+            reward_funcs=parts.rewards,
             train_dataset=parts.dataset,
             optimizers=(parts.optimizer, None),
         )

@@ -262,19 +262,21 @@ def run_prompt_stages(
 
 
 def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progress) -> None:
-    """All scenarios through a trainer; the first one again under another global seed."""
+    """All scenarios through a trainer, each in a process of its own."""
+    from sdpo.parity.whole_step.apart import Apart
     from sdpo.parity.whole_step.family import differs_from_itself, run_trainer_family
-    from sdpo.parity.whole_step.probes import run_probes
+    from sdpo.parity.whole_step.probes import all_probes, run_probes
+    from sdpo.parity.whole_step.scenarios import SCENARIOS
 
-    found = run_trainer_family(candidate, progress)
-    findings.results.extend(found.results)
-    findings.results.extend(run_probes(candidate, found.runs))
+    with Apart(candidate, [*SCENARIOS, *all_probes()]) as apart:
+        found = run_trainer_family(apart, progress)
+        findings.results.extend(found.results)
+        findings.results.extend(run_probes(apart, found.runs))
+        findings.doubts.extend(differs_from_itself(apart))
     findings.observations.extend(found.observations)
     findings.explained.extend(found.explained)
     findings.notes.extend(found.notes)
     findings.trainer.extend(effect.row() for effect in found.effects)
-    reseed(SEEDS[1])
-    findings.doubts.extend(differs_from_itself(candidate))
 
 
 def departure(

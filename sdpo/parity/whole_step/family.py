@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo.parity.adapters.base import CandidateError, NotCoveredError, same_bits
+from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
 from sdpo.parity.explain import Search, explain
@@ -19,9 +19,11 @@ from sdpo.parity.prepared import Observation
 from sdpo.parity.replica import weights_of
 from sdpo.parity.verdict import CaseResult
 from sdpo.parity.whole_step import weights_chain as chain
+from sdpo.parity.whole_step.apart import Apart
 from sdpo.parity.whole_step.effects import Effect, effect_of
 from sdpo.parity.whole_step.loss_chain import compare_micro_batch, loss_case
 from sdpo.parity.whole_step.prompt_chain import compare_prompts
+from sdpo.parity.whole_step.ranks import compare_ranks, first_apart
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, Tensors, TrainerRun, Update
 from sdpo.parity.whole_step.reference_run import log_probs, run_reference, whole_batch
 from sdpo.parity.whole_step.scenario import Generation, Scenario
@@ -119,19 +121,16 @@ def run_scenario(
     add_new(findings.notes, [*run.notes, *other_rows(scenario, run)])
 
 
-def differs_from_itself(candidate: Any, scenario: Scenario = SCENARIOS[0]) -> list[str]:
-    """Run a scenario twice under different global seeds; a difference is a doubt."""
-    runs = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        with tempfile.TemporaryDirectory(prefix="sdpo-trainer-") as folder:
-            try:
-                runs.append(candidate.run(scenario, Path(folder)))
-            except (NotCoveredError, CandidateError):
-                return []
+def differs_from_itself(apart: Apart, scenario: Scenario = SCENARIOS[0]) -> list[str]:
+    """Whether two runs of a scenario differ, in one process under different global seeds."""
+    try:
+        runs = apart.runs(scenario)
+    except (NotCoveredError, CandidateError):
+        return []
     first, second = (run.updates[-1].steps[-1].parameters for run in runs)
-    same = first.keys() == second.keys() and all(same_bits(first[n], second[n]) for n in first)
-    return [] if same else [f"two runs of scenario {scenario.id} end with different weights"]
+    if first_apart(first, second):
+        return [f"two runs of scenario {scenario.id} end with different weights"]
+    return []
 
 
 def other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
@@ -172,6 +171,7 @@ class Walk:
         """All comparisons, update by update."""
         yield from self.settings()
         weights, teacher = dict(self.run.initial), dict(self.run.initial_teacher)
+        yield from chain.compare_start(self.scenario, teacher, self.plain_weights(weights))
         for number, update in enumerate(self.run.updates):
             generation = self.scenario.generations[number]
             batch, prompt = whole_batch(self.scenario, generation, self.tokenizer)
@@ -189,6 +189,7 @@ class Walk:
                 yield from found
                 weights = dict(step.parameters)
                 path.append(weights)
+            yield from compare_ranks(self.scenario.id, self.run, number)
             if update.teacher:
                 yield from self.teacher(teacher, path, update, stepped)
                 teacher = dict(update.teacher)
@@ -220,7 +221,7 @@ class Walk:
         step: OptimizerStep,
         prompt: dict[str, Any],
         batch: Tensors,
-        old: Tensor | None,
+        old: chain.Spread | None,
     ) -> Iterator[Comparison]:
         """Micro-batches of an optimizer step, and their sum."""
         scales = []
@@ -229,6 +230,8 @@ class Walk:
             found, scale = self.micro_batch(micro_batch, batch, mask, old)
             scales.append(scale)
             yield from found
+        if self.scenario.dropout:
+            return  # the student's passes draw at random, and cannot be repeated
         found = chain.compare_gradient(self.scenario, self.student, step, scales)
         if any(comparison.status == DIVERGENT for comparison in found):
             self.explained += explained_scale(scales, self.scenario.accumulation)
@@ -239,30 +242,45 @@ class Walk:
         mask = update.prompt.get("distillation_mask") or prompt["distillation_mask"].tolist()
         return torch.tensor([float(mask[row]) for row in micro_batch.rows])
 
-    def old_log_probs(self, batch: Tensors) -> Tensor | None:
+    def old_log_probs(self, batch: Tensors) -> chain.Spread | None:
         """The reference's old log-probs at the weights that generated; None on-policy."""
         if self.scenario.on_policy:
             return None
         with torch.no_grad():
-            return log_probs(self.student.single, batch, self.scenario)
+            return chain.Spread(
+                log_probs(self.student.single, batch, self.scenario),
+                log_probs(self.student.double, batch, self.scenario, torch.float64),
+            )
 
     def micro_batch(
-        self, micro_batch: MicroBatch, batch: Tensors, mask: Tensor, old: Tensor | None
+        self, micro_batch: MicroBatch, batch: Tensors, mask: Tensor, old: chain.Spread | None
     ) -> tuple[list[Comparison], float]:
-        """Inputs, forward passes and loss of a micro-batch, and the scale of its gradient."""
+        """Inputs, forward passes and loss of a micro-batch, and the scale of its gradient.
+
+        The ratio is taken to the trainer's own old log-probs, which are judged by themselves: below
+        float32 two correct forward passes differ by more than the loss's budget.
+        """
         width = micro_batch.inputs["responses"].size(1)
-        old = None if old is None else old[micro_batch.rows][:, :width]
-        case = loss_case(self.scenario, self.scenario.id, micro_batch, old, mask)
+        old = None if old is None else old.of(micro_batch.rows, width)
+        shown = micro_batch.inputs.get("old_log_probs")
+        chosen = None if old is None else old.value if shown is None else shown
+        case = loss_case(self.scenario, self.scenario.id, micro_batch, chosen, mask)
         found = chain.compare_student_tokens(self.scenario, micro_batch, batch)
         if (case.loss_mask != 0).any():
             found += self.forward(micro_batch, case.loss_mask)
+            if old is not None and shown is not None:
+                found.append(chain.compare_old(self.scenario, old, shown, case.loss_mask))
         compared, observation, scale = compare_micro_batch(self.scenario, case, micro_batch)
         self.observations.append(observation)
         return found + compared, scale
 
     def forward(self, micro_batch: MicroBatch, mask: Tensor) -> list[Comparison]:
         """Both sides' forward passes, and the known faults behind a wrong teacher's."""
-        found = [chain.compare_forward(self.scenario, "student", self.student, micro_batch, mask)]
+        found = []
+        if not self.scenario.dropout:
+            found = [
+                chain.compare_forward(self.scenario, "student", self.student, micro_batch, mask)
+            ]
         if self.scenario.self_distillation["teacher_regularization"] == "trust-region":
             return found  # mixed from two models, which one model cannot repeat
         found.append(chain.compare_forward(self.scenario, "teacher", self.plain, micro_batch, mask))

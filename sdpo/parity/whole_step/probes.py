@@ -204,6 +204,11 @@ PROBES = (
 )
 
 
+def all_probes() -> list[Scenario]:
+    """The changed scenarios of all probes."""
+    return [probe.change(BASES[probe.base]) for probe in PROBES]
+
+
 def run_probes(candidate: Any, runs: dict[str, TrainerRun]) -> list[CaseResult]:
     """All probes on a trainer; a base that is not among the `runs` is run once and added."""
     return [run_probe(candidate, probe, runs) for probe in PROBES]

@@ -69,7 +69,8 @@ class TrainerRun:
     """A whole scenario.
 
     `settings` are the effective ones under verl's names, for those that the trainer has;
-    `initial` and `initial_teacher` are the weights before the first update.
+    `initial` and `initial_teacher` are the weights before the first update. Of several processes
+    the first one's run has the micro-batches of all, and the other ones' runs in `ranks`.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -77,3 +78,4 @@ class TrainerRun:
     initial_teacher: Tensors = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    ranks: list["TrainerRun"] = field(default_factory=list)

@@ -1,7 +1,8 @@
 """The reference through a scenario: student's inputs, teacher's prompts, updates.
 
 Micro-batches take the rows that the audited trainer put into them: which rows share a micro-batch
-is the trainer's choice, what is computed from them is not.
+is the trainer's choice, what is computed from them is not. Several processes are one with all their
+micro-batches: the reference averages gradients over processes, and each is a mean of its own.
 """
 
 import copy
@@ -180,7 +181,9 @@ def update_settings(scenario: Scenario, *, adapters: bool, dtype: torch.dtype) -
     if adapters:
         chosen["teacher_update_rate"] = 0.0
     return UpdateSettings(
-        ppo_mini_batch_size=scenario.micro_batch_size * scenario.accumulation,
+        ppo_mini_batch_size=scenario.micro_batch_size
+        * scenario.accumulation
+        * scenario.processes,
         ppo_micro_batch_size_per_gpu=scenario.micro_batch_size,
         ppo_epochs=scenario.num_iterations,
         loss_agg_mode=scenario.loss_agg_mode,

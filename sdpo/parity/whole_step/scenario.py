@@ -46,9 +46,9 @@ class Generation:
 class Scenario:
     """Some updates under one group of settings.
 
-    Sizes are per process, in rows and micro-batches: a generation has `micro_batch_size *
-    steps_per_generation` rows, an optimizer step `micro_batch_size * accumulation`, and every
-    generation is learnt from `num_iterations` times. `self_distillation` has verl's names;
+    Sizes are per process, in rows and micro-batches: of a generation each of the `processes` has
+    `micro_batch_size * steps_per_generation` rows, in order, of an optimizer step
+    `micro_batch_size * accumulation`, and every generation is learnt from `num_iterations` times. `self_distillation` has verl's names;
     `optimizer` is a class of `torch.optim` with its arguments. `dtype` is that of the forward
     passes: with `bfloat16` under autocast, weights stay float32.
     """
@@ -65,19 +65,26 @@ class Scenario:
     loss_agg_mode: str = "token-mean"
     grad_clip: float = 1.0
     optimizer: Mapping[str, Any] = field(default_factory=lambda: {"name": "SGD", "lr": 0.5})
+    processes: int = 1
     dtype: str = "float32"
     lora: bool = False
+    dropout: float = 0.0
+    """Of the attention, or with LoRA of the adapters: the student's passes then draw at random."""
+    moved: bool = False
+    """Whether the student's weights are no longer those of the checkpoint that its path names."""
+    reward_weights: tuple[float, ...] = ()
+    """Weights of several reward functions of which each gives the whole reward; none for one."""
     poisoned_token: str | None = None
     """Text of a token whose input embedding is NaN, in the prompt of a row without signal."""
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        rows = self.micro_batch_size * self.steps_per_generation
+        rows = self.micro_batch_size * self.steps_per_generation * self.processes
         wrong = [n for n, g in enumerate(self.generations) if len(g.rollouts) != rows]
         if wrong:
             raise ValueError(
                 f"scenario {self.id}: generations {wrong} do not have micro_batch_size * "
-                f"steps_per_generation = {rows} rows"
+                f"steps_per_generation * processes = {rows} rows"
             )
 
     @property

@@ -3,6 +3,7 @@
 A deviation that shows in a single scenario is so tied to the setting that brings it out.
 """
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +60,16 @@ FAILED = (
     Rollout("57", 0.0),
     Rollout("Maybe 11 or 13, hard to say", 0.0),
 )
+QUARTER, THREE_QUARTERS = 0.25, 0.75
+PARTIAL = tuple(replace(r, reward=0.3 if r.reward == 0.0 else 1.0) for r in MIXED)
+"""Failures that are worth 0.3: a success, were the weights of two reward functions forgotten."""
+SPACED = (
+    Rollout("  The answer is 5. ", 1.0),
+    Rollout("It is 4", 0.0),
+    Rollout("5 <|im_start|>it is, I say\n", 1.0),
+    Rollout("No number <|endoftext|> at all", 0.0),
+)
+"""White space at both ends, and special tokens inside."""
 NO_LUCK = "No luck at all, sorry."
 """Has as many tokens as the second answer of `FAILED`."""
 
@@ -113,6 +124,11 @@ THINKING = (
 )
 
 
+def nan_for(rollout: Rollout) -> float:
+    """NaN for a failure."""
+    return rollout.reward or math.nan
+
+
 def generation(groups: tuple[tuple[Rollout, ...], ...], first: int = 0) -> Generation:
     """A generation of some groups, each of another sum."""
     return Generation(SUMS[first : first + len(groups)], tuple(r for g in groups for r in g))
@@ -125,6 +141,8 @@ def distinct(generation: Generation, number: int) -> Generation:
 
 
 ONE_GROUP = generation((MIXED,))
+OF_EIGHT = Generation(SUMS[:1], MIXED + FAILED)
+"""One group of eight rows, of which the second half fails."""
 TWO_GROUPS = generation((MIXED, OTHERS))
 ONE_SILENT = generation((MIXED, FAILED))
 
@@ -330,4 +348,101 @@ SCENARIOS = (
         ("conversation",),
         generations=(Generation((ENDS_WITH_TOOL,), MIXED),),
     ),
+    plain(
+        "T29",
+        "bfloat16 autocast, off-policy: two optimizer steps from one generation",
+        ("bfloat16", "off_policy"),
+        generations=(TWO_GROUPS,),
+        micro_batch_size=2,
+        accumulation=2,
+        steps_per_generation=4,
+        optimizer=ADAMW | {"lr": 0.05},
+        dtype="bfloat16",
+    ),
+    plain(
+        "T30",
+        "bfloat16 autocast, three updates by AdamW",
+        ("bfloat16", "consecutive"),
+        generations=tuple(distinct(ONE_GROUP, n) for n in range(3)),
+        optimizer=ADAMW,
+        dtype="bfloat16",
+    ),
+    plain(
+        "T31",
+        "two processes, a group's rollouts spread over both",
+        ("processes",),
+        micro_batch_size=2,
+        processes=2,
+    ),
+    plain(
+        "T32",
+        "two processes with a group each, the second's without success, two updates by AdamW",
+        ("processes", "accumulation", "consecutive", "masked_rows"),
+        generations=tuple(distinct(ONE_SILENT, n) for n in range(2)),
+        micro_batch_size=2,
+        accumulation=2,
+        steps_per_generation=2,
+        processes=2,
+        optimizer=ADAMW,
+    ),
+    plain(
+        "T33",
+        "system and multi-turn prompts",
+        ("conversation",),
+        generations=(Generation(CONVERSATIONS, MIXED + OTHERS),),
+        micro_batch_size=8,
+    ),
+    plain(
+        "T34",
+        "the same feedback for a group, where there is no demonstration",
+        ("feedback", "shared_feedback"),
+        generations=(generation(SAME_FEEDBACK),),
+        micro_batch_size=8,
+    ),
+    plain(
+        "T35",
+        "feedback that is left out by the settings",
+        ("feedback", "shared_feedback"),
+        generations=(generation(SAME_FEEDBACK),),
+        micro_batch_size=8,
+        self_distillation=settings(include_environment_feedback=False),
+    ),
+    plain(
+        "T36",
+        "teacher prompts longer than the limit, cut on the left",
+        ("truncation",),
+        generations=(Generation((asked(LONG_QUESTION),), MIXED),),
+        self_distillation=settings(max_reprompt_len=96, reprompt_truncation="left"),
+    ),
+    plain(
+        "T37",
+        "answers with white space at the ends and special tokens inside",
+        ("special_tokens",),
+        generations=(generation((SPACED,)),),
+    ),
+    plain(
+        "T38",
+        "two reward functions with weights",
+        ("reward_weights",),
+        generations=(generation((PARTIAL,)),),
+        reward_weights=(QUARTER, THREE_QUARTERS),
+    ),
+    plain(
+        "T39",
+        "a reward that is not a number, threshold 0",
+        ("threshold", "non_finite"),
+        generations=(generation((tuple(replace(r, reward=nan_for(r)) for r in MIXED),)),),
+        self_distillation=settings(success_reward_threshold=0.0),
+    ),
+    plain("T40", "dropout of the attention", ("dropout",), dropout=0.3),
+    plain(
+        "T41",
+        "LoRA adapters with dropout, two updates by AdamW",
+        ("dropout", "lora"),
+        generations=tuple(distinct(ONE_GROUP, n) for n in range(2)),
+        optimizer=ADAMW,
+        lora=True,
+        dropout=0.3,
+    ),
+    plain("T42", "a student that has left its checkpoint", ("moved",), moved=True),
 )

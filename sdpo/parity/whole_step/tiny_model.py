@@ -48,7 +48,15 @@ def tiny_model(scenario: Scenario, folder: Path) -> nn.Module:
     if not (path / "config.json").is_file():
         initial_model(scenario).save_pretrained(path)
     model = Qwen2ForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return with_adapter(model) if scenario.lora else model
+    if scenario.moved:
+        nudge(model)
+    return with_adapter(model, scenario.dropout) if scenario.lora else model
+
+
+@torch.no_grad()
+def nudge(model: nn.Module) -> None:
+    """Move the last layer's projection, so that logits change by much more than rounding."""
+    model.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(1.25)
 
 
 def initial_model(scenario: Scenario) -> Any:
@@ -66,6 +74,7 @@ def initial_model(scenario: Scenario) -> Any:
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         initializer_range=0.3,
+        attention_dropout=0.0 if scenario.lora else scenario.dropout,
         **settings,
     )
     with torch.random.fork_rng(devices=[]):
@@ -83,14 +92,14 @@ def initial_model(scenario: Scenario) -> Any:
     return model
 
 
-def with_adapter(model: Any) -> nn.Module:
+def with_adapter(model: Any, dropout: float = 0.0) -> nn.Module:
     """The model with LoRA factors on two projections of each layer."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
         r=LORA_RANK,
         lora_alpha=2 * LORA_RANK,
-        lora_dropout=0.0,
+        lora_dropout=dropout,
         target_modules=list(LORA_MODULES),
         task_type="CAUSAL_LM",
     )

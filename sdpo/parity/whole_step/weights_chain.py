@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sdpo.fixtures.models import build_optimizer
-from sdpo.parity.compare import ERROR, Comparison, compare_exact
+from sdpo.parity.adapters.base import same_bits
+from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
 from sdpo.parity.update_family import compare_tensor, scale_of
 from sdpo.parity.whole_step.prompt_chain import attended
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, Tensors
@@ -23,6 +24,18 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 TRUTH = torch.float64
 
 Side = tuple[dict[str, nn.Parameter], torch.optim.Optimizer]
+
+
+@dataclass
+class Spread:
+    """A value of the reference in the scenario's precision, and in float64."""
+
+    value: Tensor
+    truth: Tensor
+
+    def of(self, rows: list[int], width: int) -> "Spread":
+        """Some rows, cut to a width."""
+        return Spread(self.value[rows][:, :width], self.truth[rows][:, :width])
 
 
 @dataclass
@@ -86,6 +99,16 @@ def compare_forward(
     return replace(found, note=f"{side}'s forward pass: {found.note}" if found.note else "")
 
 
+def compare_old(scenario: Scenario, expected: Spread, actual: Tensor, mask: Tensor) -> Comparison:
+    """The trainer's log-probs at the weights that generated, `(B, T)`, at the tokens that count."""
+    counts = mask != 0
+    value, truth = expected.value.float()[counts], expected.truth[counts]
+    spread = distance(value, truth)
+    actual = actual.float()[counts]
+    found = compare_tensor("log_probs", scenario.id, value, truth, actual, spread)
+    return replace(found, note=f"old log-probs: {found.note}" if found.note else "")
+
+
 def compare_student_tokens(
     scenario: Scenario, micro_batch: MicroBatch, batch: Mapping[str, Tensor]
 ) -> list[Comparison]:
@@ -138,12 +161,12 @@ def backward(
     scales: list[float],
     autocast: torch.dtype,
 ) -> Tensors:
-    """Gradients of the trainable parameters, by name."""
+    """Gradients of the trainable parameters, by name: the mean over processes of their sums."""
     module.zero_grad()
     for micro_batch, scale in zip(step.micro_batches, scales, strict=True):
         logits = logits_of(module, micro_batch, "student", autocast)
         usual = 1 / scenario.accumulation
-        weight = usual / scale if math.isfinite(scale) else 1.0
+        weight = (usual / scale if math.isfinite(scale) else 1.0) / scenario.processes
         gradient = micro_batch.logits["gradient"].to(logits.dtype) * weight
         logits.backward(gradient)
     return {
@@ -221,6 +244,20 @@ def one_step(
     if math.isfinite(norm) or not skip:
         optimizer.step()
     return norm
+
+
+def compare_start(scenario: Scenario, teacher: Tensors, student: Tensors) -> list[Comparison]:
+    """The teacher before the first update: the student, as both come from one checkpoint."""
+    apart = [n for n in teacher if n in student and not same_bits(teacher[n], student[n])]
+    if not apart:
+        return []
+    note = f"the teacher does not start at the student: {len(apart)} weights, first {apart[0]}"
+    distance = max((teacher[n] - student[n]).abs().max().item() for n in apart)
+    compared = sum(value.numel() for value in teacher.values())
+    stage, effect = "teacher_update", "value"
+    return [
+        Comparison(stage, DIVERGENT, scenario.id, compared, distance, note=note, effect=effect)
+    ]
 
 
 def compare_teacher(

@@ -35,6 +35,16 @@ if TYPE_CHECKING:
     from sdpo.parity.adapters.trainers.recorder import Recorder
 
 
+COMMON_IMPORTS = (
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.trainer",
+    "datasets",
+    "peft",
+    "trl.trainer.grpo_trainer",
+)
+
+
 class TrainerAdapter(ABC):
     """Base class of trainer candidates: subclass it, and audit `FILE.py:YourAdapter`.
 
@@ -50,6 +60,8 @@ class TrainerAdapter(ABC):
     versions: ClassVar[str] = ""
     install: ClassVar[str] = ""
     stages: ClassVar[tuple[str, ...]] = ()
+    imports: ClassVar[tuple[str, ...]] = ()
+    """Modules that every run needs: they are imported once, before processes for runs fork."""
     notes: tuple[str, ...] = ()
     location: Location | None = None
     """Where the trainer is defined; known after a run at the latest."""
@@ -72,8 +84,8 @@ class Parts:
 
     `settings` are the scenario's with every default filled in; `arguments` suit `GRPOConfig` and
     anything that takes its names; `optimizer` is over the model's trainable weights; `dataset` has
-    the conversations in the column `prompt`; `reward` leaves feedback in `last_feedback`, one text
-    or None per completion.
+    the conversations in the column `prompt`; each of the `rewards` leaves feedback in
+    `last_feedback`, one text or None per completion.
     """
 
     scenario: Scenario
@@ -81,7 +93,7 @@ class Parts:
     model: nn.Module
     tokenizer: Any
     dataset: Any
-    reward: Any
+    rewards: list[Any]
     optimizer: Any
     arguments: Mapping[str, Any]
     folder: Path
@@ -101,6 +113,7 @@ class HFTrainerAdapter(TrainerAdapter):
         "optimizer",
         "teacher_update",
     )
+    imports: ClassVar[tuple[str, ...]] = COMMON_IMPORTS
     returns_unscaled_loss: ClassVar[bool] = False
     """Whether `compute_loss` returns the micro-batch's loss before any scale for accumulation."""
     feedback_columns: ClassVar[tuple[str, ...]] = ()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
+from sdpo.parity.adapters.trainers.base import COMMON_IMPORTS, HFTrainerAdapter, Parts
 from sdpo.parity.setting_names import PROMPT_SETTINGS, UPDATE_SETTINGS
 from sdpo.parity.stages import NAMES
 
@@ -30,6 +30,7 @@ class OwnTrainer(HFTrainerAdapter):
     package = "trl"
     versions = ">=1.16,<2"
     install = "'sdpo[train]'"
+    imports = (*COMMON_IMPORTS, "sdpo.trainer")
     teacher_adapter = "sdpo_teacher"
     lora_average: ClassVar[str] = "effective"
     stages: ClassVar[tuple[str, ...]] = NAMES
@@ -45,7 +46,7 @@ class OwnTrainer(HFTrainerAdapter):
             config = replace(config, teacher_mode="lora_ema", lora_average=self.lora_average)
         trainer = SDPOTrainer(
             model=parts.model,
-            reward_funcs=[parts.reward],
+            reward_funcs=parts.rewards,
             args=GRPOConfig(**parts.arguments),
             sdpo_config=config,
             processing_class=parts.tokenizer,

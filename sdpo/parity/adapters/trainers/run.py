@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts, TrainerAdapter
 
 SEED = 3
+PATIENCE = 240
+"""Seconds that a process waits for the others."""
 
 
 def run_hf_trainer(adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path) -> TrainerRun:
@@ -36,8 +39,9 @@ def run_hf_trainer(adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path
     """
     check_installed(adapter)
     check_schedule(scenario)
+    rank = rank_in(scenario)
     with quiet(), Watch(adapter.package) as watch:
-        parts, script = parts_of(adapter, scenario, folder)
+        parts, script = parts_of(adapter, scenario, folder, rank)
         with failures(adapter, "built"):
             trainer, settings = adapter.build(parts)
             locate(adapter, trainer)
@@ -87,6 +91,18 @@ def check_installed(adapter: "TrainerAdapter") -> None:
         )
 
 
+def rank_in(scenario: Scenario) -> int:
+    """Number of this process among those of a scenario.
+
+    Raises:
+        NotCoveredError: the scenario has several, and this process was not started as one of them.
+    """
+    found = {name: int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE")}
+    if scenario.processes > 1 and found["WORLD_SIZE"] != scenario.processes:
+        raise NotCoveredError(f"this is no process of {scenario.processes}")
+    return found["RANK"] if scenario.processes > 1 else 0
+
+
 def locate(adapter: "HFTrainerAdapter", trainer: Any) -> None:
     """Note where the trainer and its stages are defined."""
     adapter.location = location_of(type(trainer))
@@ -114,13 +130,13 @@ def check_schedule(scenario: Scenario) -> None:
 
 
 def parts_of(
-    adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path
+    adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path, rank: int = 0
 ) -> tuple["Parts", Script]:
     """Everything that a trainer is built from, and the script behind it."""
     from sdpo.parity.adapters.trainers.base import Parts
 
     model, tokenizer = tiny_model(scenario, folder), tiny_tokenizer()
-    script = Script(scenario, tokenizer.pad_token_id)
+    script = Script(scenario, tokenizer.pad_token_id, rank)
     parameters = [p for p in model.parameters() if p.requires_grad]
     arguments = dict(scenario.optimizer)
     optimizer = getattr(torch.optim, arguments.pop("name"))(parameters, **arguments)
@@ -130,7 +146,7 @@ def parts_of(
         model,
         tokenizer,
         script.dataset(*adapter.feedback_columns),
-        ScriptedReward(script),
+        [ScriptedReward(script) for _ in scenario.reward_weights or (1.0,)],
         optimizer,
         training_arguments(scenario, script, folder),
         folder,
@@ -141,7 +157,8 @@ def parts_of(
 def training_arguments(scenario: Scenario, script: Script, folder: Path) -> dict[str, Any]:
     """Settings that all of TRL's online trainers take, for one run on a CPU without any files."""
     passes = scenario.steps_per_generation * scenario.num_iterations
-    return {
+    weights = list(scenario.reward_weights)
+    return ({"reward_weights": weights} if weights else {}) | {
         "output_dir": str(folder / "output"),
         "per_device_train_batch_size": scenario.micro_batch_size,
         "gradient_accumulation_steps": scenario.accumulation,
@@ -163,6 +180,7 @@ def training_arguments(scenario: Scenario, script: Script, folder: Path) -> dict
         "logging_nan_inf_filter": False,
         "report_to": [],
         "save_strategy": "no",
+        "ddp_timeout": PATIENCE,
         "disable_tqdm": True,
     }
 

@@ -17,15 +17,15 @@ from sdpo.parity.whole_step.tiny_model import completion_ids, prompt_ids
 
 
 class Script:
-    """Plays the generations of a scenario, one after the other.
+    """Plays the generations of a scenario, one after the other; of several processes one's share.
 
     Attributes:
         generation: number of the generation that is being learnt from; -1 before the first.
         completions: token ids of each row of each generation.
     """
 
-    def __init__(self, scenario: Scenario, pad_token_id: int):
-        self.scenario, self.pad_token_id = scenario, pad_token_id
+    def __init__(self, scenario: Scenario, pad_token_id: int, rank: int = 0):
+        self.scenario, self.pad_token_id, self.rank = scenario, pad_token_id, rank
         self.completions = [completion_ids(generation) for generation in scenario.generations]
         self.prompts = [prompt_ids(generation) for generation in scenario.generations]
         self.generation, self.served = -1, 0
@@ -34,6 +34,11 @@ class Script:
     def present(self) -> Generation:
         """The generation that is being learnt from."""
         return self.scenario.generations[self.generation]
+
+    @property
+    def share(self) -> int:
+        """Rows of a generation that this process answers."""
+        return self.scenario.micro_batch_size * self.scenario.steps_per_generation
 
     @property
     def max_completion_length(self) -> int:
@@ -54,13 +59,14 @@ class Script:
         Raises:
             CandidateError: the prompts are not the next ones of the scenario.
         """
-        if self.generation < 0 or self.served == len(self.completions[self.generation]):
+        if self.generation < 0 or self.served == self.share:
             self.generation, self.served = self.generation + 1, 0
         if self.generation == len(self.completions):
             raise CandidateError(
                 "hook", f"the trainer generated more than the {self.generation} scripted times"
             )
-        rows = slice(self.served, self.served + len(input_ids))
+        start = self.rank * self.share + self.served
+        rows = slice(start, start + len(input_ids))
         asked = [i[m.bool()].tolist() for i, m in zip(input_ids, attention_mask, strict=True)]
         if asked != self.prompts[self.generation][rows]:
             raise CandidateError(
@@ -69,7 +75,7 @@ class Script:
                 f"{rows.start}-{rows.stop - 1} of generation {self.generation}: it must keep the "
                 "data set's order, repeat each prompt for its group, and cut nothing",
             )
-        self.served = rows.stop
+        self.served += len(input_ids)
         answers = [torch.tensor(row) for row in self.completions[self.generation][rows]]
         padded = torch.nn.utils.rnn.pad_sequence(answers, True, self.pad_token_id)
         return torch.cat([input_ids, padded.to(input_ids)], dim=1)

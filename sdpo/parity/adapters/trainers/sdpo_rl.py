@@ -8,7 +8,7 @@ from torch import nn
 
 from sdpo.config import SDPOConfig
 from sdpo.parity.adapters.base import NotCoveredError
-from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
+from sdpo.parity.adapters.trainers.base import COMMON_IMPORTS, HFTrainerAdapter, Parts
 from sdpo.parity.stages import NAMES
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class SdpoRl(HFTrainerAdapter):
     package = "sdpo-rl"
     versions = "==0.0.3"
     install = "'sdpo[peers]'"
+    imports = (*COMMON_IMPORTS, "sdpo_rl")
     teacher_adapter = "sdpo_teacher"
     stages: ClassVar[tuple[str, ...]] = NAMES
 
@@ -56,7 +57,7 @@ class SdpoRl(HFTrainerAdapter):
             args=GRPOConfig(**parts.arguments),
             sdpo_config=config,
             processing_class=parts.tokenizer,
-            reward_funcs=[parts.reward],
+            reward_funcs=parts.rewards,
             train_dataset=parts.dataset,
             optimizers=(parts.optimizer, None),
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
-from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
+from sdpo.parity.adapters.trainers.base import COMMON_IMPORTS, HFTrainerAdapter, Parts
 from sdpo.parity.adapters.trainers.script import feedback_varies
 from sdpo.parity.adapters.trainers.watch import installed_versions
 from sdpo.parity.stages import NAMES as STAGE_NAMES
@@ -53,6 +53,7 @@ class TRL(HFTrainerAdapter):
     package = "trl"
     versions = ">=1.16,<2"
     install = "'sdpo[train]'"
+    imports = (*COMMON_IMPORTS, "trl.experimental.sdpo")
     teacher_adapter = "teacher"
     feedback_columns: ClassVar[tuple[str, ...]] = ("privileged_context",)
     stages: ClassVar[tuple[str, ...]] = tuple(s for s in STAGE_NAMES if s not in NOT_SHOWN)
@@ -65,7 +66,7 @@ class TRL(HFTrainerAdapter):
         args = SDPOConfig(**{**parts.arguments, **their_settings(parts)})
         trainer = SDPOTrainer(
             model=parts.model,
-            reward_funcs=[parts.reward],
+            reward_funcs=parts.rewards,
             args=args,
             processing_class=parts.tokenizer,
             train_dataset=parts.dataset,
