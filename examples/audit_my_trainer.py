@@ -208,6 +208,9 @@ def refuse(scenario: Scenario) -> None:
         "sampled-token distillation": not settings["full_logit_distillation"],
         "full-vocabulary distillation": settings["distillation_topk"] is None,
         "a teacher of mixed logits": settings["teacher_regularization"] != "ema",
+        "several processes": scenario.processes > 1,
+        "dropout": scenario.dropout > 0,
+        "hooks for a nudge": bool(scenario.nudge),
     }
     if found := [name for name, needed in cannot.items() if needed]:
         raise NotCoveredError(f"my trainer has no {', '.join(found)}")

@@ -78,8 +78,8 @@ def audit(
         int,
         typer.Option(
             min=0,
-            help="Failing cases of a loss function to shrink and pack for `sdpo replay`; the "
-            "smallest inputs come first.",
+            help="Failing cases of a loss function or trainer to shrink and pack for "
+            "`sdpo replay`; the smallest inputs come first.",
         ),
     ] = 3,
     json_: Json = False,

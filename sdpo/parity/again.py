@@ -101,10 +101,9 @@ def replay_text(found: dict[str, Any]) -> str:
     first += [f"first={found['first_stage']}"] if found["first_stage"] else []
     first += [f"replay={found['replay']}"]
     then = found["seen_then"]
-    rows, tokens, vocabulary = found["shape"]
     lines = [
         " ".join(first),
-        f"  {rows} rows, {tokens} tokens, {vocabulary} entries of the vocabulary",
+        f"  {found['size']}",
         f"  then: {then['status']} at {then['first_stage']}: {one_line(then['note'])}",
         f"  now:  {one_line(found['note']) or found['verdict']}",
     ]

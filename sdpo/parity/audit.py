@@ -129,7 +129,7 @@ def judge(
         run_scenarios(candidate, findings, progress)
     else:
         run_recorded(candidate, families, findings, progress, isolation)
-    if isolation:
+    if isolation and not isinstance(candidate, TrainerAdapter):
         findings.invariants.extend(invariants(candidate, progress))
     evidence = Evidence(
         request.candidate,
@@ -265,14 +265,19 @@ def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progr
     """All scenarios through a trainer, each in a process of its own."""
     from sdpo.parity.whole_step.apart import Apart
     from sdpo.parity.whole_step.family import differs_from_itself, run_trainer_family
+    from sdpo.parity.whole_step.logged import compare_logged
     from sdpo.parity.whole_step.probes import all_probes, run_probes
     from sdpo.parity.whole_step.scenarios import SCENARIOS
+    from sdpo.parity.whole_step.trainer_claims import all_scripts
+    from sdpo.parity.whole_step.trainer_relations import trainer_relations
 
-    with Apart(candidate, [*SCENARIOS, *all_probes()]) as apart:
+    with Apart(candidate, [*SCENARIOS, *all_probes(), *all_scripts()]) as apart:
         found = run_trainer_family(apart, progress)
         findings.results.extend(found.results)
         findings.results.extend(run_probes(apart, found.runs))
+        findings.results.extend(compare_logged(found.runs, found.optimised, candidate.loss_metrics))
         findings.doubts.extend(differs_from_itself(apart))
+        findings.invariants.extend(trainer_relations(apart, found.runs))
     findings.observations.extend(found.observations)
     findings.explained.extend(found.explained)
     findings.notes.extend(found.notes)

@@ -18,6 +18,7 @@ from sdpo.fixtures import GoldenDataError
 from sdpo.parity.adapters.base import CandidateError, LossCandidate
 from sdpo.parity.adapters.callables import LossFunction
 from sdpo.parity.adapters.load import load_candidate
+from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.audit import SEEDS, load_goldens, run_loss_case
 from sdpo.parity.bundle import Bundle, BundleError, read, write
 from sdpo.parity.case import LossCase
@@ -28,6 +29,7 @@ from sdpo.parity.prepared import loss_cases
 from sdpo.parity.shrink import shrink
 from sdpo.parity.stages import STAGES
 from sdpo.parity.verdict import CaseResult, run_verdict
+from sdpo.parity.whole_step.trainer_bundle import TrainerBundle, is_trainer_bundle, seen_in
 from sdpo.parity.worker import plain
 
 Signature = frozenset[tuple[str, str, str]]
@@ -59,9 +61,11 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
     """
     with deterministic(SEEDS[0]) as settings:
         candidate = load_candidate(request["candidate"])
+        environment = describe_environment(settings, SEEDS)
+        if isinstance(candidate, TrainerAdapter):
+            return {"bundles": make_of_trainer(candidate, request, environment), "problem": ""}
         if not isinstance(candidate, LossFunction):
             return {"bundles": [], "problem": ""}
-        environment = describe_environment(settings, SEEDS)
         families = [f for f in load_goldens(request["goldens"]) if f.name == "loss"]
         cases = [case for family in families for case in loss_cases(family)]
         failing = [case for case in cases if case.id in set(request["cases"])]
@@ -73,6 +77,26 @@ def make(request: Mapping[str, Any]) -> dict[str, Any]:
             write(file, replace(bundle, environment=environment, command=request["command"]))
             rows.append({"case": case.id, "file": f"bundles/{file.name}", **bundle.shrunk})
     return {"bundles": rows, "problem": ""}
+
+
+def make_of_trainer(
+    candidate: TrainerAdapter, request: Mapping[str, Any], environment: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Bundles of failing scenarios; `cases` are ids with their first stages."""
+    from sdpo.parity.whole_step.scenarios import SCENARIOS
+    from sdpo.parity.whole_step.trainer_bundle import pack, smallest_first
+    from sdpo.parity.whole_step.trainer_bundle import write as write_scenario
+
+    stages = dict(request["cases"])
+    failing = [(scenario, stages[scenario.id]) for scenario in SCENARIOS if scenario.id in stages]
+    rows = []
+    for scenario in smallest_first(failing)[: request["count"]]:
+        bundle = pack(candidate, scenario, environment, request["command"])
+        bundle = replace(bundle, candidate=request["candidate"])
+        file = Path(request["folder"]) / f"{scenario.id}.zip"
+        write_scenario(file, bundle)
+        rows.append({"case": scenario.id, "file": f"bundles/{file.name}", **bundle.shrunk})
+    return rows
 
 
 def bundle_of(candidate: LossCandidate, case: LossCase) -> Bundle:
@@ -105,30 +129,67 @@ def replay(request: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The document that `sdpo replay --json` prints.
     """
-    bundle = read(Path(request["bundle"]))
+    path = Path(request["bundle"])
+    if is_trainer_bundle(path):
+        return replay_trainer(path, request["candidate"])
+    bundle = read(path)
     name = request["candidate"] or bundle.candidate
     with deterministic(SEEDS[0]) as settings:
         environment = describe_environment(settings, SEEDS)
         candidate = load_candidate(name)
         if not isinstance(candidate, LossFunction):
             raise CandidateError(
-                "config", f"{name} is no loss function; a bundle replays only these"
+                "config", f"{name} is no loss function; this bundle replays only these"
             )
         result, doubts, _ = run_loss_case(candidate, bundle.case)
+    rows, tokens, vocabulary = bundle.case.student_logits.shape
+    return replayed(name, bundle, result, doubts, environment) | {
+        "size": f"{rows} rows, {tokens} tokens, {vocabulary} entries of the vocabulary"
+    }
+
+
+def replay_trainer(path: Path, candidate: str) -> dict[str, Any]:
+    """Run the scenario of a trainer's bundle again; the document is that of `replay`."""
+    from sdpo.parity.whole_step.trainer_bundle import first_weights, judge, size_of
+    from sdpo.parity.whole_step.trainer_bundle import read as read_scenario
+
+    bundle = read_scenario(path)
+    name = candidate or bundle.candidate
+    with deterministic(SEEDS[0]) as settings:
+        environment = describe_environment(settings, SEEDS)
+        adapter = load_candidate(name)
+        if not isinstance(adapter, TrainerAdapter):
+            raise CandidateError("config", f"{name} is no trainer; this bundle holds a scenario")
+        result = judge(adapter, bundle.scenario)
+        weights = first_weights(bundle.scenario)
+    updates, groups, rows = size_of(bundle.scenario)
+    found = replayed(name, bundle, result, [], environment)
+    if weights != bundle.weights:
+        found["environment_differs"]["first weights"] = [bundle.weights, weights]
+    return found | {"size": f"updates: {updates}, groups: {groups}, rows: {rows}"}
+
+
+def replayed(
+    name: str,
+    bundle: "Bundle | TrainerBundle",
+    result: CaseResult,
+    doubts: list[str],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The verdict of now beside that of then."""
     verdict = run_verdict([c.status for c in result.comparisons], doubts=doubts)
-    row = result.row()
+    row = seen_in(result) if isinstance(bundle, TrainerBundle) else result.row()
     same = all(row[key] == bundle.seen[key] for key in ("status", "first_stage"))
     return {
         "schema_version": 1,
         "candidate": name,
-        "case": bundle.case.id,
+        "case": result.id,
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
         "first_stage": row["first_stage"],
         "note": "; ".join(doubts) or row["note"],
         "replay": "same" if same else "different",
         "seen_then": dict(bundle.seen),
-        "shape": list(bundle.case.student_logits.shape),
         "comparisons": [
             {
                 "stage": c.stage,

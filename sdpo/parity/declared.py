@@ -20,7 +20,7 @@ from sdpo.parity.verdict import CaseResult
 
 PACKAGED = Path(__file__).parent / "deviations.toml"
 LEDGERS = Path(__file__).parent / "ledgers"
-EFFECTS = ("value", "finite_where_reference_is_not", "zero_weight", "nan")
+EFFECTS = ("value", "finite_where_reference_is_not", "zero_weight", "nan", "failure")
 ANY = "*"
 
 

@@ -5,7 +5,7 @@ reference breaks some itself; a candidate is blamed only where the reference kee
 Results stand beside the stages and do not enter the verdict.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -44,7 +44,6 @@ from sdpo.parity.relations import (
 COMPARED = ("aggregate", "gradient")
 SEED = 20262
 
-TRAINER = "a trainer takes no batch of logits; its scenarios have splits of their own"
 PARTIAL = "stage functions give no loss and gradient from logits"
 FROM_LOG_PROBS = "is given log-probs, and the teacher's arrive without gradient"
 
@@ -159,8 +158,6 @@ def as_it_is(value: Array) -> Array:
 
 def excuse(candidate: Any, relation: Relation) -> str:
     """Why a relation cannot be tested on a candidate, empty if it can."""
-    if not hasattr(candidate, "trace"):
-        return TRAINER
     if not set(COMPARED) <= set(candidate.stages):
         return PARTIAL
     return FROM_LOG_PROBS if relation.needs_logits and isinstance(candidate, FromLogProbs) else ""
@@ -191,7 +188,7 @@ def invariants(candidate: Any, progress: Progress = lambda *_: None) -> list[dic
     """One row for each relation, whether it could be tested or not.
 
     Args:
-        candidate: of any kind; only a loss with gradient can be tested.
+        candidate: of any kind but a trainer; only a loss with gradient can be tested.
         progress: told `invariants`, relations done, relations in all.
     """
     rows = []
@@ -211,6 +208,13 @@ def row_of(candidate: Any, relation: Relation) -> dict[str, Any]:
     else:
         pairs = zip(outcomes(candidate, relation), reference, strict=True)
         found = [blamed(own, theirs) for own, theirs in pairs]
+    return relation_row(relation, found, reference)
+
+
+def relation_row(
+    relation: Relation, found: Sequence[Outcome], reference: Sequence[Outcome]
+) -> dict[str, Any]:
+    """What the report says of a relation, from the outcomes of its cases."""
     status = gravest(outcome.status for outcome in found)
     of_status = [outcome for outcome in found if outcome.status == status]
     shown = max(of_status, key=lambda outcome: outcome.used or 0.0)

@@ -186,12 +186,13 @@ def in_child(
 def add_bundles(run: dict[str, Any], request: dict[str, Any], folder: Path, count: int) -> None:
     """Write bundles of failing cases, in a further process, and list them in the run."""
     shutil.rmtree(folder / "bundles", ignore_errors=True)
+    family = "trainer" if run["kind"] == "trainer" else "loss"
     failing = [
-        case["id"]
+        (case["id"], case["first_stage"]) if family == "trainer" else case["id"]
         for case in run["cases"]
-        if case["family"] == "loss" and case["status"] in ("DIVERGENT", "ERROR")
+        if case["family"] == family and case["status"] in ("DIVERGENT", "ERROR")
     ]
-    if not failing or not count or not run["kind"].startswith("loss"):
+    if not failing or not count or not run["kind"].startswith(family):
         return
     wanted = {
         "candidate": request["candidate"],

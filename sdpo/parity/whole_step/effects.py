@@ -72,7 +72,7 @@ def effect_of(
         **gradient_measures(ours, theirs),
         parameters_distance=way(run.initial, natural[-1].parameters, last),
         teacher_distance=way(run.initial_teacher, natural[-1].teacher, run.updates[-1].teacher),
-        logged_loss=run.updates[0].logged.get("loss"),
+        logged_loss=first_step.logged.get("loss"),
         optimised_loss=mean_loss(first_step),
         reference_loss=natural[0].losses[0],
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
-from sdpo.parity.adapters.trainers.run import quiet
+from sdpo.parity.adapters.trainers.run import TrainingFailedError, quiet
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
 from sdpo.parity.explain import Search, explain
 from sdpo.parity.prepared import Observation
@@ -50,7 +50,10 @@ class TrainerFindings:
     explained: list[str] = field(default_factory=list)
     in_loss: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    trains: bool = False
+    """Whether the trainer is known to train, so that a later failure is telling."""
     runs: dict[str, TrainerRun] = field(default_factory=dict)
+    optimised: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 def run_trainer_family(
@@ -92,25 +95,14 @@ def fewest(alternatives: Sequence[Sequence[str]]) -> list[str]:
 def run_scenario(
     candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
 ) -> None:
-    """One scenario; whatever fails in the candidate is a finding."""
-    result = CaseResult(scenario.id, "trainer", scenario.tags)
+    """One scenario, its explanation and effect; whatever fails in the candidate is a finding."""
+    result, walk = walked(candidate, scenario, folder, findings)
     findings.results.append(result)
-    try:
-        run: TrainerRun = candidate.run(scenario, folder)
-    except NotCoveredError as error:
-        result.note = f"not covered: {error}"
+    if walk is None:
         return
-    except CandidateError as error:
-        result.comparisons.append(Comparison(error.stage, ERROR, scenario.id, note=str(error)))
-        return
-    findings.runs[scenario.id] = run
-    walk = Walk(scenario, run, folder)
-    try:
-        result.comparisons.extend(walk.comparisons())
-    except (KeyError, ValueError) as error:
-        note = f"what the adapter recorded cannot be compared: {type(error).__name__}: {error}"
-        result.comparisons.append(Comparison("accumulate", ERROR, scenario.id, note=note))
-        return
+    run = walk.run
+    findings.runs[scenario.id], findings.trains = run, True
+    findings.optimised[scenario.id] = walk.optimised
     findings.observations.extend(walk.observations)
     in_loss = [found.label for found in explain(walk.observations, search=Search(work_left=0))]
     findings.effects.append(
@@ -119,6 +111,58 @@ def run_scenario(
     findings.in_loss.append(in_loss)
     add_new(findings.explained, walk.explained)
     add_new(findings.notes, [*run.notes, *other_rows(scenario, run)])
+
+
+def failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Comparison:
+    """A training that failed: an error, since nothing can be said of the trainer.
+
+    One that trains, but fails or hangs as soon as there are several processes, deviates from the
+    reference, which does not.
+    """
+    if trains and scenario.processes > 1 and isinstance(error, TrainingFailedError):
+        return Comparison(
+            error.reached, DIVERGENT, scenario.id, compared=1, note=str(error), effect="failure"
+        )
+    return Comparison(error.stage, ERROR, scenario.id, note=str(error))
+
+
+def compare_scenario(
+    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
+) -> CaseResult:
+    """One scenario's comparisons alone."""
+    return walked(candidate, scenario, folder, findings)[0]
+
+
+def walked(
+    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
+) -> tuple[CaseResult, "Walk | None"]:
+    """The comparisons of a scenario, and what they were made on; None if it failed."""
+    result = CaseResult(scenario.id, "trainer", scenario.tags)
+    try:
+        run: TrainerRun = candidate.run(scenario, folder)
+    except NotCoveredError as error:
+        result.note = f"not covered: {error}"
+        return result, None
+    except CandidateError as error:
+        result.comparisons.append(failure(scenario, error, trains=findings.trains))
+        if result.status == DIVERGENT and (so_far := getattr(error, "run", None)) is not None:
+            result.comparisons.extend(prompts_so_far(scenario, so_far, folder))
+        return result, None
+    walk = Walk(scenario, run, folder)
+    try:
+        result.comparisons.extend(walk.comparisons())
+    except (KeyError, ValueError) as error:
+        note = f"what the adapter recorded cannot be compared: {type(error).__name__}: {error}"
+        result.comparisons.append(Comparison("accumulate", ERROR, scenario.id, note=note))
+        return result, None
+    return result, walk
+
+
+def prompts_so_far(scenario: Scenario, run: TrainerRun, folder: Path) -> list[Comparison]:
+    """The prompt stages of a training that failed later."""
+    walk, first = Walk(scenario, run, folder), scenario.generations[0]
+    batch, prompt = whole_batch(scenario, first, walk.tokenizer)
+    return walk.prompts(first, run.updates[0], prompt, batch)
 
 
 def differs_from_itself(apart: Apart, scenario: Scenario = SCENARIOS[0]) -> list[str]:
@@ -165,6 +209,7 @@ class Walk:
         self.optimizers = chain.Optimizers(scenario, weights_of(self.model))
         self.observations: list[Observation] = []
         self.explained: list[str] = []
+        self.optimised: list[float | None] = []
         self.moved: tuple[Tensors, list[Tensors]] = ({}, [])
 
     def comparisons(self) -> Iterator[Comparison]:
@@ -230,6 +275,7 @@ class Walk:
             found, scale = self.micro_batch(micro_batch, batch, mask, old)
             scales.append(scale)
             yield from found
+        self.optimised.append(optimised(self.scenario, step, scales))
         if self.scenario.dropout:
             return  # the student's passes draw at random, and cannot be repeated
         found = chain.compare_gradient(self.scenario, self.student, step, scales)
@@ -326,6 +372,20 @@ class Walk:
         ]
         gather = merged if self.scenario.lora else None
         return run_reference(self.scenario, self.model, self.tokenizer, groups, merged=gather)
+
+
+def optimised(scenario: Scenario, step: OptimizerStep, scales: Sequence[float]) -> float | None:
+    """What an optimizer step followed: each micro-batch's loss times its gradient's scale.
+
+    None if the trainer does not show a loss; a scale that is not known counts as right.
+    """
+    usual, found = 1 / scenario.accumulation, 0.0
+    for micro_batch, scale in zip(step.micro_batches, scales, strict=True):
+        if "aggregate" not in micro_batch.values:
+            return None
+        weight = scale if math.isfinite(scale) else usual
+        found += weight * micro_batch.values["aggregate"].item()
+    return found / scenario.processes
 
 
 def merged(model: nn.Module) -> nn.Module:

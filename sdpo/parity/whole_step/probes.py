@@ -2,11 +2,11 @@
 
 What must matter has to move the named values; what must not matter has to leave them bit-equal.
 So a part that is computed but has no effect shows, and an effect that nobody declared. How far a
-value moves, and where to, is compared with the reference in the scenarios.
+value moves is compared with the reference in the scenarios; a probe compares the side to which the
+loss moves, and the order of size.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,191 +17,16 @@ from torch import Tensor
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError, same_bits
 from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.compare import DIVERGENT, ERROR, MATCH, Comparison
+from sdpo.parity.prepared import prepared
 from sdpo.parity.verdict import CaseResult
+from sdpo.parity.whole_step.effects import mean_loss
+from sdpo.parity.whole_step.loss_chain import loss_case
+from sdpo.parity.whole_step.probe_table import BASES, PROBES, Probe
 from sdpo.parity.whole_step.record import TrainerRun, Update
 from sdpo.parity.whole_step.scenario import Scenario
-from sdpo.parity.whole_step.scenarios import NO_LUCK, SCENARIOS
 
-Change = Callable[[Scenario], Scenario]
-
-BASES = {scenario.id: scenario for scenario in SCENARIOS}
-OF_FORWARD = ("student_logits", "teacher_logits")
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One input that is changed, and what that must do.
-
-    `moves` and `stays` name values of an update: stages, `student_logits`, `teacher_logits`,
-    `parameters`; those of the second update end in `@1`. A failure is charged to `stage`.
-    """
-
-    id: str
-    question: str
-    base: str
-    change: Change
-    stage: str
-    moves: tuple[str, ...] = ()
-    stays: tuple[str, ...] = ()
-
-
-def setting(**changes: Any) -> Change:
-    """Other settings of SDPO."""
-    return lambda s: replace(s, self_distillation={**s.self_distillation, **changes})
-
-
-def rewards(*values: float) -> Change:
-    """Other rewards of the first generation's rollouts."""
-
-    def changed(scenario: Scenario) -> Scenario:
-        first, *rest = scenario.generations
-        rollouts = zip(first.rollouts, values, strict=True)
-        new = tuple(replace(rollout, reward=value) for rollout, value in rollouts)
-        return replace(scenario, generations=(replace(first, rollouts=new), *rest))
-
-    return changed
-
-
-def rollout(row: int, **changes: Any) -> Change:
-    """Another rollout in one row of the first generation."""
-
-    def changed(scenario: Scenario) -> Scenario:
-        first, *rest = scenario.generations
-        rollouts = list(first.rollouts)
-        rollouts[row] = replace(rollouts[row], **changes)
-        generation = replace(first, rollouts=tuple(rollouts))
-        return replace(scenario, generations=(generation, *rest))
-
-    return changed
-
-
-def same_feedback(scenario: Scenario) -> Scenario:
-    """The scenario with the first group's feedback replaced, for trainers with one per prompt."""
-    first, *rest = scenario.generations
-    size = first.group_size
-    rollouts = [
-        replace(entry, feedback="try 5") if row < size else entry
-        for row, entry in enumerate(first.rollouts)
-    ]
-    return replace(scenario, generations=(replace(first, rollouts=tuple(rollouts)), *rest))
-
-
-PROBES = (
-    Probe(
-        "C01",
-        "does the temperature reach the loss?",
-        "T01",
-        lambda s: replace(s, temperature=0.7),
-        "log_probs",
-        moves=("aggregate", "accumulate"),
-        stays=(*OF_FORWARD, "teacher_tokens", "distillation_mask"),
-    ),
-    Probe(
-        "C02",
-        "does the demonstration reach the teacher?",
-        "T01",
-        rewards(0.0, 0.0, 1.0, 1.0),
-        "teacher_tokens",
-        moves=("teacher_tokens", "teacher_logits", "aggregate", "accumulate"),
-        stays=("student_logits",),
-    ),
-    Probe(
-        "C03",
-        "does feedback reach the teacher?",
-        "T21",
-        same_feedback,
-        "teacher_tokens",
-        moves=("teacher_tokens", "teacher_logits", "aggregate"),
-        stays=("student_logits",),
-    ),
-    Probe(
-        "C04",
-        "do rows without a success lose their signal?",
-        "T01",
-        setting(success_reward_threshold=2.0),
-        "distillation_mask",
-        moves=("distillation_mask", "accumulate", "parameters"),
-        stays=("student_logits",),
-    ),
-    Probe(
-        "C05",
-        "does the rate move the teacher, and nothing else in the first update?",
-        "T01",
-        setting(teacher_update_rate=0.2),
-        "teacher_update",
-        moves=("teacher_update",),
-        stays=(*OF_FORWARD, "aggregate", "accumulate", "parameters"),
-    ),
-    Probe(
-        "C06",
-        "does the averaged teacher answer in the second update?",
-        "T07",
-        setting(teacher_update_rate=0.5),
-        "log_probs",
-        moves=("teacher_logits@1", "aggregate@1", "accumulate@1"),
-        stays=("student_logits@1",),
-    ),
-    Probe(
-        "C07",
-        "does α reach the divergence?",
-        "T01",
-        setting(alpha=0.25),
-        "divergence",
-        moves=("aggregate", "accumulate"),
-        stays=OF_FORWARD,
-    ),
-    Probe(
-        "C08",
-        "does K reach the support?",
-        "T01",
-        setting(distillation_topk=4),
-        "support",
-        moves=("aggregate", "accumulate"),
-        stays=OF_FORWARD,
-    ),
-    Probe(
-        "C09",
-        "does the tail reach the divergence?",
-        "T01",
-        setting(distillation_add_tail=False),
-        "tail",
-        moves=("aggregate", "accumulate"),
-        stays=OF_FORWARD,
-    ),
-    Probe(
-        "C10",
-        "does the cap of the ratio act off-policy?",
-        "T05",
-        setting(is_clip=0.9),
-        "importance",
-        moves=("aggregate", "accumulate"),
-        stays=("teacher_tokens", "distillation_mask"),
-    ),
-    Probe(
-        "C11",
-        "does the size of a reward above the threshold matter? It must not",
-        "T01",
-        rewards(0.9, 0.1, 0.8, 0.3),
-        "demonstration",
-        stays=("teacher_tokens", "distillation_mask", "aggregate", "accumulate", "parameters"),
-    ),
-    Probe(
-        "C12",
-        "does the answer of a row without signal matter to the loss? It must not",
-        "T10",
-        rollout(5, completion=NO_LUCK),
-        "distillation_mask",
-        stays=("distillation_mask", "aggregate"),
-    ),
-    Probe(
-        "C13",
-        "does a higher limit on prompts that fit matter? It must not",
-        "T01",
-        setting(max_reprompt_len=1024),
-        "teacher_tokens",
-        stays=("teacher_tokens", "teacher_logits", "aggregate", "accumulate", "parameters"),
-    ),
-)
+FACTOR = 5.0
+"""A loss that moves more than this many times as far as the reference's, or as little, is wrong."""
 
 
 def all_probes() -> list[Scenario]:
@@ -232,6 +57,39 @@ def run_probe(candidate: Any, probe: Probe, runs: dict[str, TrainerRun]) -> Case
     return result
 
 
+def moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:
+    """Loss of the first optimizer step: the trainer's, and the reference's at the same logits.
+
+    None if the trainer shows no loss.
+    """
+    update = run.updates[0]
+    step = update.steps[0]
+    own, mask = mean_loss(step), update.prompt.get("distillation_mask")
+    if own is None or mask is None:
+        return None
+    found = []
+    for micro in step.micro_batches:
+        signal = torch.tensor([float(mask[row]) for row in micro.rows])
+        old = None if scenario.on_policy else micro.inputs.get("old_log_probs")
+        if old is None and not scenario.on_policy:
+            return None
+        case = loss_case(scenario, scenario.id, micro, old, signal)
+        found.append(prepared(case).reference["aggregate"].item())
+    return own, sum(found) / len(found)
+
+
+def wrong_way(probe: Probe, before: TrainerRun, after: TrainerRun) -> list[str]:
+    """How the change of the loss differs from the reference's, if it does by far."""
+    base = BASES[probe.base]
+    points = [moves_to(base, before), moves_to(probe.change(base), after)]
+    if points[0] is None or points[1] is None:
+        return []
+    ours, theirs = (now - then for then, now in zip(*points, strict=True))
+    if theirs == 0 or 1 / FACTOR <= ours / theirs <= FACTOR:
+        return []
+    return [f"aggregate moves by {ours:.3g} where the reference's moves by {theirs:.3g}"]
+
+
 def train(candidate: Any, scenario: Scenario) -> TrainerRun:
     """One run of a trainer.
 
@@ -257,6 +115,8 @@ def judged(probe: Probe, before: TrainerRun, after: TrainerRun) -> Iterator[Comp
                 wrong.append(f"{name} {'does not move' if must_move else 'moves'}")
     if not compared:
         return
+    if probe.directed and not wrong:
+        wrong += wrong_way(probe, before, after)
     if wrong:
         note = f"{probe.question} {', '.join(wrong)}"
         worst = {"value": probe.question, "actual": ", ".join(wrong), "expected": "the opposite"}

@@ -38,13 +38,14 @@ class OptimizerStep:
     """The micro-batches of one optimizer step and what came of them.
 
     `gradient` is that of the parameters before clipping; `grad_norm` the norm that the trainer
-    reports; `parameters` the trainable weights after the step.
+    reports; `parameters` the trainable weights after the step; `logged` what was logged of it.
     """
 
     micro_batches: list[MicroBatch] = field(default_factory=list)
     gradient: Tensors = field(default_factory=dict)
     grad_norm: float | None = None
     parameters: Tensors = field(default_factory=dict)
+    logged: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,13 +56,12 @@ class Update:
     `feedback` text or None, `demonstration` (row, text) or text alone or None, `teacher_prompt`
     messages, `teacher_tokens` a dict of lists `input_ids` and `position_ids` of the tokens that the
     teacher attends to, `distillation_mask` float. `teacher` are the teacher's weights afterwards
-    (of a LoRA teacher the effective weights of the adapted layers), `logged` what was logged.
+    (of a LoRA teacher the effective weights of the adapted layers).
     """
 
     prompt: dict[str, list[Any]] = field(default_factory=dict)
     steps: list[OptimizerStep] = field(default_factory=list)
     teacher: Tensors = field(default_factory=dict)
-    logged: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,6 +71,8 @@ class TrainerRun:
     `settings` are the effective ones under verl's names, for those that the trainer has;
     `initial` and `initial_teacher` are the weights before the first update. Of several processes
     the first one's run has the micro-batches of all, and the other ones' runs in `ranks`.
+    `teacher_gradient` is the largest gradient found on weights that are the teacher's alone, None
+    if there are none such.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -78,4 +80,5 @@ class TrainerRun:
     initial_teacher: Tensors = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    teacher_gradient: float | None = None
     ranks: list["TrainerRun"] = field(default_factory=list)

@@ -181,9 +181,7 @@ def update_settings(scenario: Scenario, *, adapters: bool, dtype: torch.dtype) -
     if adapters:
         chosen["teacher_update_rate"] = 0.0
     return UpdateSettings(
-        ppo_mini_batch_size=scenario.micro_batch_size
-        * scenario.accumulation
-        * scenario.processes,
+        ppo_mini_batch_size=scenario.micro_batch_size * scenario.accumulation * scenario.processes,
         ppo_micro_batch_size_per_gpu=scenario.micro_batch_size,
         ppo_epochs=scenario.num_iterations,
         loss_agg_mode=scenario.loss_agg_mode,

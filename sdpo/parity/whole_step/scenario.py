@@ -8,6 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+NUDGES = {
+    "": "none",
+    "student": "a weight of the student, once the trainer is built",
+    "teacher": "the same weight of the teacher",
+    "old_log_probs": "log-probs at the weights that generated, lower by a quarter",
+    "distillation_mask": "the first row of each micro-batch loses its teacher signal",
+}
+
+DISGUISES = {
+    "": "none",
+    "right padding": "the tokenizer is handed over as one that pads on the right",
+    "extra padding": "the sampler returns five further columns of padding",
+    "shifted head": "all logits of a token are moved by one number",
+    "exchanged head": "two entries of the vocabulary, of no text, exchange places in the head",
+}
+
 Message = dict[str, str]
 Conversation = tuple[Message, ...]
 
@@ -48,9 +64,10 @@ class Scenario:
 
     Sizes are per process, in rows and micro-batches: of a generation each of the `processes` has
     `micro_batch_size * steps_per_generation` rows, in order, of an optimizer step
-    `micro_batch_size * accumulation`, and every generation is learnt from `num_iterations` times. `self_distillation` has verl's names;
-    `optimizer` is a class of `torch.optim` with its arguments. `dtype` is that of the forward
-    passes: with `bfloat16` under autocast, weights stay float32.
+    `micro_batch_size * accumulation`, and every generation is learnt from `num_iterations` times.
+    `self_distillation` has verl's names; `optimizer` is a class of `torch.optim` with its
+    arguments. `dtype` is that of the forward passes: with `bfloat16` under autocast, weights stay
+    float32.
     """
 
     id: str
@@ -76,9 +93,16 @@ class Scenario:
     """Weights of several reward functions of which each gives the whole reward; none for one."""
     poisoned_token: str | None = None
     """Text of a token whose input embedding is NaN, in the prompt of a row without signal."""
+    nudge: str = ""
+    """One value of the trainer that is moved alone, by name: see `NUDGES`."""
+    disguise: str = ""
+    """A change of the world that must not show, by name: see `DISGUISES`."""
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, known in (("disguise", DISGUISES), ("nudge", NUDGES)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"scenario {self.id}: {name}={value!r}; valid are {list(known)}")
         rows = self.micro_batch_size * self.steps_per_generation * self.processes
         wrong = [n for n, g in enumerate(self.generations) if len(g.rollouts) != rows]
         if wrong:

@@ -141,8 +141,6 @@ def distinct(generation: Generation, number: int) -> Generation:
 
 
 ONE_GROUP = generation((MIXED,))
-OF_EIGHT = Generation(SUMS[:1], MIXED + FAILED)
-"""One group of eight rows, of which the second half fails."""
 TWO_GROUPS = generation((MIXED, OTHERS))
 ONE_SILENT = generation((MIXED, FAILED))
 
@@ -376,14 +374,29 @@ SCENARIOS = (
     ),
     plain(
         "T32",
-        "two processes with a group each, the second's without success, two updates by AdamW",
-        ("processes", "accumulation", "consecutive", "masked_rows"),
-        generations=tuple(distinct(ONE_SILENT, n) for n in range(2)),
+        "two processes with a group each, two micro-batches accumulated, two updates by AdamW",
+        ("processes", "accumulation", "consecutive"),
+        generations=tuple(distinct(TWO_GROUPS, n) for n in range(2)),
         micro_batch_size=2,
         accumulation=2,
         steps_per_generation=2,
         processes=2,
         optimizer=ADAMW,
+    ),
+    plain(
+        "T43",
+        "two processes with a group each, the second's without teacher signal",
+        ("processes", "masked_rows"),
+        generations=(ONE_SILENT,),
+        processes=2,
+    ),
+    plain(
+        "T44",
+        "two processes with a group each, LoRA adapters",
+        ("processes", "lora"),
+        generations=(TWO_GROUPS,),
+        processes=2,
+        lora=True,
     ),
     plain(
         "T33",

@@ -13,6 +13,9 @@ from sdpo.parity.whole_step.scenario import Generation, Scenario
 
 SEED = 0
 LORA_RANK = 4
+NUDGED = "model.layers.1.mlp.down_proj.weight"
+EXCHANGED = (424, 425)
+"""Entries of the vocabulary that no text of the scenarios has."""
 LORA_MODULES = ("q_proj", "v_proj")
 
 
@@ -50,13 +53,25 @@ def tiny_model(scenario: Scenario, folder: Path) -> nn.Module:
     model = Qwen2ForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     if scenario.moved:
         nudge(model)
+    disguise_head(model, scenario.disguise)
     return with_adapter(model, scenario.dropout) if scenario.lora else model
 
 
 @torch.no_grad()
 def nudge(model: nn.Module) -> None:
     """Move the last layer's projection, so that logits change by much more than rounding."""
-    model.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(1.25)
+    model.get_parameter(NUDGED).mul_(1.25)
+
+
+@torch.no_grad()
+def disguise_head(model: nn.Module, disguise: str) -> None:
+    """Change the head so that nothing changes: all rows by one vector, or the place of two."""
+    head = model.get_parameter("lm_head.weight")
+    if disguise == "shifted head":
+        head.add_(torch.linspace(-0.1, 0.1, head.shape[1]))
+    elif disguise == "exchanged head":
+        first, second = EXCHANGED
+        head[[first, second]] = head[[second, first]]
 
 
 def initial_model(scenario: Scenario) -> Any:

@@ -255,9 +255,7 @@ def compare_start(scenario: Scenario, teacher: Tensors, student: Tensors) -> lis
     distance = max((teacher[n] - student[n]).abs().max().item() for n in apart)
     compared = sum(value.numel() for value in teacher.values())
     stage, effect = "teacher_update", "value"
-    return [
-        Comparison(stage, DIVERGENT, scenario.id, compared, distance, note=note, effect=effect)
-    ]
+    return [Comparison(stage, DIVERGENT, scenario.id, compared, distance, note=note, effect=effect)]
 
 
 def compare_teacher(

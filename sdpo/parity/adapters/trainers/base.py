@@ -62,6 +62,8 @@ class TrainerAdapter(ABC):
     stages: ClassVar[tuple[str, ...]] = ()
     imports: ClassVar[tuple[str, ...]] = ()
     """Modules that every run needs: they are imported once, before processes for runs fork."""
+    loss_metrics: ClassVar[tuple[str, ...]] = ()
+    """Names, beside `loss`, under which the trainer logs the loss that it optimises."""
     notes: tuple[str, ...] = ()
     location: Location | None = None
     """Where the trainer is defined; known after a run at the latest."""

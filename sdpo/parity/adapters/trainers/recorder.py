@@ -15,16 +15,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sdpo.parity.adapters.base import NotCoveredError
 from sdpo.parity.adapters.trainers.script import Script
 from sdpo.parity.adapters.trainers.watch import Watch
 from sdpo.parity.adapters.trainers.weights import gradients
 from sdpo.parity.replica import weights_of
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
+from sdpo.parity.whole_step.tiny_model import nudge
 
 if TYPE_CHECKING:
     from sdpo.parity.adapters.trainers.base import HFTrainerAdapter
 
 OLD_LOG_PROBS = ("old_per_token_logps", "old_log_probs")
+DISTILLATION_MASK = ("self_distillation_mask",)
+LOWER = 0.25
+"""By which old log-probs are lowered: ratios grow by 1.28, less than the usual cap."""
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 HOOKS = (
     "model.generate",
@@ -75,6 +80,40 @@ class Recorder:
         for name in HOOKS:
             watch.expect(name)
 
+    def nudge_weights(self) -> None:
+        """Move a weight of student or teacher alone, if the scenario says so.
+
+        Raises:
+            NotCoveredError: they are one module.
+        """
+        sides = {"student": self.trainer.model, "teacher": self.adapter.teacher(self.trainer)}
+        side = sides.get(self.script.scenario.nudge)
+        if side is None:
+            return
+        if sides["student"] is sides["teacher"]:
+            raise NotCoveredError("student and teacher are one module")
+        nudge(side)
+
+    def nudge_inputs(self, inputs: dict[str, Any]) -> None:
+        """Move an input of the loss alone, if the scenario says so.
+
+        Raises:
+            NotCoveredError: the trainer does not pass it to `compute_loss`.
+        """
+        wanted = self.script.scenario.nudge
+        names = {"old_log_probs": OLD_LOG_PROBS, "distillation_mask": DISTILLATION_MASK}.get(wanted)
+        if names is None:
+            return
+        name = next((name for name in names if inputs.get(name) is not None), None)
+        if name is None:
+            raise NotCoveredError(f"compute_loss is not given {' or '.join(names)}")
+        value = inputs[name].clone()
+        if wanted == "old_log_probs":
+            value -= LOWER
+        else:
+            value[0] = 0
+        inputs[name] = value
+
     def hook(self, module: nn.Module, seen: Any) -> None:
         """Call `seen(module, args, kwargs, output)` after each forward pass of a module."""
         self.watch.undo.append(module.register_forward_hook(seen, with_kwargs=True).remove)
@@ -90,6 +129,7 @@ class Recorder:
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Record everything that happens in the loss of one micro-batch."""
         self.watch.calls["Trainer.compute_loss"] += 1
+        self.nudge_inputs(inputs)
         micro = self.micro = self.open(inputs)
         loss = self._compute_loss(model, inputs, *args, **kwargs)
         if self.adapter.returns_unscaled_loss:
@@ -175,9 +215,18 @@ class Recorder:
         first = step.grad_norm is None
         if first:
             step.gradient = gradients(self.trainer.model)
+            self.look_at_teacher()
         norm = self._clip(parameters, *args, **kwargs)
         step.grad_norm = float(norm) if first else step.grad_norm
         return norm
+
+    def look_at_teacher(self) -> None:
+        """Note the largest gradient on weights that are the teacher's alone."""
+        teacher = self.adapter.teacher(self.trainer)
+        if teacher is None or teacher is self.trainer.model:
+            return
+        found = [p.grad.abs().max().item() for p in teacher.parameters() if p.grad is not None]
+        self.run.teacher_gradient = max([self.run.teacher_gradient or 0.0, *found])
 
     def stepped(self) -> None:
         """The optimizer step, and what callbacks do after it, is done."""
@@ -190,9 +239,11 @@ class Recorder:
         update, history = self.run.updates[self.closed], self.trainer.state.log_history
         self.closed += 1
         update.teacher = self.adapter.teacher_weights(self.trainer)
+        steps = [step for update in self.run.updates for step in update.steps]
         for entry in history[self.logged :]:
-            if "train_runtime" not in entry:
-                update.logged |= {k: float(v) for k, v in entry.items() if is_number(v)}
+            if "train_runtime" not in entry and 0 < entry["step"] <= len(steps):
+                logged = steps[entry["step"] - 1].logged
+                logged |= {k: float(v) for k, v in entry.items() if is_number(v)}
         self.logged = len(history)
 
     # --- what the hooks of an adapter say ---------------------------------------------------

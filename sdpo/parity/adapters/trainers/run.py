@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,21 +42,64 @@ def run_hf_trainer(adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path
     rank = rank_in(scenario)
     with quiet(), Watch(adapter.package) as watch:
         parts, script = parts_of(adapter, scenario, folder, rank)
-        with failures(adapter, "built"):
-            trainer, settings = adapter.build(parts)
-            locate(adapter, trainer)
+        trainer, settings = build(adapter, parts)
+        locate(adapter, trainer)
         recorder = Recorder(adapter, trainer, script, watch)
+        recorder.nudge_weights()
         recorder.attach()
         adapter.observe(trainer, recorder)
         follow_callbacks(trainer, recorder)
-        with failures(adapter, "trained"):
-            trainer.train()
+        train(adapter, trainer, recorder)
         recorder.close_update()
         watch.check()
     check_complete(recorder.run, scenario)
     recorder.run.settings = dict(settings)
     recorder.run.notes.append(f"installed: {installed_versions(adapter.package)}")
     return recorder.run
+
+
+class TrainingFailedError(CandidateError):
+    """The trainer itself failed in a training that it should be able to do.
+
+    `reached` is the stage before whose end it failed, `run` what was recorded so far.
+    """
+
+    def __init__(self, reached: str, message: str, run: TrainerRun | None = None) -> None:
+        super().__init__("config", message)
+        self.reached, self.run = reached, run
+
+
+def build(adapter: "HFTrainerAdapter", parts: "Parts") -> tuple[Any, Mapping[str, Any]]:
+    """The trainer and its effective settings.
+
+    Raises:
+        TrainingFailedError: the trainer raised.
+        NotCoveredError: it has no setting for what the scenario needs.
+    """
+    try:
+        with failures(adapter, "built"):
+            return adapter.build(parts)
+    except CandidateError as error:
+        raise TrainingFailedError("config", str(error)) from error
+
+
+def train(adapter: "HFTrainerAdapter", trainer: Any, recorder: Recorder) -> None:
+    """Train.
+
+    Raises:
+        TrainingFailedError: the trainer raised.
+        CandidateError: the script or a hook complained.
+    """
+    try:
+        with failures(adapter, "trained"):
+            trainer.train()
+    except CandidateError as error:
+        if not isinstance(error.__cause__, Exception):
+            raise
+        updates = recorder.run.updates
+        learns = bool(updates) and bool(updates[-1].steps)
+        reached = "accumulate" if learns else "teacher_prompt"
+        raise TrainingFailedError(reached, str(error), recorder.run) from error
 
 
 def check_installed(adapter: "TrainerAdapter") -> None:
@@ -136,6 +179,8 @@ def parts_of(
     from sdpo.parity.adapters.trainers.base import Parts
 
     model, tokenizer = tiny_model(scenario, folder), tiny_tokenizer()
+    if scenario.disguise == "right padding":
+        tokenizer.padding_side = "right"
     script = Script(scenario, tokenizer.pad_token_id, rank)
     parameters = [p for p in model.parameters() if p.requires_grad]
     arguments = dict(scenario.optimizer)

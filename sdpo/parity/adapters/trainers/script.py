@@ -15,6 +15,9 @@ from sdpo.parity.adapters.base import CandidateError
 from sdpo.parity.whole_step.scenario import Generation, Scenario
 from sdpo.parity.whole_step.tiny_model import completion_ids, prompt_ids
 
+EXTRA = 5
+"""Columns of padding under the disguise of that name."""
+
 
 class Script:
     """Plays the generations of a scenario, one after the other; of several processes one's share.
@@ -78,6 +81,8 @@ class Script:
         self.served += len(input_ids)
         answers = [torch.tensor(row) for row in self.completions[self.generation][rows]]
         padded = torch.nn.utils.rnn.pad_sequence(answers, True, self.pad_token_id)
+        if self.scenario.disguise == "extra padding":
+            padded = torch.nn.functional.pad(padded, (0, EXTRA), value=self.pad_token_id)
         return torch.cat([input_ids, padded.to(input_ids)], dim=1)
 
     def row_of(self, ids: list[int]) -> int:

@@ -42,6 +42,7 @@ class SdpoRl(HFTrainerAdapter):
     install = "'sdpo[peers]'"
     imports = (*COMMON_IMPORTS, "sdpo_rl")
     teacher_adapter = "sdpo_teacher"
+    loss_metrics = ("sdpo/loss",)
     stages: ClassVar[tuple[str, ...]] = NAMES
 
     def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:

@@ -55,6 +55,7 @@ class TRL(HFTrainerAdapter):
     install = "'sdpo[train]'"
     imports = (*COMMON_IMPORTS, "trl.experimental.sdpo")
     teacher_adapter = "teacher"
+    loss_metrics = ("self_distillation/distillation_loss",)
     feedback_columns: ClassVar[tuple[str, ...]] = ("privileged_context",)
     stages: ClassVar[tuple[str, ...]] = tuple(s for s in STAGE_NAMES if s not in NOT_SHOWN)
 
