@@ -169,6 +169,32 @@ def left_out(run: Run) -> str:
     )
 
 
+def failed_trainings(run: Run) -> str:
+    """Scenarios in which the trainer itself failed or hung, which have no effect to measure."""
+    return "\n".join(
+        f"- {case['id']}: {comparison['note'].partition('; versions')[0]}"
+        for case in run["cases"]
+        for comparison in case["comparisons"]
+        if case["family"] == "trainer" and comparison.get("effect") == "failure"
+    )
+
+
+def relation_table(runs: Sequence[Run]) -> str:
+    """What each trainer, and the reference, makes of each metamorphic relation."""
+    rows = [
+        [
+            row["name"],
+            *(
+                next(r["status"] for r in run["invariants"] if r["name"] == row["name"])
+                for run in runs
+            ),
+            row["of_reference"],
+        ]
+        for row in runs[0]["invariants"]
+    ]
+    return table(["relation", *map(title, runs), "reference"], "l" * (len(runs) + 2), rows)
+
+
 def failed_probes(run: Run) -> str:
     """Probes that did not come out as they must."""
     return "\n".join(
@@ -207,16 +233,24 @@ what was seen. A stage that only `follows` diverges because an earlier one does.
 trainer does not show by itself may be covered by probes alone (TRL's `demonstration`).
 
 {stages}
+
+Metamorphic relations compare a trainer's first update with its own first update on a batch that was cut,
+padded or permuted ([what each says](audit.md#invariants)):
+
+{relations}
 """
 
 
 def page(runs: Sequence[Run]) -> str:
     """`docs/peers.md`."""
     names = " ".join(run["candidate"] for run in runs)
-    parts = [PAGE.format(names=names, stages=stage_table(runs)).rstrip()]
+    tables = {"stages": stage_table(runs), "relations": relation_table(runs)}
+    parts = [PAGE.format(names=names, **tables).rstrip()]
     for run in runs:
         parts += [f"## {title(run)}", summary(run), *(f"- {note}" for note in run["notes"])]
         parts.append(scenario_table(run))
+        if text := failed_trainings(run):
+            parts += ["Failed or hung with several processes:", text]
         if text := failed_probes(run):
             parts += ["Probes (one input is changed alone) that failed:", text]
         if text := left_out(run):

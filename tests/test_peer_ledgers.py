@@ -14,11 +14,13 @@ from sdpo.parity.faults import BY_ID
 from sdpo.parity.launch import audit_all
 from sdpo.parity.regate import policy_of, read_runs, regate
 from sdpo.parity.verdict import CaseResult
-from sdpo.parity.whole_step.probes import PROBES
+from sdpo.parity.whole_step.logged import QUESTIONS
+from sdpo.parity.whole_step.probe_table import PROBES
 from sdpo.parity.whole_step.scenarios import SCENARIOS
 
 TAGS = {scenario.id: scenario.tags for scenario in SCENARIOS}
 TAGS |= {probe.id: ("probe",) for probe in PROBES}
+TAGS |= {check: ("probe", "logged") for check in QUESTIONS}
 TODAY = date(2027, 5, 31)
 PEERS = ("trl", "sdpo-rl")
 ENTRIES = [pytest.param(peer, entry, id=entry.id) for peer in PEERS for entry in load_for([peer])]

@@ -13,7 +13,8 @@ import audit_my_trainer as mine
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.compare import DIVERGENT, ERROR, MATCH
-from sdpo.parity.whole_step.probes import PROBES, run_probe
+from sdpo.parity.whole_step.probe_table import PROBES
+from sdpo.parity.whole_step.probes import run_probe
 
 BY_ID = {probe.id: probe for probe in PROBES}
 

@@ -128,8 +128,8 @@ class Apart:
 
 def so_far(scenario: Scenario, found: Sequence[Mapping[str, Any]]) -> TrainerRun | None:
     """What all processes had recorded of the first generation when the training failed."""
-    runs = [entry.get("so_far") for entry in found]
-    if any(run is None or not run.updates for run in runs):
+    runs: list[TrainerRun] = [run for entry in found if (run := entry.get("so_far"))]
+    if len(runs) < len(found) or not all(run.updates for run in runs):
         return None
     for run in runs:
         run.updates = run.updates[:1]

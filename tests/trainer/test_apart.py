@@ -1,0 +1,183 @@
+"""Trainings in processes of their own: whatever one does, the audit goes on and says what it was."""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sdpo.parity.adapters.base import CandidateError, Location, NotCoveredError
+from sdpo.parity.adapters.trainers.base import TrainerAdapter
+from sdpo.parity.adapters.trainers.run import TrainingFailedError
+from sdpo.parity.compare import DIVERGENT
+from sdpo.parity.whole_step import run_file, training_server
+from sdpo.parity.whole_step.apart import Apart
+from sdpo.parity.whole_step.family import differs_from_itself
+from sdpo.parity.whole_step.ranks import compare_ranks, joined
+from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
+from sdpo.parity.whole_step.scenarios import PLAIN
+
+TWO = replace(PLAIN, micro_batch_size=2, processes=2)
+
+
+def a_run(rows=(0, 1, 2, 3), weight=1.0):
+    micro = MicroBatch(list(rows), {"responses": torch.ones(4, 3, dtype=torch.int64)})
+    weights = {"w": torch.full((2,), weight)}
+    step = OptimizerStep([micro], weights, 0.5, weights, {"loss": float("nan")})
+    prompt = {"feedback": [None, "x"], "demonstration": [(1, "text"), None]}
+    return TrainerRun({"alpha": 0.5}, weights, weights, [Update(prompt, [step], weights)])
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def exits():
+    sys.exit(7)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuses():
+    raise NotCoveredError("no such setting")
+
+
+def complains():
+    raise CandidateError("hook", "it did not fire")
+
+
+def breaks():
+    raise RuntimeError("bad")
+
+
+def odd():
+    return TrainerRun(settings={"alpha": object()})
+
+
+def hangs():
+    time.sleep(600)
+
+
+def one_fails():
+    if rank():
+        raise TrainingFailedError("accumulate", "this one failed")
+    hangs()
+
+
+class Fake(TrainerAdapter):
+    name = "fake"
+
+    def __init__(self, does):
+        self.does = does
+
+    def run(self, scenario, folder):
+        self.location = Location("file.py", 3)
+        self.locations = {"gradient": Location("other.py", 4)}
+        return self.does()
+
+
+def run(does, scenario=PLAIN, **options):
+    adapter = Fake(does)
+    with Apart(adapter, [scenario], **options) as apart:
+        return apart.run(scenario, None), adapter
+
+
+def test_a_run_passes_from_process_to_process_as_it_was(tmp_path):
+    found, adapter = run(a_run)
+    expected = a_run()
+    run_file.write(tmp_path / "expected", expected)
+    run_file.write(tmp_path / "found", found)
+    assert (tmp_path / "expected").read_bytes() == (tmp_path / "found").read_bytes()
+    assert found.updates[0].steps[0].micro_batches[0].rows == [0, 1, 2, 3]
+    assert adapter.location == Location("file.py", 3)
+    assert adapter.locations == {"gradient": Location("other.py", 4)}
+
+
+@pytest.mark.parametrize(
+    ("does", "error", "message"),
+    [
+        (refuses, NotCoveredError, "no such setting"),
+        (complains, CandidateError, "it did not fire"),
+        (exits, CandidateError, "the adapter failed: SystemExit: 7"),
+        (killed, CandidateError, r"ended its process \(signal 9\)"),
+        (breaks, CandidateError, "the adapter failed: RuntimeError: bad"),
+        (odd, CandidateError, "recorded value of type object"),
+    ],
+)
+def test_a_training_that_fails_is_reported(does, error, message):
+    with pytest.raises(error, match=message):
+        run(does)
+
+
+def test_a_training_that_hangs_is_ended():
+    with pytest.raises(CandidateError, match=r"did not end within 1 s"):
+        run(hangs, time_limit=1)
+
+
+def test_processes_that_wait_for_each_other_are_ended_and_it_says_where(monkeypatch):
+    monkeypatch.setattr(training_server, "IDLE_LIMIT", 1.0)
+    with pytest.raises(TrainingFailedError, match=r"for ever: process 0 in hangs.*1 in hangs"):
+        run(hangs, TWO)
+
+
+def test_a_process_that_is_stopped_does_not_hang(monkeypatch):
+    monkeypatch.setattr(training_server, "clock", lambda pid: (0.0, "T"))
+    training = training_server.Training([], [replace_pid(), replace_pid()])
+    training.worked -= 1000
+    assert not training_server.idle(training, time.monotonic())
+
+
+def replace_pid():
+    class Process:
+        pid = 1
+
+    return Process()
+
+
+def test_of_several_processes_the_one_that_failed_says_why(monkeypatch):
+    monkeypatch.setattr(training_server, "GRACE", 0.2)
+    with pytest.raises(TrainingFailedError, match="this one failed"):
+        run(one_fails, TWO)
+
+
+def by_seed():
+    return a_run(weight=torch.rand(()).item())
+
+
+def test_a_run_that_depends_on_the_global_seed_is_a_doubt():
+    for does, doubts in ((a_run, 0), (by_seed, 1)):
+        with Apart(Fake(does), [PLAIN]) as apart:
+            assert len(differs_from_itself(apart, PLAIN)) == doubts
+
+
+# --- several processes as one ----------------------------------------------------------------
+
+
+def of_rank():
+    run = a_run(rows=(2 * rank(), 2 * rank() + 1), weight=1.0 + rank())
+    run.updates[0].prompt = {
+        "feedback": [f"{rank()}a", f"{rank()}b"],
+        "distillation_mask": [rank() if row // 2 == rank() else None for row in range(4)],
+    }
+    return run
+
+
+def test_processes_are_joined_and_what_they_hold_is_compared():
+    (found, _) = run(of_rank, TWO, twice=False)
+    (update,) = found.updates
+    assert [m.rows for m in update.steps[0].micro_batches] == [[0, 1], [2, 3]]
+    assert update.prompt["feedback"] == ["0a", "0b", "1a", "1b"]
+    assert update.prompt["distillation_mask"] == [0, 0, 1, 1]
+    stages = [(c.stage, c.status) for c in compare_ranks("case", found, 0)]
+    expected = ("teacher_update", "accumulate", "optimizer")
+    assert stages == [(stage, DIVERGENT) for stage in expected]
+
+
+def test_processes_that_hold_the_same_agree():
+    found = joined(TWO, [a_run((0, 1)), a_run((2, 3))])
+    assert list(compare_ranks("case", found, 0)) == []

@@ -1,0 +1,137 @@
+"""Relations of trainers, and what they log: sound loops keep them, faults break the right one."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+import audit_my_trainer as mine
+
+from sdpo.parity.compare import DIVERGENT, MATCH, NOT_COVERED
+from sdpo.parity.relations import RELATION_NAMES, RELATIONS
+from sdpo.parity.whole_step.logged import LOSS, METRIC, NORM, compare_logged
+from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
+from sdpo.parity.whole_step.trainer_claims import PAIRS, all_scripts
+from sdpo.parity.whole_step.trainer_relations import row_of
+
+BY_NAME = {relation.name: relation for relation in RELATIONS}
+
+
+def adapter(trainer):
+    class Adapter(mine.MyAdapter):
+        pass
+
+    Adapter.trainer = trainer
+    return Adapter()
+
+
+class Summed(mine.MyTrainer):
+    def __init__(self, model, scenario):
+        super().__init__(model, scenario)
+        self.micro_batch_weight = 1.0
+
+
+class AllRowsCount(mine.MyTrainer):
+    def loss(self, student, teacher, batch, old):
+        values = super().loss(student, teacher, batch, old)
+        share = batch["self_distillation_mask"].mean()
+        return values | {"aggregate": values["aggregate"] * share}
+
+
+class FirstRowWins(mine.MyTrainer):
+    def loss(self, student, teacher, batch, old):
+        values = super().loss(student, teacher, batch, old)
+        return values | {"aggregate": values["importance"][0].mean()}
+
+
+class ClampedLogits(mine.MyTrainer):
+    def logits(self, module, batch, prefix=""):
+        return super().logits(module, batch, prefix).clamp(max=2.0)
+
+
+class BySpecialId(mine.MyTrainer):
+    def logits(self, module, batch, prefix=""):
+        logits = super().logits(module, batch, prefix)
+        bias = torch.zeros(logits.shape[-1])
+        bias[424] = 1.0
+        return logits + bias * (prefix == "teacher_")
+
+
+class NeverSilent(mine.MyTrainer):
+    def loss(self, student, teacher, batch, old):
+        values = super().loss(student, teacher, batch, old)
+        return values | {"aggregate": values["aggregate"] + 0.01 * student.square().mean()}
+
+
+FAULTS = {
+    "gradient accumulation": Summed,
+    "masked row": AllRowsCount,
+    "row order": FirstRowWins,
+    "logit shift": ClampedLogits,
+    "vocabulary order": BySpecialId,
+    "nothing counts": NeverSilent,
+    "equal sides": NeverSilent,
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_violates_its_relation(name):
+    row = row_of(adapter(FAULTS[name]), BY_NAME[name], {})
+    assert row["status"] == "VIOLATED", row
+    assert row["worst"]["used"] > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PAIRS))
+def test_a_sound_loop_violates_only_what_the_reference_violates(name):
+    row = row_of(adapter(mine.MyTrainer), BY_NAME[name], {})
+    assert row["status"] == {"process split": "NOT_COVERED"}.get(name, row["of_reference"]) or (
+        row["status"] == "INHERITED" and row["of_reference"] == "VIOLATED"
+    )
+    assert row["of_reference"] == ("VIOLATED" if name in SPLITS else "HOLDS")
+
+
+SPLITS = ("micro-batch split", "process split", "gradient accumulation")
+
+
+def test_every_pair_is_of_a_relation_and_its_scripts_are_scenarios():
+    assert PAIRS.keys() <= set(RELATION_NAMES)
+    assert len(all_scripts()) == sum(
+        1 + (pair.right is not None) for pairs in PAIRS.values() for pair in pairs
+    )
+
+
+# --- what is logged --------------------------------------------------------------------------
+
+
+def a_run(**logged):
+    micro = MicroBatch([0], values={"aggregate": torch.tensor(0.5)})
+    step = OptimizerStep([micro], {"w": torch.tensor([3.0, 4.0])}, logged=logged)
+    return TrainerRun(updates=[Update(steps=[step])])
+
+
+@pytest.mark.parametrize(
+    ("logged", "statuses"),
+    [
+        ({"loss": 0.5, "own": 0.5, "grad_norm": 5.0}, (MATCH, MATCH, MATCH)),
+        ({"loss": 0.51, "own": 0.5, "grad_norm": 5.0}, (DIVERGENT, MATCH, MATCH)),
+        ({"loss": 0.5, "own": 1.0, "grad_norm": 5.0}, (MATCH, DIVERGENT, MATCH)),
+        ({"loss": 0.5, "own": 0.5, "grad_norm": 1.0}, (MATCH, MATCH, DIVERGENT)),
+        ({"loss": float("nan"), "own": 0.5, "grad_norm": 5.0}, (DIVERGENT, MATCH, MATCH)),
+        ({}, (NOT_COVERED, NOT_COVERED, NOT_COVERED)),
+    ],
+)
+def test_what_is_logged_is_compared_with_what_was_optimised(logged, statuses):
+    found = compare_logged({"T01": a_run(**logged)}, {"T01": [0.5]}, ("own",))
+    assert tuple(result.status for result in found) == statuses
+    assert [result.id for result in found] == [LOSS, METRIC, NORM]
+
+
+def test_a_metric_is_judged_in_one_process_alone():
+    run = a_run(own=9.0)
+    run.ranks = [replace(run)]
+    (_, metric, _) = compare_logged({"T31": run}, {}, ("own",))
+    assert metric.status == NOT_COVERED
