@@ -234,8 +234,8 @@ trainer does not show by itself may be covered by probes alone (TRL's `demonstra
 
 {stages}
 
-Metamorphic relations compare a trainer's first update with its own first update on a batch that was cut,
-padded or permuted ([what each says](audit.md#invariants)):
+Metamorphic relations compare a trainer's first update with its own first update on a batch that was
+cut, padded or permuted ([what each says](audit.md#invariants)):
 
 {relations}
 """

@@ -196,7 +196,8 @@ class MyAdapter(TrainerAdapter):
         assert student.grad is not None
         logits = {"student": student, "teacher": teacher, "gradient": student.grad}
         detached = ({k: v.detach() for k, v in side.items()} for side in (logits, values))
-        return MicroBatch(rows, batch, *detached)
+        inputs = batch if old is None else batch | {"old_log_probs": old}
+        return MicroBatch(rows, inputs, *detached)
 
 
 def refuse(scenario: Scenario) -> None:

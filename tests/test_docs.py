@@ -69,9 +69,12 @@ def run():
              "comparisons": comparisons},
             {"id": "T25", "family": "trainer", "status": "NOT_COVERED",
              "note": "not covered: no such mode", "comparisons": []},
+            {"id": "T31", "family": "trainer", "status": "DIVERGENT", "note": "",
+             "comparisons": [comparison("accumulate", effect="failure", note="it hangs; versions: 1")]},
             {"id": "C01", "family": "probe", "status": "DIVERGENT", "note": "it does not move",
              "comparisons": []},
         ],
+        "invariants": [{"name": "row order", "status": "VIOLATED", "of_reference": "HOLDS"}],
         "trainer": [
             effect("T01", ["aggregate"], ["M08 other", "M115 rows"], 1.5),
             effect("T02", ["aggregate"], ["M115 rows"]),
@@ -110,6 +113,8 @@ def test_the_page_of_a_run_says_what_it_holds(tables, run):
     assert "compared in 61 s" in page
     assert "- T25: no such mode" in page
     assert "- C01: it does not move" in page
+    assert "- T31: it hangs\n" in page
+    assert "| row order | VIOLATED | HOLDS |" in page
     assert "| T01 | what T01 is | `aggregate` | M115 | 1.5 | - |" in page
 
 

@@ -226,7 +226,7 @@ FAULTS = {
     "old log-probs of another temperature": (
         of(OldOfOtherTemperature),
         "T06",
-        "importance",
+        "log_probs",
         None,
     ),
     "masked rows in the denominator": (of(AllRowsCount), "T10", "aggregate", None),

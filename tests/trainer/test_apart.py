@@ -1,10 +1,11 @@
-"""Trainings in processes of their own: whatever one does, the audit goes on and says what it was."""
+"""Trainings in processes of their own: whatever one does, the audit goes on and says what."""
 
 import os
 import signal
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,9 +128,24 @@ def test_processes_that_wait_for_each_other_are_ended_and_it_says_where(monkeypa
 
 def test_a_process_that_is_stopped_does_not_hang(monkeypatch):
     monkeypatch.setattr(training_server, "clock", lambda pid: (0.0, "T"))
-    training = training_server.Training([], [replace_pid(), replace_pid()])
+    training = training_server.Training(0, TWO, [], [replace_pid(), replace_pid()])
     training.worked -= 1000
     assert not training_server.idle(training, time.monotonic())
+
+
+def stands_still_once():
+    path = Path(os.environ["SDPO_TEST_FOLDER"]) / "tried"
+    if path.exists():
+        return a_run()
+    path.touch()
+    return hangs()
+
+
+def test_a_training_that_stands_still_is_run_once_more(monkeypatch, tmp_path):
+    monkeypatch.setattr(training_server, "IDLE_LIMIT", 1.0)
+    monkeypatch.setenv("SDPO_TEST_FOLDER", str(tmp_path))
+    found, _ = run(stands_still_once, twice=False)
+    assert found.updates
 
 
 def replace_pid():

@@ -12,6 +12,7 @@ import audit_my_trainer as mine
 
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.base import TrainerAdapter
+from sdpo.parity.adapters.trainers.own import OwnTrainer
 from sdpo.parity.compare import DIVERGENT, ERROR, MATCH
 from sdpo.parity.whole_step.probe_table import PROBES
 from sdpo.parity.whole_step.probes import run_probe
@@ -83,11 +84,54 @@ def test_a_probe_finds_the_fault_that_it_is_for(probe):
     assert [(c.stage, c.status) for c in result.comparisons] == [(BY_ID[probe].stage, DIVERGENT)]
 
 
+NOT_BY_THE_EXAMPLE = {"C14", "C15", "C16", "C17", "C27"}
+"""It has no hooks for a nudge, and no sampled tokens."""
+
+
 def test_a_sound_loop_deviates_in_no_probe():
     runs = {}
     results = [run_probe(adapter(mine.MyTrainer), probe, runs) for probe in PROBES]
     assert {c.status for result in results for c in result.comparisons} == {MATCH}
-    assert all(result.comparisons for result in results)
+    untested = {result.id for result in results if not result.comparisons}
+    assert untested == NOT_BY_THE_EXAMPLE
+
+
+class WrongWay(OwnTrainer):
+    """The ratio is turned round, but all that must move moves."""
+
+    def build(self, parts):
+        import sdpo.loss
+
+        trainer, settings = super().build(parts)
+        inner = sdpo.loss.importance
+
+        def turned(per_token_loss, *, student_log_probs, old_log_probs, **others):
+            both = {"student_log_probs": old_log_probs, "old_log_probs": student_log_probs}
+            return inner(per_token_loss, **both, **others)
+
+        sdpo.loss.importance = turned
+        return trainer, settings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "status"), [(OwnTrainer, MATCH), (WrongWay, DIVERGENT)], ids=["sound", "wrong way"]
+)
+def test_a_loss_that_moves_the_wrong_way_is_found(kind, status, monkeypatch):
+    import sdpo.loss
+
+    monkeypatch.setattr(sdpo.loss, "importance", sdpo.loss.importance)
+    (comparison,) = run_probe(kind(), BY_ID["C16"], {}).comparisons
+    assert comparison.status == status
+    if status == DIVERGENT:
+        assert "where the reference's moves by" in comparison.note
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("probe", ["C14", "C15", "C17"])
+def test_what_is_nudged_alone_moves_what_it_must(probe):
+    (comparison,) = run_probe(OwnTrainer(), BY_ID[probe], {}).comparisons
+    assert comparison.status == MATCH, comparison.note
 
 
 def test_what_a_trainer_cannot_express_is_not_covered_and_a_failure_is_an_error():

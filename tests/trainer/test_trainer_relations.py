@@ -14,7 +14,10 @@ from sdpo.parity.compare import DIVERGENT, MATCH, NOT_COVERED
 from sdpo.parity.relations import RELATION_NAMES, RELATIONS
 from sdpo.parity.whole_step.logged import LOSS, METRIC, NORM, compare_logged
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
-from sdpo.parity.whole_step.trainer_claims import PAIRS, all_scripts
+from sdpo.parity.whole_step.scenario import Generation
+from sdpo.parity.whole_step.scenarios import SUMS
+from sdpo.parity.whole_step.tiny_model import completion_ids
+from sdpo.parity.whole_step.trainer_claims import EVEN, PAIRS, all_scripts
 from sdpo.parity.whole_step.trainer_relations import row_of
 
 BY_NAME = {relation.name: relation for relation in RELATIONS}
@@ -95,6 +98,11 @@ def test_a_sound_loop_violates_only_what_the_reference_violates(name):
 
 
 SPLITS = ("micro-batch split", "process split", "gradient accumulation")
+
+
+def test_even_rows_have_equally_many_tokens():
+    lengths = {len(ids) for ids in completion_ids(Generation(SUMS[:2], EVEN))}
+    assert len(lengths) == 1
 
 
 def test_every_pair_is_of_a_relation_and_its_scripts_are_scenarios():

@@ -11,7 +11,7 @@ from sdpo.parity.consistency import check
 from sdpo.parity.regate import policy_of, regate
 from sdpo.parity.worker import plain
 
-SCENARIOS = ("T01", "T03", "T17")
+SCENARIOS = ("T01", "T03", "T17", "T31")
 WORKER = f"""
 import functools, sys
 from sdpo.parity import worker
@@ -35,8 +35,8 @@ def test_two_audits_of_a_trainer_give_the_same_bytes_apart_from_times(candidate,
         subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
         runs.append(json.loads(result.read_text()))
     check(runs[0])
-    assert [effect["scenario"] for effect in runs[0]["trainer"]] == list(SCENARIOS)
-    assert {row["status"] for row in runs[0]["invariants"]} == {"NOT_COVERED"}
+    assert {effect["scenario"] for effect in runs[0]["trainer"]} == set(SCENARIOS)
+    assert "HOLDS" in {row["status"] for row in runs[0]["invariants"]}
     assert json.dumps(plain(regate(runs[0], policy_of(runs[0])))) == json.dumps(runs[0])
     for run in runs:
         del run["created"], run["seconds"]

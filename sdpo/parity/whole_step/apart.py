@@ -157,6 +157,8 @@ def warm(candidate: Any, scenario: Scenario) -> None:
     What cannot be imported is reported by the training itself, with its reason.
     """
     with contextlib.suppress(ImportError), TemporaryDirectory(prefix="sdpo-warm-") as folder:
+        # a thread that is there when a process forks may leave a lock behind that nobody releases
+        importlib.import_module("tqdm").tqdm.monitor_interval = 0
         for module in getattr(candidate, "imports", ()):
             importlib.import_module(module)
         tiny_model(scenario, Path(folder))

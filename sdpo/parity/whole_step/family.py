@@ -309,6 +309,11 @@ class Walk:
         width = micro_batch.inputs["responses"].size(1)
         old = None if old is None else old.of(micro_batch.rows, width)
         shown = micro_batch.inputs.get("old_log_probs")
+        if old is not None and shown is None and self.scenario.dtype != "float32":
+            raise ValueError(
+                f"inputs of a micro-batch lack old_log_probs, without which a ratio in "
+                f"{self.scenario.dtype} cannot be judged"
+            )
         chosen = None if old is None else old.value if shown is None else shown
         case = loss_case(self.scenario, self.scenario.id, micro_batch, chosen, mask)
         found = chain.compare_student_tokens(self.scenario, micro_batch, batch)

@@ -443,7 +443,7 @@ SCENARIOS = (
     plain(
         "T39",
         "a reward that is not a number, threshold 0",
-        ("threshold", "non_finite"),
+        ("nan_reward",),
         generations=(generation((tuple(replace(r, reward=nan_for(r)) for r in MIXED),)),),
         self_distillation=settings(success_reward_threshold=0.0),
     ),

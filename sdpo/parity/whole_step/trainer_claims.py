@@ -47,8 +47,9 @@ class Pair:
     place: Place = as_it_is
 
 
-EVEN = tuple(Rollout(f"The answer is {n}.", float(n in (5, 2))) for n in range(1, 9))
-"""Eight rows of equally many tokens, two of them successes of different groups."""
+NUMBERS = (1, 2, 5, 6, 8, 9, 30, 31)
+EVEN = tuple(Rollout(f"The answer is {n}.", float(n in (1, 2, 8, 9))) for n in NUMBERS)
+"""Eight rows of equally many tokens; with two successes in each group all have a signal."""
 
 ONE_BATCH = {"micro_batch_size": 8}
 HALVES = {"micro_batch_size": 4, "accumulation": 2, "steps_per_generation": 2}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
+from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.invariants import Outcome, blamed, relation_row
 from sdpo.parity.relations import ERROR, HOLDS, NOT_COVERED, RELATIONS, VIOLATED, Relation
 from sdpo.parity.update_family import ROUNDINGS, SLACK, scale_of
@@ -49,7 +50,8 @@ def trainer_relations(candidate: Any, runs: Mapping[str, TrainerRun]) -> list[di
         candidate: trains the scripts of `trainer_claims.all_scripts`.
         runs: of the scenarios, by id.
     """
-    return [row_of(candidate, relation, runs) for relation in RELATIONS]
+    with quiet():
+        return [row_of(candidate, relation, runs) for relation in RELATIONS]
 
 
 def row_of(candidate: Any, relation: Relation, runs: Mapping[str, TrainerRun]) -> dict[str, Any]:
@@ -110,10 +112,10 @@ class Script:
     scenario: Scenario
 
     def __hash__(self) -> int:
-        return hash(self.scenario.generations)
+        return hash(str(self.scenario))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Script) and self.scenario == other.scenario
+        return isinstance(other, Script) and str(self.scenario) == str(other.scenario)
 
 
 def reference_first(scenario: Scenario) -> First:

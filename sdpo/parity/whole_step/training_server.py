@@ -35,8 +35,10 @@ IDLE_LIMIT = 10.0
 GRACE = 5.0
 """Seconds that other ranks have to end after one has failed."""
 POLL = 0.01
-WORK = 0.02
-"""Seconds of computing that are none: a process that waits wakes up now and then."""
+UNTOLD = "T?"
+"""States of a process that may not work, or whose work is not known."""
+WORK = 0.3
+"""Seconds of computing in that time that are none: threads of a process that waits wake up."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,18 @@ class Orders:
 
 @dataclass
 class Training:
-    """One training in progress: a process for each rank; when it began, failed and last worked."""
+    """One training in progress: a process for each rank; when it began, failed and last worked.
 
+    `again` says that it is the second attempt, after a first one that stood still.
+    """
+
+    number: int
+    scenario: Scenario
     paths: list[Path]
     processes: list[Any]
     began: float = field(default_factory=time.monotonic)
     failed: float | None = None
+    again: bool = False
     worked: float = field(default_factory=time.monotonic)
     computed: float = 0.0
 
@@ -82,6 +90,7 @@ def serve(orders: Orders) -> None:
         while waiting and len(running) < at_a_time():
             running.append(started(orders, *waiting.pop(0)))
         time.sleep(POLL)
+        running[:] = [t if not stands_still(t) else repeated(orders, t) for t in running]
         running[:] = [training for training in running if not ended(orders, training)]
         if os.getppid() != parent:
             stop(running)
@@ -95,7 +104,7 @@ def stop(running: Sequence[Training]) -> None:
     os._exit(0)
 
 
-def started(orders: Orders, number: int, scenario: Scenario) -> Training:
+def started(orders: Orders, number: int, scenario: Scenario, *, again: bool = False) -> Training:
     """Fork the processes of a training."""
     paths = rank_files(orders.folder, number, scenario)
     seeds = orders.seeds if number == 0 else SEEDS[:1]
@@ -107,7 +116,7 @@ def started(orders: Orders, number: int, scenario: Scenario) -> Training:
     ]
     for process in processes:
         process.start()
-    return Training(paths, processes)
+    return Training(number, scenario, paths, processes, again=again)
 
 
 def ended(orders: Orders, training: Training) -> bool:
@@ -132,24 +141,38 @@ def ended(orders: Orders, training: Training) -> bool:
     return False
 
 
+def stands_still(training: Training) -> bool:
+    """Whether a training of one process no longer computes, for the first time.
+
+    A process that was forked may inherit a lock that nobody releases; it is then run once more.
+    """
+    alone = len(training.processes) == 1 and training.processes[0].is_alive()
+    return alone and not training.again and idle(training, time.monotonic())
+
+
+def repeated(orders: Orders, training: Training) -> Training:
+    """The same training in a new process."""
+    (process,) = training.processes
+    process.kill()
+    process.join()
+    return started(orders, training.number, training.scenario, again=True)
+
+
 def idle(training: Training, now: float) -> bool:
     """Whether no process of a training has worked for long; one that was stopped may not."""
     shown = [clock(process.pid) for process in training.processes]
     computed = sum(seconds for seconds, _ in shown)
-    if any(state in "TR" for _, state in shown) or computed - training.computed > WORK:
+    if any(state in UNTOLD for _, state in shown) or computed - training.computed > WORK:
         training.worked, training.computed = now, computed
     return now - training.worked > IDLE_LIMIT
 
 
 def clock(pid: int | None) -> tuple[float, str]:
-    """Seconds that a process has computed, and its state; where the system does not say, running.
-
-    The state is `R` running, `T` stopped, else waiting.
-    """
+    """Seconds that a process has computed, and the letter of its state, `?` where that is unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:
-        return 0.0, "R"
+        return 0.0, "?"
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0]
 
 

@@ -104,15 +104,16 @@ class Recorder:
         names = {"old_log_probs": OLD_LOG_PROBS, "distillation_mask": DISTILLATION_MASK}.get(wanted)
         if names is None:
             return
-        name = next((name for name in names if inputs.get(name) is not None), None)
-        if name is None:
+        given = [name for name in names if inputs.get(name) is not None]
+        if not given:
             raise NotCoveredError(f"compute_loss is not given {' or '.join(names)}")
-        value = inputs[name].clone()
-        if wanted == "old_log_probs":
-            value -= LOWER
-        else:
-            value[0] = 0
-        inputs[name] = value
+        for name in given:
+            value = inputs[name].clone()
+            if wanted == "old_log_probs":
+                value -= LOWER
+            else:
+                value[0] = 0
+            inputs[name] = value
 
     def hook(self, module: nn.Module, seen: Any) -> None:
         """Call `seen(module, args, kwargs, output)` after each forward pass of a module."""
