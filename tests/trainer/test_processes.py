@@ -54,7 +54,7 @@ FAULTS = {
     "sound": (OwnTrainer, None, ""),
     "own rows": (OwnRowsOnly, "demonstration", "value"),
     "gradients apart": (GradientsApart, "accumulate", "value"),
-    "raises": (RaisesInTwo, "config", "failure"),
+    "raises": (RaisesInTwo, "accumulate", "failure"),
 }
 
 

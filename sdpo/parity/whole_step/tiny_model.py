@@ -49,11 +49,12 @@ def tiny_model(scenario: Scenario, folder: Path) -> nn.Module:
 
     path = folder / "model"
     if not (path / "config.json").is_file():
-        initial_model(scenario).save_pretrained(path)
+        first = initial_model(scenario)
+        disguise_head(first, scenario.disguise)
+        first.save_pretrained(path)
     model = Qwen2ForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     if scenario.moved:
         nudge(model)
-    disguise_head(model, scenario.disguise)
     return with_adapter(model, scenario.dropout) if scenario.lora else model
 
 

@@ -80,7 +80,7 @@ def build(adapter: "HFTrainerAdapter", parts: "Parts") -> tuple[Any, Mapping[str
         with failures(adapter, "built"):
             return adapter.build(parts)
     except CandidateError as error:
-        raise TrainingFailedError("config", str(error)) from error
+        raise TrainingFailedError("accumulate", str(error)) from error
 
 
 def train(adapter: "HFTrainerAdapter", trainer: Any, recorder: Recorder) -> None:
