@@ -70,7 +70,7 @@ def run():
             {"id": "T25", "family": "trainer", "status": "NOT_COVERED",
              "note": "not covered: no such mode", "comparisons": []},
             {"id": "T31", "family": "trainer", "status": "DIVERGENT", "note": "",
-             "comparisons": [comparison("accumulate", effect="failure", note="it hangs; versions: 1")]},
+             "comparisons": [comparison("accumulate", effect="failure", note="it hangs")]},
             {"id": "C01", "family": "probe", "status": "DIVERGENT", "note": "it does not move",
              "comparisons": []},
         ],

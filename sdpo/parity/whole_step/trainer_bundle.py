@@ -85,10 +85,10 @@ def read(path: Path) -> TrainerBundle:
         return bundle_of(json.loads(text))
     except (BundleError, ScenarioError) as error:
         raise BundleError(f"{path}: {error}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise BundleError(f"{path} is no zip archive, or damaged: {error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is not in the format of a bundle: {error}") from error
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise BundleError(f"{path} is no zip archive, or damaged: {error}") from error
 
 
 def bundle_of(document: Any) -> TrainerBundle:

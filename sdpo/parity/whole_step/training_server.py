@@ -168,7 +168,7 @@ def idle(training: Training, now: float) -> bool:
 
 
 def clock(pid: int | None) -> tuple[float, str]:
-    """Seconds that a process has computed, and the letter of its state, `?` where that is unknown."""
+    """Seconds that a process has computed, and the letter of its state; `?` if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:
