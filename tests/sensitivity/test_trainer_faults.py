@@ -20,7 +20,8 @@ from sdpo.parity import faults
 from sdpo.parity.compare import DIVERGENT, ERROR
 from sdpo.parity.stages import first_in_order
 from sdpo.parity.whole_step.family import run_trainer_family
-from sdpo.parity.whole_step.scenarios import SCENARIOS, SETTINGS
+from sdpo.parity.whole_step.scenario_parts import SETTINGS
+from sdpo.parity.whole_step.scenarios import SCENARIOS
 
 BY_ID = {scenario.id: scenario for scenario in SCENARIOS}
 

@@ -15,7 +15,7 @@ from sdpo.parity.relations import RELATION_NAMES, RELATIONS
 from sdpo.parity.whole_step.logged import LOSS, METRIC, NORM, compare_logged
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
 from sdpo.parity.whole_step.scenario import Generation
-from sdpo.parity.whole_step.scenarios import SUMS
+from sdpo.parity.whole_step.scenario_parts import SUMS
 from sdpo.parity.whole_step.tiny_model import completion_ids
 from sdpo.parity.whole_step.trainer_claims import EVEN, PAIRS, all_scripts
 from sdpo.parity.whole_step.trainer_relations import row_of

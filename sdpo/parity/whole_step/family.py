@@ -126,13 +126,6 @@ def failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Compa
     return Comparison(error.stage, ERROR, scenario.id, note=str(error))
 
 
-def compare_scenario(
-    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
-) -> CaseResult:
-    """One scenario's comparisons alone."""
-    return walked(candidate, scenario, folder, findings)[0]
-
-
 def walked(
     candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
 ) -> tuple[CaseResult, "Walk | None"]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdpo.parity.whole_step.scenario import Scenario
-from sdpo.parity.whole_step.scenarios import NO_LUCK, SCENARIOS
+from sdpo.parity.whole_step.scenario_parts import NO_LUCK
+from sdpo.parity.whole_step.scenarios import SCENARIOS
 
 Change = Callable[[Scenario], Scenario]
 

@@ -17,7 +17,7 @@ from typing import Any
 from sdpo.parity.bundle import EPOCH, BundleError
 from sdpo.parity.verdict import CaseResult
 from sdpo.parity.whole_step.apart import Apart
-from sdpo.parity.whole_step.family import TrainerFindings, compare_scenario
+from sdpo.parity.whole_step.family import TrainerFindings, walked
 from sdpo.parity.whole_step.scenario import Scenario
 from sdpo.parity.whole_step.scenario_json import ScenarioError, as_json, from_json
 from sdpo.parity.whole_step.scenario_shrink import shrink
@@ -124,7 +124,7 @@ def judge(candidate: Any, scenario: Scenario) -> CaseResult:
         Apart(candidate, [scenario], twice=False) as apart,
         TemporaryDirectory(prefix="sdpo-trainer-") as folder,
     ):
-        return compare_scenario(apart, scenario, Path(folder), TrainerFindings(trains=True))
+        return walked(apart, scenario, Path(folder), TrainerFindings(trains=True))[0]
 
 
 def pack(

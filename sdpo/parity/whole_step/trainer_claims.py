@@ -9,15 +9,8 @@ from dataclasses import dataclass, replace
 
 from sdpo.parity.whole_step.record import Tensors
 from sdpo.parity.whole_step.scenario import Generation, Rollout, Scenario
-from sdpo.parity.whole_step.scenarios import (
-    MIXED,
-    OTHERS,
-    PLAIN,
-    SCENARIOS,
-    SUMS,
-    TWO_GROUPS,
-    settings,
-)
+from sdpo.parity.whole_step.scenario_parts import MIXED, OTHERS, SUMS, TWO_GROUPS
+from sdpo.parity.whole_step.scenarios import PLAIN, SCENARIOS, settings
 from sdpo.parity.whole_step.tiny_model import EXCHANGED
 
 BY_ID = {scenario.id: scenario for scenario in SCENARIOS}
