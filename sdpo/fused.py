@@ -12,7 +12,7 @@ where the two derivatives on the right are autograd's through the stages of `sdp
 full vocabulary the whole derivative is autograd's, in smaller chunks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +30,8 @@ from sdpo.vocabulary import GROUP, has_kernels, likeliest, spread, survey
 CHUNK_BYTES = 96 * 2**20
 GPU_CHUNK_BYTES = 256 * 2**20
 FULL_VOCABULARY_BUFFERS = 16
+TOKENS_AT_ONCE = 1024
+"""Of log-probs alone, of which only blocks are held."""
 
 
 def fused_self_distillation_loss(
@@ -319,17 +321,43 @@ def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def teacher_log_probs(job: Job, places: Tensor, indices: Tensor) -> Tensor:
     """The teacher's log-probs of some entries `(N, K)`, a block of its logits at a time."""
+    return entries_of(teacher_logits(job, places), indices, len(job.teacher.head.weight), job.dtype)
+
+
+def entries_of(
+    logits_by_block: Iterable[tuple[slice, Tensor]], indices: Tensor, width: int, dtype: torch.dtype
+) -> Tensor:
+    """Log-probs `(N, K)` of some entries, from logits whose blocks come one after the other."""
     # results go to tensors made before: small ones between large ones would fragment the heap
-    count = len([*vocabulary(job.teacher)])
-    entries = torch.zeros(indices.shape, dtype=job.dtype, device=indices.device)
-    normalizers = entries.new_empty(len(places), count)
-    for number, (part, logits) in enumerate(teacher_logits(job, places)):
+    entries = torch.zeros(indices.shape, dtype=dtype, device=indices.device)
+    normalizers = entries.new_empty(len(indices), len([*blocks(width, indices.device)]))
+    for number, (part, logits) in enumerate(logits_by_block):
         normalizers[:, number : number + 1] = survey(logits)[0]
         inside = (indices >= part.start) & (indices < part.stop)
         near = (indices - part.start).clamp(0, logits.shape[-1] - 1)
         entries.copy_(torch.where(inside, logits.gather(-1, near), entries))
         del logits
     return entries - normalizers.logsumexp(-1, keepdim=True)
+
+
+@torch.no_grad()
+def token_log_probs(side: Projection, responses: Tensor, temperature: float) -> Tensor:
+    """Log-probs `(B, T)` of the response tokens, without holding the logits.
+
+    Args:
+        side: hidden states `(B, T, H)` and head; row `t` predicts response token `t`.
+        responses: `(B, T)` int64 token ids.
+        temperature: divides the logits.
+    """
+    whole, width = flat(side), len(side.head.weight)
+    dtype, found = computing_dtype(whole.hidden, whole.head.weight), []
+    rows = whole.hidden.split(TOKENS_AT_ONCE), responses.flatten().split(TOKENS_AT_ONCE)
+    with torch.autocast(responses.device.type, enabled=False):
+        for hidden, tokens in zip(*rows, strict=True):
+            some = whole._replace(hidden=hidden)
+            parts = ((part, logits_of(some, part, temperature)) for part in vocabulary(some))
+            found.append(entries_of(parts, tokens.unsqueeze(-1), width, dtype))
+    return torch.cat(found).view(responses.shape)
 
 
 def teacher_logits(job: Job, places: Tensor) -> Iterator[tuple[slice, Tensor]]:

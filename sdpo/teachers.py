@@ -22,7 +22,7 @@ from sdpo.config import ConfigError, SDPOConfig
 from sdpo.heads import Projection
 from sdpo.hidden import response_projection
 from sdpo.teacher import ema_stalls, teacher_update, trust_region_logits
-from sdpo.update import Batch, response_logits
+from sdpo.update import Batch, response_logits, rows_with_signal
 
 TEACHER_ADAPTER = "sdpo_teacher"
 Answer = TypeVar("Answer", Tensor, Projection)
@@ -53,8 +53,8 @@ class CopyTeacher:
 
     @torch.no_grad()
     def logits(self, student: nn.Module, batch: Batch) -> Tensor:
-        """Logits `(B, T, V)` on the teacher's prompts, before temperature."""
-        logits = self.own(student, batch, response_logits)
+        """Logits `(B, T, V)` on the teacher's prompts, before temperature; zeros without signal."""
+        logits = at_rows_with_signal(batch, lambda rows: self.own(student, rows, response_logits))
         if self.config.teacher_regularization == "trust-region":
             # As in the reference, the live student answers in whatever mode it is in.
             live = response_logits(student, batch, "teacher_")
@@ -106,6 +106,21 @@ class CopyTeacher:
             )
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def at_rows_with_signal(batch: Batch, answer: Callable[[Batch], Tensor]) -> Tensor:
+    """What rows with a teacher prompt are answered, at their places; zeros at the others.
+
+    Without `self_distillation_mask` every row has one.
+    """
+    if "self_distillation_mask" not in batch or (batch["self_distillation_mask"] != 0).all():
+        return answer(batch)
+    mask = batch["self_distillation_mask"] != 0
+    found = answer(rows_with_signal(batch))
+    whole = found.new_zeros(len(mask), *found.shape[1:])
+    if mask.any():
+        whole[mask] = found
+    return whole
 
 
 class AdapterTeacher(CopyTeacher):

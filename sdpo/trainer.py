@@ -20,7 +20,8 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sdpo.config import SDPOConfig
-from sdpo.hidden import check_head
+from sdpo.fused import token_log_probs
+from sdpo.hidden import check_head, response_projection
 from sdpo.importance import rollout_is_weights
 from sdpo.loss import self_distillation_loss
 from sdpo.rollouts import (
@@ -233,12 +234,19 @@ class SDPOTrainer(GRPOTrainer):
         parts = []
         for start in range(0, len(rows["responses"]), size):
             part = {name: tensor[start : start + size] for name, tensor in rows.items()}
-            with self.accelerator.autocast():
-                logits = response_logits(self.model, part).float()
-            temperature = self.loss_config.temperature
-            parts.append(log_probs(logits, part["responses"], temperature=temperature))
+            parts.append(self._log_probs(part))
         self.model.train(training)
         return torch.cat(parts)
+
+    def _log_probs(self, rows: dict[str, Tensor]) -> Tensor:
+        """Log-probs `(B, T)` of the responses under the model."""
+        temperature, responses = self.loss_config.temperature, rows["responses"]
+        fused = self.sdpo_config.loss_implementation == "fused"
+        with self.accelerator.autocast():
+            answer: Any = (response_projection if fused else response_logits)(self.model, rows)
+        if fused:
+            return token_log_probs(answer, responses, temperature)
+        return log_probs(answer.float(), responses, temperature=temperature)
 
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs

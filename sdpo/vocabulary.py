@@ -70,7 +70,8 @@ def likeliest(logits: Tensor, maxima: Tensor, count: int) -> Tensor:
     grouped = logits[:, : whole * GROUP].unflatten(-1, (whole, GROUP))
     found = grouped.gather(1, groups.unsqueeze(-1).expand(-1, -1, GROUP)).flatten(1)
     rest = logits[:, whole * GROUP :]
-    best = torch.cat([found, rest], dim=-1).topk(count, dim=-1).indices
+    candidates = torch.cat([found, rest], dim=-1) if rest.shape[-1] else found
+    best = candidates.topk(count, dim=-1).indices
     beyond = best - count * GROUP
     group = groups.gather(-1, (best // GROUP).clamp(max=count - 1))
     return torch.where(beyond < 0, group * GROUP + best % GROUP, beyond + whole * GROUP)

@@ -1,146 +1,27 @@
-"""The fused loss is the loss of `sdpo.loss`, takes little memory, and skips what is masked."""
+"""The fused loss is the loss of `sdpo.loss`, and skips what is masked."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from fused_cases import (
+    EXACT,
+    MODES,
+    PLACES,
+    by_chunks,
+    config,
+    distance,
+    inputs,
+    narrow_blocks,
+)
 
-from sdpo import fused, heads, vocabulary
+from sdpo import heads
 from sdpo.aggregate import LOSS_AGG_MODES
-from sdpo.config import SDPOConfig
 from sdpo.fused import fused_self_distillation_loss
-from sdpo.heads import Head, Projection
-from sdpo.loss import self_distillation_loss
-from sdpo.teacher import trust_region_logits
+from sdpo.heads import Projection
 
-CPU = torch.device("cpu")
-ROWS, TOKENS, HIDDEN, WIDTH = 3, 4, 6, 37
-MODES = {
-    "topk_tail": {"distillation_topk": 5},
-    "topk_renorm": {"distillation_topk": 5, "distillation_add_tail": False},
-    "topk_above_width": {"distillation_topk": 50},
-    "full_vocab": {"distillation_topk": None},
-    "sampled": {"full_logit_distillation": False, "alpha": 1.0},
-}
-PLACES = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
-
-
-@pytest.fixture(autouse=True)
-def narrow_blocks(monkeypatch):
-    """Several blocks, the last one shorter, of several groups, the last one shorter too."""
-    monkeypatch.setattr(heads, "BLOCK", 16)
-    for module in (fused, vocabulary):
-        monkeypatch.setattr(module, "GROUP", 4)
-
-
-def config(mode: str, **settings_: Any) -> SDPOConfig:
-    return SDPOConfig(**{"is_clip": 1.2, **settings_, **MODES[mode]})
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One loss; `responses` and masks as for `self_distillation_loss`."""
-
-    student: Projection
-    teacher: Projection
-    responses: Tensor
-    response_mask: Tensor
-    optional: dict[str, Any]
-    live: Projection | None = None
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        hidden, head = self.student
-        return [t for t in (hidden, head.weight, head.bias) if t is not None and t.requires_grad]
-
-
-def inputs(
-    *, bias: bool = True, scale: float = 0.5, softcap: float | None = None, width: int = WIDTH
-) -> Inputs:
-    random = torch.Generator().manual_seed(0)
-
-    def numbers(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random, dtype=torch.float64)
-
-    def side() -> Projection:
-        head = Head(numbers(width, HIDDEN), numbers(width) if bias else None, scale, softcap)
-        return Projection(numbers(ROWS, TOKENS, HIDDEN), head)
-
-    student, teacher, live = side(), side(), side()
-    for leaf in (student.hidden, student.head.weight, student.head.bias):
-        if leaf is not None:
-            leaf.requires_grad_()
-    return Inputs(
-        student,
-        teacher,
-        torch.randint(0, width, (ROWS, TOKENS), generator=random),
-        torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0]]),
-        {
-            "old_log_probs": numbers(ROWS, TOKENS) - 3,
-            "self_distillation_mask": torch.tensor([1.0, 0.0, 1.0]),
-            "rollout_is_weights": numbers(ROWS, TOKENS).abs(),
-        },
-        live,
-    )
-
-
-def whole_logits(side: Projection) -> Tensor:
-    hidden, (weight, bias, scale, softcap) = side
-    logits = (hidden @ weight.T + (0 if bias is None else bias)) * scale
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-def plainly(on: Inputs, settings_: SDPOConfig) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Loss and gradients through all logits."""
-    teacher = whole_logits(on.teacher)
-    if settings_.teacher_regularization == "trust-region":
-        assert on.live is not None
-        teacher = trust_region_logits(teacher, whole_logits(on.live), settings_.teacher_update_rate)
-    loss = self_distillation_loss(
-        whole_logits(on.student),
-        teacher,
-        on.responses,
-        on.response_mask,
-        **on.optional,
-        config=settings_,
-    )
-    return loss.detach(), torch.autograd.grad(loss, on.leaves)
-
-
-def by_chunks(
-    on: Inputs, settings_: SDPOConfig, chunk_tokens: int | None = 2
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Loss and gradients of the fused loss."""
-    loss = fused_self_distillation_loss(
-        on.student,
-        on.teacher,
-        on.responses,
-        on.response_mask,
-        **on.optional,
-        live=on.live if settings_.teacher_regularization == "trust-region" else None,
-        config=settings_,
-        chunk_tokens=chunk_tokens,
-    )
-    return loss.detach(), torch.autograd.grad(loss, on.leaves)
-
-
-def distance(on: Inputs, settings_: SDPOConfig, **arguments: int | None) -> float:
-    """Largest difference between the two in loss and gradients, over the largest entry."""
-    (loss, gradients), (other, others) = (
-        plainly(on, settings_),
-        by_chunks(on, settings_, **arguments),
-    )
-    pairs = zip((loss, *gradients), (other, *others), strict=True)
-    return max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
-
-
-EXACT = 1e-12
+__all__ = ["narrow_blocks"]
 
 
 @pytest.mark.parametrize(("mode", "loss_agg_mode"), [*product(MODES, LOSS_AGG_MODES)])
@@ -329,99 +210,3 @@ def test_wrong_arguments_are_named(name, value):
         fused_self_distillation_loss(
             on.student, on.teacher, on.responses, on.response_mask, **arguments
         )
-
-
-# --- memory -------------------------------------------------------------------------------------
-
-
-class Largest(TorchDispatchMode):
-    """The most elements of a tensor that an operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for tensor in found if isinstance(found, (tuple, list)) else (found,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return found
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_no_tensor_is_larger_than_a_chunk_or_the_weights(mode):
-    chunk_tokens, width = 2, 200
-    on = inputs(width=width)
-    with Largest() as seen:
-        by_chunks(on, config(mode), chunk_tokens)
-    assert seen.elements <= max(chunk_tokens * (width + 1), width * HIDDEN)
-    with Largest() as seen:
-        plainly(on, config(mode))
-    assert seen.elements >= ROWS * TOKENS * width
-
-
-def test_chunks_fit_into_their_size(monkeypatch):
-    monkeypatch.setattr(fused, "CHUNK_BYTES", 2**20)
-    for width, dtype in product((100, 1000, 2**20), (torch.float32, torch.float64)):
-        tokens = fused.tokens_that_fit(width, dtype, config("topk_tail"), CPU)
-        assert tokens == 1 or tokens * width * dtype.itemsize <= 2**20
-        assert fused.tokens_that_fit(width, dtype, config("full_vocab"), CPU) <= tokens
-
-
-# --- planted faults -----------------------------------------------------------------------------
-
-
-def unnormalized(job, places, indices):
-    parts = [logits for _, logits in fused.teacher_logits(job, places)]
-    return torch.cat(parts, -1).gather(-1, indices)
-
-
-def first_block_only(logits, head, temperature):
-    return head.scale / temperature
-
-
-FAULTS = {
-    "teacher not normalized": (fused, "teacher_log_probs", unnormalized),
-    "slope of the soft cap left out": (vocabulary, "slope", first_block_only),
-    "blocks overlap": (fused, "blocks", lambda width, device: [slice(0, 16), slice(12, width)]),
-    "mix left out": (fused, "trust_region_logits", lambda reference, live, mix: reference),
-    "mean instead of shares": (
-        fused,
-        "aggregate",
-        lambda values, mask, *, loss_agg_mode: (values * mask).sum() / mask.numel(),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_planted_faults_are_seen(name, monkeypatch):
-    settings_ = config("topk_tail", teacher_regularization="trust-region", teacher_update_rate=0.3)
-    on = inputs(softcap=2.0)
-    assert distance(on, settings_) < EXACT
-    monkeypatch.setattr(*FAULTS[name])
-    assert distance(on, settings_) > 1e-3
-
-
-# --- random cases -------------------------------------------------------------------------------
-
-
-@settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(data=st.data())
-def test_random_cases_agree(data):
-    on = inputs(softcap=data.draw(st.sampled_from([None, 3.0])))
-    mask = st.lists(st.integers(0, 1), min_size=ROWS * TOKENS, max_size=ROWS * TOKENS)
-    drawn = torch.tensor(data.draw(mask)).view(ROWS, TOKENS)
-    on = replace(on, response_mask=drawn)
-    if not (drawn * on.optional["self_distillation_mask"].unsqueeze(-1)).any():
-        return
-    settings_ = config(
-        data.draw(st.sampled_from([*MODES])),
-        alpha=data.draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
-        loss_agg_mode=data.draw(st.sampled_from(LOSS_AGG_MODES)),
-        temperature=data.draw(st.sampled_from([1.0, 0.6])),
-    )
-    assert distance(on, settings_, chunk_tokens=data.draw(st.integers(1, 7))) < EXACT

@@ -13,17 +13,14 @@ A contender that would need more than `--memory` GiB is left out, by what it nee
 
 import argparse
 import os
-import platform
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from sdpo.benchmark.performance.contenders import CONTENDERS
 from sdpo.benchmark.performance.measuring import GIB, in_own_process
-from sdpo.benchmark.performance.tables import OUT, markdown, spread
+from sdpo.benchmark.performance.tables import OUT, machine, spread, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,20 +137,6 @@ def ratios(tables: dict[str, Any], name: str) -> dict[str, Any]:
     return row
 
 
-def write(chosen: argparse.Namespace, rows: "pd.DataFrame", machine: str) -> None:
-    """The measurements, their summary, and the plot of the shape measured most."""
-    file = chosen.out / (chosen.name or f"fused_loss_{chosen.device}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(file.with_suffix(".csv"), index=False)
-    table = summary(rows)
-    loads = f"load average {rows['load'].min():.1f} to {rows['load'].max():.1f}"
-    text = f"{machine}; {loads}; median (smallest to largest) of {rows['round'].nunique()}\n\n"
-    text += markdown(table)
-    file.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
-    plot(table, file.with_suffix(".png"), machine)
-
-
 def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
     """Time and memory over tokens, for the largest vocabulary and K with all rows active."""
     from matplotlib.figure import Figure
@@ -179,15 +162,6 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
     figure.savefig(file, dpi=120)
 
 
-def machine_of(chosen: argparse.Namespace) -> str:
-    """What measured, for captions."""
-    if chosen.device == "cuda":
-        device = torch.cuda.get_device_name()
-    else:
-        device = f"{platform.processor() or platform.machine()}, {chosen.threads} threads"
-    return f"torch {torch.__version__}, {device}, {chosen.dtype}"
-
-
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -210,7 +184,11 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure and write."""
     chosen = arguments().parse_args()
-    write(chosen, rounds(chosen), machine_of(chosen))
+    rows, file = rounds(chosen), chosen.out / (chosen.name or f"fused_loss_{chosen.device}")
+    caption = machine(threads=chosen.threads, device=chosen.device, dtype=chosen.dtype)
+    table = summary(rows)
+    write(file, rows, table, caption)
+    plot(table, file.with_suffix(".png"), caption)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Tables and plots of the performance reports."""
 
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,3 +25,23 @@ def markdown(table: "pd.DataFrame") -> str:
         cells = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def machine(*, threads: int | None, device: str = "cpu", dtype: str = "float32") -> str:
+    """What measured, for captions."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{platform.processor() or platform.machine()}, {threads} threads"
+    return f"torch {torch.__version__}, {name}, {dtype}"
+
+
+def write(file: Path, rows: "pd.DataFrame", table: "pd.DataFrame", caption: str) -> None:
+    """Measurements as CSV and their summary as Markdown, beside each other and on the terminal."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(file.with_suffix(".csv"), index=False)
+    loads = f"load average {rows['load'].min():.1f} to {rows['load'].max():.1f}"
+    repeats = f"median (smallest to largest) of {rows['round'].nunique()}"
+    text = f"{caption}; {loads}; {repeats}\n\n{markdown(table)}"
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)

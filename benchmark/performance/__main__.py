@@ -1,0 +1,114 @@
+"""All performance measurements, one after the other, into reports/performance.
+
+python -m sdpo.benchmark.performance            about ten minutes on two idle cores
+python -m sdpo.benchmark.performance --full     hours: all vocabularies, K and numbers of tokens
+python -m sdpo.benchmark.performance --only trainer_step audits
+
+Each part is a command of its own, in processes of its own; `report.md` shows what they wrote. A
+part that fails stops the run.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sdpo.benchmark.performance.tables import OUT, machine
+
+PACKAGE = "sdpo.benchmark.performance"
+PARTS: dict[str, dict[bool, list[str]]] = {
+    "fused_loss": {
+        False: ["--tokens", "128", "1024", "--repeats", "1"],
+        True: [
+            *("--vocabulary", "32000", "151936", "262144", "--topk", "20", "100"),
+            *("--tokens", "128", "512", "1024", "2048", "4096", "8192", "--active", "1", "0.5"),
+            *("--repeats", "3"),
+        ],
+    },
+    "trainer_step": {False: ["--size", "small", "--repeats", "1"], True: ["--repeats", "5"]},
+    "callback_overhead": {
+        False: ["--steps", "24", "--length", "64"],
+        True: ["--size", "tiny", "small", "--steps", "40"],
+    },
+    "executor_rate": {False: ["--repeats", "3"], True: ["--repeats", "5"]},
+    "audits": {False: ["sdpo", "trl", "sdpo-rl"], True: ["sdpo", "sdpo-trainer", "trl", "sdpo-rl"]},
+}
+"""Arguments of each part: False for the quick run, True for the full one."""
+WRITES_ITSELF = ("fused_loss", "trainer_step")
+TITLES = {
+    "fused_loss": "Loss, forward and backward",
+    "trainer_step": "Optimizer step of the trainers",
+    "callback_overhead": "Lockstep audit, over a step without",
+    "executor_rate": "Solutions scored per second",
+    "audits": "Audits",
+}
+
+
+def command(part: str, arguments: list[str], out: Path) -> list[str]:
+    """What measures a part."""
+    start = [sys.executable, "-W", "ignore", "-m"]
+    if part in WRITES_ITSELF:
+        return [*start, f"{PACKAGE}.{part}", *arguments, "--out", str(out)]
+    package = "sdpo.benchmark" if part == "executor_rate" else PACKAGE
+    return [*start, f"{package}.{part}", *arguments]
+
+
+def audits(candidates: list[str]) -> str:
+    """Seconds of `sdpo audit` of each candidate, start included."""
+    lines = ["| command | wall, s | exit status |", "|---|--:|--:|"]
+    for candidate in candidates:
+        began = time.perf_counter()
+        audit = [sys.executable, "-W", "ignore", "-m", "sdpo", "audit", candidate]
+        done = subprocess.run(audit, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode not in (0, 1):
+            raise SystemExit(f"{' '.join(audit[3:])} ended with {done.returncode}: {done.stderr}")
+        seconds = time.perf_counter() - began
+        lines.append(f"| `sdpo audit {candidate}` | {seconds:.1f} | {done.returncode} |")
+    return "\n".join(lines) + "\n"
+
+
+def measure(part: str, arguments: list[str], out: Path) -> None:
+    """Run one part and leave `out/PART.md`."""
+    print(f"{part} {' '.join(arguments)}", file=sys.stderr, flush=True)
+    if part in WRITES_ITSELF:
+        subprocess.run(command(part, arguments, out), check=True)
+        return
+    if part == "audits":
+        text = audits(arguments)
+    else:
+        done = subprocess.run(
+            command(part, arguments, out), stdout=subprocess.PIPE, text=True, check=True
+        )
+        text = done.stdout
+    text = f"{machine(threads=os.cpu_count())}; load average {os.getloadavg()[0]:.1f}\n\n{text}"
+    (out / f"{part}.md").write_text(text, encoding="utf-8")
+
+
+def report(out: Path) -> str:
+    """What the parts wrote, under titles, with their plots."""
+    pieces = ["# Performance\n"]
+    for part, title in TITLES.items():
+        for file in sorted(out.glob(f"{part}*.md")):
+            picture = file.with_suffix(".png")
+            plot = f"![{title}]({picture.name})\n\n" if picture.is_file() else ""
+            pieces.append(f"## {title}\n\n{plot}{file.read_text(encoding='utf-8')}")
+    return "\n".join(pieces)
+
+
+def main() -> None:
+    """Measure what is asked for, and write the report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--full", action="store_true", help="all shapes and more rounds; hours")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    for part in chosen.only:
+        measure(part, PARTS[part][chosen.full], chosen.out)
+    (chosen.out / "report.md").write_text(report(chosen.out), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

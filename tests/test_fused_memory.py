@@ -1,0 +1,125 @@
+"""The fused loss holds little, its faults are seen, and random cases agree."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from fused_cases import (
+    EXACT,
+    HIDDEN,
+    MODES,
+    ROWS,
+    TOKENS,
+    by_chunks,
+    config,
+    distance,
+    inputs,
+    narrow_blocks,
+    plainly,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sdpo import fused, vocabulary
+from sdpo.aggregate import LOSS_AGG_MODES
+
+__all__ = ["narrow_blocks"]
+CPU = torch.device("cpu")
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of a tensor that an operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_tensor_is_larger_than_a_chunk_or_the_weights(mode):
+    chunk_tokens, width = 2, 200
+    on = inputs(width=width)
+    with Largest() as seen:
+        by_chunks(on, config(mode), chunk_tokens)
+    assert seen.elements <= max(chunk_tokens * (width + 1), width * HIDDEN)
+    with Largest() as seen:
+        plainly(on, config(mode))
+    assert seen.elements >= ROWS * TOKENS * width
+
+
+def test_chunks_fit_into_their_size(monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK_BYTES", 2**20)
+    for width, dtype in product((100, 1000, 2**20), (torch.float32, torch.float64)):
+        tokens = fused.tokens_that_fit(width, dtype, config("topk_tail"), CPU)
+        assert tokens == 1 or tokens * width * dtype.itemsize <= 2**20
+        assert fused.tokens_that_fit(width, dtype, config("full_vocab"), CPU) <= tokens
+
+
+# --- planted faults -----------------------------------------------------------------------------
+
+
+def unnormalized(job, places, indices):
+    parts = [logits for _, logits in fused.teacher_logits(job, places)]
+    return torch.cat(parts, -1).gather(-1, indices)
+
+
+def first_block_only(logits, head, temperature):
+    return head.scale / temperature
+
+
+FAULTS = {
+    "teacher not normalized": (fused, "teacher_log_probs", unnormalized),
+    "slope of the soft cap left out": (vocabulary, "slope", first_block_only),
+    "blocks overlap": (fused, "blocks", lambda width, device: [slice(0, 16), slice(12, width)]),
+    "mix left out": (fused, "trust_region_logits", lambda reference, live, mix: reference),
+    "mean instead of shares": (
+        fused,
+        "aggregate",
+        lambda values, mask, *, loss_agg_mode: (values * mask).sum() / mask.numel(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_seen(name, monkeypatch):
+    settings_ = config("topk_tail", teacher_regularization="trust-region", teacher_update_rate=0.3)
+    on = inputs(softcap=2.0)
+    assert distance(on, settings_) < EXACT
+    monkeypatch.setattr(*FAULTS[name])
+    assert distance(on, settings_) > 1e-3
+
+
+# --- random cases -------------------------------------------------------------------------------
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_random_cases_agree(data):
+    on = inputs(softcap=data.draw(st.sampled_from([None, 3.0])))
+    mask = st.lists(st.integers(0, 1), min_size=ROWS * TOKENS, max_size=ROWS * TOKENS)
+    drawn = torch.tensor(data.draw(mask)).view(ROWS, TOKENS)
+    on = replace(on, response_mask=drawn)
+    if not (drawn * on.optional["self_distillation_mask"].unsqueeze(-1)).any():
+        return
+    settings_ = config(
+        data.draw(st.sampled_from([*MODES])),
+        alpha=data.draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
+        loss_agg_mode=data.draw(st.sampled_from(LOSS_AGG_MODES)),
+        temperature=data.draw(st.sampled_from([1.0, 0.6])),
+    )
+    assert distance(on, settings_, chunk_tokens=data.draw(st.integers(1, 7))) < EXACT
