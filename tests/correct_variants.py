@@ -200,7 +200,7 @@ def applies(name: str, case: LossCase) -> bool:
     """Whether a variant is a correct evaluation of a case.
 
     1 - exp loses the tail where it is near its limit (the catalogue's M06 in another guise), and in
-    half precision altogether; centring rounds such logits, which may change the choice of the top-k.
+    half precision altogether; centring rounds such logits, which may change the choice of top-k.
     """
     if name == TAIL_BY_LOG1P:
         return case.dtype not in HALF and not SMALL_TAILS & set(case.tags)
