@@ -38,6 +38,7 @@ from sdpo.support import log_probs
 from sdpo.teachers import build_teacher
 from sdpo.trainer_checks import (
     SDPOWarning,
+    check_grpo_loss,
     check_sharding,
     check_tokenizer,
     effective_config,
@@ -93,6 +94,7 @@ class SDPOTrainer(GRPOTrainer):
         if self.sdpo_config.enabled:
             check_sharding(**sharding_asked_for(args))
             check_tokenizer(arguments.get("processing_class"))
+            check_grpo_loss(GRPOTrainer, self.sdpo_config)
         super().__init__(model, reward_funcs, args, **arguments)
         self.recorder: Any = None
         """Sees every micro-batch and gradient, if set; see `sdpo.callback`."""
@@ -269,6 +271,12 @@ class SDPOTrainer(GRPOTrainer):
             part |= {"weight": weight, "mini_batch_weight": total}
 
     # --- loss -------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As TRL's, also where Unsloth has put a GRPO loss of its own into the parent class."""
+        if return_outputs or not self.sdpo_config.enabled:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return self._compute_loss(model, inputs)
 
     def _compute_loss(self, model, inputs):
         if not self.sdpo_config.enabled:

@@ -1,5 +1,6 @@
 """Checks of a run's settings before anything is trained."""
 
+import inspect
 import os
 import warnings
 from dataclasses import replace
@@ -86,6 +87,25 @@ def check_tokenizer(processing_class: Any) -> None:
         SDPOWarning,
         stacklevel=3,
     )
+
+
+def check_grpo_loss(parent: type, config: SDPOConfig) -> None:
+    """Check that a GRPO loss that is to be mixed in is TRL's own.
+
+    Args:
+        parent: `trl.GRPOTrainer`, or what Unsloth has put in its place.
+        config: the settings.
+
+    Raises:
+        ConfigError: a hybrid run on a class whose `compute_loss` does not call `_compute_loss`.
+    """
+    compute_loss: Any = inspect.unwrap(parent.compute_loss)  # pyright: ignore[reportAttributeAccessIssue]
+    if config.hybrid_lambda and "_compute_loss" not in compute_loss.__code__.co_names:
+        raise ConfigError(
+            f"hybrid_lambda={config.hybrid_lambda} mixes TRL's GRPO loss in, but {parent.__name__} "
+            "of this process has another one (Unsloth's PatchFastRL replaces it): leave out "
+            "PatchFastRL, or set hybrid_lambda=0"
+        )
 
 
 def check_audited(trainer: Any) -> None:

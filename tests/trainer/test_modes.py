@@ -74,6 +74,19 @@ def test_hybrid_is_the_weighted_sum_of_both_gradients(tmp_path):
     assert distance(both, {name: 0.7 * grpo[name] + 0.3 * pure[name] for name in grpo}) > 0.1
 
 
+def test_a_parent_with_a_loss_of_its_own_does_not_replace_ours(tmp_path, monkeypatch):
+    """Unsloth's patch gives `trl.GRPOTrainer` a `compute_loss` that never asks `_compute_loss`."""
+    expected = first_gradient(tmp_path, SDPOConfig(**SMALL))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        raise AssertionError("this would be GRPO")
+
+    monkeypatch.setattr(GRPOTrainer, "compute_loss", compute_loss)
+    assert tiny.same(first_gradient(tmp_path, SDPOConfig(**SMALL)), expected)
+    with pytest.raises(ConfigError, match="leave out PatchFastRL"):
+        tiny.trainer(tmp_path, SDPOConfig(hybrid_lambda=0.3, **SMALL))
+
+
 def test_hybrid_at_one_has_the_gradient_of_grpo(tmp_path):
     plain = tiny.trainer(tmp_path, SDPOConfig(enabled=False), args={"max_steps": 1})
     plain.recorder = Gradients()
