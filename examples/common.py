@@ -24,6 +24,7 @@ def options(description: str | None, **defaults: Any) -> argparse.Namespace:
     parser.add_argument("--model", default=MODEL, help="model on the hub, or a folder")
     parser.add_argument("--tiny", action="store_true", help="random tiny model, for a trial run")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
+    parser.add_argument("--length", type=int, help="most tokens of a completion [256, tiny 8]")
     parser.add_argument("--out", default="output", help="folder for checkpoints and records")
     parser.set_defaults(**defaults)
     return parser.parse_args()
@@ -55,7 +56,7 @@ def arguments(chosen: argparse.Namespace, **changes: Any) -> GRPOConfig:
         "per_device_train_batch_size": 2 if chosen.tiny else 8,
         "gradient_accumulation_steps": 2 if chosen.tiny else 4,
         "num_generations": 4 if chosen.tiny else 8,
-        "max_completion_length": 8 if chosen.tiny else 256,
+        "max_completion_length": chosen.length or (8 if chosen.tiny else 256),
         "learning_rate": 1e-5,
         "lr_scheduler_type": "constant",
         "use_cpu": chosen.tiny,

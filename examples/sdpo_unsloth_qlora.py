@@ -1,8 +1,8 @@
 """QLoRA with Unsloth's kernels: 4-bit base model, two adapters. Needs a GPU and `unsloth`.
 
-Unsloth replaces parts of TRL while it is imported, so it has to come before TRL, and its patch of
-the GRPO trainer before `sdpo.trainer`, which derives from it. In the other order training runs
-without the patch, or fails later; `check_import_order` says so at once.
+Unsloth rewrites TRL's trainers while it is imported, GRPO's among them, from which `SDPOTrainer`
+derives. So it has to come before TRL and `sdpo.trainer`. In the other order training runs without
+its patches, or fails later; `check_import_order` says so at once.
 
 python examples/sdpo_unsloth_qlora.py --model Qwen/Qwen2.5-7B-Instruct
 """
@@ -13,6 +13,8 @@ import sys
 from typing import Any
 
 PATCHED = ("trl", "transformers", "peft", "sdpo.trainer")
+PROMPT_LENGTH = 1024
+"""Room for a problem, or for the teacher's prompt with a demonstration in it."""
 
 
 def check_import_order() -> None:
@@ -35,7 +37,6 @@ def main() -> None:
     """Train."""
     check_import_order()
     unsloth: Any = importlib.import_module("unsloth")
-    unsloth.PatchFastRL("GRPO", unsloth.FastLanguageModel)
 
     from common import AnswerReward, additions, arguments, options
 
@@ -43,12 +44,17 @@ def main() -> None:
     from sdpo.trainer import SDPOTrainer
 
     chosen = options(__doc__)
+    settings = arguments(chosen)
     fast = unsloth.FastLanguageModel
-    model, tokenizer = fast.from_pretrained(chosen.model, load_in_4bit=True, max_seq_length=2048)
+    model, tokenizer = fast.from_pretrained(
+        chosen.model,
+        load_in_4bit=True,
+        max_seq_length=PROMPT_LENGTH + 2 * settings.max_completion_length,
+    )
     model = fast.get_peft_model(model, r=16, lora_alpha=32, use_gradient_checkpointing="unsloth")
     trainer = SDPOTrainer(
         model=model,
-        args=arguments(chosen),
+        args=settings,
         sdpo_config=SDPOConfig(teacher_mode="lora_ema"),
         processing_class=tokenizer,
         reward_funcs=[AnswerReward()],

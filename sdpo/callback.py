@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from sdpo import audited
 from sdpo.config import ConfigError
 from sdpo.parity.audit_rows import Row, RowFile, plot_drift
-from sdpo.parity.distances import cosine, distance
+from sdpo.parity.distances import distance
 from sdpo.parity.lockstep import Record, Step, Surroundings, random_state, reference_update
 from sdpo.parity.replica import Replica, State, Weights, refreshed, weights_of
 from sdpo.parity.stages import STAGES
@@ -274,10 +274,9 @@ class ParityCallback(TrainerCallback):
     ) -> None:
         own = [sum(s.scaled_loss for s in side.steps) for side in (record, expected)]
         losses = torch.tensor(gather_object([own])).mean(0).tolist()
-        pairs = zip(record.steps, expected.steps, strict=True)
         row: Row = {"step": step, "loss": losses[0], "reference_loss": losses[1]}
         row["delta_loss"] = abs(losses[0] - losses[1])
-        row["gradient_cosine"] = min(cosine(a.gradient, e.gradient) for a, e in pairs)
+        row["gradient_cosine"] = min(s.match.cosine for s in expected.steps if s.match)
         for name, label in REPORTED.items():
             row[f"{label}_relative"] = max(d.value for d in found if d.name == name)
             row[f"{label}_budget"] = allowed[name]
@@ -355,5 +354,5 @@ def joined_rows(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def calibrates(check: int) -> bool:
-    """Whether budgets are measured anew at this check: the 1st, 2nd, 8th, 32nd, 128th and so on."""
-    return check == 1 or (check.bit_count() == 1 and check.bit_length() % 2 == 0)
+    """Whether budgets are measured anew at this check: the 1st, 2nd, 16th, 128th, 1024th and so on."""
+    return check == 1 or (check.bit_count() == 1 and check.bit_length() % 3 == 2)

@@ -103,8 +103,8 @@ def check_grpo_loss(parent: type, config: SDPOConfig) -> None:
     if config.hybrid_lambda and "_compute_loss" not in compute_loss.__code__.co_names:
         raise ConfigError(
             f"hybrid_lambda={config.hybrid_lambda} mixes TRL's GRPO loss in, but {parent.__name__} "
-            "of this process has another one (Unsloth's PatchFastRL replaces it): leave out "
-            "PatchFastRL, or set hybrid_lambda=0"
+            "of this process has another one (importing unsloth replaces it): train without it, "
+            "or set hybrid_lambda=0"
         )
 
 

@@ -1,13 +1,15 @@
 """What the lockstep audit costs, as a ratio of the time of a training step without it.
 
 python benchmark/performance/callback_overhead.py --size tiny small --steps 40
+python benchmark/performance/callback_overhead.py --size medium --steps 12 --bf16     (on a GPU)
 
 Ordinary training: a random model, 8 sampled answers to a problem in two micro-batches, AdamW. One
 run audits every second update, so that steps with and without a check lie side by side and meet the
 same load; each kind's median counts. CPU time is measured besides wall time, because it depends
-little on who else uses the machine. Checks that also measure the budgets (the 1st, 2nd, 8th, 32nd
-and so on) are timed apart. `every 10th` is the cost spread over a run of `--updates` updates, with
-all its measurements of budgets in it.
+little on who else uses the machine. Checks that also measure the budgets (the 1st, 2nd, 16th,
+128th and so on) are timed apart. `every 10th` is the cost spread over a run of `--updates` updates, with
+all its measurements of budgets in it. On a GPU the clock waits for the device, and there is no CPU
+time to report.
 """
 
 import argparse
@@ -47,6 +49,15 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": 32000,
         "tie_word_embeddings": True,
     },
+    "medium": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
 }
 EVERY = 10
 PROBLEM = "Write a function `total(items)` that adds up the numbers of a list and returns the sum."
@@ -77,11 +88,15 @@ class Clock(TrainerCallback):
 
 
 def now() -> tuple[float, float]:
-    """Wall and CPU clock."""
+    """Wall and CPU clock, once the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
 
-def build(size: str, steps: int, length: int, attempts: int, folder: Path) -> SDPOTrainer:
+def build(
+    size: str, steps: int, length: int, attempts: int, folder: Path, *, bf16: bool = False
+) -> SDPOTrainer:
     """A trainer of a random model, every second of whose updates is checked."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
@@ -97,7 +112,7 @@ def build(size: str, steps: int, length: int, attempts: int, folder: Path) -> SD
             max_steps=steps,
             learning_rate=1e-5,
             use_cpu=not torch.cuda.is_available(),
-            bf16=False,
+            bf16=bf16,
             gradient_checkpointing=False,
             save_strategy="no",
             logging_steps=10,
@@ -115,7 +130,9 @@ def measure(size: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of plain steps, and what checks add to them, on both clocks."""
     with tempfile.TemporaryDirectory() as folder:
         steps, updates = chosen.steps, chosen.updates
-        trainer = build(size, steps, chosen.length, chosen.attempts, Path(folder))
+        trainer = build(
+            size, steps, chosen.length, chosen.attempts, Path(folder), bf16=chosen.bf16
+        )
         clock = Clock()
         trainer.add_callback(clock)
         trainer.train()
@@ -155,6 +172,13 @@ def ratios(
     }
 
 
+def peak() -> float:
+    """Most memory so far in GB: the GPU's, or this process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,6 +186,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps that are measured")
     parser.add_argument("--length", type=int, default=128, help="tokens of a completion")
     parser.add_argument("--attempts", type=int, default=8, help="completions of a problem, even")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--updates", type=int, default=1000, help="length of the run for `tenth`")
     chosen = parser.parse_args()
     print(
@@ -171,13 +196,12 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for size in chosen.size:
         row = measure(size, chosen)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        for clock in ("wall", "cpu"):
+        for clock in ("wall",) if torch.cuda.is_available() else ("wall", "cpu"):
             r = row[clock]
             print(
                 f"| {size} | {row['parameters']:,} | {clock} | {r['step']:.3f} | {r['check']:.1%} "
                 f"| {r['low']:.1%} … {r['high']:.1%} | {r['budget']:.1%} | {r['tenth']:.2%} "
-                f"| {peak:.1f} |",
+                f"| {peak():.1f} |",
                 flush=True,
             )
 

@@ -1,14 +1,27 @@
 """Distances between two sets of weights, or two tensors, in numbers that do not overflow."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 PIECE = 2**18
+"""Entries that are compared at a time on a CPU: what fits its cache is read from memory once."""
+
+GPU_PIECE = 2**26
 SMALLEST = 1e-12
 """Below it the squares of a float32 norm may underflow."""
+
+Weights = Mapping[str, Tensor]
+
+
+class Match(NamedTuple):
+    """How far two gradients are apart: relative distance, and cosine of their angle."""
+
+    distance: float
+    cosine: float
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
@@ -29,61 +42,75 @@ def quotient(gap: float, size: float) -> float:
     return gap / size if size else (math.inf if gap else 0.0)
 
 
-def norm(tensors: list[Tensor]) -> float:
-    """2-norm of all entries.
+def norms(sides: Sequence[Weights], wanted: Sequence[tuple[int, int | None]]) -> list[float]:
+    """2-norms of differences of sets of weights, all in one pass over the memory.
 
-    Numerics: float32 sums of squares are good to 1e-4 and twenty times faster than float64's; they
-    are left only where squares can underflow or overflow.
+    Args:
+        sides: the sets, with the same names and shapes.
+        wanted: pairs `(i, j)` for the norm of `sides[i] - sides[j]`, `(i, None)` for `sides[i]`'s.
     """
-    return math.hypot(*(tensor_norm(tensor) for tensor in tensors))
+    found: list[list[Tensor]] = [[] for _ in wanted]
+    for name, tensor in sides[0].items():
+        size = GPU_PIECE if tensor.is_cuda else PIECE
+        for parts in zip(*(s[name].detach().flatten().split(size) for s in sides), strict=True):
+            for row, (i, j) in zip(found, wanted, strict=True):
+                row.append(tensor_norm(parts[i] if j is None else parts[i] - parts[j]))
+    return [math.hypot(*torch.stack(row).tolist()) if row else 0.0 for row in found]
 
 
-def tensor_norm(tensor: Tensor) -> float:
-    """2-norm of one tensor."""
-    found = torch.linalg.vector_norm(tensor).item()
-    if tensor.dtype == torch.float64 or (SMALLEST < found < 1 / SMALLEST):
-        return found
-    return torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+def tensor_norm(tensor: Tensor) -> Tensor:
+    """2-norm of one tensor, in float64.
+
+    Numerics: on a CPU float32 sums of squares are good to 1e-4 and twenty times faster than
+    float64's; they are left only where squares can underflow or overflow. A GPU would have to be
+    waited for to see that.
+    """
+    if tensor.dtype == torch.float32 and not tensor.is_cuda:
+        found = torch.linalg.vector_norm(tensor)
+        if SMALLEST < found < 1 / SMALLEST:
+            return found.double()
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64)
 
 
-def gap_norm(one: Tensor, other: Tensor) -> float:
-    """2-norm of a difference, taken in pieces that fit a cache instead of a new tensor."""
-    pieces = zip(one.detach().flatten().split(PIECE), other.flatten().split(PIECE), strict=True)
-    return math.hypot(*(tensor_norm(a - b) for a, b in pieces))
+def same_shapes(*sides: Weights) -> bool:
+    """Whether all sets have the same names with the same shapes."""
+    shapes = [{name: tensor.shape for name, tensor in side.items()} for side in sides]
+    return all(shape == shapes[0] for shape in shapes)
 
 
-def distance(
-    actual: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    start: Mapping[str, Tensor] | None = None,
-) -> float:
+def distance(actual: Weights, expected: Weights, start: Weights | None = None) -> float:
     """How far two sets of weights are apart, relative to the expected, or to its way from `start`.
 
     Tensors are compared one by one, so that no vector of all weights is needed. Infinite where
     names or shapes differ, or only one side is finite.
     """
-    shapes = [{name: tensor.shape for name, tensor in side.items()} for side in (actual, expected)]
-    if shapes[0] != shapes[1]:
+    if not same_shapes(actual, expected):
         return math.inf
-    gap = math.hypot(*(gap_norm(actual[name], expected[name]) for name in expected))
     if start is None:
-        size = norm(list(expected.values()))
+        gap, size = norms((actual, expected), ((0, 1), (1, None)))
     else:
-        size = math.hypot(*(gap_norm(expected[name], start[name]) for name in expected))
+        start = {name: start[name] for name in expected}
+        gap, size = norms((actual, expected, start), ((0, 1), (1, 2)))
+    return relative_gap(gap, size, actual, expected)
+
+
+def relative_gap(gap: float, size: float, actual: Weights, expected: Weights) -> float:
+    """A distance relative to a size, where both are finite; else the largest of the tensors'."""
     if math.isfinite(gap) and math.isfinite(size):
         return quotient(gap, size)
     return max((relative(actual[n], expected[n]) for n in expected), default=0.0)
 
 
-def cosine(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """Cosine of two gradients; 1 if both are zero.
+def match(actual: Weights, expected: Weights) -> Match:
+    """Distance and cosine of two gradients; the cosine is 1 if both are zero.
 
-    Numerics: from the three sides of the triangle, which is exact where both are nearly equal.
+    Numerics: the cosine follows from the three sides of the triangle, which is exact where both
+    gradients are nearly equal.
     """
-    if actual.keys() != expected.keys():
-        return math.nan
-    one, other = norm(list(actual.values())), norm(list(expected.values()))
+    if not same_shapes(actual, expected):
+        return Match(math.inf, math.nan)
+    gap, one, other = norms((actual, expected), ((0, 1), (0, None), (1, None)))
+    far = relative_gap(gap, other, actual, expected)
     if not one or not other:
-        return 1.0 if one == other else 0.0
-    gap = math.hypot(*(gap_norm(actual[name], expected[name]) for name in expected))
-    return min(1.0, 1 - (gap**2 - (one - other) ** 2) / (2 * one * other))
+        return Match(far, 1.0 if one == other else 0.0)
+    return Match(far, min(1.0, 1 - (gap**2 - (one - other) ** 2) / (2 * one * other)))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdpo.config import SDPOConfig
-from sdpo.parity.distances import distance
+from sdpo.parity.distances import Match, match
 from sdpo.parity.replica import OneByOne, Replica, State, Weights, refreshed, weights_of
 from sdpo.parity.setting_names import PROMPT_SETTINGS, UPDATE_SETTINGS
 from sdpo.reference.teacher_prompt import build_teacher_batch, set_tokenizer_sides
@@ -48,8 +48,8 @@ class Step:
 
     `teacher_moved` tells whether the teacher was another one than at the update's beginning when a
     micro-batch was processed. `random` are the generators' states before the SDPO loss of each
-    micro-batch and behind it, None where nothing draws. `gradient_gap` stands for a gradient
-    that was compared at once.
+    micro-batch and behind it, None where nothing draws. `match` is how the gradient agrees with the
+    other side's, once they were compared.
     """
 
     micro_batches: list[dict[str, Tensor]] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Step:
     scaled_loss: float = 0.0
     teacher_moved: bool = False
     gradient: Weights = field(default_factory=dict)
-    gradient_gap: float | None = None
+    match: Match | None = None
     weights: Weights = field(default_factory=dict)
 
     def rows(self, name: str) -> Tensor:
@@ -104,7 +104,7 @@ class Surroundings:
 class RecordingActor(Actor):
     """The reference's actor in given surroundings; keeps gradients and weights of each step.
 
-    With `against`, another record of the same update, only the distance of the gradients is kept.
+    With `against`, another record of the same update, only the match of the gradients is kept.
     """
 
     surroundings: Surroundings = field(default_factory=Surroundings)
@@ -140,7 +140,7 @@ class RecordingActor(Actor):
             step.gradient = refreshed(self.memory.get(number), gradient)
             self.memory[number] = step.gradient
         else:
-            step.gradient_gap = distance(self.against.steps[number].gradient, gradient)
+            step.match = match(self.against.steps[number].gradient, gradient)
         rates = self.surroundings.rates
         if rates:
             for group, lr in zip(self.actor_optimizer.param_groups, rates[number], strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.parity.distances import distance, relative
+from sdpo.parity.distances import distance, match, relative
 from sdpo.parity.lockstep import Record, Step
 
 SLACK = 16.0
@@ -46,7 +46,7 @@ def deltas(actual: Record, expected: Record, *, same_split: bool = True) -> Iter
 
     Args:
         actual: the candidate's.
-        expected: the reference's.
+        expected: the reference's; its steps' `match` is filled in.
         same_split: both sides used the same micro-batches, so that losses of micro-batches
             correspond; otherwise the scaled sums of each step are compared.
     """
@@ -59,9 +59,8 @@ def deltas(actual: Record, expected: Record, *, same_split: bool = True) -> Iter
         yield Delta("teacher_update", "too early", math.inf if mine.teacher_moved else 0.0, number)
         yield from token_deltas(mine, theirs, number)
         yield Delta("aggregate", "aggregate", loss_delta(mine, theirs, same_split), number)
-        gap = theirs.gradient_gap
-        gap = distance(mine.gradient, theirs.gradient) if gap is None else gap
-        yield Delta("accumulate", "gradient", gap, number)
+        theirs.match = theirs.match or match(mine.gradient, theirs.gradient)
+        yield Delta("accumulate", "gradient", theirs.match.distance, number)
         yield Delta("optimizer", "weights", distance(mine.weights, theirs.weights, start), number)
     teachers = distance(actual.teacher, expected.teacher, start)
     yield Delta("teacher_update", "teacher", teachers, len(expected.steps) - 1)

@@ -83,7 +83,7 @@ def test_a_parent_with_a_loss_of_its_own_does_not_replace_ours(tmp_path, monkeyp
 
     monkeypatch.setattr(GRPOTrainer, "compute_loss", compute_loss)
     assert tiny.same(first_gradient(tmp_path, SDPOConfig(**SMALL)), expected)
-    with pytest.raises(ConfigError, match="leave out PatchFastRL"):
+    with pytest.raises(ConfigError, match="importing unsloth replaces it"):
         tiny.trainer(tmp_path, SDPOConfig(hybrid_lambda=0.3, **SMALL))
 
 
