@@ -55,7 +55,14 @@ def replica_of(trainer: Any, *, exact: bool = False) -> Replica:
             )
 
     optimizer = optimizer_of(trainer)
-    return Replica.like(trainer.model, optimizer, exact=exact, autocast=autocast, prepare=prepare)
+    return Replica.like(
+        trainer.model,
+        optimizer,
+        exact=exact,
+        autocast=autocast,
+        prepare=prepare,
+        effective=trainer.sdpo_config.lora_average == "effective",
+    )
 
 
 def reference_config(trainer: Any) -> SDPOConfig:

@@ -99,7 +99,7 @@ class ParityCallback(TrainerCallback):
             self.follower = audited.replica_of(self.trainer).load(self.origin)
         if self.due:
             self.state = audited.state_of(self.trainer, self.state)
-            self.record = Record(self.state.student, self.steps)
+            self.record = Record(steps=self.steps)
         if self.due or self.lockstep:
             self.expected_prompts, tensors = audited.expected_prompts(self.trainer, rollouts)
             if self.record is not None and self.expected_prompts:

@@ -119,8 +119,6 @@ def check_audited(trainer: Any) -> None:
     accumulated = trainer.schedule.gradient_accumulation_steps > 1
     exact = config.micro_batch_semantics == "exact" and accumulated
     problems = {
-        "lora_average='effective': the reference averages weights": config.lora_average
-        == "effective",
         "reprompt_truncation='error': the reference always fails with it": (
             config.reprompt_truncation == "error"
         ),

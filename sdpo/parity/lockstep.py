@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sdpo.config import SDPOConfig
 from sdpo.parity.distances import Match, match
+from sdpo.parity.effective import DenseTeacher, effective
 from sdpo.parity.replica import OneByOne, Replica, State, Weights, refreshed, weights_of
 from sdpo.parity.setting_names import PROMPT_SETTINGS, UPDATE_SETTINGS
 from sdpo.reference.teacher_prompt import build_teacher_batch, set_tokenizer_sides
@@ -68,9 +69,13 @@ class Step:
 
 @dataclass
 class Record:
-    """What one side did during an update; `start` are the student's weights before it."""
+    """What one side did during an update; `start` are the student's weights before it.
+
+    `teacher_start` are those that the teacher follows: the same, or the student's effective ones.
+    """
 
     start: Weights = field(default_factory=dict)
+    teacher_start: Weights = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     teacher: Weights = field(default_factory=dict)
     prompts: dict[str, Any] = field(default_factory=dict)
@@ -155,7 +160,11 @@ class RecordingActor(Actor):
         """The average of the trained weights alone: replicas share the frozen ones."""
         whole = self.teacher_module, self.actor_module
         assert self.teacher_module is not None
-        self.teacher_module, self.actor_module = trained(self.teacher_module), trained(whole[1])
+        if isinstance(self.teacher_module, DenseTeacher):
+            sides = self.teacher_module.sides(self.actor_module)
+        else:
+            sides = trained(self.teacher_module), trained(self.actor_module)
+        self.teacher_module, self.actor_module = sides
         try:
             super()._update_teacher()
         finally:
@@ -260,6 +269,8 @@ def reference_update(
         teacher = TrustRegionTeacher(teacher, replica.student, config.teacher_update_rate)
     if isinstance(replica.optimizer, OneByOne):
         replica.optimizer.steps = len(surroundings.rates)
+    dense = isinstance(replica.teacher, DenseTeacher)
+    followed = effective(replica.student) if dense else start.student
     optimizer: Any = replica.optimizer
     trace: dict[str, Tensor] = {}
     actor = RecordingActor(
@@ -283,7 +294,8 @@ def reference_update(
         step.micro_batches = [cropped(named(trace, f"u0.mb{micro}."), real) for micro in span]
         losses = [values["aggregate"].item() for values in step.micro_batches]
         step.scaled_loss = sum(losses) * scale * surroundings.weight(number)
-    return Record(start.student, actor.steps, replica.teacher_weights(start.teacher))
+    teacher_after = replica.teacher_weights(start.teacher)
+    return Record(start.student, followed, actor.steps, teacher_after)
 
 
 def reference_rows(

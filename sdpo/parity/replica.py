@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdpo.parity.effective import DenseTeacher, tensors_of
 from sdpo.teachers import copy_of
 
 Weights = dict[str, Tensor]
@@ -131,7 +132,7 @@ class Replica:
 
         Not under autocast: another shape of a bfloat16 product may round otherwise.
         """
-        for module in (self.student, self.teacher):
+        for module in (self.student, getattr(self.teacher, "whole", self.teacher)):
             vars(module)["response_width"] = width
 
     @classmethod
@@ -143,6 +144,7 @@ class Replica:
         exact: bool = False,
         autocast: torch.dtype | None = None,
         prepare: Callable[[Any], None] = lambda student: None,
+        effective: bool = False,
     ) -> "Replica":
         """Build a replica; `load` gives it a state.
 
@@ -153,6 +155,7 @@ class Replica:
                 rounding, because it is the same on both sides; everything behind it is float64.
             autocast: the forward passes' dtype in mixed precision.
             prepare: gives the student's copy what was given to the live one.
+            effective: the teacher averages what LoRA adapters add to weights, not their factors.
         """
         widened = exact and autocast is None
         student, teacher = (copy_of(model, share_frozen=not widened) for _ in range(2))
@@ -174,13 +177,15 @@ class Replica:
         twin: Any = kind(twin_groups(optimizer, model, own))  # pyright: ignore[reportCallIssue]
         if isinstance(twin, OneByOne):
             twin.kind = type(optimizer)
+        if effective:
+            teacher = DenseTeacher(teacher, student)
         return cls(student, teacher.eval(), twin, dtype)
 
     @torch.no_grad()
     def load(self, state: State) -> "Replica":
         """Take over weights and the optimizer's state."""
         for module, weights in ((self.student, state.student), (self.teacher, state.teacher)):
-            own = dict(module.named_parameters())
+            own = tensors_of(module)
             for name, tensor in weights.items():
                 own[name].copy_(tensor)
         own = dict(self.student.named_parameters())
@@ -194,7 +199,7 @@ class Replica:
 
     def teacher_weights(self, names: Mapping[str, Any]) -> Weights:
         """The teacher's own tensors of the given names."""
-        own = dict(self.teacher.named_parameters())
+        own = tensors_of(self.teacher)
         return {name: own[name].detach() for name in names}
 
 

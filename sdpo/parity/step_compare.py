@@ -62,7 +62,7 @@ def deltas(actual: Record, expected: Record, *, same_split: bool = True) -> Iter
         theirs.match = theirs.match or match(mine.gradient, theirs.gradient)
         yield Delta("accumulate", "gradient", theirs.match.distance, number)
         yield Delta("optimizer", "weights", distance(mine.weights, theirs.weights, start), number)
-    teachers = distance(actual.teacher, expected.teacher, start)
+    teachers = distance(actual.teacher, expected.teacher, expected.teacher_start)
     yield Delta("teacher_update", "teacher", teachers, len(expected.steps) - 1)
 
 

@@ -21,6 +21,8 @@ from sdpo.config import ConfigError, SDPOConfig
 from sdpo.parity.stages import NAMES
 from sdpo.trainer import SDPOTrainer
 
+EFFECTIVE = {"teacher_mode": "lora_ema", "lora_average": "effective"}
+
 
 def audited(folder, *, kind=SDPOTrainer, args=None, reward=None, model=None, **settings):
     chosen: dict[str, Any] = {"distillation_topk": 20, "audit_every": 1, **settings}
@@ -62,6 +64,12 @@ def rows_of(trainer, name="parity.csv"):
         ),
         pytest.param({"distillation_topk": None}, {"max_grad_norm": 0.01}, marks=pytest.mark.slow),
         ({"teacher_mode": "lora_ema"}, {}),
+        (EFFECTIVE, {}),
+        pytest.param(
+            EFFECTIVE,
+            {"bf16": True, "num_iterations": 2, "max_steps": 4},
+            marks=pytest.mark.slow,
+        ),
         ({"is_clip": 0.9}, {"steps_per_generation": 4, "max_steps": 4}),
         ({}, {"bf16": True}),
         pytest.param(
@@ -207,6 +215,15 @@ class WrongRate(SDPOTrainer):
         super().after_optimizer_step()
 
 
+class Unscaled(SDPOTrainer):
+    """The average of effective LoRA weights without the adapter's scale."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        real = self.teacher.student_parameters
+        self.teacher.student_parameters = lambda model: [delta / 2 for delta in real(model)]
+
+
 class WrongStep(SDPOTrainer):
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
@@ -330,6 +347,8 @@ OTHER_RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "bf16: loss not divided": ({"bf16": True}, {}, {}),
     "bf16: teacher in float32": ({"bf16": True}, {}, {}),
     "bf16: teacher's own top-k": ({"bf16": True}, {}, {}),
+    "effective: average without the scale": ({}, EFFECTIVE, {}),
+    "effective: teacher's own top-k": ({}, EFFECTIVE, {}),
     "norm: divided by the batch's width": (
         {"max_completion_length": 9},
         {"loss_agg_mode": NORM},
@@ -346,6 +365,8 @@ FAULTS = {
     "bf16: loss not divided": (NotDivided, "accumulate"),
     "bf16: teacher in float32": (TeacherNotUnderAutocast, "log_probs"),
     "bf16: teacher's own top-k": (own_support, "support"),
+    "effective: average without the scale": (Unscaled, "teacher_update"),
+    "effective: teacher's own top-k": (own_support, "support"),
     "norm: divided by the batch's width": (not_normalised, "aggregate"),
     "loss not divided by accumulation steps": (NotDivided, "accumulate"),
     "EMA per micro-batch": (AveragedPerMicroBatch, "teacher_update"),
@@ -371,7 +392,7 @@ def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch):
         kind = plant
     else:
         plant(monkeypatch)
-    model = tiny.model(**changes)
+    model = lora() if settings == EFFECTIVE else tiny.model(**changes)
     trainer = audited(tmp_path, kind=kind, args=args, reward=reward, model=model, **settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ParityWarning)
