@@ -206,17 +206,29 @@ class EffectiveTeacher(CopyTeacher):
         return [layer.get_delta_weight(self.student_adapter).float() for layer in layers]
 
     def own(self, student: nn.Module, batch: Batch, answer: Callable[..., Answer]) -> Answer:
-        """What the base model answers with the averaged matrices added."""
+        """What the base model answers with the averaged matrices added.
+
+        Raises:
+            ConfigError: the model runs its adapted layers otherwise than by calling them.
+        """
+        ran: set[nn.Module] = set()
         hooks = [
-            layer.register_forward_hook(adding(delta))
+            layer.register_forward_hook(adding(delta, ran))
             for layer, delta in zip(self.layers.values(), self.deltas, strict=True)
         ]
         try:
             with evaluating(self.model), self.model.disable_adapter():
-                return answer(student, batch, "teacher_")
+                found = answer(student, batch, "teacher_")
         finally:
             for hook in hooks:
                 hook.remove()
+        if not ran:
+            raise ConfigError(
+                "lora_average='effective' adds its averages to the outputs of the adapted layers, "
+                "but none of them was called (Unsloth's kernels read their weights instead): use "
+                "lora_average='factors'"
+            )
+        return found
 
 
 def lora_layers(model: Any, adapter: str) -> dict[str, Any]:
@@ -240,10 +252,11 @@ def lora_layers(model: Any, adapter: str) -> dict[str, Any]:
     return found
 
 
-def adding(delta: Tensor) -> Any:
-    """A hook that adds `x · deltaᵀ` to a linear layer's output."""
+def adding(delta: Tensor, ran: set[nn.Module]) -> Any:
+    """A hook that adds `x · deltaᵀ` to a linear layer's output, and the layer to those that ran."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        ran.add(module)
         return output + nn.functional.linear(inputs[0].to(delta.dtype), delta).to(output.dtype)
 
     return hook

@@ -202,3 +202,15 @@ def test_a_low_precision_average_that_would_stall_is_announced():
     with pytest.warns(TeacherWarning, match="stays behind"):
         build_teacher(tiny.model().bfloat16(), SDPOConfig())
     build_teacher(tiny.model().bfloat16(), SDPOConfig(teacher_mode="frozen"))
+
+
+def test_effective_averages_need_layers_that_are_called():
+    """Unsloth's kernels read the weights of adapted layers, so that a hook on them never runs."""
+    model = lora()
+    config = SDPOConfig(teacher_mode="lora_ema", lora_average="effective")
+    teacher = build_teacher(model, config)
+    teacher.own(model, batch(), response_logits)
+    for layer in teacher.layers.values():
+        layer.register_forward_hook = lambda hook: torch.utils.hooks.RemovableHandle({})
+    with pytest.raises(ConfigError, match="none of them was called"):
+        teacher.own(model, batch(), response_logits)
