@@ -66,6 +66,7 @@ class ParityCallback(TrainerCallback):
         self.checks = RowFile(folder / "parity.csv", writes=self.main)
         self.drift = RowFile(folder / "drift.csv", writes=self.main)
         self.updates, self.seconds = 0, 0.0
+        self.clock = time.perf_counter
         self.noise: dict[str, float] = {}
         self.draws = has_dropout(trainer.model)
         self.state: State | None = None
@@ -92,7 +93,7 @@ class ParityCallback(TrainerCallback):
         """A new update begins: remember the state it begins with."""
         if not self.trainer.model.training:
             return
-        began = time.perf_counter()
+        began = self.clock()
         self.steps, self.rates, self.record = [], [], None
         if self.lockstep and self.follower is None:
             self.origin = audited.state_of(self.trainer)
@@ -107,7 +108,7 @@ class ParityCallback(TrainerCallback):
             self.batch = update_batch(batch) | tensors
             self.weights = audited.step_weights(self.trainer, self.batch)
             self.fingerprint = self._fingerprint()
-        self.seconds += time.perf_counter() - began
+        self.seconds += self.clock() - began
 
     def before_micro_batch(self, inputs: dict[str, Any]) -> None:
         """A micro-batch is about to be processed."""
@@ -123,7 +124,7 @@ class ParityCallback(TrainerCallback):
         """The SDPO loss of a micro-batch was computed."""
         if self.record is None and not self.lockstep:
             return
-        began, step = time.perf_counter(), self.steps[-1]
+        began, step = self.clock(), self.steps[-1]
         if self.draws:
             step.random[-1] = (step.random[-1][0], random_state())
         if self.record is not None:
@@ -131,13 +132,13 @@ class ParityCallback(TrainerCallback):
             step.micro_batches.append(values)
             step.scaled_loss += values["aggregate"].item() * float(scale)
             step.teacher_moved |= not torch.equal(self._fingerprint(), self.fingerprint)
-        self.seconds += time.perf_counter() - began
+        self.seconds += self.clock() - began
 
     def gradients(self, model: nn.Module) -> None:
         """All micro-batches of an optimizer step are done; nothing is clipped yet."""
         if not self.due and not self.lockstep:
             return
-        began = time.perf_counter()
+        began = self.clock()
         self.rates.append([group["lr"] for group in self.trainer.optimizer.param_groups])
         if self.record is not None:
             named = model.named_parameters()
@@ -145,7 +146,7 @@ class ParityCallback(TrainerCallback):
             number = len(self.rates) - 1
             self.memory[number] = refreshed(self.memory.get(number), gradient)
             self.steps[-1].gradient = self.memory[number]
-        self.seconds += time.perf_counter() - began
+        self.seconds += self.clock() - began
 
     # --- what the training loop tells -------------------------------------------------------
 
@@ -159,7 +160,7 @@ class ParityCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """After an optimizer step, and after the teacher: compare if the update is done."""
-        began = time.perf_counter()
+        began = self.clock()
         done = self.trainer.schedule.ends_update(self.trainer._step)
         if self.record is not None:
             self.steps[-1].weights = weights_of(self.trainer.model, copied=not done)
@@ -173,7 +174,7 @@ class ParityCallback(TrainerCallback):
                 self._follow(state.global_step)
             self.record, self.steps = None, []
             self.updates += 1
-        self.seconds += time.perf_counter() - began
+        self.seconds += self.clock() - began
 
     def on_train_end(self, args, state, control, **kwargs):
         """Plot the drift."""
@@ -284,7 +285,7 @@ class ParityCallback(TrainerCallback):
         row["first_value"] = first.name if first else ""
         row["first_step"] = first.step if first else ""
         row["audited"] = self._audited()
-        row["seconds"] = time.perf_counter() - began
+        row["seconds"] = self.clock() - began
         self.checks.append(row)
         metrics = self.trainer._metrics["train"]
         for name, value in row.items():
@@ -354,5 +355,5 @@ def joined_rows(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def calibrates(check: int) -> bool:
-    """Whether budgets are measured anew at this check: the 1st, 2nd, 16th, 128th, 1024th and so on."""
+    """Whether budgets are measured anew at this check: the 1st, 2nd, 16th, 128th and so on."""
     return check == 1 or (check.bit_count() == 1 and check.bit_length() % 3 == 2)

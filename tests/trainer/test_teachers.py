@@ -211,6 +211,6 @@ def test_effective_averages_need_layers_that_are_called():
     teacher = build_teacher(model, config)
     teacher.own(model, batch(), response_logits)
     for layer in teacher.layers.values():
-        layer.register_forward_hook = lambda hook: torch.utils.hooks.RemovableHandle({})
+        layer.register_forward_hook = torch.nn.Identity().register_forward_hook
     with pytest.raises(ConfigError, match="none of them was called"):
         teacher.own(model, batch(), response_logits)
