@@ -10,6 +10,14 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from faulty_trainers import (
+    AveragedPerMicroBatch,
+    DroppingTeacher,
+    NotDivided,
+    Unscaled,
+    WrongRate,
+    WrongStep,
+)
 from test_modes import OneSuccess
 from test_teachers import lora
 
@@ -186,50 +194,6 @@ def test_a_resumed_run_goes_on_with_its_rows(inside, tmp_path):
 
 
 # --- planted faults -------------------------------------------------------------------------
-
-
-class NotDivided(SDPOTrainer):
-    def _scale(self, inputs):
-        return 1.0
-
-
-class AveragedPerMicroBatch(SDPOTrainer):
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.teacher.update(self.model)
-        return loss
-
-
-class DroppingTeacher(SDPOTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        teacher: Any = self.teacher
-        for module in teacher.module.train().modules():
-            if hasattr(module, "attention_dropout"):
-                module.attention_dropout = 0.5
-
-
-class WrongRate(SDPOTrainer):
-    def after_optimizer_step(self):
-        self.teacher.update(self.model)
-        super().after_optimizer_step()
-
-
-class Unscaled(SDPOTrainer):
-    """The average of effective LoRA weights without the adapter's scale."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        real = self.teacher.student_parameters
-        self.teacher.student_parameters = lambda model: [delta / 2 for delta in real(model)]
-
-
-class WrongStep(SDPOTrainer):
-    def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm)
-        for parameter in model.parameters():
-            parameter.grad[0] = 0
-        return norm
 
 
 def one_sided_temperature(monkeypatch):
