@@ -29,6 +29,7 @@ def test_every_fault_shows_on_the_packaged_cases_in_loss_and_gradient_alone():
 def test_one_case_proves_little_and_says_so():
     with deterministic():
         row = certificate(LOSS_ONLY, cases()[:1])
+    assert row is not None
     assert 0 < row["killed"] < row["tested"]
     assert any(label.startswith("M17b") for label in row["survivors"])
     text = sentence({"sensitivity": {"faults": row}})
@@ -39,6 +40,7 @@ def test_one_case_proves_little_and_says_so():
 def test_a_loss_from_log_probs_is_not_credited_with_faults_it_cannot_have():
     with deterministic():
         row = certificate(LOSS_ONLY, cases(), after_log_probs=True)
+    assert row is not None
     assert row["tested"] == row["killed"] == sum(f.after_log_probs for f in LOSS_FAULTS)
 
 

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from fused_cases import (
+from fused_inputs import (
     EXACT,
     MODES,
     PLACES,

@@ -55,8 +55,9 @@ def believed(found: Comparison, own: float | None) -> Comparison:
     """A comparison, or NOT_COVERED in place of a divergence that is within the scatter `own`."""
     if found.status != DIVERGENT or own is None:
         return found
+    withdrawn = Comparison(found.stage, NOT_COVERED, found.case, note=WITHDRAWN)
     actual, expected = found.worst.get("actual"), found.worst.get("expected")
-    sized = found.effect == "value" and actual is not None and expected is not None
-    if sized and abs(actual - expected) > CLEARLY * own * max(abs(actual), abs(expected)):
-        return found
-    return Comparison(found.stage, NOT_COVERED, found.case, note=WITHDRAWN)
+    if found.effect != "value" or actual is None or expected is None:
+        return withdrawn
+    clear = abs(actual - expected) > CLEARLY * own * max(abs(actual), abs(expected))
+    return found if clear else withdrawn

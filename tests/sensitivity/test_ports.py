@@ -5,6 +5,7 @@ The ports in `ports/` share nothing with this project. Each edit is a text and w
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import all_cases, run_of
@@ -79,7 +80,8 @@ def audited(folder: Path, port: str, edit: str):
     file = folder / f"changed_{port}.py"
     file.write_text(source, encoding="utf-8")
     try:
-        return run_of(load_candidate(f"{file}:loss"), all_cases())
+        candidate: Any = load_candidate(f"{file}:loss")
+        return run_of(candidate, all_cases())
     finally:
         sys.path.remove(str(folder))
         del sys.modules[file.stem]

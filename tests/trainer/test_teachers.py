@@ -208,7 +208,7 @@ def test_effective_averages_need_layers_that_are_called():
     """Unsloth's kernels read the weights of adapted layers, so that a hook on them never runs."""
     model = lora()
     config = SDPOConfig(teacher_mode="lora_ema", lora_average="effective")
-    teacher = build_teacher(model, config)
+    teacher: Any = build_teacher(model, config)
     teacher.own(model, batch(), response_logits)
     for layer in teacher.layers.values():
         layer.register_forward_hook = torch.nn.Identity().register_forward_hook
