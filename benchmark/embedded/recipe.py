@@ -1,0 +1,79 @@
+"""How the embedded model is made: size, lessons, learning rate.
+
+`small` needs ten minutes of one core. The others have so many more lessons that they need a GPU,
+for some minutes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+Counts = Mapping[str, int]
+
+
+def qwen2(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
+    """Fields of `Qwen2Config`."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+        "attention_dropout": 0.0,
+        "rms_norm_eps": 1e-6,
+    }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, on what, for how long.
+
+    `stages` are lessons of each kind in a batch, each up to a step: first to copy, then the rest.
+    """
+
+    architecture: Mapping[str, Any]
+    stages: tuple[tuple[int, Counts], ...]
+    steps: int
+    warm_up: int
+    fall: int
+    learning_rate: float = 2e-3
+    seed: int = 7
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate: warm-up, constant, and a linear fall at the end.
+
+        Up to the fall it does not depend on `steps`, so that a saved state serves longer runs too.
+        """
+        fall = max(0.02, (steps - step) / self.fall)
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up, fall)
+
+    def counts_at(self, step: int) -> Counts:
+        """Lessons of each kind in the batch of a step."""
+        return next((one for end, one in self.stages if step < end), self.stages[-1][1])
+
+    def lasting(self, steps: int | None) -> "Recipe":
+        """The same with another number of steps."""
+        return self if steps is None else replace(self, steps=steps)
+
+
+_MANY = (
+    (300, {"echo": 96, "plain": 48, "shown": 48, "told": 48}),
+    (20000, {"plain": 64, "shown": 64, "told": 192}),
+)
+RECIPES = {
+    "small": Recipe(
+        qwen2(128, 448, 4, 4),
+        (
+            (300, {"echo": 24, "plain": 6, "shown": 6}),
+            (350, {"plain": 6, "shown": 8, "told": 4}),
+            (920, {"plain": 10, "shown": 10, "told": 1}),
+        ),
+        steps=920,
+        warm_up=50,
+        fall=120,
+    ),
+    "wide": Recipe(qwen2(128, 448, 4, 4), _MANY, steps=20000, warm_up=100, fall=800),
+    "deep": Recipe(qwen2(160, 512, 6, 5), _MANY, steps=20000, warm_up=100, fall=800),
+}
