@@ -86,8 +86,10 @@ def load_state(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"weight.{name}"])
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in keys}
+            moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+            # AdamW counts on the CPU.
+            moments["step"] = tensors[f"step.{name}"].cpu()
+            optimizer.state[parameter] = moments
     with safe_open(path, framework="pt") as file:
         return int(file.metadata()["step"])
 
