@@ -1,19 +1,23 @@
-# `make parity` proves the implementation against the reference; `make test` runs the tests.
+# `make parity` proves the implementation against the reference and trains for a few steps under the
+# audit; `make test` runs the tests.
 # Both make a virtual environment on first use. Needs Python >= 3.11 with pip, make and git.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
+QUICK = $(PY) -m sdpo mbpp bench --quick --configs grpo,sdpo-audit --seeds 1 --name quick
 
 .PHONY: parity test check format docs benchmark benchmark-quick clean
 
 parity: $(VENV)/.installed-train
 	$(PY) -m sdpo audit reference sdpo
+	rm -rf reports/runs/quick
+	$(QUICK)
 
 benchmark: $(VENV)/.installed-train
 	$(PY) -m sdpo mbpp bench
 
 benchmark-quick: $(VENV)/.installed-train
-	$(PY) -m sdpo mbpp bench --quick --configs grpo,sdpo-audit --seeds 1 --name quick
+	$(QUICK)
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2

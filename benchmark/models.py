@@ -1,6 +1,7 @@
 """Loads the model and tokenizer of a run: the embedded one, a folder, or one of the hub."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,19 @@ def check_hardware(settings: Mapping[str, Any]) -> None:
     if model["dtype"] not in DTYPES:
         raise SettingsError(f"model.dtype is {model['dtype']!r}, it must be one of {DTYPES}")
     needs = {
-        "model.four_bit": model["four_bit"],
+        "train.use_cpu": train.get("use_cpu") is False,
         "train.use_vllm": train.get("use_vllm", False),
-        "train.bf16": train.get("bf16", False),
         "train.fp16": train.get("fp16", False),
     }
     wanted = [name for name, on in needs.items() if on]
     if wanted and not torch.cuda.is_available():
+        instead = {"train.use_cpu": "true"}
         raise SettingsError(
-            f"{', '.join(wanted)} needs a GPU and there is none here; add "
-            + " ".join(f"--set {name}=false" for name in wanted)
+            f"{', '.join(wanted)} asks for a GPU and there is none here; add "
+            + " ".join(f"--set {name}={instead.get(name, 'false')}" for name in wanted)
         )
+    if model["four_bit"] and find_spec("bitsandbytes") is None:
+        raise SettingsError("model.four_bit needs bitsandbytes: pip install bitsandbytes")
     if model["four_bit"] and not model["lora_r"]:
         raise SettingsError("model.four_bit needs adapters to train: set model.lora_r, say to 16")
 

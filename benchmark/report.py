@@ -12,9 +12,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sdpo.benchmark.figures import figures
+from sdpo.benchmark.findings import findings, shown
 from sdpo.benchmark.records import replace_text
 from sdpo.benchmark.results import Run, by_name, csv_of, outcome, paired, read_runs
-from sdpo.benchmark.statistics import Interval
 from sdpo.parity.render.html import data_uri
 
 NOT_SHOWN = (
@@ -77,13 +77,6 @@ def write_report(folder: Path, out: Path, title: str) -> str:
         (out / plot.file).write_bytes(plot.png)
     replace_text(out / "steps.csv", csv_of(runs))
     return content["headline"]
-
-
-def shown(interval: Interval, *, signed: bool = False) -> str:
-    """An estimate with its interval."""
-    sign = "+" if signed else ""
-    low, high = (f"{x:{sign}.3f}" for x in (interval.low, interval.high))
-    return f"{interval.estimate:{sign}.3f} [{low}, {high}]"
 
 
 def headline(groups: dict[str, list[Run]]) -> str:
@@ -178,36 +171,6 @@ def samples(groups: dict[str, list[Run]]) -> list[dict[str, Any]]:
             for row in ([rows[0], rows[-1]] if len(rows) > 1 else rows)
         ]
     return []
-
-
-def findings(groups: dict[str, list[Run]]) -> list[str]:
-    """What the figures say, one sentence for each configuration and pair."""
-    said = []
-    for name, runs in groups.items():
-        gain = outcome(runs)["gain"]
-        risen = sum(run.last()["low"] > run.records["evals"][0]["high"] for run in runs)
-        word = "rose" if gain.low > 0 else "fell" if gain.high < 0 else "did not clearly change"
-        sentence = (
-            f"{name}: pass@1 {word} ({shown(gain, signed=True)}); in {risen} of {len(runs)} seeds "
-            "the last interval lies above the first."
-        )
-        peak = statistics.fmean(max(e["pass_at_1"] for e in run.records["evals"]) for run in runs)
-        last = statistics.fmean(run.last()["pass_at_1"] for run in runs)
-        if peak - last > 0.1:
-            sentence += f" It ended {peak - last:.2f} below its own best: it got worse on the way."
-        if unfinished := [str(run.seed) for run in runs if not run.finished]:
-            sentence += f" Seed {', '.join(unfinished)} is unfinished."
-        said.append(sentence)
-    names = list(groups)
-    for place, one in enumerate(names):
-        for two in names[place + 1 :]:
-            verdict = paired(groups[one], groups[two])["verdict"]
-            said.append(
-                f"{one} against {two}: the runs cannot be told apart."
-                if verdict == "cannot distinguish"
-                else f"{one} against {two}: {verdict} ended higher."
-            )
-    return said
 
 
 def made_with(runs: Sequence[Run]) -> list[str]:

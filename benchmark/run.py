@@ -69,20 +69,23 @@ def run(settings: dict[str, Any], out: Path, advance: Advance | None = None) -> 
         advance: told the log row of each step.
 
     Returns:
-        The summary.
+        The summary; empty in all but the first of several processes.
 
     Raises:
         SettingsError, DataError, IsolationError: before any work.
-        BusyError: another process works in the folder.
+        BusyError: another run works in the folder.
     """
     from sdpo.benchmark.models import check_hardware
 
     check_hardware(settings)
     data = load_data(settings["data"]["name"])
+    advance = advance or (lambda row: None)
+    if os.environ.get("RANK", "0") != "0":
+        # The first of several processes has claimed the folder for all, or will stop them all.
+        return read_json(out / "summary.json") or _work(settings, out, data, advance)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        summary = claim(out, settings)
-        return summary or _work(settings, out, data, advance or (lambda row: None))
+        return claim(out, settings) or _work(settings, out, data, advance)
 
 
 def _work(settings: dict[str, Any], out: Path, data: Dataset, advance: Advance) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def _work(settings: dict[str, Any], out: Path, data: Dataset, advance: Advance) 
         deterministic(settings["seed"], settings["threads"]) as determinism,
     ):
         trainer, recorder = _trainer(settings, out, tokenizer, train, test, executor, advance)
-        if not (out / "run.json").is_file():
+        if trainer.is_world_process_zero() and not (out / "run.json").is_file():
             facts = {"data": data.stamp, "isolation": list(executor.isolation)}
             facts |= {"determinism": determinism, "environment": describe()}
             write_json(
@@ -183,9 +186,10 @@ def _with_reward_weights(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _train(trainer: Any, recorder: Any, out: Path, settings: dict[str, Any]) -> None:
     """Train from the latest complete checkpoint, or from the start."""
-    found = latest(out / "checkpoints")
-    folder, step = found or (None, 0)
-    recorder.records.truncate(step)
+    if trainer.is_world_process_zero():
+        recorder.records.truncate((latest(out / "checkpoints") or (None, 0))[1])
+    trainer.accelerator.wait_for_everyone()
+    folder, _ = latest(out / "checkpoints") or (None, 0)
     trainer.train(resume_from_checkpoint=None if folder is None else str(folder))
 
 

@@ -5,9 +5,9 @@ touched. Prints a table; the runs stay in a folder and continue like all others.
 """
 
 import argparse
-import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,93 +15,125 @@ from sdpo.benchmark.bench import Job, jobs, run_all
 from sdpo.benchmark.records import Records, read_json
 from sdpo.benchmark.settings import load
 
-STEPS = 60
+STEPS = 30
 COMMON = {
     "data.eval_split": "validation",
     "train.max_steps": STEPS,
-    "eval.every": 20,
+    "eval.every": STEPS // 2,
     "records.checkpoint_every": STEPS,
 }
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
-TRIALS: dict[str, list[dict[str, Any]]] = {
-    "grpo": [
-        {"train.learning_rate": rate, "train.scale_rewards": scale}
-        for rate, scale in itertools.product((*LEARNING_RATES, 2e-3), ("group", "none"))
-    ],
-    "sdpo": [
-        *(
-            {"train.learning_rate": rate, "sdpo.teacher_update_rate": moved}
-            for rate, moved in itertools.product(LEARNING_RATES, (0.01, 0.05))
-        ),
-        {"train.learning_rate": 3e-4, "sdpo.alpha": 1.0},
-        {"train.learning_rate": 3e-4, "sdpo.include_environment_feedback": True},
-    ],
-    "hybrid": [
-        *(
-            {"train.learning_rate": rate, "sdpo.hybrid_lambda": share}
-            for rate, share in itertools.product(LEARNING_RATES, (0.5, 0.9))
-        ),
-        {"train.learning_rate": 3e-4, "sdpo.alpha": 1.0},
-        {"train.learning_rate": 3e-4, "sdpo.include_environment_feedback": True},
-    ],
+RATES = tuple({"train.learning_rate": rate} for rate in (1e-4, 3e-4, 1e-3))
+# Tried at the best learning rate of each method.
+VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "grpo": (
+        {"train.scale_rewards": "none"},
+        {"train.beta": 0.02},
+        {"train.max_grad_norm": 0.3},
+    ),
+    "sdpo": (
+        {"sdpo.teacher_update_rate": 0.2},
+        {"sdpo.alpha": 1.0},
+        {"sdpo.include_environment_feedback": True},
+    ),
+    "hybrid": (
+        {"sdpo.teacher_update_rate": 0.2},
+        {"sdpo.alpha": 1.0},
+        {"sdpo.hybrid_lambda": 0.8},
+    ),
 }
 
 
-def label(trial: dict[str, Any]) -> str:
-    """What a trial changes, as it is written on the command line."""
-    return " ".join(f"{name.partition('.')[2]}={value}" for name, value in trial.items())
+@dataclass(frozen=True)
+class Trial:
+    """Settings that are tried with a method, and its runs, one for each seed."""
+
+    method: str
+    changes: dict[str, Any]
+    runs: tuple[Job, ...]
+
+    @property
+    def label(self) -> str:
+        """What it changes, as on the command line but for the section."""
+        return " ".join(f"{name.partition('.')[2]}={x}" for name, x in self.changes.items())
 
 
-def trials(
-    methods: Sequence[str], seeds: Sequence[int], out: Path, options: Sequence[str]
-) -> dict[tuple[str, int], list[Job]]:
-    """The runs of each trial, one for each seed; checks all settings before anything starts."""
-    found = {}
-    for method in methods:
-        for place, trial in enumerate(TRIALS[method]):
-            changes = [f"{name}={value}" for name, value in (COMMON | trial).items()]
-            steps = load(method, [*changes, *options])["train"]["max_steps"]
-            given = [f"--set={text}" for text in (*changes, *options)]
-            found[method, place] = jobs([method], seeds, out / str(place), given, steps)
-    return found
+def trial(
+    method: str, changes: dict[str, Any], seeds: Sequence[int], out: Path, options: Sequence[str]
+) -> Trial:
+    """A trial; its settings are checked before anything starts."""
+    given = [*(f"{name}={value}" for name, value in (COMMON | changes).items()), *options]
+    steps = load(method, given)["train"]["max_steps"]
+    folder = out / "-".join(f"{name.rpartition('.')[2]}={x}" for name, x in changes.items())
+    found = jobs([method], seeds, folder, [f"--set={text}" for text in given], steps)
+    return Trial(method, changes, tuple(found))
 
 
-def row(method: str, place: int, runs: Sequence[Job]) -> dict[str, Any]:
+def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row with the highest last pass@1, among equals with the highest last rewards."""
+    return max(rows, key=lambda one: (one["last"], one["reward"]))
+
+
+def sweep(
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    options: Sequence[str],
+    run: Callable[[list[Job]], None],
+    stages: int = 2,
+) -> list[dict[str, Any]]:
+    """Learning rates first, then each method's variants at its best one; a row for each trial."""
+    first = [trial(m, one, seeds, out, options) for m in methods for one in RATES]
+    run([job for one in first for job in one.runs])
+    rows = [row(one) for one in first]
+    if stages > 1:
+        rates = {
+            m: best_of([one for one in rows if one["method"] == m])["changes"] for m in methods
+        }
+        second = [
+            trial(m, rates[m] | one, seeds, out, options) for m in methods for one in VARIANTS[m]
+        ]
+        run([job for one in second for job in one.runs])
+        rows += [row(one) for one in second]
+    return rows
+
+
+def row(tried: Trial) -> dict[str, Any]:
     """Means over the seeds of one trial."""
-    evals = [Records(job.folder).read("evals") for job in runs]
-    steps = [Records(job.folder).read("steps") for job in runs]
+    evals = [Records(job.folder).read("evals") for job in tried.runs]
+    steps = [Records(job.folder).read("steps") for job in tried.runs]
+    seconds = [read_json(job.folder / "summary.json")["training_seconds"] for job in tried.runs]
     mean = statistics.fmean
     return {
-        "method": method,
-        "trial": label(TRIALS[method][place]),
+        "method": tried.method,
+        "trial": tried.label,
+        "changes": tried.changes,
         "first": mean(rows[0]["pass_at_1"] for rows in evals),
         "last": mean(rows[-1]["pass_at_1"] for rows in evals),
         "best": mean(max(one["pass_at_1"] for one in rows) for rows in evals),
         "reward": mean(mean(one["reward"] for one in rows[-10:]) for rows in steps),
-        "seconds": mean(read_json(job.folder / "summary.json")["training_seconds"] for job in runs),
+        "seconds": mean(seconds),
         "problems": evals[0][-1]["problems"],
-        "seeds": len(runs),
+        "steps": steps[0][-1]["step"],
+        "seeds": len(tried.runs),
     }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The sweep as Markdown; the trial with the highest last pass@1 of each method is bold."""
-    best: dict[str, dict[str, Any]] = {}
-    for one in rows:
-        chosen = best.setdefault(one["method"], one)
-        if (one["last"], one["reward"]) > (chosen["last"], chosen["reward"]):
-            best[one["method"]] = one
-    n, seeds = rows[0]["problems"], rows[0]["seeds"]
+    """The sweep as Markdown; the best trial of each method is bold."""
+    methods = dict.fromkeys(one["method"] for one in rows)
+    best = [best_of([one for one in rows if one["method"] == method]) for method in methods]
+    one = rows[0]
     lines = [
-        f"pass@1 on {n} validation problems, mean of {seeds} seeds",
+        f"pass@1 on {one['problems']} validation problems, greedy, after {one['steps']} steps, "
+        f"{one['seeds']} seed(s); `rewards`: mean of the last ten steps.",
         "",
-        "| method | trial | before | after | best on the way | last rewards | seconds |",
+        "| method | settings | before | after | best on the way | rewards | seconds |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
-    for one in rows:
-        trial = f"**{one['trial']}**" if best[one["method"]] is one else one["trial"]
+    for one in sorted(rows, key=lambda each: list(methods).index(each["method"])):
+        shown = f"**{one['trial']}**" if one in best else one["trial"]
         values = " | ".join(f"{one[key]:.3f}" for key in ("first", "last", "best", "reward"))
-        lines.append(f"| {one['method']} | {trial} | {values} | {one['seconds']:.0f} |")
+        lines.append(f"| {one['method']} | {shown} | {values} | {one['seconds']:.0f} |")
     return "\n".join(lines)
 
 
@@ -110,18 +142,21 @@ def main() -> None:
     from sdpo.cli.mbpp_bench import bar
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", default=",".join(TRIALS))
+    parser.add_argument("--methods", default=",".join(VARIANTS))
     parser.add_argument("--seeds", default="11", help="not those of the benchmark")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("reports/runs/sweep"))
+    parser.add_argument("--stages", type=int, choices=(1, 2), default=2, help="1: rates only")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     chosen = parser.parse_args()
+
+    def run(todo: list[Job]) -> None:
+        with bar(sum(job.steps for job in todo), "sweep") as show:
+            run_all(todo, chosen.jobs, show)
+
     seeds = [int(one) for one in chosen.seeds.split(",")]
-    found = trials(chosen.methods.split(","), seeds, chosen.out, chosen.set)
-    todo = [job for runs in found.values() for job in runs]
-    with bar(sum(job.steps for job in todo), "sweep") as show:
-        run_all(todo, chosen.jobs, show)
-    text = table([row(*key, runs) for key, runs in found.items()])
+    methods = chosen.methods.split(",")
+    text = table(sweep(methods, seeds, chosen.out, chosen.set, run, chosen.stages))
     (chosen.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from sdpo.benchmark.checkpoints import folder_of, seal
@@ -82,7 +83,8 @@ class Recorder(TrainerCallback):
         self.advance(row)
 
     def on_save(self, args, state, control, **kwargs):
-        """Mark the checkpoint as complete."""
+        """Mark the checkpoint as complete, once every process has written its part."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             seal(folder_of(self.checkpoints, state.global_step))
             free = shutil.disk_usage(self.checkpoints).free / 2**20

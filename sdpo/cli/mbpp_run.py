@@ -57,7 +57,8 @@ def run(
 
         with progress(wanted["train"]["max_steps"], f"{name} seed {wanted['seed']}") as advance:
             summary = run_(wanted, folder, advance)
-    print(f"DONE {line(summary)} out={folder}")
+    if summary:
+        print(f"DONE {line(summary)} out={folder}")
 
 
 def eval_(

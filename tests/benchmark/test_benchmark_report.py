@@ -2,6 +2,7 @@
 
 import pytest
 
+from sdpo.benchmark import findings
 from sdpo.benchmark.records import Records, write_json
 from sdpo.benchmark.report import write_report
 from sdpo.benchmark.results import ResultsError, band, by_name, outcome, paired, read_runs
@@ -72,6 +73,21 @@ def test_a_report_is_written_whole(tmp_path):
     pictures = {"pass_at_1.png", "training.png", "loss_difference.png"}
     assert names == pictures | {"report.md", "report.html", "steps.csv"}
     assert (tmp_path / "out" / "steps.csv").read_text().startswith("name,seed,step,")
+
+
+@pytest.mark.parametrize(("last", "clear"), [(0.6, 1), (0.2, 0)])
+def test_the_training_curve_and_what_explains_it(tmp_path, last, clear):
+    write_run(tmp_path, "one", 1, [10, 20])
+    records = Records(tmp_path / "one" / "seed-1")
+    records.path("steps").unlink()
+    for step in range(1, 31):
+        reward = (0.2 if step <= 10 else last) + 0.01 * (step % 5)
+        row = {"teacher/ahead_on_failed": -3.0, findings.COVERAGE: 0.5}
+        records.append("steps", {"step": step, "reward": reward, **row})
+    (said,) = findings.findings(by_name(read_runs(tmp_path)))
+    assert f"0.22 to {last + 0.02:.2f}; the intervals lie apart, upwards, in {clear} of 1" in said
+    assert "share of attempts with a teacher 0.5 to 0.5" in said
+    assert "teacher's log-prob gain on failed attempts -3 to -3" in said
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):

@@ -1,13 +1,7 @@
 """Benchmark runs: recorded whole, continued after a kill to the same end, never overwritten."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +10,7 @@ import pytest
 from sdpo.benchmark import settings
 from sdpo.benchmark.data import DataError
 from sdpo.benchmark.embedded import pretrain, tokenizer
+from sdpo.benchmark.embedded.recipe import RECIPES
 from sdpo.benchmark.records import Records
 from sdpo.benchmark.run import run
 from sdpo.benchmark.settings import SettingsError
@@ -52,8 +47,8 @@ def random_model(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("model")
     with deterministic(3):
-        model = pretrain.new_model(tokenizer.build().get_vocab_size())
-    pretrain.write_model(model, folder, steps=0)
+        model = pretrain.new_model(RECIPES["small"], tokenizer.build().get_vocab_size())
+    pretrain.write_model(model, folder, RECIPES["small"], steps=0)
     # It never ends a completion by itself, and never solves a problem.
     suited = {"train.max_completion_length": 12, "eval.max_new_tokens": 12}
     suited["sdpo.include_environment_feedback"] = True
@@ -124,8 +119,8 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(SettingsError, match=r"train\.bf16 needs a GPU and there is none"):
-        run(settings.load("sdpo", [], {"train.bf16": True}), tmp_path / "out")
+    with pytest.raises(SettingsError, match=r"train\.use_cpu asks for a GPU and there is none"):
+        run(settings.load("published"), tmp_path / "out")
 
 
 def test_a_full_disk_is_named_before_work_starts(tmp_path, monkeypatch):
@@ -133,49 +128,6 @@ def test_a_full_disk_is_named_before_work_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(SettingsError, match="only 0 MiB are free"):
         run(short(), tmp_path / "out")
-
-
-def command(folder: Path, config: str) -> list[str]:
-    sets = [f"--set={name}={value}" for name, value in SHORT.items()]
-    start = [sys.executable, "-m", "sdpo", "mbpp", "run", "--config", config]
-    return [*start, "--out", str(folder), *sets]
-
-
-def killed_at_random(
-    folder: Path, config: str, generator: random.Random, kills: int, seconds: float
-) -> int:
-    """Start a run again and again and kill it, until it is done; returns the kills.
-
-    A start takes most of the `seconds` that a whole run takes, so kills aim at what follows it.
-    """
-    done = 0
-    while done < kills:
-        process = subprocess.Popen(command(folder, config), stdout=subprocess.DEVNULL)
-        try:
-            process.wait(generator.uniform(0.4, 1.0) * seconds)
-            break
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            done += 1
-        time.sleep(0.1)
-    subprocess.run(command(folder, config), check=True, stdout=subprocess.DEVNULL)
-    return done
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("config", ["grpo", "sdpo", "hybrid", "sdpo-audit"])
-def test_kills_lose_nothing(config, tmp_path):
-    whole, began = tmp_path / "whole", time.monotonic()
-    subprocess.run(command(whole, config), check=True, stdout=subprocess.DEVNULL)
-    seconds = time.monotonic() - began
-    generator, kills, turn = random.Random(config), 0, 0
-    while kills < 5:
-        folder = tmp_path / f"killed-{turn}"
-        kills += killed_at_random(folder, config, generator, 5, seconds)
-        assert contents(folder) == contents(whole)
-        turn += 1
 
 
 @pytest.mark.slow
