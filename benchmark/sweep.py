@@ -140,6 +140,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Run the sweep and print its table."""
     from sdpo.cli.mbpp_bench import bar
+    from sdpo.cli.mbpp_run import reported
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", default=",".join(VARIANTS))
@@ -156,7 +157,8 @@ def main() -> None:
 
     seeds = [int(one) for one in chosen.seeds.split(",")]
     methods = chosen.methods.split(",")
-    text = table(sweep(methods, seeds, chosen.out, chosen.set, run, chosen.stages))
+    with reported():
+        text = table(sweep(methods, seeds, chosen.out, chosen.set, run, chosen.stages))
     (chosen.out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

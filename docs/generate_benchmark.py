@@ -1,0 +1,92 @@
+"""Writes the generated parts of `docs/benchmark.md` and the benchmark's plots in the gallery.
+
+python docs/generate_benchmark.py
+
+From what is there: reports/runs/default (`make benchmark`), reports/runs/audit (the same with
+`--configs sdpo,sdpo-audit --seeds 1 --name audit`) and reports/runs/sweep/table.md
+(`python -m sdpo.benchmark.sweep`). A part without runs stays as it is.
+"""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from generate import GALLERY, ROOT, replaced
+
+from sdpo.benchmark.findings import findings
+from sdpo.benchmark.records import read_json
+from sdpo.benchmark.report import costs, outcomes, pairs, parity, write_report
+from sdpo.benchmark.results import Run, by_name, read_runs
+
+PAGE = ROOT / "docs" / "benchmark.md"
+RUNS = ROOT / "reports" / "runs"
+PLOTS = {
+    "default": ("pass_at_1.png", "training.png"),
+    "audit": ("loss_difference.png",),
+}
+
+
+def made_on(runs: Sequence[Run]) -> str:
+    """Commit and versions, in one line."""
+    environment = runs[0].facts["environment"]
+    packages = environment["packages"]
+    stack = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "trl"))
+    commit = (environment["git_commit"] or "unknown")[:12]
+    return f"{sum(run.finished for run in runs)} finished runs at commit {commit}, {stack}."
+
+
+def results(runs: Sequence[Run]) -> str:
+    """Outcome, pairs, cost and what they say."""
+    groups = by_name(runs)
+    tables = [table for table in (outcomes(groups), pairs(groups), costs(groups)) if table]
+    parts = [f"{table.markdown}\n\n{table.note}" for table in tables]
+    said = "\n".join(f"- {sentence}" for sentence in findings(groups))
+    return "\n\n".join([made_on(runs), *parts, said])
+
+
+def audited(runs: Sequence[Run]) -> str:
+    """Distances to the reference, and whether auditing changed anything."""
+    table = parity(runs)
+    assert table is not None
+    return f"{made_on(runs)}\n\n{table.markdown}\n\n{same(runs)}"
+
+
+def same(runs: Sequence[Run]) -> str:
+    """Whether plain and audited runs recorded the same and ended with the same weights."""
+    equal = []
+    for run in runs:
+        if run.name == "sdpo-audit":
+            plain = next(one for one in runs if one.name == "sdpo" and one.seed == run.seed)
+            places = [RUNS / "audit" / one.name / f"seed-{one.seed}" for one in (run, plain)]
+            digests = {read_json(place / "summary.json")["weights_sha256"] for place in places}
+            kinds = ("steps", "evals", "samples")
+            rows = all(run.records[kind] == plain.records[kind] for kind in kinds)
+            equal.append(rows and len(digests) == 1)
+    return (
+        "Steps, evaluations, samples and weights of `sdpo` and `sdpo-audit` are the same, bit for "
+        f"bit, in {sum(equal)} of {len(equal)} seeds."
+    )
+
+
+def main() -> None:
+    """Replace the generated parts and copy the plots."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    text = PAGE.read_text(encoding="utf-8")
+    for name, block in (("default", results), ("audit", audited)):
+        if not (RUNS / name).is_dir():
+            print(f"no runs in {RUNS / name}: that part stays")
+            continue
+        text = replaced(text, name, block(read_runs(RUNS / name)))
+        folder = ROOT / "reports" / "benchmark" / name
+        write_report(RUNS / name, folder, f"Benchmark `{name}`")
+        for plot in PLOTS[name]:
+            shutil.copy(folder / plot, GALLERY / f"benchmark_{plot}")
+    if (RUNS / "sweep" / "table.md").is_file():
+        table = (RUNS / "sweep" / "table.md").read_text(encoding="utf-8")
+        text = replaced(text, "sweep", table.strip())
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
