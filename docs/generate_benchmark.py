@@ -10,7 +10,6 @@ From what is there: reports/runs/default (`make benchmark`), reports/runs/audit 
 import argparse
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from generate import GALLERY, ROOT, replaced
 
