@@ -39,6 +39,7 @@ def test_other_weights_are_noticed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore::sdpo.trainer_checks.SDPOWarning")
 @pytest.mark.parametrize("config", ["grpo", "sdpo", "hybrid", "sdpo-audit"])
 def test_kills_lose_nothing(config, tmp_path):
     short = [f"{name}={value}" for name, value in kills.SHORT.items()]

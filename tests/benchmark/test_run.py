@@ -134,8 +134,10 @@ def test_a_full_disk_is_named_before_work_starts(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_auditing_disturbs_nothing(tmp_path):
-    run(short("sdpo"), tmp_path / "plain")
-    run(short("sdpo-audit"), tmp_path / "audited")
+    # With feedback every failed attempt has a teacher.
+    told = {"sdpo.include_environment_feedback": True}
+    run(short("sdpo", **told), tmp_path / "plain")
+    run(short("sdpo-audit", **told), tmp_path / "audited")
     plain, audited = contents(tmp_path / "plain"), contents(tmp_path / "audited")
     rows = Records(tmp_path / "audited").read("parity")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
