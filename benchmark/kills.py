@@ -120,7 +120,7 @@ def torment(settings: dict[str, Any], out: Path, kills: int, seed: int = 0) -> d
     seconds, done, runs, steps = finish(settings, whole), 0, 0, []
     while done < kills:
         folder, runs = out / f"run-{runs}", runs + 1
-        while done < kills and killed(settings, folder, generator.uniform(0, seconds)):
+        while done < kills and killed(settings, folder, generator.uniform(0.3, 1.1) * seconds):
             done += 1
             check_state(folder, whole)
             steps.append(len(Records(folder).read("steps")))

@@ -59,5 +59,7 @@ class Batches(torch.utils.data.Dataset):
 
     def loader(self, workers: int) -> torch.utils.data.DataLoader:
         """All of them in order, prepared ahead by some processes."""
-        ahead = {"prefetch_factor": 8} if workers else {}
-        return torch.utils.data.DataLoader(self, batch_size=None, num_workers=workers, **ahead)
+        ahead = 8 if workers else None
+        return torch.utils.data.DataLoader(
+            self, batch_size=None, num_workers=workers, prefetch_factor=ahead
+        )

@@ -93,7 +93,7 @@ def write_model(size: str, folder: Path, device: str) -> int:
     config = Qwen2Config(vocab_size=VOCABULARY, eos_token_id=2, pad_token_id=0, **SIZES[size])
     torch.manual_seed(0)
     with torch.device(device):
-        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+        model = Qwen2ForCausalLM(config).bfloat16()
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return sum(p.numel() for p in model.parameters())
