@@ -35,7 +35,13 @@ def test_variants_are_tried_at_the_best_rate_with_equal_budgets(tmp_path):
 
 def test_test_problems_are_not_touched(tmp_path):
     commands = []
-    sweep.sweep(["sdpo"], [11], tmp_path, [], lambda jobs: (commands.extend(jobs), pretend(jobs)))
+
+    def run(jobs):
+        commands.extend(jobs)
+        pretend(jobs)
+
+    sweep.sweep(["sdpo"], [11], tmp_path, [], run)
+    assert commands
     assert all("--set=data.eval_split=validation" in job.command for job in commands)
 
 
