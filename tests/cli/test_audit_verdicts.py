@@ -17,6 +17,7 @@ from sdpo.parity.worker import plain
 
 SCHEMA = json.loads((files("sdpo.parity") / "report.schema.json").read_text(encoding="utf-8"))
 HERE = Path(__file__).parent / "candidates.py"
+SEARCHED = ("P-L002", "P-L030", "P-L148")
 
 
 def judged(attribute: str, goldens: Path, **changes):
@@ -157,10 +158,11 @@ def test_candidate_that_ends_the_process_is_an_error(tmp_path, goldens):
     assert "ended the process (exit code 0)" in run["message"]
 
 
-def test_two_audits_give_the_same_bytes_apart_from_times(goldens, tmp_path, monkeypatch):
+def test_two_audits_give_the_same_bytes_apart_from_times(tmp_path, monkeypatch):
+    """All pairs of faults are tried; few act on the sampled case, which is the first to be tried."""
     request = {
         "candidate": f"{HERE}:off_by_a_percent",
-        "goldens": [str(goldens)],
+        "goldens": [str(subset(tmp_path / "goldens", SEARCHED))],
         "declared": [],
         "stages": [],
         "repro": "",

@@ -350,6 +350,7 @@ FAULTS = {
 def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch):
     plant, stage = FAULTS[fault]
     args, settings, changes = OTHER_RUNS.get(fault, ({}, {}, {}))
+    args = {"max_steps": 2, **args}
     reward = OneSuccess() if fault == "masked rows counted in the denominator" else None
     kind = SDPOTrainer
     if isinstance(plant, type):
