@@ -159,7 +159,7 @@ def test_candidate_that_ends_the_process_is_an_error(tmp_path, goldens):
 
 
 def test_two_audits_give_the_same_bytes_apart_from_times(tmp_path, monkeypatch):
-    """All pairs of faults are tried; few act on the sampled case, which is the first to be tried."""
+    """All pairs of faults are tried; few act on the sampled case, which comes first."""
     request = {
         "candidate": f"{HERE}:off_by_a_percent",
         "goldens": [str(subset(tmp_path / "goldens", SEARCHED))],
