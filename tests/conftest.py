@@ -1,6 +1,8 @@
 """Shared set-up: one thread and fixed seeds, so that every test repeats to the bit."""
 
 import gc
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +10,16 @@ import torch
 from sdpo.determinism import reseed
 
 
-def pytest_collection_finish() -> None:
-    """What imports left behind is not searched for garbage by each collection to come."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Imports are not searched for garbage, nor is what they leave by each collection to come."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
