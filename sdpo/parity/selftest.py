@@ -125,6 +125,7 @@ def features(entry: Mapping[str, Any], case: LossCase) -> set[tuple[Any, ...]]:
         "signal": case.self_distillation_mask is not None,
         "ragged": bool((case.loss_mask == 0).any()),
         "empty column": bool((case.loss_mask == 0).all(0).any()),
+        "nothing counts": bool((case.loss_mask == 0).all()),
         "several rows": len(case.loss_mask) > 1,
     }
     found |= {(feature, there, config["loss_agg_mode"]) for feature, there in given.items()}

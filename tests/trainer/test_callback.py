@@ -36,7 +36,7 @@ def audited(folder, *, kind=SDPOTrainer, args=None, reward=None, model=None, **s
     chosen: dict[str, Any] = {"distillation_topk": 20, "audit_every": 1, **settings}
     return kind(
         model=model or tiny.model(),
-        args=tiny.arguments(folder, **{"max_steps": 3, **(args or {})}),
+        args=tiny.arguments(folder, **(args or {})),
         sdpo_config=SDPOConfig(**chosen),
         processing_class=tiny.tokenizer(),
         reward_funcs=[reward or tiny.Alternating(3, feedback=True)],
@@ -52,7 +52,7 @@ def rows_of(trainer, name="parity.csv"):
 @pytest.mark.parametrize(
     ("settings", "args"),
     [
-        ({}, {}),
+        ({}, {"max_steps": 3}),
         pytest.param(
             {"alpha": 1.0},
             {"steps_per_generation": 4, "num_iterations": 2, "max_steps": 8},
@@ -86,7 +86,7 @@ def rows_of(trainer, name="parity.csv"):
         ({"hybrid_lambda": 0.3}, {"num_iterations": 2, "max_steps": 4}),
         pytest.param(
             {"hybrid_lambda": 0.3, "micro_batch_semantics": "exact"},
-            {"max_steps": 2},
+            {},
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -95,7 +95,7 @@ def rows_of(trainer, name="parity.csv"):
             marks=pytest.mark.slow,
         ),
         pytest.param({"hybrid_lambda": 0.3, "teacher_mode": "dropout"}, {}, marks=pytest.mark.slow),
-        ({"teacher_mode": "dropout"}, {"bf16": True, "max_steps": 2}),
+        ({"teacher_mode": "dropout"}, {"bf16": True}),
     ],
 )
 def test_our_trainer_makes_the_updates_of_the_reference(settings, args, tmp_path):
@@ -121,9 +121,9 @@ def test_our_trainer_makes_the_updates_of_the_reference(settings, args, tmp_path
 
 
 def test_every_nth_update_is_checked(tmp_path):
-    trainer = audited(tmp_path, args={"max_steps": 5}, audit_every=2)
+    trainer = audited(tmp_path, args={"max_steps": 3}, audit_every=2)
     trainer.train()
-    assert [row["step"] for row in rows_of(trainer)] == ["1", "3", "5"]
+    assert [row["step"] for row in rows_of(trainer)] == ["1", "3"]
 
 
 def test_the_audit_does_not_change_the_training(tmp_path):
@@ -154,6 +154,7 @@ def traces_of(folder, on: bool, **changes):
         folder,
         reward=reward,
         model=tiny.model(**changes),
+        args={"max_steps": 3},
         audit_every=int(on),
         audit_lockstep=on,
     )
@@ -174,15 +175,15 @@ def traces_of(folder, on: bool, **changes):
 
 @pytest.mark.parametrize("inside", [False, True], ids=["between updates", "inside an update"])
 def test_a_resumed_run_goes_on_with_its_rows(inside, tmp_path):
-    args: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 3}
+    args: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     if inside:
-        args |= {"steps_per_generation": 4, "max_steps": 6}
+        args |= {"steps_per_generation": 4, "max_steps": 6, "save_steps": 3}
     whole = audited(tmp_path, args=args, audit_lockstep=True)
     whole.train()
     expected = {name: rows_of(whole, name) for name in ("parity.csv", "drift.csv")}
     # The files already hold rows of steps behind the checkpoint, as after a crash.
     resumed = audited(tmp_path, args=args, audit_lockstep=True)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{args['save_steps']}"))
     assert rows_of(resumed, "drift.csv") == expected["drift.csv"]
     for mine, theirs in zip(rows_of(resumed), expected["parity.csv"], strict=True):
         if inside and mine["step"] == "4":
@@ -350,7 +351,6 @@ FAULTS = {
 def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch):
     plant, stage = FAULTS[fault]
     args, settings, changes = OTHER_RUNS.get(fault, ({}, {}, {}))
-    args = {"max_steps": 2, **args}
     reward = OneSuccess() if fault == "masked rows counted in the denominator" else None
     kind = SDPOTrainer
     if isinstance(plant, type):
