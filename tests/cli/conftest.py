@@ -1,7 +1,28 @@
-"""Folders of golden data for the tests of verdicts."""
+"""Folders of golden data for the tests of verdicts, and what their audits share."""
+
+import copy
+from typing import Any
 
 import pytest
 from golden_subset import SOME, subset
+
+from sdpo.parity import audit
+from sdpo.parity.certificate import certificate
+
+CERTIFICATES: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def certificates_once(monkeypatch):
+    """A certificate depends on stages and cases, not on the candidate: each is made once."""
+
+    def known(stages, cases, *, after_log_probs=False):
+        key = (frozenset(stages), tuple(case.id for case in cases), after_log_probs)
+        if key not in CERTIFICATES:
+            CERTIFICATES[key] = certificate(stages, cases, after_log_probs=after_log_probs)
+        return copy.deepcopy(CERTIFICATES[key])
+
+    monkeypatch.setattr(audit, "certificate", known)
 
 
 @pytest.fixture(scope="module")
