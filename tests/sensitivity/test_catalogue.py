@@ -12,6 +12,7 @@ from sdpo.parity.faults import BY_ID, CATALOGUE, LOSS_FAULTS, collected
 from sdpo.parity.faults_parts import REFERENCE, Fault, fault_trace, merged
 from sdpo.parity.loss_family import ORDER
 from sdpo.parity.prepared import loss_cases
+from sdpo.parity.selftest import families
 from sdpo.parity.stages import NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,12 @@ def test_without_a_fault_the_parts_are_the_reference_to_the_bit():
 def test_one_bit_in_one_part_is_seen():
     changes = {"aggregate": lambda run: REFERENCE["aggregate"](run) * (1 + 2**-23)}
     assert ("P-L001", "aggregate") in departures(changes, some_cases(("P-L001",)))
+
+
+def test_the_self_test_has_an_empty_batch_for_each_way_of_averaging():
+    empty = [case for case in loss_cases(families()[0]) if not case.loss_mask.any()]
+    ways = {entry["config"]["loss_agg_mode"] for entry in all_cases().manifest["cases"]}
+    assert {case.config.loss_agg_mode for case in empty} == ways
 
 
 def test_unknown_parts_and_repeated_ids_are_refused():
