@@ -85,7 +85,7 @@ class Fake(TrainerAdapter):
 def run(does, scenario=PLAIN, **options):
     adapter = Fake(does)
     with Apart(adapter, [scenario], **options) as apart:
-        return apart.run(scenario, None), adapter
+        return apart.run(scenario, Path()), adapter
 
 
 def test_a_run_passes_from_process_to_process_as_it_was(tmp_path):
