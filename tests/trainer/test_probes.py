@@ -84,7 +84,7 @@ def test_a_probe_finds_the_fault_that_it_is_for(probe):
     assert [(c.stage, c.status) for c in result.comparisons] == [(BY_ID[probe].stage, DIVERGENT)]
 
 
-NOT_BY_THE_EXAMPLE = {"C14", "C15", "C16", "C17", "C27"}
+NOT_BY_THE_EXAMPLE = {"C14", "C15", "C16", "C17", "C27", "C34", "C35"}
 """It has no hooks for a nudge, and no sampled tokens."""
 
 
@@ -128,7 +128,7 @@ def test_a_loss_that_moves_the_wrong_way_is_found(kind, status, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("probe", ["C14", "C15", "C17"])
+@pytest.mark.parametrize("probe", ["C14", "C15", "C17", "C34", "C35"])
 def test_what_is_nudged_alone_moves_what_it_must(probe):
     (comparison,) = run_probe(OwnTrainer(), BY_ID[probe], {}).comparisons
     assert comparison.status == MATCH, comparison.note

@@ -354,4 +354,22 @@ PROBES = (
         moves=("teacher_update",),
         stays=(*OF_FORWARD, "aggregate", "accumulate", "parameters"),
     ),
+    Probe(
+        "C34",
+        "do the weights of another sampler's rollouts reach the loss?",
+        "T01",
+        nudged("rollout_is_weights"),
+        "importance",
+        moves=("aggregate", "accumulate"),
+        stays=(*OF_FORWARD, "teacher_tokens", "distillation_mask"),
+    ),
+    Probe(
+        "C35",
+        "do tokens of tools leave the loss, and stay in the context?",
+        "T01",
+        nudged("response_mask"),
+        "aggregate",
+        moves=("aggregate", "accumulate"),
+        stays=(*OF_FORWARD, "teacher_tokens", "distillation_mask"),
+    ),
 )

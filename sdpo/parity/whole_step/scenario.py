@@ -14,6 +14,8 @@ NUDGES = {
     "teacher": "the same weight of the teacher",
     "old_log_probs": "log-probs at the weights that generated, lower by a quarter",
     "distillation_mask": "the first row of each micro-batch loses its teacher signal",
+    "rollout_is_weights": "every token weighs a half, as of another sampler",
+    "response_mask": "the second token of every response is a tool's and not the model's",
 }
 
 DISGUISES = {

@@ -10,7 +10,7 @@ from typing import Any
 from sdpo.parity.whole_step.scenario import Generation, Scenario
 from sdpo.parity.whole_step.scenarios import PLAIN
 
-MOST_TRIES = 8
+MOST_TRIES = 4
 SMALLEST_GROUP = 2
 
 Fails = Callable[[Scenario], bool]

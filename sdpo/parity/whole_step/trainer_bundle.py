@@ -131,19 +131,22 @@ def pack(
     candidate: Any, scenario: Scenario, environment: Mapping[str, Any], command: str
 ) -> TrainerBundle:
     """A failing scenario, shrunk as far as it fails first at the same stage with that status."""
-    wanted = seen_in(judge(candidate, scenario))
+    seen = wanted = seen_in(judge(candidate, scenario))
     kept = ("status", "first_stage")
 
     def fails(smaller: Scenario) -> bool:
+        nonlocal seen
         found = seen_in(judge(candidate, smaller))
-        return all(found[name] == wanted[name] for name in kept)
+        same = all(found[name] == wanted[name] for name in kept)
+        seen = found if same else seen
+        return same
 
     shrunk = shrink(scenario, fails)
     sizes = {"before": size_of(scenario), "after": size_of(shrunk.scenario)}
     return TrainerBundle(
         shrunk.scenario,
         candidate.name,
-        seen_in(judge(candidate, shrunk.scenario)),
+        seen,
         {**sizes, "tries": max(shrunk.tries, 1)},
         environment,
         command,

@@ -120,6 +120,9 @@ class HFTrainerAdapter(TrainerAdapter):
     """Whether `compute_loss` returns the micro-batch's loss before any scale for accumulation."""
     feedback_columns: ClassVar[tuple[str, ...]] = ()
     """Columns of the data set in which the trainer looks for feedback, if it does so at all."""
+    further_inputs: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Names under which `compute_loss`, or that of the class derived from, gets the weights
+    `rollout_is_weights` of another sampler's rollouts, and the `response_mask` of tools' tokens."""
     teacher_adapter: ClassVar[str] = "teacher"
     """Name of the teacher's adapter where student and teacher share a PEFT model."""
 

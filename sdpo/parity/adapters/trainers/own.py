@@ -32,6 +32,10 @@ class OwnTrainer(HFTrainerAdapter):
     install = "'sdpo[train]'"
     imports = (*COMMON_IMPORTS, "sdpo.trainer")
     teacher_adapter = "sdpo_teacher"
+    further_inputs: ClassVar[Mapping[str, str]] = {
+        "rollout_is_weights": "rollout_is_weights",
+        "response_mask": "tool_mask",
+    }
     lora_average: ClassVar[str] = "effective"
     stages: ClassVar[tuple[str, ...]] = NAMES
 

@@ -30,6 +30,9 @@ OLD_LOG_PROBS = ("old_per_token_logps", "old_log_probs")
 DISTILLATION_MASK = ("self_distillation_mask",)
 LOWER = 0.25
 """By which old log-probs are lowered: ratios grow by 1.28, less than the usual cap."""
+FURTHER = ("rollout_is_weights", "response_mask")
+WEIGHT = 0.5
+"""Of every token, where the weights of rollouts are moved alone."""
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 HOOKS = (
     "model.generate",
@@ -101,6 +104,8 @@ class Recorder:
             NotCoveredError: the trainer does not pass it to `compute_loss`.
         """
         wanted = self.script.scenario.nudge
+        if wanted in FURTHER:
+            self.further_input(inputs, wanted)
         names = {"old_log_probs": OLD_LOG_PROBS, "distillation_mask": DISTILLATION_MASK}.get(wanted)
         if names is None:
             return
@@ -114,6 +119,21 @@ class Recorder:
             else:
                 value[0] = 0
             inputs[name] = value
+
+    def further_input(self, inputs: dict[str, Any], wanted: str) -> None:
+        """Give an input that only other samplers and tools have, under the trainer's name of it.
+
+        Raises:
+            NotCoveredError: the trainer has none.
+        """
+        name = self.adapter.further_inputs.get(wanted)
+        if name is None:
+            raise NotCoveredError(f"the trainer has no input for {wanted}")
+        mask = inputs["completion_mask"]
+        if wanted == "rollout_is_weights":
+            inputs[name] = torch.full(mask.shape, WEIGHT)
+        else:
+            inputs[name] = torch.ones_like(mask).index_fill(1, torch.tensor([1]), 0)
 
     def hook(self, module: nn.Module, seen: Any) -> None:
         """Call `seen(module, args, kwargs, output)` after each forward pass of a module."""

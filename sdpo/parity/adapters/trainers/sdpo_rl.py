@@ -43,6 +43,10 @@ class SdpoRl(HFTrainerAdapter):
     imports = (*COMMON_IMPORTS, "sdpo_rl")
     teacher_adapter = "sdpo_teacher"
     loss_metrics = ("sdpo/loss",)
+    further_inputs: ClassVar[Mapping[str, str]] = {
+        "rollout_is_weights": "importance_sampling_ratio",
+        "response_mask": "tool_mask",
+    }
     stages: ClassVar[tuple[str, ...]] = NAMES
 
     def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
