@@ -230,8 +230,8 @@ from the same script by itself, and the figures say how far the trainer ends fro
 
 "-" is a value that is not there or not finite. "faults" are ids of `sdpo mutants` that reproduce
 what was seen. A stage that only `follows` diverges because an earlier one does. A stage that a
-trainer does not show by itself may be covered by probes alone (TRL's `demonstration`). Rollout weights
-and tokens of tools are in no scenario, but in probes, for trainers that have an input for them.
+trainer does not show by itself may be covered by probes alone (TRL's `demonstration`). Rollout
+weights and tokens of tools are in probes, for trainers that have an input for them, in no scenario.
 
 {stages}
 

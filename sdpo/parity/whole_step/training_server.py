@@ -56,7 +56,7 @@ class Orders:
 class Training:
     """One training in progress: a process for each rank; when it began, failed and last worked.
 
-    `again` says that it is the second attempt, after a first one that stood still.
+    `again` says that it is the second attempt, after a first one that stood still or fell.
     """
 
     number: int
@@ -90,7 +90,7 @@ def serve(orders: Orders) -> None:
         while waiting and len(running) < at_a_time():
             running.append(started(orders, *waiting.pop(0)))
         time.sleep(POLL)
-        running[:] = [t if not stands_still(t) else repeated(orders, t) for t in running]
+        running[:] = [t if not fell(t) else repeated(orders, t) for t in running]
         running[:] = [training for training in running if not ended(orders, training)]
         if os.getppid() != parent:
             stop(running)
@@ -141,13 +141,18 @@ def ended(orders: Orders, training: Training) -> bool:
     return False
 
 
-def stands_still(training: Training) -> bool:
-    """Whether a training of one process no longer computes, for the first time.
+def fell(training: Training) -> bool:
+    """Whether a training of one process stands still or was ended by a signal, for the first time.
 
-    A process that was forked may inherit a lock that nobody releases; it is then run once more.
+    A process that was forked may inherit a lock that nobody releases, or the state of threads that
+    it does not have; it is then run once more.
     """
-    alone = len(training.processes) == 1 and training.processes[0].is_alive()
-    return alone and not training.again and idle(training, time.monotonic())
+    if training.again or len(training.processes) > 1:
+        return False
+    (process,) = training.processes
+    if process.is_alive():
+        return idle(training, time.monotonic())
+    return (process.exitcode or 0) < 0 and not training.paths[0].exists()
 
 
 def repeated(orders: Orders, training: Training) -> Training:
