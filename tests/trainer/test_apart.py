@@ -133,18 +133,19 @@ def test_a_process_that_is_stopped_does_not_hang(monkeypatch):
     assert not training_server.idle(training, time.monotonic())
 
 
-def stands_still_once():
+def falls_once(how):
     path = Path(os.environ["SDPO_TEST_FOLDER"]) / "tried"
     if path.exists():
         return a_run()
     path.touch()
-    return hangs()
+    return how()
 
 
-def test_a_training_that_stands_still_is_run_once_more(monkeypatch, tmp_path):
+@pytest.mark.parametrize("how", [hangs, killed])
+def test_a_training_that_stands_still_or_falls_is_run_once_more(how, monkeypatch, tmp_path):
     monkeypatch.setattr(training_server, "IDLE_LIMIT", 1.0)
     monkeypatch.setenv("SDPO_TEST_FOLDER", str(tmp_path))
-    found, _ = run(stands_still_once, twice=False)
+    found, _ = run(lambda: falls_once(how), twice=False)
     assert found.updates
 
 
