@@ -58,6 +58,7 @@ class Recorder:
         self.adapter, self.trainer, self.script, self.watch = adapter, trainer, script, watch
         self.run = TrainerRun()
         self.micro: MicroBatch | None = None
+        self.signal: Tensor | None = None
         self.width = 0
         self.positions: Tensor | None = None
         self.closed = 0
@@ -152,6 +153,7 @@ class Recorder:
         self.watch.calls["Trainer.compute_loss"] += 1
         self.nudge_inputs(inputs)
         micro = self.micro = self.open(inputs)
+        self.signal = inputs.get("self_distillation_mask")
         loss = self._compute_loss(model, inputs, *args, **kwargs)
         if self.adapter.returns_unscaled_loss:
             self.values({"aggregate": loss[0] if isinstance(loss, tuple) else loss})
@@ -196,13 +198,31 @@ class Recorder:
             self.follow(self.micro, logits)
         if side in self.micro.logits:
             return
-        self.micro.logits[side] = copied(self.aligned(logits))
+        answered = self.answered(len(logits))
+        self.micro.logits[side] = spread(self.aligned(logits), answered)
         given = dict(zip(MODEL_INPUTS, args, strict=False)) | kwargs
         given = {name: given[name] for name in MODEL_INPUTS if given.get(name) is not None}
         prefix = "teacher_" if side == "teacher" else ""
-        self.micro.inputs.update({prefix + name: copied(value) for name, value in given.items()})
+        found = {prefix + name: spread(value, answered) for name, value in given.items()}
+        self.micro.inputs.update(found)
         if side == "teacher":
-            self.by_row("teacher_tokens", self.micro, self.attended(given))
+            shown: list[Any] = [None] * len(answered)
+            places = answered.nonzero().flatten().tolist()
+            for place, tokens in zip(places, self.attended(given), strict=True):
+                shown[place] = tokens
+            self.by_row("teacher_tokens", self.micro, shown)
+
+    def answered(self, count: int) -> Tensor:
+        """`(B,)` bool: which rows of the micro-batch a pass over `count` rows is about.
+
+        Fewer than all are those with a teacher signal, or the first row where there is none.
+        """
+        assert self.micro is not None
+        rows = torch.ones(len(self.micro.rows), dtype=torch.bool)
+        if count == len(rows) or self.signal is None:
+            return rows
+        signal = self.signal.cpu() != 0
+        return signal if signal.any() else rows.cumsum(0) == 1
 
     def attended(self, given: dict[str, Tensor]) -> list[dict[str, list[int]]]:
         """Ids and positions in effect of the tokens that each row attends to."""
@@ -289,6 +309,15 @@ class Recorder:
         rows = self.run.updates[-1].prompt.setdefault(stage, [None] * size)
         for row, value in zip(micro.rows, found, strict=True):
             rows[row] = value
+
+
+def spread(tensor: Tensor, rows: Tensor) -> Tensor:
+    """A copy with the values at those rows and zeros at the others; whole if it is of all rows."""
+    if len(tensor) == len(rows) or rows.all():
+        return copied(tensor)
+    whole = tensor.new_zeros(len(rows), *tensor.shape[1:]).detach()
+    whole[rows] = tensor.detach()
+    return whole
 
 
 def copied(tensor: Tensor) -> Tensor:
