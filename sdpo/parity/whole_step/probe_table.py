@@ -231,7 +231,7 @@ PROBES = (
         nudged("distillation_mask"),
         "distillation_mask",
         moves=("aggregate", "accumulate"),
-        stays=(*OF_FORWARD, "teacher_tokens"),
+        stays=("student_logits",),
         directed=True,
     ),
     Probe(
