@@ -101,13 +101,13 @@ class WrongWay(OwnTrainer):
 
     def build(self, parts):
         import sdpo.loss
+        from sdpo.importance import importance  # not the one turned by an earlier training
 
         trainer, settings = super().build(parts)
-        inner = sdpo.loss.importance
 
         def turned(per_token_loss, *, student_log_probs, old_log_probs, **others):
             both = {"student_log_probs": old_log_probs, "old_log_probs": student_log_probs}
-            return inner(per_token_loss, **both, **others)
+            return importance(per_token_loss, **both, **others)
 
         sdpo.loss.importance = turned
         return trainer, settings
