@@ -1,5 +1,6 @@
 """Plots of a benchmark report; one style, legible in grey: methods differ by dash and marker."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,8 @@ def draw_training(groups: dict[str, list[Run]], label: str) -> "Figure":
 
 def draw_parity(runs: Sequence[Run], label: str) -> "Figure":
     """Distance of each update to the reference with its budget, and the drift of the replica."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(3.8, "Distance to the reference, step by step", label)
     grid = figure.add_gridspec(1, 3, left=0.1, right=0.98, top=0.76, bottom=0.16, wspace=0.45)
     for place, what in enumerate(("loss", "gradient", "drift")):
@@ -145,6 +148,8 @@ def draw_parity(runs: Sequence[Run], label: str) -> "Figure":
         title = "weights: drift ÷ way gone" if what == "drift" else f"{what}: relative distance"
         axes.set_title(title, fontsize=9, loc="left")
         axes.set(yscale="log", xlabel="optimizer step")
+        axes.set_ylim(*whole_decades(*axes.get_ylim()))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(lambda value, place: f"{value:.0e}")
         axes.yaxis.set_minor_formatter(lambda value, place: "")
         finish(axes)
@@ -153,6 +158,11 @@ def draw_parity(runs: Sequence[Run], label: str) -> "Figure":
         handles, names, loc="upper left", ncols=4, frameon=False, bbox_to_anchor=(0, 0.92)
     )
     return figure
+
+
+def whole_decades(low: float, high: float) -> tuple[float, float]:
+    """The powers of ten around a range, so that a log axis has at least two labels."""
+    return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
 
 
 def finish(axes: "Axes") -> None:

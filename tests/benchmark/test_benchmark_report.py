@@ -3,6 +3,7 @@
 import pytest
 
 from sdpo.benchmark import findings
+from sdpo.benchmark.figures import whole_decades
 from sdpo.benchmark.records import Records, write_json
 from sdpo.benchmark.report import write_report
 from sdpo.benchmark.results import ResultsError, band, by_name, outcome, paired, read_runs
@@ -97,3 +98,8 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     write_run(tmp_path, "two", 1, [1, 2], sha="1" * 64)
     with pytest.raises(ResultsError, match="different problems"):
         read_runs(tmp_path)
+
+
+def test_a_log_axis_within_one_decade_still_has_two_labels():
+    assert whole_decades(2e-5, 7e-5) == pytest.approx((1e-5, 1e-4))
+    assert whole_decades(3e-7, 2e-4) == pytest.approx((1e-7, 1e-3))
