@@ -100,14 +100,13 @@ def killed(settings: dict[str, Any], folder: Path, after: float) -> bool:
     """Start the run and kill it after some seconds; False if it was done before."""
     process = start(settings, folder)
     process.join(after)
-    if process.exitcode is not None:
-        if process.exitcode:
-            raise DamageError(f"{folder}: the run ended with exit code {process.exitcode}")
-        return False
-    process.kill()
+    process.kill()  # nothing happens to a process that has ended, maybe just now
     process.join()
-    assert process.exitcode == -signal.SIGKILL
-    return True
+    if process.exitcode == -signal.SIGKILL:
+        return True
+    if process.exitcode:
+        raise DamageError(f"{folder}: the run ended with exit code {process.exitcode}")
+    return False
 
 
 def torment(settings: dict[str, Any], out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
