@@ -36,6 +36,7 @@ from sdpo.rollouts import (
 from sdpo.schedule import Schedule, aggregation_weight, micro_batch_scale, mini_batch_weights
 from sdpo.support import log_probs
 from sdpo.teachers import build_teacher
+from sdpo.trainer_callbacks import AfterOptimizerStep
 from sdpo.trainer_checks import (
     SDPOWarning,
     check_grpo_loss,
@@ -348,6 +349,13 @@ class SDPOTrainer(GRPOTrainer):
 
     # --- optimizer step, teacher, checkpoints -----------------------------------------------
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As the parent's; a run resumed from its last checkpoint makes no step beyond its end."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         """One micro-batch; the recorder sees the gradients after the last one of a step."""
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -385,14 +393,3 @@ class SDPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.sdpo_config.enabled and checkpoint is not None:
             load_trainer_state(self, Path(checkpoint))
-
-
-class AfterOptimizerStep(TrainerCallback):
-    """Tells the trainer that an optimizer step was made."""
-
-    def __init__(self, trainer: SDPOTrainer):
-        self.trainer = trainer
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        """Called by the training loop right after the optimizer step."""
-        self.trainer.after_optimizer_step()

@@ -34,6 +34,21 @@ def test_resumed_is_uninterrupted(args, settings, tmp_path):
     assert len(logs[0]) == 5
 
 
+@pytest.mark.parametrize("settings", [{}, {"enabled": False}], ids=["sdpo", "grpo"])
+def test_resumed_at_its_end_makes_no_further_step(settings, tmp_path):
+    """transformers 5.24 alone would train one step more: the loop asks only after a step."""
+    args = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    config = SDPOConfig(distillation_topk=20, **settings)
+    whole = tiny.trainer(tmp_path, config, args=args)
+    whole.train()
+    resumed = tiny.trainer(tmp_path, config, args=args)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.state.global_step == 3
+    assert tiny.same(tiny.weights(whole.model), tiny.weights(resumed.model))
+    if config.enabled:
+        assert tiny.same(whole.teacher.state_dict(), resumed.teacher.state_dict())
+
+
 def test_without_its_teacher_a_resumed_run_would_differ(tmp_path):
     args = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     config = SDPOConfig(distillation_topk=20, teacher_update_rate=0.5)
