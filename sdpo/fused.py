@@ -23,6 +23,7 @@ from sdpo.aggregate import aggregate
 from sdpo.config import SDPOConfig
 from sdpo.heads import HeadGradients, Projection, blocks, computing_dtype, logits_of, slope
 from sdpo.loss import Trace, token_losses, token_losses_on
+from sdpo.softmax import Softmax
 from sdpo.support import Support
 from sdpo.teacher import trust_region_logits
 from sdpo.vocabulary import GROUP, has_kernels, likeliest, spread, survey
@@ -292,7 +293,8 @@ def over_vocabulary(
     settings = job.settings(places, trace, replace(config, temperature=1.0))
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
-        losses = token_losses(leaf, torch.cat(parts, -1), job.responses[places], **settings)
+        sides = Softmax(leaf), Softmax(torch.cat(parts, -1))
+        losses = token_losses(*sides, job.responses[places], **settings)
     for name in [name for name in trace if name.startswith("support.")]:
         del trace[name]
     if shares is None:

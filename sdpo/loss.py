@@ -12,6 +12,7 @@ from sdpo.aggregate import aggregate
 from sdpo.config import SDPOConfig
 from sdpo.divergence import divergence, sampled_token_divergence
 from sdpo.importance import importance
+from sdpo.softmax import Softmax
 from sdpo.support import Support, log_probs, support, tail
 
 Trace = dict[str, Tensor]
@@ -58,12 +59,9 @@ def self_distillation_loss(
     if self_distillation_mask is not None:
         loss_mask = response_mask * self_distillation_mask.unsqueeze(-1)
     counts = loss_mask != 0
-    student_logits = torch.where(counts.unsqueeze(-1), student_logits, 0.0)
-    teacher_logits = torch.where(counts.unsqueeze(-1), teacher_logits.detach(), 0.0)
-
     per_token_loss = token_losses(
-        student_logits,
-        teacher_logits,
+        Softmax(student_logits, config.temperature, counts),
+        Softmax(teacher_logits.detach(), config.temperature, counts),
         responses,
         old_log_probs=only_where(counts, old_log_probs),
         rollout_is_weights=only_where(counts, rollout_is_weights),
@@ -76,8 +74,8 @@ def self_distillation_loss(
 
 
 def token_losses(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student: Softmax,
+    teacher: Softmax,
     responses: Tensor,
     *,
     old_log_probs: Tensor | None,
@@ -85,20 +83,13 @@ def token_losses(
     config: SDPOConfig,
     trace: Trace,
 ) -> Tensor:
-    """The stages from logits `(…, V)` up to the loss of each token `(…)`."""
-    student = log_probs(student_logits, responses, temperature=config.temperature)
-    teacher = log_probs(teacher_logits, responses, temperature=config.temperature)
+    """The stages from logits `(…, V)`, normalised, up to the loss of each token `(…)`."""
     both = None
     if config.full_logit_distillation:
-        both = support(
-            student_logits,
-            teacher_logits,
-            distillation_topk=config.distillation_topk,
-            temperature=config.temperature,
-        )
+        both = support(student, teacher, distillation_topk=config.distillation_topk)
     return token_losses_on(
-        student,
-        teacher,
+        log_probs(student, responses),
+        log_probs(teacher, responses),
         both,
         old_log_probs=old_log_probs,
         rollout_is_weights=rollout_is_weights,

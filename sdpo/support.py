@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdpo.softmax import Softmax
+
 LARGEST_LOG_MASS = -1e-7
 
 
@@ -24,11 +26,12 @@ class Support(NamedTuple):
     teacher: Tensor
 
 
-def log_probs(logits: Tensor, responses: Tensor, *, temperature: float = 1.0) -> Tensor:
+def log_probs(logits: Tensor | Softmax, responses: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Log-probability of each response token.
 
     Args:
-        logits: `(B, T, V)` floating, before temperature; row `t` predicts response token `t`.
+        logits: `(B, T, V)` floating, before temperature; row `t` predicts response token `t`. Or
+            what `normalized` made of them, to share it between stages.
         responses: `(B, T)` int64 token ids.
         temperature: divides the logits.
 
@@ -37,14 +40,13 @@ def log_probs(logits: Tensor, responses: Tensor, *, temperature: float = 1.0) ->
 
     Source: `verl/workers/actor/dp_actor.py` 171-587 at 0e6d5106.
     """
-    scaled = logits / temperature
-    chosen = scaled.gather(-1, responses.unsqueeze(-1)).squeeze(-1)
-    return chosen - scaled.logsumexp(-1)
+    side = normalized(logits, temperature)
+    return side.log_probs(responses.unsqueeze(-1)).squeeze(-1)
 
 
 def support(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Tensor | Softmax,
+    teacher_logits: Tensor | Softmax,
     *,
     distillation_topk: int | None = None,
     temperature: float = 1.0,
@@ -55,24 +57,25 @@ def support(
     log-probabilities are normalised over the whole vocabulary.
 
     Args:
-        student_logits: `(B, T, V)`, before temperature.
-        teacher_logits: `(B, T, V)`, before temperature.
+        student_logits: `(B, T, V)`, before temperature, or what `normalized` made of them.
+        teacher_logits: the same of the teacher.
         distillation_topk: K, limited to V; None takes the full vocabulary.
         temperature: divides both logits.
 
     Source: `verl/workers/actor/dp_actor.py` 171-587 at 0e6d5106; paper section 3 (top-K
     distillation).
     """
-    student = student_logits / temperature
-    teacher = teacher_logits / temperature
+    student = normalized(student_logits, temperature)
+    teacher = normalized(teacher_logits, temperature)
     if distillation_topk is None:
-        return Support(None, student.log_softmax(-1), teacher.log_softmax(-1))
-    indices = student.topk(min(distillation_topk, student.size(-1)), dim=-1).indices
-    return Support(
-        indices,
-        student.gather(-1, indices) - student.logsumexp(-1, keepdim=True),
-        teacher.gather(-1, indices) - teacher.logsumexp(-1, keepdim=True),
-    )
+        return Support(None, student.all_log_probs(), teacher.all_log_probs())
+    indices = student.likeliest(distillation_topk)
+    return Support(indices, student.log_probs(indices), teacher.log_probs(indices))
+
+
+def normalized(logits: Tensor | Softmax, temperature: float) -> Softmax:
+    """softmax(logits / temperature), which may have been made before."""
+    return Softmax(logits, temperature) if isinstance(logits, Tensor) else logits
 
 
 def tail(log_probs: Tensor, *, distillation_add_tail: bool = True) -> Tensor:

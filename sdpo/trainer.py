@@ -47,7 +47,7 @@ from sdpo.trainer_checks import (
 )
 from sdpo.trainer_fused import fused_loss
 from sdpo.trainer_state import load_trainer_state, save_trainer_state
-from sdpo.update import response_logits
+from sdpo.update import Batch, response_logits, without_ratio
 
 
 class SDPOTrainer(GRPOTrainer):
@@ -308,9 +308,10 @@ class SDPOTrainer(GRPOTrainer):
             recorder.micro_batch(batch, trace, scale)
         return loss * scale
 
-    def _loss_from_logits(
-        self, model: nn.Module, batch: dict[str, Tensor], trace: dict[str, Tensor]
-    ) -> Tensor:
+    def _loss_from_logits(self, model: nn.Module, batch: Batch, trace: dict[str, Tensor]) -> Tensor:
+        config = self.loss_config
+        if self.schedule.on_policy:
+            batch, config = without_ratio(batch, config)
         with self.accelerator.autocast():
             student = self.accelerator.unwrap_model(model)
             teacher_logits = self.teacher.logits(student, batch)
@@ -320,19 +321,12 @@ class SDPOTrainer(GRPOTrainer):
             teacher_logits.to(logits.dtype),
             batch["responses"],
             batch["response_mask"],
-            old_log_probs=self._ratio_to(batch, logits),
+            old_log_probs=batch.get("old_log_probs"),
             self_distillation_mask=batch["self_distillation_mask"],
             rollout_is_weights=batch.get("rollout_is_weights"),
-            config=self.loss_config,
+            config=config,
             trace=trace,
         )
-
-    def _ratio_to(self, batch: dict[str, Tensor], logits: Tensor) -> Tensor | None:
-        """Log-probs under the policy before the update; on-policy those of the present one."""
-        if self.schedule.on_policy and self.loss_config.is_clip is not None:
-            temperature = self.loss_config.temperature
-            return log_probs(logits.detach(), batch["responses"], temperature=temperature)
-        return batch.get("old_log_probs")
 
     def _scale(self, inputs: dict[str, Any]) -> Tensor | float:
         """Share of a micro-batch in the mini-batch's loss."""

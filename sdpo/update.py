@@ -5,13 +5,16 @@
         clip, step (or skip, if the norm is not finite)            optimizer
     once:  the teacher follows                                     teacher_update
 
-Models are called as `model(input_ids=, attention_mask=, position_ids=, use_cache=False).logits`.
+Models are called as `model(input_ids=, attention_mask=, position_ids=, use_cache=False).logits`,
+and with `logits_to_keep=` if they take it, so that no prompt is projected on the vocabulary.
 Not here: entropy bonus, KL to a reference policy, packed rows, autocast.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -189,9 +192,18 @@ def accumulate(
 
 def response_logits(model: nn.Module, batch: Batch, prefix: str = "") -> Tensor:
     """Logits `(B, T, V)` before temperature; row `t` predicts response token `t`."""
-    inputs = {name: batch[prefix + name] for name in MODEL_INPUTS}
+    inputs: dict[str, Any] = {name: batch[prefix + name] for name in MODEL_INPUTS}
     width = batch["responses"].shape[-1]
+    if can_leave_out_logits(model):
+        inputs["logits_to_keep"] = width + 1
     return model(**inputs, use_cache=False).logits[:, -width - 1 : -1]
+
+
+def can_leave_out_logits(model: Any) -> bool:
+    """Whether the model, inside DDP and PEFT, computes the logits of the last tokens only."""
+    model = getattr(model, "module", model)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in signature(model.forward).parameters
 
 
 @torch.no_grad()

@@ -11,7 +11,11 @@ ROOT = Path(__file__).parents[1]
 MATHS = ("support", "divergence", "importance", "aggregate", "loss")
 FUSED = ("heads", "vocabulary", "fused", "kernels")
 TORCH_ONLY = {"torch", "math", "collections", "typing", "dataclasses", "types", "re", "warnings"}
-FURTHER = {"vocabulary": {"importlib", "functools"}, "kernels": {"triton"}}
+FURTHER = {
+    "softmax": {"itertools"},
+    "vocabulary": {"importlib", "functools"},
+    "kernels": {"triton"},
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -32,10 +36,10 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("name", [*MATHS, *FUSED, "teacher"])
+@pytest.mark.parametrize("name", [*MATHS, *FUSED, "softmax", "teacher"])
 def test_maths_imports_torch_and_maths_only(name):
     allowed = TORCH_ONLY | {"sdpo", "sdpo.config"} | FURTHER.get(name, set())
-    known = (*MATHS, *(FUSED if name in FUSED else ()), "config", "teacher")
+    known = (*MATHS, *(FUSED if name in FUSED else ()), "config", "softmax", "teacher")
     for module in imports(ROOT / "sdpo" / f"{name}.py"):
         own = module.startswith("sdpo.") and module.split(".")[1] in known
         assert own or module in allowed, module

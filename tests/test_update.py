@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sdpo.config import SDPOConfig
 from sdpo.fixtures import PACKAGED, load_family
 from sdpo.fixtures.models import build_model, build_optimizer
-from sdpo.update import UpdateReport, actor_update, plan
+from sdpo.update import UpdateReport, actor_update, plan, response_logits
 
 ROWS, PROMPT, WIDTH, VOCABULARY = 4, 3, 5, 11
 
@@ -197,3 +197,30 @@ def test_an_optimizer_is_built_from_its_recorded_arguments():
     assert config["name"] == "AdamW"
     with pytest.raises(AttributeError):
         build_optimizer({"name": "Nothing"}, Toy(0).parameters())
+
+
+class Sparing(Toy):
+    """As Toy; leaves out logits if it is asked to."""
+
+    def forward(self, input_ids: Tensor, logits_to_keep: int = 0, **ignored: Any) -> Any:
+        self.projected = self.table[input_ids[:, -logits_to_keep:]]
+        return SimpleNamespace(logits=self.projected)
+
+
+class Wrapper(nn.Module):
+    """As DDP: passes everything on."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.module(**inputs)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Wrapper], ids=["bare", "wrapped"])
+def test_the_logits_of_the_prompt_are_left_out_if_the_model_can(wrap):
+    batch, plain, sparing = toy_batch(), Toy(0), Sparing(0)
+    expected = response_logits(plain, batch)
+    assert torch.equal(response_logits(wrap(sparing), batch), expected)
+    assert sparing.projected.shape[1] == WIDTH + 1 < batch["input_ids"].shape[1]

@@ -27,12 +27,12 @@ def first_stage() -> str | None:
     return first_in_order(found)
 
 
-def without_temperature(logits, responses, *, temperature=1.0):
-    return support.log_probs(logits, responses)
+def without_temperature(side, responses):
+    return support.log_probs(side.logits, responses)
 
 
-def off_by_one(logits, responses, *, temperature=1.0):
-    return support.log_probs(logits, responses, temperature=temperature).roll(1, dims=-1)
+def off_by_one(side, responses):
+    return support.log_probs(side, responses).roll(1, dims=-1)
 
 
 def teachers_choice(student, teacher, **settings):
@@ -40,9 +40,9 @@ def teachers_choice(student, teacher, **settings):
     return support.Support(indices, ours, theirs)
 
 
-def one_entry_less(student, teacher, *, distillation_topk=None, temperature=1.0):
+def one_entry_less(student, teacher, *, distillation_topk=None):
     topk = None if distillation_topk is None else max(distillation_topk - 1, 1)
-    return support.support(student, teacher, distillation_topk=topk, temperature=temperature)
+    return support.support(student, teacher, distillation_topk=topk)
 
 
 def never_a_tail(log_probs, *, distillation_add_tail=True):

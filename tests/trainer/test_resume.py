@@ -36,7 +36,7 @@ def test_resumed_is_uninterrupted(args, settings, tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"enabled": False}], ids=["sdpo", "grpo"])
 def test_resumed_at_its_end_makes_no_further_step(settings, tmp_path):
-    """transformers 5.24 alone would train one step more: the loop asks only after a step."""
+    """Transformers 5.24 alone would train one step more: the loop asks only after a step."""
     args = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}
     config = SDPOConfig(distillation_topk=20, **settings)
     whole = tiny.trainer(tmp_path, config, args=args)

@@ -1,0 +1,120 @@
+"""Log-probabilities over a large vocabulary: softmax(logits / temperature), normalised once.
+
+    log p_k = z_k - log Σ_v exp z_v            z = logits / temperature
+    ∂ log p_k / ∂ z_v = [k = v] - p_v
+
+A loss reads few entries of each token, so nothing of the size of the logits is made but their
+gradient, in one pass. Passes take a few tokens at a time, whose values stay in the cache.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CACHE_BYTES = 4 * 2**20
+GPU_BYTES = 256 * 2**20
+
+Piece = tuple[int | slice | EllipsisType, ...]
+
+
+class Softmax:
+    """What one side says at each token.
+
+    Args:
+        logits: `(…, V)` floating, before temperature.
+        temperature: divides the logits.
+        counts: `(…)` bool; elsewhere the logits count as zeros, so that NaN or infinity there reach
+            neither values nor gradient. None: every place counts.
+    """
+
+    def __init__(self, logits: Tensor, temperature: float = 1.0, counts: Tensor | None = None):
+        self.logits, self.temperature = logits, temperature
+        self.counts = None if counts is None or bool(counts.all()) else counts.unsqueeze(-1)
+        self.normalizers = self.by_piece(lambda z: z.logsumexp(-1, keepdim=True))
+
+    def log_probs(self, indices: Tensor) -> Tensor:
+        """Log-probabilities `(…, K)` of some entries `(…, K)`."""
+        settings = self.normalizers, self.counts, self.temperature
+        found: Any = LogProbs.apply(self.logits, indices, *settings)
+        return found
+
+    def all_log_probs(self) -> Tensor:
+        """Log-probabilities `(…, V)`."""
+        return scaled(self.logits, self.temperature, self.counts).log_softmax(-1)
+
+    def likeliest(self, count: int) -> Tensor:
+        """Indices `(…, K)` of the largest logits, in descending order."""
+        count = min(count, self.logits.shape[-1])
+        return self.by_piece(lambda z: z.topk(count, dim=-1).indices)
+
+    @torch.no_grad()
+    def by_piece(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """A function `(…, V)` to `(…, K)` of z at all places."""
+        found = [function(z) for _, z in pieces(self.logits, self.temperature, self.counts)]
+        return torch.cat(found).view(*self.logits.shape[:-1], -1) if len(found) > 1 else found[0]
+
+
+class LogProbs(torch.autograd.Function):
+    """`Softmax.log_probs`, and its derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        indices: Tensor,
+        normalizers: Tensor,
+        counts: Tensor | None,
+        temperature: float,
+    ) -> Tensor:
+        """The entries less the normalizers."""
+        ctx.save_for_backward(logits, indices, normalizers, counts)
+        ctx.temperature = temperature
+        return scaled(logits.gather(-1, indices), temperature, counts) - normalizers
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Σ_k grad_k ([k = v] - p_v), over temperature."""
+        (grad,) = grad_outputs
+        logits, indices, normalizers, counts = ctx.saved_tensors
+        by_logits, by_normalizers = torch.empty_like(logits), -grad.sum(-1, keepdim=True)
+        for piece, z in pieces(logits, ctx.temperature, counts):
+            by_z = (z - normalizers[piece]).exp_().mul_(by_normalizers[piece])
+            by_z.scatter_add_(-1, indices[piece], grad[piece])
+            if ctx.temperature != 1.0:
+                by_z.div_(ctx.temperature)
+            if counts is not None:
+                by_z.masked_fill_(~counts[piece], 0.0)
+            by_logits[piece] = by_z
+        return by_logits, None, None, None, None
+
+
+def scaled(logits: Tensor, temperature: float, counts: Tensor | None) -> Tensor:
+    """z: the logits over temperature, zeros at places that do not count."""
+    logits = logits if counts is None else torch.where(counts, logits, 0.0)
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def pieces(
+    logits: Tensor, temperature: float, counts: Tensor | None
+) -> Iterator[tuple[Piece, Tensor]]:
+    """Consecutive places whose logits `(…, V)` fit into the cache, and z there."""
+    for piece in places(logits):
+        yield piece, scaled(logits[piece], temperature, None if counts is None else counts[piece])
+
+
+def places(logits: Tensor) -> Iterator[Piece]:
+    """As many places at a time as `CACHE_BYTES` hold, on a GPU `GPU_BYTES`."""
+    *leading, tokens, width = logits.shape
+    limit = GPU_BYTES if logits.is_cuda else CACHE_BYTES
+    if logits.nbytes <= limit:
+        yield (...,)
+        return
+    size = max(1, limit // (width * logits.itemsize))
+    for row in product(*map(range, leading)):
+        for start in range(0, tokens, size):
+            yield *row, slice(start, start + size)
