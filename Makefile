@@ -20,7 +20,7 @@ benchmark-quick: $(VENV)/.installed-train
 	$(QUICK)
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

@@ -1,19 +1,23 @@
 """All performance measurements, one after the other, into reports/performance.
 
-python -m sdpo.benchmark.performance            about ten minutes on two idle cores
+python -m sdpo.benchmark.performance            less than half an hour on two idle cores
 python -m sdpo.benchmark.performance --full     hours: all vocabularies, K and numbers of tokens
 python -m sdpo.benchmark.performance --only trainer_step audits
+python -m sdpo.benchmark.performance --resume   leaves out what an interrupted run has finished
 
-Each part is a command of its own, in processes of its own; `report.md` shows what they wrote. A
-part that fails stops the run.
+Each part is a command of its own, in processes of its own; `report.md` shows what they wrote, and
+`parts.json` says how long they took. A part that fails stops the run.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from sdpo.benchmark.performance.tables import OUT, machine
 
@@ -61,17 +65,18 @@ def audits(candidates: list[str]) -> str:
     for candidate in candidates:
         began = time.perf_counter()
         audit = [sys.executable, "-W", "ignore", "-m", "sdpo", "audit", candidate]
-        done = subprocess.run(audit, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run([*audit, "--out", folder], capture_output=True, text=True)
         if done.returncode not in (0, 1):
             raise SystemExit(f"{' '.join(audit[3:])} ended with {done.returncode}: {done.stderr}")
         seconds = time.perf_counter() - began
         lines.append(f"| `sdpo audit {candidate}` | {seconds:.1f} | {done.returncode} |")
+        print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines) + "\n"
 
 
 def measure(part: str, arguments: list[str], out: Path) -> None:
     """Run one part and leave `out/PART.md`."""
-    print(f"{part} {' '.join(arguments)}", file=sys.stderr, flush=True)
     if part in WRITES_ITSELF:
         subprocess.run(command(part, arguments, out), check=True)
         return
@@ -97,16 +102,45 @@ def report(out: Path) -> str:
     return "\n".join(pieces)
 
 
+def finished(file: Path) -> dict[str, Any]:
+    """The parts that a run has finished, by name, with their arguments and seconds."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def remember(done: dict[str, Any], file: Path) -> None:
+    """Write what `finished` reads."""
+    file.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+
+
+def measure_all(names: list[str], out: Path, *, full: bool, resume: bool) -> None:
+    """One part after the other; `out/parts.json` grows with each."""
+    file = out / "parts.json"
+    done = {part: row for part, row in finished(file).items() if resume or part not in names}
+    for number, part in enumerate(names, 1):
+        arguments, head = PARTS[part][full], f"[{number} of {len(names)}] {part}"
+        if part in done and done[part]["arguments"] == arguments:
+            print(f"{head}: finished before", file=sys.stderr, flush=True)
+            continue
+        print(f"{head} {' '.join(arguments)}", file=sys.stderr, flush=True)
+        began = time.monotonic()
+        done.pop(part, None)
+        remember(done, file)
+        measure(part, arguments, out)
+        done[part] = {"arguments": arguments, "seconds": round(time.monotonic() - began)}
+        remember(done, file)
+        print(f"{head}: {done[part]['seconds']} s", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Measure what is asked for, and write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--full", action="store_true", help="all shapes and more rounds; hours")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument("--resume", action="store_true", help="leave out parts that are finished")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
-    for part in chosen.only:
-        measure(part, PARTS[part][chosen.full], chosen.out)
+    measure_all(chosen.only, chosen.out, full=chosen.full, resume=chosen.resume)
     (chosen.out / "report.md").write_text(report(chosen.out), encoding="utf-8")
 
 

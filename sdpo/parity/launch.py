@@ -95,11 +95,11 @@ def keep(run: dict[str, Any], history: Path | None, ledger: Path | None) -> None
         HistoryError: the history cannot be written.
         OSError: the ledger cannot be written.
     """
-    from sdpo.parity.ledger import draft
-
     if history is not None:
         append(history, run)
     if ledger is not None:
+        from sdpo.parity.ledger import draft  # imports torch, which the command itself does without
+
         with ledger.open("x", encoding="utf-8") as file:
             file.write(draft(run))
 

@@ -10,6 +10,7 @@ from sdpo.parity import audit
 from sdpo.parity.certificate import certificate
 
 CERTIFICATES: dict[Any, Any] = {}
+FAMILIES: dict[Any, Any] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +26,28 @@ def certificates_once(monkeypatch):
     monkeypatch.setattr(audit, "certificate", known)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def budgets_once(monkeypatch, goldens, float32_goldens):
+    """Oracle and reference of the shared cases, too, do not depend on the candidate."""
+    load, shared = audit.load_goldens, {(str(goldens),), (str(float32_goldens),)}
+
+    def known(folders):
+        if tuple(folders) not in shared:
+            return load(folders)
+        if tuple(folders) not in FAMILIES:
+            FAMILIES[tuple(folders)] = load(folders)
+        return FAMILIES[tuple(folders)]
+
+    monkeypatch.setattr(audit, "load_goldens", known)
+
+
+@pytest.fixture(scope="session")
 def goldens(tmp_path_factory):
     """Nine recorded cases that between them use every stage."""
     return subset(tmp_path_factory.mktemp("goldens"), SOME)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def float32_goldens(tmp_path_factory):
     """Three cases whose budgets leave room for one part in ten million."""
     return subset(tmp_path_factory.mktemp("float32"), ("P-L005", "P-L018", "P-L030"))

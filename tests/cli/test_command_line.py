@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from sdpo.cli import main
+from sdpo.parity import launch
 from sdpo.parity.adapters.load import BUILT_IN, TRAINERS
+from sdpo.parity.audit import Request, audit
 from sdpo.parity.exit_codes import worst_exit_code
+from sdpo.parity.worker import plain
 
 HERE = Path(__file__).parent
 
@@ -59,17 +63,25 @@ def test_unwritable_output_folder(tmp_path):
     assert done.stdout.startswith("ERROR cannot write to taken")
 
 
-def test_damaged_goldens_end_each_candidate_with_one_line_and_exit_code_two(tmp_path):
+def test_damaged_goldens_end_each_candidate_with_one_line_and_exit_code_two(
+    tmp_path, monkeypatch, capfd
+):
+    def in_this_process(arguments, request, log):
+        return plain(audit(Request.from_fields(request))), 0
+
+    monkeypatch.setattr(launch, "in_child", in_this_process)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "cases.json").write_text("{")
-    done = sdpo("audit", "sdpo", "reference", "--goldens", "loss", "--quiet", cwd=tmp_path)
-    assert done.returncode == 2
-    lines = done.stdout.strip().splitlines()
-    assert [line.split()[:2] for line in lines] == [
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "sdpo", "reference", "--goldens", "loss", "--quiet"])
+    assert ended.value.code == 2
+    printed = capfd.readouterr()
+    assert [line.split()[:2] for line in printed.out.strip().splitlines()] == [
         ["ERROR", "candidate=sdpo"],
         ["ERROR", "candidate=reference"],
     ]
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" not in printed.out + printed.err
 
 
 def test_help_teaches_and_answers_at_once(tmp_path):

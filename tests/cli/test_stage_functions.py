@@ -2,6 +2,7 @@
 
 import pytest
 
+from sdpo.fixtures import PACKAGED
 from sdpo.parity.audit import Request, audit
 
 
@@ -30,14 +31,15 @@ def test_modules_of_our_maths(module, stages, goldens):
     assert set(statuses(run)) == stages
 
 
-def test_a_fault_in_one_function_is_named(tmp_path):
+def test_a_fault_in_one_function_is_named(tmp_path, goldens):
     (tmp_path / "port.py").write_text(
         "def tail(log_probs, distillation_add_tail):\n"
         "    return log_probs - log_probs.logsumexp(-1, keepdim=True)\n"
         "def feedback(feedback_raw, n_rows, include_environment_feedback):\n"
         "    return [text or None for text in feedback_raw[:n_rows]]\n"
     )
-    run = audit(Request(str(tmp_path / "port.py")))
+    folders = (str(goldens), str(PACKAGED / "reprompt"))
+    run = audit(Request(str(tmp_path / "port.py"), goldens=folders))
     assert run["verdict"] == "ERROR"
     assert statuses(run)["tail"] == "ERROR", "the tail is missing: a column too few"
     assert statuses(run)["feedback"] in ("DIVERGENT", "ERROR")

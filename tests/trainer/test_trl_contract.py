@@ -19,6 +19,7 @@ OVERRIDDEN = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
 }
 """Parameters, in order, of every method of the parent that is overridden."""
 
@@ -32,6 +33,7 @@ CALLED_BY = {
     "_save_checkpoint": "_maybe_log_save_evaluate",
     "_load_optimizer_and_scheduler": "_prepare_for_training",
     "training_step": "_run_epoch",
+    "get_batch_samples": "_run_epoch",
 }
 ATTRIBUTES = (
     "_buffered_inputs",
