@@ -26,7 +26,7 @@ from sdpo.loss import Trace, token_losses, token_losses_on
 from sdpo.softmax import Softmax
 from sdpo.support import Support
 from sdpo.teacher import trust_region_logits
-from sdpo.vocabulary import GROUP, has_kernels, likeliest, spread, survey
+from sdpo.vocabulary import GROUP, has_kernels, likeliest, normalizers_of, spread, survey
 
 CHUNK_BYTES = 96 * 2**20
 GPU_CHUNK_BYTES = 256 * 2**20
@@ -151,7 +151,8 @@ class Job:
 
     def __post_init__(self) -> None:
         self.tokens = self.loss_mask.flatten().nonzero().squeeze(-1)
-        shape = (min(self.size, len(self.tokens)), len(self.student.head.weight))
+        longest = max((len(places) for places in self.chunks()), default=0)
+        shape = (longest, len(self.student.head.weight))
         self.buffer = torch.empty(shape, dtype=self.dtype, device=self.tokens.device)
 
     def chunks(self) -> Iterator[Tensor]:
@@ -314,8 +315,11 @@ def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     normalizers = logits.new_empty(len(places), len(parts))
     maxima = logits.new_empty(len(places), -(-logits.shape[-1] // GROUP))
     for number, part in enumerate(parts):
-        # while the block is in the cache; blocks hold whole groups
-        found = survey(logits_of(student, part, temperature, logits[:, part]))
+        # while the block is in the cache, which holds whole groups; the survey overwrites it
+        block = logits_of(student, part, temperature)
+        logits[:, part] = block
+        found = survey(block)
+        del block
         groups = slice(part.start // GROUP, -(-part.stop // GROUP))
         normalizers[:, number : number + 1], maxima[:, groups] = found
     return logits, normalizers.logsumexp(-1, keepdim=True), maxima
@@ -329,15 +333,18 @@ def teacher_log_probs(job: Job, places: Tensor, indices: Tensor) -> Tensor:
 def entries_of(
     logits_by_block: Iterable[tuple[slice, Tensor]], indices: Tensor, width: int, dtype: torch.dtype
 ) -> Tensor:
-    """Log-probs `(N, K)` of some entries, from logits whose blocks come one after the other."""
+    """Log-probs `(N, K)` of some entries, from logits whose blocks come one after the other.
+
+    The blocks are overwritten.
+    """
     # results go to tensors made before: small ones between large ones would fragment the heap
     entries = torch.zeros(indices.shape, dtype=dtype, device=indices.device)
     normalizers = entries.new_empty(len(indices), len([*blocks(width, indices.device)]))
     for number, (part, logits) in enumerate(logits_by_block):
-        normalizers[:, number : number + 1] = survey(logits)[0]
         inside = (indices >= part.start) & (indices < part.stop)
         near = (indices - part.start).clamp(0, logits.shape[-1] - 1)
         entries.copy_(torch.where(inside, logits.gather(-1, near), entries))
+        normalizers[:, number : number + 1] = normalizers_of(logits)
         del logits
     return entries - normalizers.logsumexp(-1, keepdim=True)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 2048
+BLOCK = 4096
 GPU_BLOCK = 16384
 
 

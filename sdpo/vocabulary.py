@@ -29,17 +29,24 @@ def triton_installed() -> bool:
 def survey(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Normalizers log Σ exp `(N, 1)`, and the largest logit of each group of `GROUP` neighbours.
 
-    The groups are `(N, V / GROUP, rounded up)`.
+    The groups are `(N, V / GROUP, rounded up)`. The logits are overwritten, except by the kernels.
     """
     if not has_kernels(logits):
         maxima = group_maxima(logits)
-        return log_sum_exp(logits, maxima.amax(-1, keepdim=True)), maxima
+        return log_sum_exp_(logits, maxima.amax(-1, keepdim=True)), maxima
     from sdpo import kernels
 
     count, width = logits.shape
     normalizers, maxima = logits.new_empty(count, 1), logits.new_empty(count, -(-width // GROUP))
     kernels.survey(logits, normalizers.squeeze(-1), maxima, GROUP)
     return normalizers, maxima
+
+
+def normalizers_of(logits: Tensor) -> Tensor:
+    """The normalizers of `survey` alone; the logits are overwritten as there."""
+    if has_kernels(logits):
+        return survey(logits)[0]
+    return log_sum_exp_(logits, logits.amax(-1, keepdim=True))
 
 
 def group_maxima(logits: Tensor) -> Tensor:
@@ -51,10 +58,13 @@ def group_maxima(logits: Tensor) -> Tensor:
     return torch.cat([maxima, logits[:, whole:].amax(-1, keepdim=True)], -1)
 
 
-def log_sum_exp(logits: Tensor, largest: Tensor) -> Tensor:
-    """Normalizers `(N, 1)`, given the largest logits `(N, 1)`, which logsumexp would seek again."""
+def log_sum_exp_(logits: Tensor, largest: Tensor) -> Tensor:
+    """Normalizers `(N, 1)`, given the largest logits `(N, 1)`, which logsumexp would seek again.
+
+    The logits become their exponentials.
+    """
     reference = largest.masked_fill(largest.isinf(), 0.0)  # exp of -inf is zero at any reference
-    return (logits - reference).exp_().sum(-1, keepdim=True).log_().add_(reference)
+    return logits.sub_(reference).exp_().sum(-1, keepdim=True).log_().add_(reference)
 
 
 def likeliest(logits: Tensor, maxima: Tensor, count: int) -> Tensor:

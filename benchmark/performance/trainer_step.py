@@ -5,8 +5,10 @@ python -m sdpo.benchmark.performance.trainer_step --repeats 3
 The real trainer classes learn from the same scripted rollouts on the same random model; nothing is
 sampled, so a step is scoring, teacher prompts, forward and backward passes, AdamW and the teacher's
 update. Each run is a process of its own, the trainers taking turns. `signal` is the share of rows
-that have a teacher prompt. Time is the median of the steps after the first; memory is the process's
-peak while it trains beyond what it held before (Linux), optimizer state and gradients included.
+that have a teacher prompt. Time is the median of the steps after the first. CPU time tells more
+beside other programs, best with `--threads 1`, because threads that wait use it too. Memory is the
+process's peak while it trains beyond what it held before (Linux), optimizer state and gradients
+included.
 """
 
 import argparse
@@ -91,14 +93,16 @@ def train(name: str, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]
     from sdpo.parity.adapters.trainers.trl import TRL
 
     class Clock(TrainerCallback):
-        seconds: list[float] = []  # noqa: RUF012
-        began = 0.0
+        wall: list[float] = []  # noqa: RUF012
+        cpu: list[float] = []  # noqa: RUF012
+        began = (0.0, 0.0)
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.began = time.perf_counter()
+            self.began = time.perf_counter(), time.process_time()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.seconds.append(time.perf_counter() - self.began)
+            self.wall.append(time.perf_counter() - self.began[0])
+            self.cpu.append(time.process_time() - self.began[1])
 
     kind, _, implementation = name.partition(", ")
     adapter = {"ours": OwnTrainer, "trl": TRL, "sdpo-rl": SdpoRl}[kind]()
@@ -115,7 +119,8 @@ def train(name: str, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]
         trainer.train()
     return {
         "parameters": parameters,
-        "step_s": median(clock.seconds[1:]),
+        "step_s": median(clock.wall[1:]),
+        "step_cpu_s": median(clock.cpu[1:]),
         "memory_gib": status("VmHWM") - before,
     }
 
@@ -154,9 +159,9 @@ def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
     for (size, parameters, signal), part in groups:
         tables = [
             part.pivot(index="round", columns="trainer", values=value)
-            for value in ("step_s", "memory_gib")
+            for value in ("step_s", "step_cpu_s", "memory_gib")
         ]
-        time_, memory = ((t, t[list(PEERS)].min(axis=1)) for t in tables)
+        time_, cpu, memory = ((t, t[list(PEERS)].min(axis=1)) for t in tables)
         for name in TRAINERS:
             found.append(
                 {
@@ -166,7 +171,9 @@ def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
                     "trainer": name,
                     "step, s": time_[0][name].median(),
                     "memory, GiB": memory[0][name].median(),
+                    "CPU, s": cpu[0][name].median(),
                     "time/best peer": spread(time_[0][name] / time_[1]),
+                    "CPU/best peer": spread(cpu[0][name] / cpu[1]),
                     "memory/best peer": spread(memory[0][name] / memory[1]),
                 }
             )
