@@ -1,4 +1,4 @@
-"""The run of all performance parts: progress is kept, and `--resume` leaves out what is finished."""
+"""The run of all performance parts keeps its progress; `--resume` leaves out what is finished."""
 
 import json
 
