@@ -280,7 +280,7 @@ def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progr
         findings.invariants.extend(trainer_relations(apart, found.runs))
     findings.observations.extend(found.observations)
     findings.explained.extend(found.explained)
-    findings.notes.extend(found.notes)
+    findings.notes.extend([*found.notes, *dict.fromkeys(apart.notes)])
     findings.trainer.extend(effect.row() for effect in found.effects)
 
 

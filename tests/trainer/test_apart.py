@@ -1,5 +1,6 @@
 """Trainings in processes of their own: whatever one does, the audit goes on and says what."""
 
+import importlib.util
 import os
 import signal
 import sys
@@ -12,15 +13,22 @@ import torch
 
 from sdpo.parity.adapters.base import CandidateError, Location, NotCoveredError
 from sdpo.parity.adapters.trainers.base import TrainerAdapter
+from sdpo.parity.adapters.trainers.own import OwnTrainer
 from sdpo.parity.adapters.trainers.run import TrainingFailedError
+from sdpo.parity.adapters.trainers.sdpo_rl import SdpoRl
+from sdpo.parity.adapters.trainers.trl import TRL
 from sdpo.parity.compare import DIVERGENT
 from sdpo.parity.whole_step import run_file, training_server
 from sdpo.parity.whole_step.apart import Apart
 from sdpo.parity.whole_step.family import differs_from_itself
 from sdpo.parity.whole_step.ranks import compare_ranks, joined
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
-from sdpo.parity.whole_step.scenarios import PLAIN
+from sdpo.parity.whole_step.scenarios import PLAIN, SCENARIOS
 
+PEER = pytest.mark.skipif(
+    importlib.util.find_spec("sdpo_rl") is None, reason="sdpo-rl is not installed"
+)
+TRAINERS = [OwnTrainer, TRL, pytest.param(SdpoRl, marks=PEER)]
 TWO = replace(PLAIN, micro_batch_size=2, processes=2)
 
 
@@ -145,8 +153,11 @@ def falls_once(how):
 def test_a_training_that_stands_still_or_falls_is_run_once_more(how, monkeypatch, tmp_path):
     monkeypatch.setattr(training_server, "IDLE_LIMIT", 1.0)
     monkeypatch.setenv("SDPO_TEST_FOLDER", str(tmp_path))
-    found, _ = run(lambda: falls_once(how), twice=False)
-    assert found.updates
+    with Apart(Fake(lambda: falls_once(how)), [PLAIN], twice=False) as apart:
+        assert apart.run(PLAIN, Path()).updates
+    (note,) = apart.notes
+    assert "a second attempt" in note
+    assert ("stood still" if how is hangs else "signal 9") in note
 
 
 def replace_pid():
@@ -198,3 +209,25 @@ def test_processes_are_joined_and_what_they_hold_is_compared():
 def test_processes_that_hold_the_same_agree():
     found = joined(TWO, [a_run((0, 1)), a_run((2, 3))])
     assert list(compare_ranks("case", found, 0)) == []
+
+
+# --- threads ---------------------------------------------------------------------------------
+
+
+def counted(kind):
+    class Counted(kind):
+        def run(self, scenario, folder):
+            found = super().run(scenario, folder)
+            found.notes = [str(len(os.listdir("/proc/self/task")))]
+            return found
+
+    return Counted()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed by Linux")
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_a_training_has_no_other_thread(kind):
+    """A thread of TRL's telemetry once looked up names while training changed the environment."""
+    bfloat16 = next(scenario for scenario in SCENARIOS if scenario.id == "T29")
+    with Apart(counted(kind), [bfloat16], twice=False) as apart:
+        assert apart.run(bfloat16, Path()).notes == ["1"]

@@ -38,6 +38,8 @@ from sdpo.parity.whole_step.training_server import (
 class Apart:
     """Stands for a trainer's adapter; `run` gives what a process of its own has recorded.
 
+    `notes` say which trainings took a second attempt.
+
     Use as a context manager. Scenarios are trained in the order given, ahead of being asked for;
     the first one, if not told otherwise, twice under different global seeds.
 
@@ -58,6 +60,7 @@ class Apart:
     ):
         self.candidate, self.twice, self.time_limit = candidate, twice, time_limit
         self.name = candidate.name
+        self.notes: list[str] = []
         self.scenarios: list[Scenario] = []
         for scenario in map(nameless, scenarios):
             if scenario not in self.scenarios:
@@ -108,6 +111,7 @@ class Apart:
                 )
             if "error" in entry:
                 raise CandidateError(entry["stage"], entry["error"])
+        self.notes += [again for entry in found if (again := entry["again"])]
         for name, place in found[0]["places"].items():
             learn(self.candidate, name, place)
         by_seed = zip(*(entry["runs"] for entry in found), strict=True)

@@ -56,7 +56,7 @@ class Orders:
 class Training:
     """One training in progress: a process for each rank; when it began, failed and last worked.
 
-    `again` says that it is the second attempt, after a first one that stood still or fell.
+    `again` says how a first attempt ended, if this is the second one.
     """
 
     number: int
@@ -65,7 +65,7 @@ class Training:
     processes: list[Any]
     began: float = field(default_factory=time.monotonic)
     failed: float | None = None
-    again: bool = False
+    again: str = ""
     worked: float = field(default_factory=time.monotonic)
     computed: float = 0.0
 
@@ -82,6 +82,8 @@ def at_a_time() -> int:
 
 def serve(orders: Orders) -> None:
     """Run all trainings until they are done or the parent is gone."""
+    # tokenizers would start threads of its own, beside which nothing may fork or set a variable
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     gc.freeze()  # trainers collect garbage; what all share need not be looked through each time
     parent, waiting = os.getppid(), list(enumerate(orders.scenarios))
     running: list[Training] = []
@@ -104,11 +106,11 @@ def stop(running: Sequence[Training]) -> None:
     os._exit(0)
 
 
-def started(orders: Orders, number: int, scenario: Scenario, *, again: bool = False) -> Training:
-    """Fork the processes of a training."""
+def started(orders: Orders, number: int, scenario: Scenario, *, again: str = "") -> Training:
+    """Fork the processes of a training; `again` is why it is the second attempt."""
     paths = rank_files(orders.folder, number, scenario)
     seeds = orders.seeds if number == 0 else SEEDS[:1]
-    given = (orders.candidate, scenario, seeds, distributed(scenario.processes))
+    given = (orders.candidate, scenario, seeds, distributed(scenario.processes), again)
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=train_here, args=(*given, rank, path))
@@ -156,11 +158,13 @@ def fell(training: Training) -> bool:
 
 
 def repeated(orders: Orders, training: Training) -> Training:
-    """The same training in a new process."""
+    """The same training in a new process, which notes that it is the second one."""
     (process,) = training.processes
+    first = "stood still" if process.is_alive() else f"was ended by signal {-process.exitcode}"
     process.kill()
     process.join()
-    return started(orders, training.number, training.scenario, again=True)
+    why = f"a training {first}; what is judged is a second attempt"
+    return started(orders, training.number, training.scenario, again=why)
 
 
 def idle(training: Training, now: float) -> bool:
@@ -236,17 +240,18 @@ def train_here(
     scenario: Scenario,
     seeds: Sequence[int],
     variables: Mapping[str, str],
+    again: str,
     rank: int,
     path: Path,
 ) -> None:
-    """Train in this process and write what happened."""
+    """Train in this process and write what happened; `again` is noted beside the runs."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if variables:
         os.environ.update({**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         faulthandler.register(signal.SIGUSR1, stack_file(path).open("w"), all_threads=True)
     try:
         runs = [trained(candidate, scenario, seed) for seed in seeds]
-        write(path, {"runs": runs, "places": places(candidate)})
+        write(path, {"runs": runs, "places": places(candidate), "again": again})
     except (NotCoveredError, CandidateError) as error:
         write_failure(path, error)
     except BaseException as error:

@@ -289,7 +289,7 @@ def failures(adapter: "TrainerAdapter", what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep standard output for the report: what a trainer prints goes to standard error."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), unlogged():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), unlogged(), unsent():
         warnings.simplefilter("ignore")
         yield
 
@@ -311,3 +311,23 @@ def unlogged() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def unsent() -> Iterator[None]:
+    """Nothing is told to anybody; nothing to do where huggingface_hub is not installed.
+
+    TRL's trainers send their use from a thread of its own, which looks up names and opens TLS
+    connections while training changes the environment; glibc allows no such reading beside writing.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        yield
+        return
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_TELEMETRY
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
