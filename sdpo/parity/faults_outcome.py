@@ -277,6 +277,19 @@ GRADIENT = (
         "design",
         {"scaled": lambda run: (scaled(run)[0], run.teacher_logits / run.config.temperature)},
     ),
+    Fault(
+        "M21b",
+        "gradient flows through the teacher, sampled tokens too",
+        "gradient",
+        "gradient",
+        "design",
+        {
+            "scaled": lambda run: (scaled(run)[0], run.teacher_logits / run.config.temperature),
+            "sampled_divergence": lambda run: (
+                (run.student_log_probs.detach() - run.teacher_log_probs) * run.student_log_probs
+            ),
+        },
+    ),
     of_gradient(
         "M23",
         "loss right, gradient zero",

@@ -45,6 +45,16 @@ def of_the_sum(run: Run) -> Tensor:
     return topk_log_probs(run.student.detach() + run.teacher, run.count)[1]
 
 
+def least_likely(run: Run) -> Tensor:
+    """The K entries that the student holds least likely."""
+    return topk_log_probs(-run.student.detach(), run.count)[1]
+
+
+def never_all(run: Run) -> Tensor:
+    """The student's top-k, one entry short where K reaches the vocabulary."""
+    return topk_log_probs(run.student, min(run.count, run.student.size(-1) - 1))[1]
+
+
 def mixture_of_probabilities(floor: float) -> Part:
     """The mixture form on probabilities, the log of the mixture taken `floor` above it."""
 
@@ -222,5 +232,26 @@ PORTS = (
         "scaled",
         in_float32,
         inactive="shows only in float64",
+    ),
+    fault(
+        "M136", "K least likely entries as support", "support", "support", "choice", least_likely
+    ),
+    fault(
+        "M137",
+        "support one entry short of the vocabulary",
+        "support",
+        "support",
+        "choice",
+        never_all,
+        inactive="shows only where K reaches the vocabulary",
+    ),
+    fault(
+        "M138",
+        "divergence of a token capped at 10",
+        "divergence",
+        "divergence",
+        "divergence",
+        lambda run: divergence(run).clamp(max=10.0),
+        inactive="shows only where a token is far off",
     ),
 )

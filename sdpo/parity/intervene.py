@@ -2,10 +2,10 @@
 
 Each rung is a small generated case that adds one feature to rungs below it; everything else is
 neutral. A rung whose loss is over budget while the ones below hold names the stage of its feature.
-Where one feature shows a fault of several stages, the rungs are read together (`RULES`).
+Where one feature shows a fault of several stages, the rungs are read together (`readings.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,15 +14,10 @@ import torch
 
 from sdpo.config import SDPOConfig
 from sdpo.parity.case import LossCase
+from sdpo.parity.readings import inferred_stage
 
 VOCABULARY, TOPK = 24, 6
-LOSS_HOLDS = "holds"
-LOSS_DEPARTS = "departs"
-ONLY_LOSS_DEPARTS = "loss departs"
-GRADIENT_DEPARTS = "gradient departs"
-UNUSABLE = "not covered"
-SAME_FACTOR = 0.05
-"""Largest spread of one factor over the rungs, as a share of its distance from 1."""
+FAR_OFF = 9.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +91,12 @@ def with_far_logits(case: LossCase) -> LossCase:
     """The same case with logits far apart, the student's likeliest tokens impossible otherwise."""
     far = 100 * case.student_logits
     return replace(case, student_logits=far, teacher_logits=-far)
+
+
+def opposed(case: LossCase) -> LossCase:
+    """The same case with logits of at most `FAR_OFF`, the teacher's against the student's."""
+    student = case.student_logits / case.student_logits.abs().max() * FAR_OFF
+    return replace(case, student_logits=student, teacher_logits=-student)
 
 
 def with_ratio(case: LossCase, shift: float) -> LossCase:
@@ -177,6 +178,9 @@ def top_k(dtype: torch.dtype) -> list[Rung]:
     config = settings(distillation_topk=TOPK)
     small = plain("small tail", config, 1, 1, dtype)
     rungs.append(Rung("tail", "small tail", with_small_tail(small)))
+    config = settings(distillation_topk=1, distillation_add_tail=False)
+    one = plain("renormalised, one entry", config, 1, 1, dtype)
+    rungs.append(Rung("tail", "renormalised, one entry", one))
     config = settings(distillation_topk=VOCABULARY, distillation_add_tail=False)
     whole = plain("renormalised, whole vocabulary", config, 1, 1, dtype)
     rungs.append(Rung("tail", "renormalised, whole vocabulary", whole))
@@ -200,8 +204,15 @@ def branches(dtype: torch.dtype) -> list[Rung]:
 
 
 def extremes(dtype: torch.dtype) -> list[Rung]:
-    """Logits far apart: a clamp of the logits shows, and what probabilities cannot hold."""
+    """A token far off, and logits far apart.
+
+    A cap of the divergence shows, a clamp of the logits, and what probabilities cannot hold.
+    """
     rungs = []
+    for alpha in (0.0, 1.0):
+        feature = f"token far off, alpha {alpha:g}"
+        case = plain(feature, settings(alpha=alpha), 1, 1, dtype)
+        rungs.append(Rung("divergence", feature, opposed(case)))
     for stage, feature, changes in (
         ("log_probs", "far logits, alpha 1", {"alpha": 1.0}),
         ("divergence", "far logits, alpha 0.5", {}),
@@ -290,91 +301,3 @@ def first_departure(judge: Judge, dtype: torch.dtype) -> tuple[str | None, list[
 def cached_ladder(dtype: torch.dtype) -> tuple[Rung, ...]:
     """The ladder, the same case objects each time."""
     return tuple(ladder(dtype))
-
-
-class Reading:
-    """What the rungs showed, by feature."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.stages = {row["feature"]: row["stage"] for row in rows}
-        self.results = {row["feature"]: row["result"] for row in rows}
-        self.factors = {row["feature"]: row.get("factor") for row in rows}
-
-    def departs(self, *features: str) -> bool:
-        """Whether the loss departs on all of these rungs."""
-        return all(self.results[f] in (LOSS_DEPARTS, ONLY_LOSS_DEPARTS) for f in features)
-
-    def moves(self, *features: str) -> bool:
-        """Whether loss or gradient depart on all of these rungs, the loss on at least one."""
-        departing = {LOSS_DEPARTS, ONLY_LOSS_DEPARTS, GRADIENT_DEPARTS}
-        return all(self.results[f] in departing for f in features) and any(
-            map(self.departs, features)
-        )
-
-    def holds(self, *features: str) -> bool:
-        """Whether loss and gradient hold on all of these rungs."""
-        return all(self.results[f] == LOSS_HOLDS for f in features)
-
-    def one_factor(self, *features: str) -> bool:
-        """Whether the loss is off by one and the same factor on all of these rungs."""
-        if not self.departs(*features):
-            return False
-        factors = [self.factors[f] for f in features]
-        known = [f for f in factors if f is not None]
-        near = SAME_FACTOR * max(abs(f - 1) for f in known) if known else 0.0
-        return len(known) == len(factors) and max(known) - min(known) <= near
-
-
-def scaled_as_a_whole(rungs: Reading) -> bool:
-    """Every token is off by one factor, in all forms of the divergence, or at a temperature."""
-    at_temperature = ("temperature", "temperature, sampled")
-    return rungs.one_factor(*SINGLE) or (rungs.holds(*SINGLE) and rungs.one_factor(*at_temperature))
-
-
-def only_values(rungs: Reading) -> bool:
-    """Every token's loss is off, and no gradient is."""
-    return all(rungs.results[f] == ONLY_LOSS_DEPARTS for f in SINGLE)
-
-
-def only_support_at_temperature(rungs: Reading) -> bool:
-    """The temperature reaches the sampled token and not the distribution."""
-    return rungs.departs("temperature") and rungs.holds("temperature, sampled", *SINGLE)
-
-
-def sampled_token_everywhere(rungs: Reading) -> bool:
-    """The sampled token's log-prob is off, in its own mode and in the ratio."""
-    ratios = ("ratio below cap", "ratio between one and cap", "ratios of several tokens")
-    return rungs.departs("sampled token") and any(map(rungs.departs, ratios))
-
-
-def support_is_another(rungs: Reading) -> bool:
-    """Top-k departs with and without tail, whatever the ranking, and not for want of a rest."""
-    return rungs.departs(*SAME_RANKING) and (
-        rungs.holds("tail of one token") or rungs.departs("renormalised, whole vocabulary")
-    )
-
-
-SINGLE = ("alpha 0", "alpha 1", "alpha 0.5", "alpha 0.25", "sampled token")
-DISTRIBUTIONS = SINGLE[:-1]
-SAME_RANKING = ("top-k renormalised, same ranking", "top-k tail, same ranking")
-RULES: tuple[tuple[str, Callable[[Reading], bool]], ...] = (
-    ("aggregate", scaled_as_a_whole),
-    ("aggregate", only_values),
-    ("log_probs", lambda rungs: rungs.moves(*SINGLE)),
-    ("log_probs", lambda rungs: rungs.holds(*DISTRIBUTIONS) and sampled_token_everywhere(rungs)),
-    ("support", only_support_at_temperature),
-    ("support", lambda rungs: rungs.holds(*SINGLE) and support_is_another(rungs)),
-)
-
-
-def inferred_stage(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The stage that the results of the rungs point to."""
-    rungs = Reading(rows)
-    departing = [feature for feature in rungs.stages if rungs.departs(feature)]
-    if not departing:
-        gradient = GRADIENT_DEPARTS in rungs.results.values()
-        return "gradient" if gradient else None
-    for stage, rule in RULES:
-        if rule(rungs):
-            return stage
-    return rungs.stages[departing[0]]

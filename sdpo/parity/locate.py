@@ -13,16 +13,15 @@ import torch
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT, ERROR
 from sdpo.parity.explain import Search, explain, stage_of
-from sdpo.parity.intervene import (
+from sdpo.parity.intervene import Outcome, first_departure
+from sdpo.parity.prepared import Observation, same
+from sdpo.parity.readings import (
     GRADIENT_DEPARTS,
     LOSS_DEPARTS,
     LOSS_HOLDS,
     ONLY_LOSS_DEPARTS,
     UNUSABLE,
-    Outcome,
-    first_departure,
 )
-from sdpo.parity.prepared import Observation, same
 from sdpo.parity.verdict import CaseResult
 
 FROM_LOG_PROBS = "loss from log-probs"

@@ -18,7 +18,11 @@ from sdpo.parity.verdict import CaseResult
 PORTS = Path(__file__).parent / "ports"
 MIXTURE = "torch.logaddexp(p + math.log1p(-alpha), q + math.log(alpha))"
 CORRECT = {
-    "functional": ["", "d.sum() / n.sum().clamp(min=1) -> (d / n.sum().clamp(min=1)).sum()"],
+    "functional": [
+        "",
+        "x.detach().amax(-1 -> x.amax(-1",
+        "d.sum() / n.sum().clamp(min=1) -> (d / n.sum().clamp(min=1)).sum()",
+    ],
     "packed": [
         "",
         "return loss, { -> return loss.float(), {",
@@ -31,9 +35,20 @@ FAULTY = [
     ("functional", f"{MIXTURE} -> torch.log(p.exp() + q.exp() + 1e-8)", "divergence", ""),
     ("functional", "d = kl(q, p) -> d = kl(p, q)", "divergence", "M01"),
     ("functional", "descending=True -> descending=False", "support", ""),
+    (
+        "functional",
+        "argsort(x, dim=-1, descending=True, stable=True)[..., :topk] -> "
+        "topk(x, min(topk, x.shape[-1]), largest=False).indices",
+        "support",
+        "M136",
+    ),
+    ("functional", "descending=True -> descending=add_tail", "support", ""),
+    ("functional", "[..., :topk] -> [..., : min(topk, x.shape[-1] - 1)]", "support", "M137"),
+    ("functional", "d = kl(q, p) -> d = kl(q, p).clamp(max=10)", "divergence", "M138"),
+    ("functional", "d = kl(q, p) -> d = kl(q, p).clamp(max=7)", "divergence", ""),
     ("functional", "with_tail(p), with_tail(q) -> p, q", "tail", "M05b"),
     ("functional", "x = student_logits * -> x = student_logits.clamp(-50, 50) *", "log_probs", ""),
-    ("functional", "y = teacher_logits.detach() -> y = teacher_logits", "gradient", "M21"),
+    ("functional", "y = teacher_logits.detach() -> y = teacher_logits", "gradient", "M21b"),
     ("functional", ".clip(-20, 20) -> .clip(-10, 10)", "importance", "M124"),
     (
         "functional",
