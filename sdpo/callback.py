@@ -242,9 +242,8 @@ class ParityCallback(TrainerCallback):
         assert self.scratch is not None
         self.scratch.optimizer.state.clear()  # makes room
         exact = audited.replica_of(self.trainer, exact=True).load(self.state)
-        return noise(
-            farthest(gather_object([list(deltas(expected, self._reference(exact, expected)))]))
-        )
+        found = farthest(gather_object([list(deltas(expected, self._reference(exact, expected)))]))
+        return noise(found, torch.finfo(torch.bfloat16).eps if self.trainer.args.bf16 else 0.0)
 
     def _follow(self, step: int) -> None:
         """Let the lockstep replica make the same update, and write down how far it is away."""

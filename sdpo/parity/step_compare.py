@@ -108,20 +108,25 @@ def farthest(processes: Sequence[Sequence[Delta]]) -> list[Delta]:
     return [max(same, key=lambda delta: delta.value) for same in zip(*processes, strict=True)]
 
 
-def noise(distances: Iterable[Delta]) -> dict[str, float]:
+def noise(distances: Iterable[Delta], unit: float = 0.0) -> dict[str, float]:
     """What the precision of a run moves each kind of value by: the greatest distance of an update.
 
     Args:
         distances: of the reference, in the run's precision, from itself in float64.
+        unit: roundoff of the backward pass, if that is less precise than the loss.
 
     Numerics: errors of tokens can cancel in a loss, by luck, so a loss is allowed no less than its
-    tokens.
+    tokens. A less precise backward pass rounds their errors away, by luck, or up: an error `e` then
+    moves one in `unit / e` entries of a gradient by `unit`, which is `sqrt(unit * e)` in the norm.
     """
     found: dict[str, float] = {}
     for delta in distances:
         if math.isfinite(delta.value):
             found[delta.name] = max(found.get(delta.name, 0.0), delta.value)
-    found["aggregate"] = max(found.get("aggregate", 0.0), found.get("importance", 0.0))
+    tokens = found.get("importance", 0.0)
+    found["aggregate"] = max(found.get("aggregate", 0.0), tokens)
+    for name in ("gradient", "weights", "teacher"):
+        found[name] = max(found.get(name, 0.0), math.sqrt(unit * tokens))
     return found
 
 
