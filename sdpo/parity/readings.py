@@ -80,6 +80,12 @@ def renormalised_support_is_another(rungs: Reading) -> bool:
     return rungs.departs(*RENORMALISED) and rungs.holds(*indifferent, *WITH_TAIL)
 
 
+def short_of_the_vocabulary(rungs: Reading) -> bool:
+    """Only where K reaches the vocabulary top-k departs, and there all entries are the support."""
+    fewer = ("renormalised, one entry", *RENORMALISED, *WITH_TAIL)
+    return rungs.departs("renormalised, whole vocabulary") and rungs.holds(*fewer)
+
+
 SINGLE = ("alpha 0", "alpha 1", "alpha 0.5", "alpha 0.25", "sampled token")
 DISTRIBUTIONS = SINGLE[:-1]
 SAME_RANKING = ("top-k renormalised, same ranking", "top-k tail, same ranking")
@@ -93,6 +99,7 @@ RULES: tuple[tuple[str, Callable[[Reading], bool]], ...] = (
     ("support", only_support_at_temperature),
     ("support", lambda rungs: rungs.holds(*SINGLE) and support_is_another(rungs)),
     ("support", lambda rungs: rungs.holds(*SINGLE) and renormalised_support_is_another(rungs)),
+    ("support", lambda rungs: rungs.holds(*SINGLE) and short_of_the_vocabulary(rungs)),
 )
 
 

@@ -130,7 +130,7 @@ def features(entry: Mapping[str, Any], case: LossCase) -> set[tuple[Any, ...]]:
     }
     found |= {(feature, there, config["loss_agg_mode"]) for feature, there in given.items()}
     found |= {("is_clip", config["is_clip"], given["weights"]), ("agg", config["loss_agg_mode"])}
-    found |= {(case.mode, tag) for tag in entry["tags"] if tag == "huge_logits"}
+    found |= {(case.mode, tag) for tag in entry["tags"] if tag in ("huge_logits", "k_equals_vocab")}
     return found | {("tag", tag) for tag in entry["tags"]}
 
 
