@@ -20,7 +20,7 @@ from sdpo.parity.adapters.trainers.trl import TRL
 from sdpo.parity.compare import DIVERGENT
 from sdpo.parity.whole_step import run_file, training_server
 from sdpo.parity.whole_step.apart import Apart
-from sdpo.parity.whole_step.family import differs_from_itself
+from sdpo.parity.whole_step.family import differs_from_itself, run_trainer_family
 from sdpo.parity.whole_step.ranks import compare_ranks, joined
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
 from sdpo.parity.whole_step.scenarios import PLAIN, SCENARIOS
@@ -57,7 +57,7 @@ def refuses():
 
 
 def complains():
-    raise CandidateError("hook", "it did not fire")
+    raise CandidateError("config", "it did not fire")
 
 
 def breaks():
@@ -158,6 +158,19 @@ def test_a_training_that_stands_still_or_falls_is_run_once_more(how, monkeypatch
     (note,) = apart.notes
     assert "a second attempt" in note
     assert ("stood still" if how is hangs else "signal 9") in note
+
+
+def test_a_hook_that_did_not_fire_has_its_place_and_reason_in_the_report():
+    with Apart(Fake(complains), [PLAIN]) as apart:
+        (result,) = run_trainer_family(apart, lambda *_: None, [PLAIN]).results
+    row = result.row()
+    assert (row["status"], row["first_stage"]) == ("ERROR", "config")
+    assert [comparison.note for comparison in result.comparisons] == ["it did not fire"]
+
+
+def test_a_failure_outside_the_stages_cannot_be_raised():
+    with pytest.raises(ValueError, match="stage='hook' of 'it did not fire': must be one of"):
+        CandidateError("hook", "it did not fire")
 
 
 def replace_pid():

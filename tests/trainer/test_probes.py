@@ -145,5 +145,5 @@ def test_what_a_trainer_cannot_express_is_not_covered_and_a_failure_is_an_error(
     failing = Failing()
     failing.error = NotCoveredError("no such setting")
     assert "no such setting" in run_probe(failing, PROBES[0], {}).note
-    failing.error = CandidateError("hook", "it broke")
+    failing.error = CandidateError("config", "it broke")
     assert run_probe(failing, PROBES[0], {}).comparisons[0].status == ERROR

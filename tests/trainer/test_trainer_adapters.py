@@ -211,7 +211,7 @@ def test_a_hook_that_does_not_fire_is_an_error(tmp_path):
 
     with pytest.raises(CandidateError, match=r"clip_grad_norm_ did not fire.*trl 1\.") as caught:
         Bypassed().run(PLAIN, tmp_path)
-    assert caught.value.stage == "hook"
+    assert caught.value.stage == "config"
 
 
 def test_a_loss_that_goes_past_the_hooks_is_an_error(tmp_path):

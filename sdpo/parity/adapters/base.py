@@ -9,15 +9,24 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.case import LossCase
+from sdpo.parity.stages import NAMES
 
 NO_GRAPH = "the loss has no graph to student_logits; expected a gradient"
 INTO_TEACHER = "gradient flows into teacher_logits; expected none"
 
 
 class CandidateError(Exception):
-    """The candidate failed; the message says what happened and what was expected."""
+    """The candidate failed; the message says what happened and what was expected.
+
+    `stage` is where; what belongs to none, as a hook that did not fire, is of `config`.
+
+    Raises:
+        ValueError: there is no such stage; a report could not place the failure.
+    """
 
     def __init__(self, stage: str, message: str) -> None:
+        if stage not in NAMES:
+            raise ValueError(f"stage={stage!r} of {message!r}: must be one of {NAMES}")
         super().__init__(message)
         self.stage = stage
 

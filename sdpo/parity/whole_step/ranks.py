@@ -18,7 +18,7 @@ def joined(scenario: Scenario, runs: Sequence[TrainerRun]) -> TrainerRun:
     first, *others = runs
     shapes = {tuple(len(update.steps) for update in run.updates) for run in runs}
     if len(shapes) > 1:
-        raise CandidateError("hook", f"processes took different numbers of steps: {shapes}")
+        raise CandidateError("config", f"processes took different numbers of steps: {shapes}")
     for number, update in enumerate(first.updates):
         parts = [run.updates[number] for run in runs]
         rows = len(scenario.generations[number].rollouts)

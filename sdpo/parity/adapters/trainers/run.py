@@ -253,7 +253,7 @@ def check_complete(run: TrainerRun, scenario: Scenario) -> None:
     found = [[len(step.micro_batches) for step in update.steps] for update in run.updates]
     if found != expected * len(scenario.generations):
         raise CandidateError(
-            "hook",
+            "config",
             f"micro-batches of each optimizer step of each update: {found}; expected "
             f"{expected * len(scenario.generations)}",
         )

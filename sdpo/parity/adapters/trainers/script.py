@@ -66,14 +66,14 @@ class Script:
             self.generation, self.served = self.generation + 1, 0
         if self.generation == len(self.completions):
             raise CandidateError(
-                "hook", f"the trainer generated more than the {self.generation} scripted times"
+                "config", f"the trainer generated more than the {self.generation} scripted times"
             )
         start = self.rank * self.share + self.served
         rows = slice(start, start + len(input_ids))
         asked = [i[m.bool()].tolist() for i, m in zip(input_ids, attention_mask, strict=True)]
         if asked != self.prompts[self.generation][rows]:
             raise CandidateError(
-                "hook",
+                "config",
                 f"the trainer asked the sampler for {len(asked)} prompts that are not rows "
                 f"{rows.start}-{rows.stop - 1} of generation {self.generation}: it must keep the "
                 "data set's order, repeat each prompt for its group, and cut nothing",
@@ -96,7 +96,7 @@ class Script:
             rest = set(ids[length:]) <= {self.pad_token_id}
             if tuple(ids[:length]) == completion and rest:
                 return row
-        raise CandidateError("hook", f"the trainer learns from {ids}, which is no scripted row")
+        raise CandidateError("config", f"the trainer learns from {ids}, which is no scripted row")
 
     def dataset(self, *columns: str) -> Any:
         """A data set with the conversations in order.

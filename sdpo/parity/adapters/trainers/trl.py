@@ -175,7 +175,7 @@ class Loss:
         if signal and micro is not None and "divergence" not in micro.values:
             mode = self.recorder.trainer.args.distillation_mode
             raise CandidateError(
-                "hook",
+                "config",
                 f"hook {MODES[mode]} did not fire in a loss with distillation_mode={mode!r}; "
                 f"versions: {installed_versions('trl')}",
             )

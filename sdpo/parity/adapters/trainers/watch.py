@@ -63,7 +63,7 @@ class Watch:
         original = getattr(holder, name, None)
         if not callable(original):
             raise CandidateError(
-                "hook",
+                "config",
                 f"hook {label}: there is no such function any more; the adapter was written for "
                 f"another version. Installed: {installed_versions(self.package)}",
             )
@@ -102,7 +102,7 @@ class Watch:
         silent = sorted(label for label in self.required if self.calls[label] == 0)
         if silent:
             raise CandidateError(
-                "hook",
+                "config",
                 f"{', '.join(f'hook {label} did not fire' for label in silent)}: the trainer no "
                 "longer goes that way, so what it does there is unknown; versions: "
                 f"{installed_versions(self.package)}",
