@@ -45,11 +45,13 @@ class Run:
 def read_runs(folder: Path) -> list[Run]:
     """Every run in a folder laid out as `CONFIG/seed-N`, in the order of names and seeds.
 
+    The folder may also be that of a single run, which is then named after its method.
+
     Raises:
         ResultsError: there is none with an evaluation, or they used different problems.
     """
-    found = []
-    for path in sorted(folder.glob("*/seed-*/run.json")):
+    found, alone = [], folder / "run.json"
+    for path in [alone] if alone.is_file() else sorted(folder.glob("*/seed-*/run.json")):
         facts, records = read_json(path), Records(path.parent)
         rows = {
             kind: records.read(kind) for kind in ("steps", "parity", "cost", "evals", "samples")
@@ -57,10 +59,13 @@ def read_runs(folder: Path) -> list[Run]:
         if rows["evals"]:
             rows["drift"] = drift(path.parent / "parity" / "drift.csv")
             done = (path.parent / "summary.json").is_file()
-            name = path.parent.parent.name
-            found.append(Run(name, facts["settings"]["seed"], facts, rows, done))
+            settings = facts["settings"]
+            name = settings["method"] if path == alone else path.parent.parent.name
+            found.append(Run(name, settings["seed"], facts, rows, done))
     if not found:
-        raise ResultsError(f"{folder} holds no run with an evaluation (CONFIG/seed-N/run.json)")
+        raise ResultsError(
+            f"{folder} holds no run with an evaluation: neither run.json nor CONFIG/seed-N/run.json"
+        )
     if len({run.facts["data"]["data_sha256"] for run in found}) > 1:
         raise ResultsError(f"the runs in {folder} used different problems; report them apart")
     return sorted(found, key=lambda run: (run.name, run.seed))

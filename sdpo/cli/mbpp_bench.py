@@ -44,9 +44,9 @@ def bench(
 
 
 def report(
-    runs: Annotated[Path, typer.Argument(help="Folder laid out as CONFIG/seed-N.")] = Path(
-        "reports/runs/default"
-    ),
+    runs: Annotated[
+        Path, typer.Argument(help="A run's folder, or one laid out as CONFIG/seed-N.")
+    ] = Path("reports/runs/default"),
     out: Annotated[
         Path | None, typer.Option(help="Folder; default: reports/benchmark/NAME.")
     ] = None,

@@ -21,7 +21,7 @@ def evaluation(step, passed):
 def write_run(folder, name, seed, passed, *, sha="0" * 64, audited=False):
     place = folder / name / f"seed-{seed}"
     place.mkdir(parents=True)
-    settings = {"seed": seed, "threads": 1, "model": {"name": "embedded"}}
+    settings = {"method": "sdpo", "seed": seed, "threads": 1, "model": {"name": "embedded"}}
     environment = {"packages": {"torch": "2"}, "git_commit": None, "cpu_capability": "X"}
     facts = {"data": {"data_sha256": sha, "origin": "o"}, "isolation": ["seccomp"]}
     write_json(place / "run.json", {"settings": settings, "environment": environment, **facts})
@@ -74,6 +74,12 @@ def test_a_report_is_written_whole(tmp_path):
     pictures = {"pass_at_1.png", "training.png", "loss_difference.png"}
     assert names == pictures | {"report.md", "report.html", "steps.csv"}
     assert (tmp_path / "out" / "steps.csv").read_text().startswith("name,seed,step,")
+
+
+def test_the_folder_of_one_run_is_reported_too(tmp_path):
+    write_run(tmp_path, "mine", 3, [10, 20])
+    (run,) = read_runs(tmp_path / "mine" / "seed-3")
+    assert (run.name, run.seed, run.last()["pass_at_1"]) == ("sdpo", 3, 20 / PROBLEMS)
 
 
 @pytest.mark.parametrize(("last", "clear"), [(0.6, 1), (0.2, 0)])
