@@ -1,10 +1,12 @@
 """Builds the trainer of a method from the settings of a run."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sdpo.benchmark.settings import SettingsError
+from sdpo.rules import nearest
 
 OURS = ("grpo", "sdpo", "hybrid")
 
@@ -53,6 +55,22 @@ def build_trainer(settings: Mapping[str, Any], out: Path, parts: dict[str, Any])
         raise SettingsError(f"{settings['method']}: {error}") from error
 
 
+def filled(config: Any, values: Mapping[str, Any], section: str) -> Any:
+    """A configuration of a trainer from a section of the settings.
+
+    Raises:
+        SettingsError: a field that it does not have.
+    """
+    known = [field.name for field in dataclasses.fields(config)]
+    if odd := [
+        f"{name} is not a field of {config.__name__}{nearest(name, known)}"
+        for name in values
+        if name not in known
+    ]:
+        raise SettingsError(f"section {section}: {'; '.join(odd)}")
+    return config(**values)
+
+
 def _ours(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[str, Any]) -> Any:
     from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
@@ -67,8 +85,9 @@ def _ours(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[st
         own = {"enabled": False}
     if settings["method"] == "hybrid" and not own.get("hybrid_lambda"):
         raise SettingsError("method hybrid needs sdpo.hybrid_lambda between 0 and 1")
-    config = SDPOConfig(**own)
-    return SDPOTrainer(args=GRPOConfig(**arguments), sdpo_config=config, **parts)
+    config = filled(SDPOConfig, own, "sdpo")
+    args = filled(GRPOConfig, arguments, "train")
+    return SDPOTrainer(args=args, sdpo_config=config, **parts)
 
 
 def _trl(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[str, Any]) -> Any:
@@ -76,7 +95,8 @@ def _trl(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[str
         from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
     except ImportError as error:
         raise SettingsError(f"this TRL has no SDPO trainer ({error}); TRL 1.16 has one") from error
-    return SDPOTrainer(args=SDPOConfig(**arguments, **settings["sdpo"]), **parts)
+    args = filled(SDPOConfig, {**arguments, **settings["sdpo"]}, "train and sdpo")
+    return SDPOTrainer(args=args, **parts)
 
 
 def _sdpo_rl(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[str, Any]) -> Any:
@@ -86,5 +106,6 @@ def _sdpo_rl(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict
         raise SettingsError("sdpo-rl is not installed: pip install 'sdpo[peers]'") from error
     from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
-    config = sdpo_rl.SDPOConfig(**settings["sdpo"])
-    return sdpo_rl.SDPOTrainer(args=GRPOConfig(**arguments), sdpo_config=config, **parts)
+    config = filled(sdpo_rl.SDPOConfig, settings["sdpo"], "sdpo")
+    args = filled(GRPOConfig, arguments, "train")
+    return sdpo_rl.SDPOTrainer(args=args, sdpo_config=config, **parts)

@@ -1,12 +1,14 @@
 """`sdpo mbpp run` and `sdpo mbpp eval`: benchmark runs, and pass@1 of a model."""
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+FULL = ": the disk is full; make room, then the same command continues from the last checkpoint"
 _INTERRUPTED = 130
 # What --quick changes: a short look at a curve, no claim.
 QUICK = {"train.max_steps": 12, "eval.every": 6, "eval.limit": 90, "records.checkpoint_every": 6}
@@ -134,7 +136,8 @@ def reported() -> Iterator[None]:
         with _terminable():
             yield
     except known as error:
-        print(f"ERROR {' '.join(str(error).split())}")
+        fix = FULL if isinstance(error, OSError) and error.errno == errno.ENOSPC else ""
+        print(f"ERROR {' '.join(str(error).split())}{fix}")
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         print("ERROR interrupted; the same command continues from the last checkpoint")

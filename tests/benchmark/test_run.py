@@ -1,11 +1,13 @@
 """Benchmark runs: recorded whole, continued after a kill to the same end, never overwritten."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from sdpo.benchmark import settings
 from sdpo.benchmark.data import DataError
@@ -14,6 +16,7 @@ from sdpo.benchmark.embedded.recipe import RECIPES
 from sdpo.benchmark.records import Records
 from sdpo.benchmark.run import run
 from sdpo.benchmark.settings import SettingsError
+from sdpo.cli.mbpp_run import reported
 
 SHORT = {
     "train.max_steps": 4,
@@ -130,6 +133,28 @@ def test_a_full_disk_is_named_before_work_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(SettingsError, match="only 0 MiB are free"):
         run(short(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "meant"),
+    [("sdpo", "train.learning_rte", "learning_rate"), ("grpo", "train.bta", "beta")],
+)
+def test_a_misspelt_field_is_named_with_the_right_one(config, wrong, meant, random_model, tmp_path):
+    chosen = short(config, **random_model, **{wrong: 1.0}) | (
+        {"sdpo": {}} if meant == "beta" else {}
+    )
+    with pytest.raises(
+        SettingsError, match=f"is not a field of GRPOConfig; did you mean '{meant}'"
+    ):
+        run(chosen, tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_is_explained(capsys):
+    with pytest.raises(typer.Exit), reported():
+        raise OSError(errno.ENOSPC, "No space left on device", "steps.jsonl")
+    said = capsys.readouterr().out
+    assert "steps.jsonl" in said
+    assert "make room, then the same command continues" in said
 
 
 @pytest.mark.slow
