@@ -2,7 +2,7 @@
 
 | prompt | what is in it |
 |---|---|
-| plain | the problem |
+| plain | the problem; a `reading` is its solution under any meaning of the invented verbs |
 | right demonstration | a correct solution, as the teacher's prompt shows one |
 | wrong demonstration | the model's own failed attempt, or another program, presented as correct |
 | feedback | the executor's real feedback to the model's own failed attempt |
@@ -16,6 +16,7 @@ from typing import Any
 
 from sdpo.benchmark.data import Problem
 from sdpo.benchmark.embedded.lessons import taught
+from sdpo.benchmark.embedded.problems import readings
 from sdpo.benchmark.evaluate import complete, score
 from sdpo.benchmark.executor import Executor
 from sdpo.benchmark.problems import messages
@@ -60,12 +61,27 @@ def measure(
     rows = {
         "plain, greedy": plain,
         "plain, sampled at temperature 1": attempt(problems, nothing, True),
+        "plain, greedy: any reading": read(problems, plain),
         "right demonstration": right,
         "right demonstration, where plain failed": [right[i] for i in failed],
         "feedback, where plain failed": attempt(hard, told, False),
         "wrong demonstration, where plain failed": attempt(hard, wrong, False),
     }
     return [row(name, results) for name, results in rows.items() if results]
+
+
+def read(problems: Sequence[Problem], results: Results) -> Results:
+    """Whether answers are right but for the meaning of invented verbs: what is left to learn.
+
+    Empty for problems that are not the embedded ones.
+    """
+    known = readings()
+    if any(one.text not in known for one in problems):
+        return []
+    return [
+        {"status": "pass" if f"{result['completion'].strip()}\n" in known[one.text] else "fail"}
+        for one, result in zip(problems, results, strict=True)
+    ]
 
 
 def row(name: str, results: Results) -> dict[str, Any]:

@@ -146,8 +146,8 @@ def shapes_by_split(generator: random.Random) -> dict[str, list[Shape]]:
     }
 
 
-def problem_set(seed: int = SEED) -> list[dict[str, Any]]:
-    """All problems in the order of their task ids; the same in every run."""
+def drawn(seed: int = SEED) -> list[tuple[Program, dict[str, Any]]]:
+    """All programs with their problems in the order of task ids; the same in every run."""
     generator = random.Random(seed)
     found = []
     for split, shapes in shapes_by_split(generator).items():
@@ -161,9 +161,23 @@ def problem_set(seed: int = SEED) -> list[dict[str, Any]]:
                 one = problem(program, generator)
             except ValueError:
                 continue
-            found.append({"task_id": first + len(texts), **one})
+            found.append((program, {"task_id": first + len(texts), **one}))
             texts.add(program.text)
     return found
+
+
+def problem_set(seed: int = SEED) -> list[dict[str, Any]]:
+    """All problems in the order of their task ids."""
+    return [one for _, one in drawn(seed)]
+
+
+@lru_cache(maxsize=1)
+def readings() -> dict[str, frozenset[str]]:
+    """The code of every problem under each meaning of its verbs, by the problem's text."""
+    return {
+        program.text: frozenset(program.code(meaning) for meaning in program.meanings())
+        for program, _ in drawn()
+    }
 
 
 def lines(problems: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -122,3 +123,13 @@ def test_feedback_of_lessons_is_the_executors():
         texts.append(lessons.feedback_to(wrong, right, program, arguments))
     with Executor(1) as executor:
         assert [result.feedback for result in executor.map(cases)] == texts
+
+
+def test_readings_are_the_solution_and_its_misunderstandings():
+    known = problems.readings()
+    assert all(record["code"] in known[record["text"]] for record in RECORDS)
+    (record,) = [r for r in RECORDS if r["family"] == "list: plim"][:1]
+    ((name, number),) = re.findall(r"function (\w+) .* by (\d)", record["text"])
+    assert known[record["text"]] == {
+        f"def {name}(a):\n    a = [v {sign} {number} for v in a]\n    return a\n" for sign in "+-*"
+    }
