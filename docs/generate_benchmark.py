@@ -2,7 +2,8 @@
 
 python docs/generate_benchmark.py
 
-From what is there: reports/runs/default (`make benchmark`), reports/runs/audit (the same with
+What help in the prompt is worth to the embedded model is measured. The rest is made
+from what is there: reports/runs/default (`make benchmark`), reports/runs/audit (the same with
 `--configs sdpo,sdpo-audit --seeds 1 --name audit`) and reports/runs/sweep/table.md
 (`python -m sdpo.benchmark.sweep`). A part without runs stays as it is.
 """
@@ -13,10 +14,13 @@ from collections.abc import Sequence
 
 from generate import GALLERY, ROOT, replaced
 
+from sdpo.benchmark.embedded.measure import table
 from sdpo.benchmark.findings import findings
+from sdpo.benchmark.measurement import measure_model
 from sdpo.benchmark.records import read_json
 from sdpo.benchmark.report import costs, outcomes, pairs, parity, write_report
 from sdpo.benchmark.results import Run, by_name, read_runs
+from sdpo.benchmark.settings import load
 
 PAGE = ROOT / "docs" / "benchmark.md"
 RUNS = ROOT / "reports" / "runs"
@@ -46,9 +50,9 @@ def results(runs: Sequence[Run]) -> str:
 
 def audited(runs: Sequence[Run]) -> str:
     """Distances to the reference, and whether auditing changed anything."""
-    table = parity(runs)
-    assert table is not None
-    return f"{made_on(runs)}\n\n{table.markdown}\n\n{same(runs)}"
+    distances = parity(runs)
+    assert distances is not None
+    return f"{made_on(runs)}\n\n{distances.markdown}\n\n{same(runs)}"
 
 
 def same(runs: Sequence[Run]) -> str:
@@ -72,6 +76,7 @@ def main() -> None:
     """Replace the generated parts and copy the plots."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     text = PAGE.read_text(encoding="utf-8")
+    text = replaced(text, "help", table(measure_model(load("sdpo"), with_help=True)["rows"]))
     for name, block in (("default", results), ("audit", audited)):
         if not (RUNS / name).is_dir():
             print(f"no runs in {RUNS / name}: that part stays")
@@ -82,8 +87,8 @@ def main() -> None:
         for plot in PLOTS[name]:
             shutil.copy(folder / plot, GALLERY / f"benchmark_{plot}")
     if (RUNS / "sweep" / "table.md").is_file():
-        table = (RUNS / "sweep" / "table.md").read_text(encoding="utf-8")
-        text = replaced(text, "sweep", table.strip())
+        swept = (RUNS / "sweep" / "table.md").read_text(encoding="utf-8")
+        text = replaced(text, "sweep", swept.strip())
     PAGE.write_text(text, encoding="utf-8")
 
 

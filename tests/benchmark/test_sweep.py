@@ -7,7 +7,7 @@ from sdpo.benchmark.records import Records, write_json
 from sdpo.benchmark.settings import SettingsError
 
 # pass@1 at the end and reward that pretended runs reach.
-REACHED = {"learning_rate=0.0001": (0.2, 0.3), "learning_rate=0.0003": (0.2, 0.4)}
+REACHED = {"learning_rate=0.0001": (0.2, 0.3), "learning_rate=0.0002": (0.2, 0.4)}
 
 
 def pretend(jobs):
@@ -27,9 +27,9 @@ def test_variants_are_tried_at_the_best_rate_with_equal_budgets(tmp_path):
     assert len({len(one) for one in trials}) == 1
     assert len({(r["steps"], r["seeds"], r["problems"]) for r in rows}) == 1
     for one in trials:
-        assert {r["changes"]["train.learning_rate"] for r in one[len(sweep.RATES) :]} == {3e-4}
+        assert {r["changes"]["train.learning_rate"] for r in one[len(sweep.RATES) :]} == {2e-4}
     text = sweep.table(rows)
-    assert text.count("**learning_rate=0.0003**") == len(sweep.VARIANTS)
+    assert text.count("**learning_rate=0.0002**") == len(sweep.VARIANTS)
     assert text.count("**") == 2 * len(sweep.VARIANTS)
 
 
