@@ -22,7 +22,7 @@ COMMON = {
     "eval.every": STEPS // 2,
     "records.checkpoint_every": STEPS,
 }
-RATES = tuple({"train.learning_rate": rate} for rate in (1e-4, 2e-4, 4e-4))
+RATES = tuple({"train.learning_rate": rate} for rate in (1e-4, 2e-4, 4e-4, 8e-4))
 # Tried at the best learning rate of each method.
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "grpo": (
