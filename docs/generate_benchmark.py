@@ -1,4 +1,4 @@
-"""Writes the generated parts of `docs/benchmark.md` and the benchmark's plots in the gallery.
+"""Writes what is generated in `docs/benchmark.md`, its lines in the README, and its plots.
 
 python docs/generate_benchmark.py
 
@@ -15,14 +15,15 @@ from collections.abc import Sequence
 from generate import GALLERY, ROOT, replaced
 
 from sdpo.benchmark.embedded.measure import table
-from sdpo.benchmark.findings import findings
+from sdpo.benchmark.findings import findings, shown
 from sdpo.benchmark.measurement import measure_model
 from sdpo.benchmark.records import read_json
 from sdpo.benchmark.report import costs, outcomes, pairs, parity, write_report
-from sdpo.benchmark.results import Run, by_name, read_runs
+from sdpo.benchmark.results import Run, by_name, outcome, read_runs
 from sdpo.benchmark.settings import load
 
 PAGE = ROOT / "docs" / "benchmark.md"
+README = ROOT / "README.md"
 RUNS = ROOT / "reports" / "runs"
 PLOTS = {
     "default": ("pass_at_1.png", "training.png"),
@@ -46,6 +47,20 @@ def results(runs: Sequence[Run]) -> str:
     parts = [f"{table.markdown}\n\n{table.note}" for table in tables]
     said = "\n".join(f"- {sentence}" for sentence in findings(groups))
     return "\n\n".join([made_on(runs), *parts, said])
+
+
+def in_short(runs: Sequence[Run]) -> str:
+    """A line for each method and one for what the pairs say."""
+    groups = by_name(runs)
+    lines = [
+        f"- `{name}`: pass@1 {found['first'].estimate:.3f} → {found['last'].estimate:.3f}, gain "
+        f"{shown(found['gain'], signed=True)}, {len(group)} seeds, "
+        f"{group[0].records['evals'][-1]['problems']} held-out problems"
+        for name, group in groups.items()
+        for found in [outcome(group)]
+    ]
+    said = [sentence for sentence in findings(groups) if " against " in sentence]
+    return "\n".join([*lines, *(f"- {sentence}" for sentence in said)])
 
 
 def audited(runs: Sequence[Run]) -> str:
@@ -90,6 +105,10 @@ def main() -> None:
         swept = (RUNS / "sweep" / "table.md").read_text(encoding="utf-8")
         text = replaced(text, "sweep", swept.strip())
     PAGE.write_text(text, encoding="utf-8")
+    if (RUNS / "default").is_dir():
+        readme = README.read_text(encoding="utf-8")
+        block = in_short(read_runs(RUNS / "default"))
+        README.write_text(replaced(readme, "benchmark", block), encoding="utf-8")
 
 
 if __name__ == "__main__":

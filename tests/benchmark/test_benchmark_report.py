@@ -56,6 +56,17 @@ def test_outcomes_and_pairs(tmp_path):
     assert band(groups["one"], "evals", "pass_at_1")[1] == (1, 20 / 60, 20 / 60, 20 / 60)
 
 
+def test_one_seed_gone_astray_makes_no_method_better(tmp_path):
+    for seed, last in ((1, 40), (2, 41), (3, 40)):
+        write_run(tmp_path, "one", seed, [10, last])
+    for seed, last in ((1, 41), (2, 5), (3, 41)):
+        write_run(tmp_path, "two", seed, [10, last])
+    groups = by_name(read_runs(tmp_path))
+    found = paired(groups["one"], groups["two"])
+    assert found["difference"].high < 0
+    assert found["verdict"] == "cannot distinguish"
+
+
 def test_a_report_is_written_whole(tmp_path):
     write_run(tmp_path / "runs", "rises", 1, [10, 30, 50], audited=True)
     write_run(tmp_path / "runs", "breaks", 1, [10, 50, 5])
