@@ -25,8 +25,6 @@ def check_hardware(settings: Mapping[str, Any]) -> None:
     if model["dtype"] not in DTYPES:
         raise SettingsError(f"model.dtype is {model['dtype']!r}, it must be one of {DTYPES}")
     needs = {
-        # On a CPU bitsandbytes packs its layers for inference once they generate: no training.
-        "model.four_bit": model["four_bit"],
         "train.use_cpu": train.get("use_cpu") is False,
         "train.use_vllm": train.get("use_vllm", False),
         "train.fp16": train.get("fp16", False),

@@ -24,6 +24,7 @@ from sdpo.fused import token_log_probs
 from sdpo.hidden import check_head, response_projection
 from sdpo.importance import rollout_is_weights
 from sdpo.loss import self_distillation_loss
+from sdpo.quantized import keep_trainable
 from sdpo.rollouts import (
     Rollouts,
     collect_feedback,
@@ -97,6 +98,7 @@ class SDPOTrainer(GRPOTrainer):
             check_tokenizer(arguments.get("processing_class"))
             check_grpo_loss(GRPOTrainer, self.sdpo_config)
         super().__init__(model, reward_funcs, args, **arguments)
+        keep_trainable(self.model)
         self.recorder: Any = None
         """Sees every micro-batch and gradient, if set; see `sdpo.callback`."""
         if not self.sdpo_config.enabled:

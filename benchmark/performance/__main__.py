@@ -1,6 +1,6 @@
 """All performance measurements, one after the other, into reports/performance.
 
-python -m sdpo.benchmark.performance            less than half an hour on two idle cores
+python -m sdpo.benchmark.performance            under ten minutes on two idle cores
 python -m sdpo.benchmark.performance --full     hours: all vocabularies, K and numbers of tokens
 python -m sdpo.benchmark.performance --only trainer_step audits
 python -m sdpo.benchmark.performance --resume   leaves out what an interrupted run has finished

@@ -140,6 +140,7 @@ def ratios(tables: dict[str, Any], name: str) -> dict[str, Any]:
 def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
     """Time and memory over tokens, for the largest vocabulary and K with all rows active."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     largest: Any = table[table["active"] == table["active"].max()]
     for key in ("vocabulary", "topk"):
@@ -155,7 +156,14 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
                 marker = "osD^vP"[number]
                 axes.plot(part["tokens"], part[value], marker=marker, label=shown, **style)
         axes.set(xscale="log", yscale="log", xlabel="tokens", title=label)
-        axes.legend(fontsize=8)
+        tokens = sorted(set(largest["tokens"]))
+        axes.set_xticks(tokens, [f"{count:,}" for count in tokens])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside lower center")
     shape = largest.iloc[0]
     title = f"vocabulary {shape['vocabulary']:,}, hidden {shape['hidden']}, K {shape['topk']}"
     figure.suptitle(f"{title}\n{caption}", fontsize=9)

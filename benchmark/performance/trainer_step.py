@@ -207,7 +207,8 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set_xlabel({"step, s": "optimizer step, s"}.get(value, "peak while training, GiB"))
-    figure.axes[0].legend(fontsize=7, loc="lower right")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=2, loc="outside lower center")
     weights = shown["weights"].iloc[0]
     figure.suptitle(f"{weights} weights, 8 rollouts a step\n{caption}", fontsize=9)
     figure.savefig(file, dpi=120)

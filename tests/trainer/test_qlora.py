@@ -7,17 +7,34 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sdpo.config import ConfigError, SDPOConfig
-
-pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes")
+from sdpo.quantized import PACKS, keep_trainable
 
 
 @pytest.fixture
 def quantized(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes")
     tiny.model(hidden_size=64, intermediate_size=64).save_pretrained(tmp_path / "base")
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     return AutoModelForCausalLM.from_pretrained(
         tmp_path / "base", quantization_config=settings, attn_implementation="eager"
     )
+
+
+def test_layers_that_would_be_packed_are_kept_trainable():
+    """As on a CPU with bfloat16 in AVX-512, where packed layers have no derivative."""
+
+    class Layer(torch.nn.Linear):
+        support_avx512bf16_for_cpu = True
+
+    model = torch.nn.Sequential(Layer(2, 2), torch.nn.Linear(2, 2))
+    keep_trainable(model)
+    assert not model[0].support_avx512bf16_for_cpu
+    assert not hasattr(model[1], PACKS)
+
+
+@pytest.mark.slow
+def test_the_flag_is_still_that_of_bitsandbytes(quantized):
+    assert any(hasattr(module, PACKS) for module in quantized.modules())
 
 
 @pytest.mark.slow
