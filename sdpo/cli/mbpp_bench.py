@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdpo.cli.mbpp_run import QUICK, Set, reported
+from sdpo.cli.mbpp_run import Set, overrides, reported
 
 
 def bench(
@@ -33,8 +33,8 @@ def bench(
 
         chosen = [one.strip() for one in configs.split(",") if one.strip()]
         numbers = [int(one) for one in seeds.split(",") if one.strip()]
-        changes = QUICK if quick else {}
-        steps = [settings.load(c, set_ or [], changes)["train"]["max_steps"] for c in chosen]
+        given = overrides(set_, quick=quick)
+        steps = [settings.load(c, given)["train"]["max_steps"] for c in chosen]
         options = [f"--set={text}" for text in set_ or []] + (["--quick"] if quick else [])
         folder = Path("reports/runs") / name
         todo = jobs_(chosen, numbers, folder, options, max(steps))

@@ -51,8 +51,7 @@ def run(
     with reported():
         from sdpo.benchmark import settings as settings_
 
-        changes = named(seed, model, data) | (QUICK if quick else {})
-        wanted = settings_.load(config, set_ or [], changes)
+        wanted = settings_.load(config, overrides(set_, quick=quick), named(seed, model, data))
         name = Path(config).stem + ("-quick" if quick else "")
         folder = out or Path("reports/runs") / name / f"seed-{wanted['seed']}"
         from sdpo.benchmark.run import run as run_
@@ -100,6 +99,12 @@ def eval_(
         f"DONE pass_at_1={found['pass_at_1']:.3f} low={found['low']:.3f} high={found['high']:.3f} "
         f"attempts={found['attempts']} model={source} data_sha256={document['data']['data_sha256']}"
     )
+
+
+def overrides(set_: list[str] | None, *, quick: bool) -> list[str]:
+    """What `--quick` changes, and then what was asked for by name, which rules."""
+    short = [f"{name}={value}" for name, value in QUICK.items()] if quick else []
+    return [*short, *(set_ or [])]
 
 
 def named(seed: int | None, model: str | None, data: str | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 
 from sdpo.benchmark import settings
 from sdpo.benchmark.settings import SettingsError, load
+from sdpo.cli.mbpp_run import QUICK, overrides
 
 
 def test_packaged_configurations_load_and_say_what_they_are():
@@ -61,3 +62,10 @@ def test_everything_wrong_is_in_one_message():
 def test_no_settings_are_shared_between_loads():
     load("sdpo")["train"]["max_steps"] = -1
     assert load("sdpo")["train"]["max_steps"] > 0
+
+
+def test_what_is_set_by_name_rules_over_quick():
+    given = overrides(["train.max_steps=3"], quick=True)
+    assert load("sdpo", given)["train"]["max_steps"] == 3
+    assert load("sdpo", given)["eval"]["limit"] == QUICK["eval.limit"]
+    assert overrides(None, quick=False) == []
