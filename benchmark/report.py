@@ -116,8 +116,8 @@ def pairs(groups: dict[str, list[Run]]) -> Table | None:
         return None
     head = ("pair", "difference", "McNemar p, each seed", "better")
     note = (
-        "Differences of the last evaluations, problem by problem, with 95 % intervals. One is called "
-        "better if the interval excludes zero and no seed says the opposite."
+        "Differences of the last evaluations, problem by problem, with 95 % intervals. One is "
+        "called better if the interval excludes zero and no seed says the opposite."
     )
     return Table("Paired comparison", note, head, tuple(rows))
 
