@@ -52,7 +52,7 @@ def limit_as_a_whole(
         size, distance, unit = (np.abs(v).sum() for v in (value, error, share * truth.weight))
     else:
         value = truth.values[name][truth.counts] if name == "gradient" else truth.values[name]
-        weight = truth.share if name == "gradient" else truth.weight
+        weight = truth.share * of_divergence(truth) if name == "gradient" else truth.weight
         weight = np.ones_like(weight) if name == "divergence" else weight
         error = at_counted(reference[name], truth) - value
         size, distance, unit = (float(np.linalg.norm(v)) for v in (value, error, weight))
@@ -60,6 +60,14 @@ def limit_as_a_whole(
         return None
     few = max(ROUNDINGS_OF_VALUE * size, ROUNDINGS_OF_UNIT[name] * unit)
     return float(TIMES * max(distance, u * few))
+
+
+def of_divergence(truth: Truth) -> Array:
+    """Natural scale of a token's gradient beside its weight.
+
+    At alpha above 0 the gradient is p · (log-ratio - D): a rounding of D moves it by D roundings.
+    """
+    return np.maximum(1.0, np.abs(truth.values["divergence"]))
 
 
 def at_counted(value: Tensor, truth: Truth) -> Array:

@@ -8,7 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from programs_attempts import REFUSED
@@ -97,8 +99,11 @@ def test_the_end_of_the_harness_ends_everything(tmp_path: Path, number: int) -> 
     command = [sys.executable, "-m", "sdpo", "mbpp", "exec", str(_cases_file(tmp_path))]
     command += ["--out", str(tmp_path / "out"), "--timeout", "60", "--workers", "2"]
     environment = {**os.environ, "TMPDIR": str(scratch)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    # A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, env=environment, text=True, preexec_fn=heard, **pipes
     ) as process:
         assert eventually(lambda: len(descendants(process.pid)) >= 6)
         below = descendants(process.pid)
