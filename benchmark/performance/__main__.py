@@ -98,7 +98,8 @@ def report(out: Path) -> str:
         for file in sorted(out.glob(f"{part}*.md")):
             picture = file.with_suffix(".png")
             plot = f"![{title}]({picture.name})\n\n" if picture.is_file() else ""
-            pieces.append(f"## {title}\n\n{plot}{file.read_text(encoding='utf-8')}")
+            which = "" if file.stem == part else f" (`{file.stem}`)"
+            pieces.append(f"## {title}{which}\n\n{plot}{file.read_text(encoding='utf-8')}")
     return "\n".join(pieces)
 
 

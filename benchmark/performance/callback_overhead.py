@@ -23,7 +23,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers import (
+    AutoTokenizer,
+    PrinterCallback,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+)
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from sdpo.callback import calibrates
@@ -135,6 +141,7 @@ def measure(size: str, chosen: argparse.Namespace) -> dict[str, Any]:
         trainer.recorder.clock = now
         clock = Clock(trainer.recorder)
         trainer.add_callback(clock)
+        trainer.remove_callback(PrinterCallback)  # it writes into the table
         trainer.train()
         found = [row["first_moved"] for row in trainer.recorder.checks.rows]
     assert not any(found), f"the reference disagrees: {found}"

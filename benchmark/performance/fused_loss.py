@@ -196,7 +196,8 @@ def main() -> None:
     caption = machine(threads=chosen.threads, device=chosen.device, dtype=chosen.dtype)
     table = summary(rows)
     write(file, rows, table, caption)
-    plot(table, file.with_suffix(".png"), caption)
+    if len(chosen.tokens) > 1:
+        plot(table, file.with_suffix(".png"), caption)
 
 
 if __name__ == "__main__":
