@@ -1,7 +1,7 @@
 """Builds the trainer of a method from the settings of a run."""
 
-import dataclasses
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,12 @@ def build_trainer(settings: Mapping[str, Any], out: Path, parts: dict[str, Any])
 
 
 def filled(config: Any, values: Mapping[str, Any], section: str) -> Any:
-    """A configuration of a trainer from a section of the settings.
+    """A configuration of TRL or a peer from a section of the settings; ours checks its own names.
 
     Raises:
         SettingsError: a field that it does not have.
     """
-    known = [field.name for field in dataclasses.fields(config)]
+    known = list(signature(config).parameters)
     if odd := [
         f"{name} is not a field of {config.__name__}{nearest(name, known)}"
         for name in values
@@ -85,9 +85,8 @@ def _ours(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[st
         own = {"enabled": False}
     if settings["method"] == "hybrid" and not own.get("hybrid_lambda"):
         raise SettingsError("method hybrid needs sdpo.hybrid_lambda between 0 and 1")
-    config = filled(SDPOConfig, own, "sdpo")
     args = filled(GRPOConfig, arguments, "train")
-    return SDPOTrainer(args=args, sdpo_config=config, **parts)
+    return SDPOTrainer(args=args, sdpo_config=SDPOConfig(**own), **parts)
 
 
 def _trl(settings: Mapping[str, Any], arguments: dict[str, Any], parts: dict[str, Any]) -> Any:

@@ -3,18 +3,22 @@
 import errno
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from datasets import Dataset
 
 from sdpo.benchmark import settings
 from sdpo.benchmark.data import DataError
 from sdpo.benchmark.embedded import pretrain, tokenizer
 from sdpo.benchmark.embedded.recipe import RECIPES
+from sdpo.benchmark.methods import build_trainer
+from sdpo.benchmark.models import load_model, load_tokenizer
 from sdpo.benchmark.records import Records
-from sdpo.benchmark.run import run
+from sdpo.benchmark.run import quiet, run
 from sdpo.benchmark.settings import SettingsError
 from sdpo.cli.mbpp_run import reported
 
@@ -145,6 +149,21 @@ def test_a_misspelt_field_is_named_with_the_right_one(config, wrong, meant, rand
         SettingsError, match=f"is not a field of GRPOConfig; did you mean '{meant}'"
     ):
         run(chosen, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("alfa", "'alfa' is not a setting; did you mean 'alpha'"), ("max_reprompt_length", None)],
+)
+def test_names_of_our_own_settings_are_those_of_the_trainer(name, said, random_model, tmp_path):
+    """Also the name that sdpo-rl has for one of them."""
+    chosen = short("sdpo", **random_model, **{f"sdpo.{name}": 512})
+    parts: dict[str, Any] = {"model": load_model(chosen["model"]), "reward_funcs": [len]}
+    parts |= {"processing_class": load_tokenizer(chosen["model"]["name"])}
+    parts |= {"train_dataset": Dataset.from_list([{"prompt": "a"}] * 8)}
+    expected = pytest.raises(SettingsError, match=said) if said else nullcontext()
+    with quiet(), expected:
+        assert build_trainer(chosen, tmp_path, parts).sdpo_config.max_reprompt_len == 512
 
 
 def test_a_disk_that_fills_up_is_explained(capsys):
