@@ -28,10 +28,16 @@ def shown(interval: Interval, *, signed: bool = False) -> str:
 
 def findings(groups: dict[str, list[Run]]) -> list[str]:
     """A sentence or more for each configuration, and one for each pair."""
-    said = []
-    for name, runs in groups.items():
-        said.append(" ".join([held_out(name, runs), training(runs), measures(runs)]).strip())
-    names = list(groups)
+    said = [
+        " ".join([held_out(name, runs), training(runs), measures(runs)]).strip()
+        for name, runs in groups.items()
+    ]
+    return [*said, *comparisons(groups)]
+
+
+def comparisons(groups: dict[str, list[Run]]) -> list[str]:
+    """A sentence for each pair of configurations."""
+    said, names = [], list(groups)
     for place, one in enumerate(names):
         for two in names[place + 1 :]:
             verdict = paired(groups[one], groups[two])["verdict"]

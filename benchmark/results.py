@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,17 +123,17 @@ def paired(one: Sequence[Run], two: Sequence[Run]) -> Row:
     difference = [b - a for a, b in zip(rates(one, -1), rates(two, -1), strict=True)]
     found = bootstrap(difference, resamples=2000)
     seeds = {run.seed: run for run in one}
-    tests, signs = [], {1.0 if found.estimate > 0 else -1.0}
+    tests, gaps = [], []
     for run in two:
         if run.seed not in seeds:
             continue
-        gap = run.last()["pass_at_1"] - seeds[run.seed].last()["pass_at_1"]
-        signs |= {math.copysign(1.0, gap)} if gap else set()
+        gaps.append(run.last()["pass_at_1"] - seeds[run.seed].last()["pass_at_1"])
         if run.last()["samples"] == 1:
             first, second = (list(r.last()["passes"].values()) for r in (seeds[run.seed], run))
             tests.append(compare([bool(x) for x in first], [bool(x) for x in second]).p_value)
     verdict = "cannot distinguish"
-    if (found.low > 0 or found.high < 0) and len(signs) == 1:
+    opposed = any(gap * found.estimate < 0 for gap in gaps)
+    if (found.low > 0 or found.high < 0) and not opposed:
         verdict = two[0].name if found.low > 0 else one[0].name
     return {"difference": found, "p_values": tests, "verdict": verdict}
 

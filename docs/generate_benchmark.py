@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from generate import GALLERY, ROOT, replaced
 
 from sdpo.benchmark.embedded.measure import table
-from sdpo.benchmark.findings import findings, shown
+from sdpo.benchmark.findings import comparisons, findings, shown
 from sdpo.benchmark.measurement import measure_model
 from sdpo.benchmark.records import read_json
 from sdpo.benchmark.report import costs, outcomes, pairs, parity, write_report
@@ -52,15 +52,16 @@ def results(runs: Sequence[Run]) -> str:
 def in_short(runs: Sequence[Run]) -> str:
     """A line for each method and one for what the pairs say."""
     groups = by_name(runs)
-    lines = [
-        f"- `{name}`: pass@1 {found['first'].estimate:.3f} → {found['last'].estimate:.3f}, gain "
-        f"{shown(found['gain'], signed=True)}, {len(group)} seeds, "
-        f"{group[0].records['evals'][-1]['problems']} held-out problems"
-        for name, group in groups.items()
-        for found in [outcome(group)]
-    ]
-    said = [sentence for sentence in findings(groups) if " against " in sentence]
-    return "\n".join([*lines, *(f"- {sentence}" for sentence in said)])
+    lines = []
+    for name, group in groups.items():
+        found = outcome(group)
+        before, after = (found[key].estimate for key in ("first", "last"))
+        lines.append(
+            f"`{name}`: pass@1 {before:.3f} → {after:.3f}, gain "
+            f"{shown(found['gain'], signed=True)}, {len(group)} seeds, "
+            f"{group[0].last()['problems']} held-out problems"
+        )
+    return "\n".join(f"- {line}" for line in [*lines, *comparisons(groups)])
 
 
 def audited(runs: Sequence[Run]) -> str:

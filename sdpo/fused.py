@@ -315,7 +315,7 @@ def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     normalizers = logits.new_empty(len(places), len(parts))
     maxima = logits.new_empty(len(places), -(-logits.shape[-1] // GROUP))
     for number, part in enumerate(parts):
-        # while the block is in the cache, which holds whole groups; the survey overwrites it
+        # while the block, which holds whole groups, is in the cache; the survey overwrites it
         block = logits_of(student, part, temperature)
         logits[:, part] = block
         found = survey(block)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo.benchmark.performance.contenders import CONTENDERS
 from sdpo.benchmark.performance.measuring import GIB, in_own_process
-from sdpo.benchmark.performance.tables import OUT, machine, spread, write
+from sdpo.benchmark.performance.tables import OUT, legend_below, machine, spread, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,8 +162,7 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside lower center")
+    legend_below(figure)
     shape = largest.iloc[0]
     title = f"vocabulary {shape['vocabulary']:,}, hidden {shape['hidden']}, K {shape['topk']}"
     figure.suptitle(f"{title}\n{caption}", fontsize=9)

@@ -8,6 +8,7 @@ import torch
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 OUT = Path(__file__).parents[2] / "reports" / "performance"
 
@@ -25,6 +26,12 @@ def markdown(table: "pd.DataFrame") -> str:
         cells = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def legend_below(figure: "Figure") -> None:
+    """One legend for all axes, in a row under them, where it hides nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside lower center")
 
 
 def machine(*, threads: int | None, device: str = "cpu", dtype: str = "float32") -> str:

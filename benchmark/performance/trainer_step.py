@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sdpo.benchmark.performance.measuring import status
-from sdpo.benchmark.performance.tables import OUT, machine, spread, write
+from sdpo.benchmark.performance.tables import OUT, legend_below, machine, spread, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,8 +207,7 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set_xlabel({"step, s": "optimizer step, s"}.get(value, "peak while training, GiB"))
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, ncols=2, loc="outside lower center")
+    legend_below(figure)
     weights = shown["weights"].iloc[0]
     figure.suptitle(f"{weights} weights, 8 rollouts a step\n{caption}", fontsize=9)
     figure.savefig(file, dpi=120)
