@@ -10,7 +10,7 @@ Out of scope: several ranks, fused kernels, flash-attention cross-entropy, other
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -162,9 +162,10 @@ def forward_micro_batch(
     *,
     remove_padding: bool = False,
     compute_dtype: torch.dtype = torch.float32,
+    outputs: Callable[..., dict[str, Tensor]] = logit_outputs,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Log-probs of the response tokens, with the options of `logit_outputs`.
+    """Log-probs of the response tokens by `outputs`, with the options of `logit_outputs`.
 
     Shape: ids, attention mask and position ids `(B, P+T)`, responses `(B, T)`. `log_probs` and
     `entropy` are `(B, T)`, `topk_log_probs` and `topk_indices` `(B, T, k)`, all log-probs with `V`.
@@ -178,7 +179,7 @@ def forward_micro_batch(
             return packed_forward(module, batch, temperature, **options)
         logits = module(**{name: batch[name] for name in MODEL_INPUTS}, use_cache=False).logits
         logits.div_(temperature)
-        return logit_outputs(logits[:, -width - 1 : -1], batch["responses"], **options)
+        return outputs(logits[:, -width - 1 : -1], batch["responses"], **options)
 
 
 def masked_mean(values: Tensor, mask: Tensor, axis: int | None = None) -> Tensor:
@@ -226,6 +227,7 @@ class Actor:
     teacher_module: nn.Module | None = None
     trace: dict[str, Tensor] | None = field(default=None, repr=False)
     updates: int = 0
+    outputs: Callable[..., dict[str, Tensor]] = logit_outputs
     metrics: dict[str, Any] = field(default_factory=dict, init=False)
 
     def update_policy(
@@ -296,6 +298,7 @@ class Actor:
             "all_log_probs": full and topk is None,
             "remove_padding": settings.use_remove_padding,
             "compute_dtype": getattr(torch, settings.compute_dtype),
+            "outputs": self.outputs,
         }
         entropy = settings.calculate_entropy or settings.entropy_coeff != 0
         student = forward_micro_batch(module, batch, temperature, entropy=entropy, **options)

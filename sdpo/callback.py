@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from sdpo import audited
 from sdpo.config import ConfigError
+from sdpo.parity.allocator import keep_freed_memory, return_freed_memory
 from sdpo.parity.audit_rows import Row, RowFile, plot_drift
 from sdpo.parity.distances import distance
 from sdpo.parity.lockstep import Record, Step, Surroundings, random_state, reference_update
@@ -152,6 +153,7 @@ class ParityCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Go on with the files of an interrupted run, or begin new ones."""
+        keep_freed_memory()
         for file in (self.checks, self.drift):
             file.resume(state.global_step)
         inside = self.trainer._buffered_inputs
@@ -178,6 +180,7 @@ class ParityCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         """Plot the drift."""
+        return_freed_memory()
         if self.drift.rows and self.main:
             plot_drift(self.drift.rows, self.checks.rows, self.folder / "drift.png")
 

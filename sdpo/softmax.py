@@ -8,7 +8,7 @@ gradient, in one pass. Passes take a few tokens at a time, whose values stay in 
 """
 
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import pairwise, product
 from types import EllipsisType
 from typing import Any
 
@@ -55,7 +55,7 @@ class Softmax:
     def by_piece(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """A function `(…, V)` to `(…, K)` of z at all places."""
         found = [function(z) for _, z in pieces(self.logits, self.temperature, self.counts)]
-        return torch.cat(found).view(*self.logits.shape[:-1], -1) if len(found) > 1 else found[0]
+        return torch.cat(found).view(*self.logits.shape[:-1], -1)
 
 
 class LogProbs(torch.autograd.Function):
@@ -108,13 +108,18 @@ def pieces(
 
 
 def places(logits: Tensor) -> Iterator[Piece]:
-    """As many places at a time as `CACHE_BYTES` hold, on a GPU `GPU_BYTES`."""
+    """As many places at a time as about `CACHE_BYTES` hold, on a GPU `GPU_BYTES`.
+
+    Never a single one of several: torch adds up a lone row in another order, by all threads.
+    """
     *leading, tokens, width = logits.shape
     limit = GPU_BYTES if logits.is_cuda else CACHE_BYTES
     if logits.nbytes <= limit:
         yield (...,)
         return
-    size = max(1, limit // (width * logits.itemsize))
+    size = max(2, limit // (width * logits.itemsize))
+    count = max(1, tokens // size)
+    ends = [tokens * number // count for number in range(count + 1)]
     for row in product(*map(range, leading)):
-        for start in range(0, tokens, size):
-            yield *row, slice(start, start + size)
+        for start, end in pairwise(ends):
+            yield *row, slice(start, end)

@@ -24,7 +24,7 @@ def plain(logits: Tensor, indices: Tensor, temperature: float, counts: Tensor) -
     return z.gather(-1, indices) - z.logsumexp(-1, keepdim=True)
 
 
-@pytest.fixture(params=[1, 600, 2**20], ids=["token by token", "some tokens", "whole"])
+@pytest.fixture(params=[1, 600, 2**20], ids=["two or three tokens", "some tokens", "whole"])
 def cache_bytes(request, monkeypatch):
     monkeypatch.setattr(softmax, "CACHE_BYTES", request.param)
 
@@ -98,3 +98,20 @@ def test_every_place_is_visited_once(shape):
     for piece in places(tensor):
         tensor[piece] += 1
     assert tensor.eq(1).all()
+
+
+def test_a_lone_token_is_added_up_as_among_others(monkeypatch):
+    """Of a single row torch sums parts of the vocabulary in parallel."""
+    wide = torch.randn(1, 33, 100_000, generator=torch.Generator().manual_seed(0)) - 14
+    wide[..., 0] = 0  # so that normalizers are small numbers, which show their last bits
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = wide.logsumexp(-1, keepdim=True)
+        alone = torch.cat([row.logsumexp(-1, keepdim=True) for row in wide[0].split(1)])
+        assert not torch.equal(alone, expected[0])
+        for tokens in (1, 2, 32):
+            monkeypatch.setattr(softmax, "CACHE_BYTES", tokens * wide[0, 0].nbytes)
+            assert torch.equal(Softmax(wide).normalizers, expected)
+    finally:
+        torch.set_num_threads(threads)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sdpo.config import SDPOConfig
 from sdpo.parity.distances import Match, match
 from sdpo.parity.effective import DenseTeacher, effective
+from sdpo.parity.piecewise import outputs_by_piece
 from sdpo.parity.replica import OneByOne, Replica, State, Weights, refreshed, weights_of
 from sdpo.parity.setting_names import PROMPT_SETTINGS, UPDATE_SETTINGS
 from sdpo.reference.teacher_prompt import build_teacher_batch, set_tokenizer_sides
@@ -282,6 +283,7 @@ def reference_update(
         surroundings=surroundings,
         against=against,
         memory=replica.gradients,
+        outputs=outputs_by_piece,
     )
     replica.answers(batch["responses"].shape[1] if width is None else width)
     actor.update_policy(reference_rows(batch, replica.dtype, width), config.temperature)

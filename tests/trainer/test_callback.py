@@ -21,6 +21,7 @@ from faulty_trainers import (
 from test_modes import OneSuccess
 from test_teachers import lora
 
+import sdpo.callback
 import sdpo.trainer
 from sdpo import loss as loss_stages
 from sdpo import rollouts
@@ -143,6 +144,16 @@ def test_every_nth_update_is_checked(tmp_path):
     trainer = audited(tmp_path, args={"max_steps": 3}, audit_every=2)
     trainer.train()
     assert [row["step"] for row in rows_of(trainer)] == ["1", "3"]
+
+
+def test_freed_memory_is_kept_from_the_first_update_to_the_last(tmp_path, monkeypatch):
+    events = []
+    for name in ("keep_freed_memory", "return_freed_memory"):
+        monkeypatch.setattr(sdpo.callback, name, lambda name=name: events.append(name))
+    trainer = audited(tmp_path, args={"max_steps": 1})
+    monkeypatch.setattr(trainer.recorder, "_check", lambda *rest: events.append("check"))
+    trainer.train()
+    assert events == ["keep_freed_memory", "check", "return_freed_memory"]
 
 
 def test_the_audit_does_not_change_the_training(tmp_path):
