@@ -217,8 +217,8 @@ def rollout_metrics(log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) 
 class Actor:
     """Actor, optimizer and teacher between updates; `update_policy` is one update.
 
-    Without a `teacher_module` the live actor is the teacher. A `trace` collects the values of each
-    micro-batch, the gradients before clipping and the weights, as `u0.mb0.loss` and so on.
+    Without a `teacher_module` the live actor is the teacher. A `trace` collects the micro-batches'
+    values, unclipped gradients and weights, as `u0.mb0.loss`. `outputs` is for `logit_outputs`.
     """
 
     actor_module: nn.Module

@@ -1,7 +1,7 @@
 """What becomes of freed memory: kept for the next update, which takes as much again.
 
-glibc gives memory back to the system once enough of it is free. To find and clear the pages anew was
-an eighth of a check of a model of 0.1 B weights on a CPU.
+glibc gives memory back to the system once enough of it is free. To find and clear the pages anew
+was an eighth of a check of a model of 0.1 B weights on a CPU.
 """
 
 import ctypes

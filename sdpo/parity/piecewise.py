@@ -30,7 +30,18 @@ AGAIN: dict[str, Again] = {
 def outputs_by_piece(
     logits: Tensor, labels: Tensor, *, topk_indices: Tensor | None = None, **options: Any
 ) -> dict[str, Tensor]:
-    """`sdpo.reference.update.logit_outputs` of `(B, T, V)`, equal to the last bit."""
+    """`logit_outputs` of the reference, equal to the last bit where a row has two tokens or more.
+
+    Args:
+        logits: `(B, T, V)` floating, after temperature.
+        labels: `(B, T)` int64.
+        topk_indices: `(B, T, K)` int64, which replace the choice of the largest.
+        options: the others of `logit_outputs`.
+
+    Returns:
+        `log_probs` `(B, T)` and what is asked for, in the dtype of the logits. The derivative is
+        that of autograd through the reference's own functions; there is no second one.
+    """
     names: list[str] = []
     values: Any = ByPiece.apply(logits, labels, topk_indices, options, names)
     return dict(zip(names, values, strict=True))
