@@ -24,7 +24,7 @@ AGAIN: dict[str, Again] = {
     "all_log_probs": lambda logits, labels, indices: F.log_softmax(logits, dim=-1),
     "entropy": lambda logits, labels, indices: entropy_from_logits(logits),
 }
-"""Each value that has a gradient, in the order in which `logit_outputs` computes them."""
+"""Each value that has a gradient."""
 
 
 def outputs_by_piece(
@@ -89,8 +89,8 @@ class ByPiece(torch.autograd.Function):
         for place, z, labels, indices in pieces(*ctx.saved_tensors):
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
-                values = [AGAIN[name](leaf, labels, indices) for name in AGAIN if name in given]
-            grads = [given[name][place].view_as(v) for name, v in zip(given, values, strict=True)]
+                values = [AGAIN[name](leaf, labels, indices) for name in given]
+            grads = [g[place].view_as(v) for g, v in zip(given.values(), values, strict=True)]
             (by_logits[place],) = torch.autograd.grad(values, leaf, grads)
         return by_logits, None, None, None, None
 
