@@ -57,6 +57,9 @@ class SDPOConfig:
     loss_implementation: str = "logits"
     """How the trainer computes the loss: from all `logits`, or `fused`, from hidden states in
     chunks: the same but for rounding, without the memory of the logits."""
+    share_prompts: str = "none"
+    """Who computes a prompt once for all rows of a micro-batch that have it, the same but for
+    rounding: `none`, the `teacher`, or `both` it and the student."""
 
     full_logit_distillation: bool = True
     """Compare distributions; False compares the sampled token alone (needs alpha 1)."""
@@ -147,6 +150,10 @@ class SDPOConfig:
             implied["teacher_update_rate"] = 0.0
         for name, value in implied.items():
             object.__setattr__(self, name, value)
+
+    def shares_prompts(self, side: str) -> bool:
+        """Whether the `student` or `teacher` computes a prompt once for several rows."""
+        return self.share_prompts in (side, "both")
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], *, preset: str = "verl_yaml") -> "SDPOConfig":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdpo.config import ConfigError
 from sdpo.heads import Head, Projection, logits_of
-from sdpo.update import MODEL_INPUTS
+from sdpo.shared_prompts import model_inputs
 
 REMEDY = "use loss_implementation='logits'"
 LARGEST_PROBED_LOGIT = 100.0
@@ -74,7 +74,12 @@ def check_head(model: Any) -> None:
 
 
 def response_projection(
-    model: nn.Module, batch: Mapping[str, Tensor], prefix: str = "", *, within: Any = None
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    prefix: str = "",
+    *,
+    within: Any = None,
+    share_prompts: bool = False,
 ) -> Projection:
     """Hidden states `(B, T, H)` that predict the response tokens, and the head.
 
@@ -83,10 +88,12 @@ def response_projection(
         batch: as for `sdpo.update.response_logits`.
         prefix: of the inputs' names.
         within: the language model inside `model`, if that is wrapped.
+        share_prompts: as for `sdpo.shared_prompts.model_inputs`.
 
     Raises:
         ConfigError: as `head_of`, or the model does not call its head.
     """
+    inputs = model_inputs(model, batch, prefix, share_prompts=share_prompts)
     module, head = head_of(model if within is None else within)
     kept: list[Tensor] = []
 
@@ -96,7 +103,7 @@ def response_projection(
 
     handle = module.register_forward_pre_hook(keep)
     try:
-        model(**{name: batch[prefix + name] for name in MODEL_INPUTS}, use_cache=False)
+        model(**inputs)
     finally:
         handle.remove()
     if len(kept) != 1:

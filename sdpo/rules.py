@@ -14,6 +14,7 @@ TEACHER_MODES = ("ema", "frozen", "trust_region", "lora_ema")
 LORA_AVERAGES = ("factors", "effective")
 MICRO_BATCH_SEMANTICS = ("verl", "exact")
 LOSS_IMPLEMENTATIONS = ("logits", "fused")
+SHARE_PROMPTS = ("none", "teacher", "both")
 TRUNCATIONS = ("left", "right", "error")
 
 DEFAULT_ALPHA = 0.5
@@ -144,6 +145,7 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         ),
         "micro_batch_semantics": _one_of(MICRO_BATCH_SEMANTICS),
         "loss_implementation": _one_of(LOSS_IMPLEMENTATIONS),
+        "share_prompts": _one_of(SHARE_PROMPTS),
         "feedback_column": (lambda v: isinstance(v, str) and bool(v), "must be a column's name"),
         "audit_every": (_whole_number, "must be 0 (off) or the number of updates between checks"),
         "audit_lockstep": _SWITCH,

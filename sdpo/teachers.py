@@ -13,6 +13,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -54,10 +55,11 @@ class CopyTeacher:
     @torch.no_grad()
     def logits(self, student: nn.Module, batch: Batch) -> Tensor:
         """Logits `(B, T, V)` on the teacher's prompts, before temperature; zeros without signal."""
-        logits = at_rows_with_signal(batch, lambda rows: self.own(student, rows, response_logits))
+        answer = partial(response_logits, share_prompts=self.config.shares_prompts("teacher"))
+        logits = at_rows_with_signal(batch, lambda rows: self.own(student, rows, answer))
         if self.config.teacher_regularization == "trust-region":
             # As in the reference, the live student answers in whatever mode it is in.
-            live = response_logits(student, batch, "teacher_")
+            live = self.of_student(student, batch, response_logits)
             # Under autocast the copy answers in bfloat16, the prepared student in float32.
             mix = self.config.teacher_update_rate
             return trust_region_logits(logits.to(live.dtype), live, mix)
@@ -66,9 +68,15 @@ class CopyTeacher:
     @torch.no_grad()
     def projections(self, student: nn.Module, batch: Batch) -> tuple[Projection, Projection | None]:
         """Hidden states and head on the teacher's prompts, and the live student's if they mix."""
-        own = self.own(student, batch, response_projection)
+        answer = partial(response_projection, share_prompts=self.config.shares_prompts("teacher"))
+        own = self.own(student, batch, answer)
         mixed = self.config.teacher_regularization == "trust-region"
-        return own, response_projection(student, batch, "teacher_") if mixed else None
+        return own, self.of_student(student, batch, response_projection) if mixed else None
+
+    def of_student(self, student: nn.Module, batch: Batch, answer: Callable[..., Answer]) -> Answer:
+        """What the live student answers on the teacher's prompts."""
+        share = self.config.shares_prompts("student")
+        return answer(student, batch, "teacher_", share_prompts=share)
 
     def own(self, student: nn.Module, batch: Batch, answer: Callable[..., Answer]) -> Answer:
         """What the stored weights answer: `response_logits` or `response_projection`."""

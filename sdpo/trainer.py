@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUs
 
 from sdpo.config import SDPOConfig
 from sdpo.fused import token_log_probs
-from sdpo.hidden import check_head, response_projection
+from sdpo.hidden import response_projection
 from sdpo.importance import rollout_is_weights
 from sdpo.loss import self_distillation_loss
 from sdpo.quantized import keep_trainable
@@ -41,6 +41,7 @@ from sdpo.trainer_callbacks import AfterOptimizerStep
 from sdpo.trainer_checks import (
     SDPOWarning,
     check_grpo_loss,
+    check_model,
     check_sharding,
     check_tokenizer,
     effective_config,
@@ -112,8 +113,7 @@ class SDPOTrainer(GRPOTrainer):
         if self.sdpo_config.micro_batch_semantics == "exact":
             self.schedule.check_exact()
         self.loss_config = effective_config(self.sdpo_config, self.args, self.schedule)
-        if self.sdpo_config.loss_implementation == "fused":
-            check_head(self.model)
+        check_model(self.model, self.sdpo_config, self.args)
         self.teacher = build_teacher(self.model, self.sdpo_config)
         self._stepped: list[bool] = []
         self._scored: tuple[Any, Tensor, list[Any]] | None = None
@@ -247,8 +247,10 @@ class SDPOTrainer(GRPOTrainer):
         """Log-probs `(B, T)` of the responses under the model."""
         temperature, responses = self.loss_config.temperature, rows["responses"]
         fused = self.sdpo_config.loss_implementation == "fused"
+        of_model: Any = response_projection if fused else response_logits
         with self.accelerator.autocast():
-            answer: Any = (response_projection if fused else response_logits)(self.model, rows)
+            share = self.sdpo_config.shares_prompts("student")
+            answer = of_model(self.model, rows, share_prompts=share)
         if fused:
             return token_log_probs(answer, responses, temperature)
         return log_probs(answer.float(), responses, temperature=temperature)
@@ -317,7 +319,8 @@ class SDPOTrainer(GRPOTrainer):
         with self.accelerator.autocast():
             student = self.accelerator.unwrap_model(model)
             teacher_logits = self.teacher.logits(student, batch)
-        logits = response_logits(model, batch)
+        share = config.shares_prompts("student")
+        logits = response_logits(model, batch, share_prompts=share)
         return self_distillation_loss(
             logits,
             teacher_logits.to(logits.dtype),

@@ -6,10 +6,14 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from sdpo.config import ConfigError, SDPOConfig
+from sdpo.hidden import check_head
 from sdpo.schedule import Schedule
+from sdpo.teachers import evaluating
+from sdpo.update import response_logits
 
 
 class SDPOWarning(UserWarning):
@@ -108,6 +112,63 @@ def check_grpo_loss(parent: type, config: SDPOConfig) -> None:
         )
 
 
+def check_model(model: nn.Module, config: SDPOConfig, args: Any) -> None:
+    """Check that the model can be computed as the settings ask.
+
+    Raises:
+        ConfigError: as `sdpo.hidden.check_head` or `check_shared_prompts`, or the student is to
+            share prompts with gradient checkpointing.
+    """
+    if config.loss_implementation == "fused":
+        check_head(model)
+    switches = [getattr(module, "gradient_checkpointing", False) for module in model.modules()]
+    if config.shares_prompts("student") and (args.gradient_checkpointing or any(switches)):
+        raise ConfigError(
+            "share_prompts='both' keeps a prompt's keys and values for its rows, which gradient "
+            "checkpointing drops: set GRPOConfig.gradient_checkpointing=False (TRL's default is "
+            "True) and do not enable it on the model, or use share_prompts='teacher'"
+        )
+    if config.share_prompts != "none":
+        check_shared_prompts(model)
+
+
+@torch.no_grad()
+def check_shared_prompts(model: Any) -> None:
+    """Check that rows go on from a shared prompt as from their own.
+
+    Two rows of random tokens with one prompt, padded, are computed in both ways, and once more
+    without their prompt.
+
+    Raises:
+        ConfigError: as `sdpo.shared_prompts.model_inputs`, or the logits are others.
+    """
+    embedding = model.get_input_embeddings()
+    random = torch.Generator().manual_seed(0)
+    prompt, answers = torch.randint(embedding.num_embeddings, (2, 2, 8), generator=random)
+    mask = torch.ones(2, 16, dtype=torch.long)
+    mask[:, :2] = 0
+    batch = {
+        "input_ids": torch.cat([prompt[:1].expand(2, -1), answers], dim=1),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        "responses": answers,
+    }
+    batch = {name: tensor.to(embedding.weight.device) for name, tensor in batch.items()}
+    seen = batch["attention_mask"].clone()
+    seen[:, :7] = 0
+    with evaluating(model):
+        whole, shared = (response_logits(model, batch, share_prompts=on) for on in (False, True))
+        alone = response_logits(model, {**batch, "attention_mask": seen})
+    gap, effect = (float((other.float() - whole.float()).norm()) for other in (shared, alone))
+    tolerance = 32 * torch.finfo(whole.dtype).eps * float(whole.float().norm())
+    if not (gap <= tolerance and gap < effect / 2):
+        raise ConfigError(
+            f"{type(model).__name__} answers otherwise if rows go on from a shared prompt: the "
+            f"logits move by {gap:.2g}, and by {effect:.2g} if they see no prompt. Use "
+            "share_prompts='none'"
+        )
+
+
 def check_audited(trainer: Any) -> None:
     """Check that the lockstep audit covers a run.
 
@@ -116,6 +177,7 @@ def check_audited(trainer: Any) -> None:
     """
     config, args = trainer.sdpo_config, trainer.args
     dropout = has_dropout(trainer.model)
+    shared = config.shares_prompts("student")
     accumulated = trainer.schedule.gradient_accumulation_steps > 1
     exact = config.micro_batch_semantics == "exact" and accumulated
     problems = {
@@ -126,8 +188,16 @@ def check_audited(trainer: Any) -> None:
         "dropout in a trust-region teacher: the reference draws in another order": (
             dropout and config.teacher_regularization == "trust-region"
         ),
+        "dropout with share_prompts='both': the reference drops in each row's prompt apart": (
+            dropout and shared
+        ),
         "dropout with micro_batch_semantics='exact' and accumulation: the reference takes the "
         "mini-batch as a whole, which draws other masks": dropout and exact,
+        "bf16 with loss_implementation='fused': it multiplies hidden states and head in float32, "
+        "and rounds otherwise": args.bf16 and config.loss_implementation == "fused",
+        "bf16 with share_prompts: products of other shapes may round otherwise": (
+            args.bf16 and config.share_prompts != "none"
+        ),
         "bf16 with micro_batch_semantics='exact' and accumulation: the reference takes the "
         "mini-batch as a whole, which rounds otherwise": args.bf16 and exact,
         "hybrid_lambda above 0 with an adaptive entropy bonus: its state has moved on": (

@@ -31,7 +31,9 @@ def fused_loss(
     with trainer.accelerator.autocast():
         teacher, live = trainer.teacher.projections(student, batch)
     return fused_self_distillation_loss(
-        response_projection(model, batch, within=student),
+        response_projection(
+            model, batch, within=student, share_prompts=config.shares_prompts("student")
+        ),
         teacher,
         batch["responses"],
         batch["response_mask"],

@@ -13,21 +13,19 @@ Not here: entropy bonus, KL to a reference policy, packed rows, autocast.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from inspect import signature
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdpo.config import SDPOConfig
 from sdpo.loss import self_distillation_loss
+from sdpo.shared_prompts import MODEL_INPUTS, forward_parameters, model_inputs
 from sdpo.teacher import check_teacher, teacher_update, trust_region_logits
 
 Batch = Mapping[str, Tensor]
 Groups = Sequence[Sequence[Sequence[int]]]
 MicroBatch = tuple[Sequence[int], float]
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 OTHERS = ("responses", "response_mask", "old_log_probs", "self_distillation_mask")
 REQUIRED = (*MODEL_INPUTS, *(f"teacher_{name}" for name in MODEL_INPUTS), *OTHERS)
 
@@ -190,20 +188,18 @@ def accumulate(
     return total
 
 
-def response_logits(model: nn.Module, batch: Batch, prefix: str = "") -> Tensor:
-    """Logits `(B, T, V)` before temperature; row `t` predicts response token `t`."""
-    inputs: dict[str, Any] = {name: batch[prefix + name] for name in MODEL_INPUTS}
+def response_logits(
+    model: nn.Module, batch: Batch, prefix: str = "", *, share_prompts: bool = False
+) -> Tensor:
+    """Logits `(B, T, V)` before temperature; row `t` predicts response token `t`.
+
+    The arguments are those of `sdpo.shared_prompts.model_inputs`.
+    """
+    inputs = model_inputs(model, batch, prefix, share_prompts=share_prompts)
     width = batch["responses"].shape[-1]
-    if can_leave_out_logits(model):
+    if "logits_to_keep" in forward_parameters(model):
         inputs["logits_to_keep"] = width + 1
-    return model(**inputs, use_cache=False).logits[:, -width - 1 : -1]
-
-
-def can_leave_out_logits(model: Any) -> bool:
-    """Whether the model, inside DDP and PEFT, computes the logits of the last tokens only."""
-    model = getattr(model, "module", model)
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in signature(model.forward).parameters
+    return model(**inputs).logits[:, -width - 1 : -1]
 
 
 @torch.no_grad()

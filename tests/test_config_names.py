@@ -77,6 +77,7 @@ def test_the_alias_of_the_length_is_the_length_also_when_replaced():
         ({"hybrid_lambda": 1.5}, "hybrid_lambda=1.5"),
         ({"micro_batch_semantics": "mean"}, "verl, exact"),
         ({"loss_implementation": "chunked"}, "logits, fused"),
+        ({"share_prompts": "all"}, "none, teacher, both"),
         ({"lora_average": "effective"}, "needs teacher_mode='lora_ema'"),
         ({"audit_every": -1}, "audit_every=-1"),
         ({"audit_every": True}, "audit_every=True"),

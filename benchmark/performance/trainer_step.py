@@ -1,14 +1,15 @@
 """Time and memory of an optimizer step: our trainer, by logits and fused, TRL's and sdpo-rl's.
 
 python -m sdpo.benchmark.performance.trainer_step --repeats 3
+python -m sdpo.benchmark.performance.trainer_step --size deep --prompt 512 --name long_prompts
 
 The real trainer classes learn from the same scripted rollouts on the same random model; nothing is
 sampled, so a step is scoring, teacher prompts, forward and backward passes, AdamW and the teacher's
 update. Each run is a process of its own, the trainers taking turns. `signal` is the share of rows
-that have a teacher prompt. Time is the median of the steps after the first. CPU time tells more
-beside other programs, best with `--threads 1`, because threads that wait use it too. Memory is the
-process's peak while it trains beyond what it held before (Linux), optimizer state and gradients
-included.
+that have a teacher prompt, `prompt` about the number of tokens that make the question longer. Time
+is the median of the steps after the first. CPU time tells more beside other programs, best with
+`--threads 1`, because threads that wait use it too. Memory is the process's peak while it trains
+beyond what it held before (Linux), optimizer state and gradients included.
 """
 
 import argparse
@@ -35,28 +36,35 @@ if TYPE_CHECKING:
 
 SIZES: Mapping[str, dict[str, int]] = {
     "tiny": {"vocab_size": 32_000, "hidden_size": 128, "num_hidden_layers": 2},
+    "deep": {"vocab_size": 32_000, "hidden_size": 512, "num_hidden_layers": 8},
     "small": {"vocab_size": 151_936, "hidden_size": 256, "num_hidden_layers": 4},
 }
 GROUPS, GROUP_SIZE, ROWS_AT_ONCE = 2, 4, 4
-TRAINERS = ("ours, logits", "ours, fused", "trl", "sdpo-rl")
+OURS: Mapping[str, Mapping[str, Any]] = {
+    "ours, logits": {"loss_implementation": "logits"},
+    "ours, fused": {"loss_implementation": "fused"},
+    "ours, fused, shared prompts": {"loss_implementation": "fused", "share_prompts": "both"},
+}
 PEERS = ("trl", "sdpo-rl")
+TRAINERS = (*OURS, *PEERS)
 
 
-def scenario(steps: int, length: int, signal: float, settings: Mapping[str, Any]) -> "Scenario":
+def scenario(chosen: argparse.Namespace, settings: Mapping[str, Any]) -> "Scenario":
     """Generations of two groups of four rollouts, learnt from in two micro-batches each."""
+    question, answer = (" 1" * (count // 2) for count in (chosen.prompt[0], chosen.length))
     from sdpo.parity.whole_step.scenario import Generation, Rollout, Scenario
 
     conversations = tuple(
-        ({"role": "user", "content": f"Count from {group}."},) for group in range(GROUPS)
+        ({"role": "user", "content": f"Count from {group}.{question}"},) for group in range(GROUPS)
     )
     rollouts = tuple(
-        Rollout(f"{row}{' 1' * (length // 2)}", float(row // GROUP_SIZE < signal * GROUPS))
+        Rollout(f"{row}{answer}", float(row // GROUP_SIZE < chosen.signal[0] * GROUPS))
         for row in range(GROUPS * GROUP_SIZE)
     )
     return Scenario(
         id="speed",
         description="long completions",
-        generations=(Generation(conversations, rollouts),) * steps,
+        generations=(Generation(conversations, rollouts),) * chosen.steps,
         self_distillation={"distillation_topk": 100, "alpha": 0.5, **settings},
         micro_batch_size=ROWS_AT_ONCE,
         accumulation=GROUPS * GROUP_SIZE // ROWS_AT_ONCE,
@@ -104,10 +112,8 @@ def train(name: str, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]
             self.wall.append(time.perf_counter() - self.began[0])
             self.cpu.append(time.process_time() - self.began[1])
 
-    kind, _, implementation = name.partition(", ")
-    adapter = {"ours": OwnTrainer, "trl": TRL, "sdpo-rl": SdpoRl}[kind]()
-    settings = {"loss_implementation": implementation} if implementation else {}
-    script = scenario(chosen.steps, chosen.length, chosen.signal[0], settings)
+    adapter = {"trl": TRL, "sdpo-rl": SdpoRl}.get(name, OwnTrainer)()
+    script = scenario(chosen, OURS.get(name, {}))
     parameters, clock = write_model(chosen.size[0], folder), Clock()
     with quiet():
         parts, player = parts_of(adapter, script, folder)
@@ -125,13 +131,13 @@ def train(name: str, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]
     }
 
 
-def in_own_process(name: str, size: str, signal: float, chosen: argparse.Namespace) -> Any:
-    """One training in a fresh interpreter."""
+def in_own_process(name: str, row: dict[str, Any], chosen: argparse.Namespace) -> Any:
+    """One training in a fresh interpreter; `row` has its size, prompt and signal."""
+    settings = row | {"steps": chosen.steps, "length": chosen.length, "threads": chosen.threads}
     command = [sys.executable, "-W", "ignore", "-m", __spec__.name, "--one", name]
-    command += ["--size", size, "--signal", str(signal), "--steps", str(chosen.steps)]
-    command += ["--length", str(chosen.length), "--threads", str(chosen.threads)]
+    command += [text for key, value in settings.items() for text in (f"--{key}", str(value))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    row = {"size": size, "signal": signal, "trainer": name}
+    row = {**row, "trainer": name}
     row |= {**json.loads(done.stdout.splitlines()[-1]), "load": os.getloadavg()[0]}
     print(row, file=sys.stderr, flush=True)
     return row
@@ -142,8 +148,12 @@ def rounds(chosen: argparse.Namespace) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame(
-        {**in_own_process(name, size, signal, chosen), "round": number}
+        {
+            **in_own_process(name, {"size": size, "prompt": prompt, "signal": signal}, chosen),
+            "round": number,
+        }
         for size in chosen.size
+        for prompt in chosen.prompt
         for signal in chosen.signal
         for number in range(chosen.repeats)
         for name in TRAINERS
@@ -155,8 +165,8 @@ def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     found = []
-    groups: Any = rows.groupby(["size", "parameters", "signal"], sort=False)
-    for (size, parameters, signal), part in groups:
+    groups: Any = rows.groupby(["size", "parameters", "prompt", "signal"], sort=False)
+    for (size, parameters, prompt, signal), part in groups:
         tables = [
             part.pivot(index="round", columns="trainer", values=value)
             for value in ("step_s", "step_cpu_s", "memory_gib")
@@ -167,6 +177,7 @@ def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
                 {
                     "model": size,
                     "weights": f"{parameters:,}",
+                    "prompt": prompt,
                     "signal": signal,
                     "trainer": name,
                     "step, s": time_[0][name].median(),
@@ -181,11 +192,12 @@ def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
-    """Bars of time and memory of the largest model."""
+    """Bars of time and memory of the last model with the last prompt."""
     from matplotlib.figure import Figure
 
-    shown: Any = table[table["model"] == table["model"].iloc[-1]]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    last = table.iloc[-1]
+    shown: Any = table[(table["model"] == last["model"]) & (table["prompt"] == last["prompt"])]
+    figure = Figure(figsize=(9, 4), layout="constrained")
     hatches = {1.0: "", 0.5: "///"}
     for axes, value in zip(figure.subplots(1, 2), ("step, s", "memory, GiB"), strict=True):
         shares = sorted(shown["signal"].unique(), reverse=True)
@@ -203,13 +215,16 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
             )
             for place, number_ in zip(places, part[value], strict=True):
                 axes.text(number_, place, f" {number_:.2f}", va="center", fontsize=8)
-        axes.set_yticks([index + 0.2 for index in range(len(TRAINERS))], TRAINERS)
+        middle = 0.2 * (len(shares) - 1)
+        axes.set_yticks([index + middle for index in range(len(TRAINERS))], TRAINERS)
         axes.invert_yaxis()
-        axes.margins(x=0.15)
+        axes.margins(x=0.2)
         axes.set_xlabel({"step, s": "optimizer step, s"}.get(value, "peak while training, GiB"))
     legend_below(figure)
-    weights = shown["weights"].iloc[0]
-    figure.suptitle(f"{weights} weights, 8 rollouts a step\n{caption}", fontsize=9)
+    title = (
+        f"{last['weights']} weights, 8 rollouts a step, prompts of about {last['prompt']} tokens"
+    )
+    figure.suptitle(f"{title}\n{caption}", fontsize=9)
     figure.savefig(file, dpi=120)
 
 
@@ -217,12 +232,16 @@ def main() -> None:
     """Measure and write, or one training of a child process."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", nargs="+", choices=SIZES, default=[*SIZES])
+    parser.add_argument(
+        "--prompt", nargs="+", type=int, default=[0], help="more tokens in the question, about"
+    )
     parser.add_argument("--signal", nargs="+", type=float, default=[1.0, 0.5])
     parser.add_argument("--steps", type=int, default=4, help="the first is not measured")
     parser.add_argument("--length", type=int, default=128, help="tokens of a completion, about")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
+    parser.add_argument("--name", default="trainer_step", help="of the results' files")
     parser.add_argument("--one", choices=TRAINERS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -233,8 +252,8 @@ def main() -> None:
     rows = rounds(chosen)
     caption = f"{machine(threads=chosen.threads)}, {chosen.repeats} rounds"
     table = summary(rows)
-    write(chosen.out / "trainer_step", rows, table, caption)
-    plot(table, chosen.out / "trainer_step.png", caption)
+    write(chosen.out / chosen.name, rows, table, caption)
+    plot(table, chosen.out / f"{chosen.name}.png", caption)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The run of all performance parts keeps its progress; `--resume` leaves out what is finished."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from sdpo.benchmark.performance import __main__ as run
+from sdpo.benchmark.performance import tables
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -26,3 +28,13 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     run.measure_all(names[:1], tmp_path, full=True, resume=True)
     assert measured[-1] == "fused_loss", "other arguments are another measurement"
     assert run.report(tmp_path).count("took a second") == 3
+
+
+def test_a_report_names_the_processor(monkeypatch):
+    known = "processor : 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name : Another\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: known)
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    assert tables.machine(threads=2).endswith(", Some CPU @ 2 GHz, 2 threads, float32")
+    monkeypatch.setattr(Path, "is_file", lambda _: False)
+    monkeypatch.setattr(tables.platform, "machine", lambda: "some64")
+    assert tables.processor() == "some64"

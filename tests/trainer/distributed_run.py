@@ -105,6 +105,7 @@ def run(
     fault: str,
     hybrid: float,
     loss: str,
+    share: str,
 ) -> None:
     torch.set_num_threads(1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -128,6 +129,7 @@ def run(
         audit_lockstep=audit,
         hybrid_lambda=hybrid,
         loss_implementation=loss,
+        share_prompts=share,
     )
     trainer = FAULTS[fault](
         model=model(),
@@ -181,5 +183,6 @@ if __name__ == "__main__":
     parser.add_argument("--fault", choices=FAULTS, default="none")
     parser.add_argument("--hybrid", type=float, default=0.0)
     parser.add_argument("--loss", default="logits")
+    parser.add_argument("--share", default="none")
     options = vars(parser.parse_args())
     run(**options)

@@ -404,6 +404,8 @@ def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch):
     [
         ({"reprompt_truncation": "error"}, {}, "always fails"),
         ({}, {"fp16": True}, "loss scaling"),
+        ({"loss_implementation": "fused"}, {"bf16": True}, "bf16 with loss_implementation"),
+        ({"share_prompts": "teacher"}, {"bf16": True}, "bf16 with share_prompts"),
         ({"teacher_mode": "trust_region"}, {"model": 0.1}, "draws in another order"),
         ({"micro_batch_semantics": "exact"}, {"model": 0.1}, "other masks"),
         ({"micro_batch_semantics": "exact"}, {"bf16": True}, "rounds otherwise"),

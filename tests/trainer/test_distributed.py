@@ -86,6 +86,16 @@ def test_the_fused_loss_on_two_processes_makes_the_update_of_one(tmp_path):
         assert distance(ranks[1], ranks[0], side) == 0
 
 
+@pytest.mark.slow
+def test_shared_prompts_on_two_processes_make_the_update_of_one(tmp_path):
+    """Four rows of one prompt in a micro-batch here, two there."""
+    (single,) = launch(tmp_path / "one", 1)
+    ranks = launch(tmp_path / "two", 2, "--share", "both")
+    for side in ("student", "teacher"):
+        assert distance(ranks[0], single, side) < 1e-4
+        assert distance(ranks[1], ranks[0], side) == 0
+
+
 FSDP2 = """
 distributed_type: FSDP
 fsdp_config:

@@ -15,12 +15,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 import sdpo.trainer_fused
-from sdpo.config import ConfigError, SDPOConfig
+from sdpo.config import ConfigError
 from sdpo.heads import logits_of
 from sdpo.hidden import check_head, head_of, response_projection
 from sdpo.parity.update_family import own_config
+from sdpo.shared_prompts import MODEL_INPUTS
 from sdpo.trainer import SDPOTrainer
-from sdpo.update import MODEL_INPUTS, response_logits
+from sdpo.update import response_logits
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -143,25 +144,8 @@ class FirstGroupOnly(tiny.Alternating):
 
 
 def trained(folder, implementation, settings, args, **changes):
-    """The student's weights before and after a short training, and rows that its head saw."""
-    config = SDPOConfig(
-        **{"distillation_topk": 20, "loss_implementation": implementation, **settings}
-    )
-    args = {"optim": "sgd", "generation_batch_size": 8, "steps_per_generation": None, **args}
-    trainer = tiny.trainer(folder, config, args=args, **changes)
-    before, rows = tiny.weights(trainer.model), []
-    trainer.model.register_forward_pre_hook(
-        lambda module, inputs, named: rows.append(len(named["input_ids"])), with_kwargs=True
-    )
-    trainer.train()
-    return before, tiny.weights(trainer.model), rows
-
-
-def near(one, other, before) -> bool:
-    """Within 1e-3 of the way gone."""
-    gap = sum(float((one[name] - other[name]).square().sum()) for name in one)
-    way = sum(float((other[name] - before[name]).square().sum()) for name in one)
-    return way > 0 and gap**0.5 <= 1e-3 * way**0.5
+    settings = {"loss_implementation": implementation, **settings}
+    return tiny.trained(folder, settings, args, **changes)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -169,7 +153,7 @@ def test_fused_and_unfused_trainings_agree(name, tmp_path):
     settings, args = RUNS[name]
     before, expected, _ = trained(tmp_path / "a", "logits", settings, args)
     _, actual, _ = trained(tmp_path / "b", "fused", settings, args)
-    assert near(actual, expected, before)
+    assert tiny.near(actual, expected, before)
 
 
 @pytest.mark.parametrize("mode", ["lora_ema", "ema"])
@@ -188,7 +172,7 @@ def test_adapters_train_the_same(mode, tmp_path):
             )
         )
     (before, expected, _), (_, actual, _) = runs
-    assert near(actual, expected, before)
+    assert tiny.near(actual, expected, before)
 
 
 def test_tied_embeddings_train_the_same(tmp_path):
@@ -196,7 +180,7 @@ def test_tied_embeddings_train_the_same(tmp_path):
         trained(tmp_path / kind, kind, {}, {}, model=tiny.model(tie_word_embeddings=True))
         for kind in ("logits", "fused")
     ]
-    assert near(runs[1][1], runs[0][1], runs[0][0])
+    assert tiny.near(runs[1][1], runs[0][1], runs[0][0])
 
 
 def test_rows_without_signal_cost_the_models_nothing(tmp_path):
@@ -205,7 +189,7 @@ def test_rows_without_signal_cost_the_models_nothing(tmp_path):
         for kind in ("logits", "fused")
     }
     (before, expected, whole), (_, actual, fewer) = runs["logits"], runs["fused"]
-    assert near(actual, expected, before)
+    assert tiny.near(actual, expected, before)
     assert sum(fewer) < sum(whole)
 
 
@@ -220,4 +204,4 @@ def test_a_planted_fault_is_seen(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sdpo.trainer_fused, "response_projection", late)
     _, actual, _ = trained(tmp_path / "b", "fused", {}, {})
-    assert not near(actual, expected, before)
+    assert not tiny.near(actual, expected, before)

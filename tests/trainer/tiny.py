@@ -124,6 +124,26 @@ def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
+def trained(folder: Path, settings: dict[str, Any], args: dict[str, Any], **changes: Any) -> Any:
+    """The student's weights before and after a short training, and tokens of each pass."""
+    config = SDPOConfig(**{"distillation_topk": 20, **settings})
+    args = {"optim": "sgd", "generation_batch_size": 8, "steps_per_generation": None, **args}
+    own = trainer(folder, config, args=args, **changes)
+    before, tokens = weights(own.model), []
+    own.model.register_forward_pre_hook(
+        lambda module, inputs, named: tokens.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    own.train()
+    return before, weights(own.model), tokens
+
+
+def near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], before: Any) -> bool:
+    """Within 1e-3 of the way gone."""
+    gap = sum(float((one[name] - other[name]).square().sum()) for name in one)
+    way = sum(float((other[name] - before[name]).square().sum()) for name in one)
+    return way > 0 and gap**0.5 <= 1e-3 * way**0.5
+
+
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
