@@ -1,11 +1,11 @@
 """Tables and plots of the performance reports."""
 
-import platform
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from sdpo.parity.environment import processor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,14 +40,6 @@ def machine(*, threads: int | None, device: str = "cpu", dtype: str = "float32")
     on_cpu = device != "cuda"
     name = f"{processor()}, {threads} threads" if on_cpu else torch.cuda.get_device_name()
     return f"torch {torch.__version__}, {name}, {dtype}"
-
-
-def processor() -> str:
-    """The processor's model where Linux tells it, else its architecture."""
-    file = Path("/proc/cpuinfo")
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.machine()
 
 
 def write(file: Path, rows: "pd.DataFrame", table: "pd.DataFrame", caption: str) -> None:

@@ -2,7 +2,9 @@
 
 import hashlib
 import platform
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> di
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": f"{sys.platform}-{platform.machine()}",
+        "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "determinism": settings,
         "candidate_seeds": list(seeds),
@@ -30,6 +33,14 @@ def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> di
             "update_roundings": update_family.ROUNDINGS,
         },
     }
+
+
+def processor() -> str:
+    """The processor's model where Linux tells it, else its architecture."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def fingerprint(family: GoldenFamily) -> dict[str, Any]:

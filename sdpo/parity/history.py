@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
-VERSIONS = ("sdpo", "python", "torch", "numpy", "platform", "cpu_capability")
+VERSIONS = ("sdpo", "python", "torch", "numpy", "platform", "processor", "cpu_capability")
 NAMES_OF_COMMIT = ("GITHUB_SHA", "CI_COMMIT_SHA")
 
 

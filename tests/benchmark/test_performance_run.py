@@ -7,6 +7,7 @@ import pytest
 
 from sdpo.benchmark.performance import __main__ as run
 from sdpo.benchmark.performance import tables
+from sdpo.parity import environment
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -36,5 +37,5 @@ def test_a_report_names_the_processor(monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda _: True)
     assert tables.machine(threads=2).endswith(", Some CPU @ 2 GHz, 2 threads, float32")
     monkeypatch.setattr(Path, "is_file", lambda _: False)
-    monkeypatch.setattr(tables.platform, "machine", lambda: "some64")
-    assert tables.processor() == "some64"
+    monkeypatch.setattr(environment.platform, "machine", lambda: "some64")
+    assert environment.processor() == "some64"

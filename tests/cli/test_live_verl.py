@@ -7,7 +7,7 @@ a real checkout was not available where these tests are run.
 import sys
 
 import pytest
-from loss_cases import RECORDING_STACK
+from recording_stack import RECORDING_STACK
 
 from sdpo.parity.adapters.live_verl import COMMIT
 from sdpo.parity.audit import Request, audit

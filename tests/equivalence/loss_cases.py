@@ -11,10 +11,6 @@ from sdpo.parity.case import LOSS_SETTINGS, LossCase, from_golden, reference_tra
 from sdpo.parity.loss_family import compare_loss
 from sdpo.reference.loss import loss_from_logits
 
-RECORDING_STACK = (
-    torch.__version__.split("+")[0] == "2.13.0"
-    and torch.backends.cpu.get_cpu_capability() == "AVX2"
-)
 FAMILY = load_family(PACKAGED, "loss")
 IDS = [golden.id for golden in FAMILY]
 

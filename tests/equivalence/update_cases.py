@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from recording_stack import RECORDING_STACK
 from torch import Tensor
 
 from sdpo.fixtures import PACKAGED, GoldenCase, GoldenFamily, load_family
 from sdpo.parity import update_family as library
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
 
-RECORDING_STACK = (
-    torch.__version__.split("+")[0] == "2.13.0"
-    and torch.backends.cpu.get_cpu_capability() == "AVX2"
-)
 STAGES = (
     "log_probs",
     "support",

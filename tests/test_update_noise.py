@@ -1,0 +1,106 @@
+"""Budgets of recorded updates: a recording that is close to the truth by luck fails nobody.
+
+Budget kind: that of the update family; see `sdpo.parity.update_noise`.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sdpo.fixtures import PACKAGED, load_family
+from sdpo.parity import update_family
+from sdpo.parity.compare import DIVERGENT, PASS, Comparison
+from sdpo.parity.update_noise import REACH, a_little_over, round_anew, widest
+
+pytest.importorskip("transformers", reason="provides the models of the recorded updates")
+FAMILY = load_family(PACKAGED, "update")
+GOLDEN = FAMILY.case("P-U014")
+RECORDED = GOLDEN.tensors()
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return update_family.run_reference(FAMILY, GOLDEN, RECORDED, torch.float64)
+
+
+def candidate(change=lambda tensors: tensors):
+    """The transcription, rounded otherwise than the runs that budgets are taken from."""
+
+    def run(family, golden, recorded):
+        found = update_family.run_reference(family, golden, recorded, torch.float32, rounded=1000)
+        found.tensors = change(dict(found.tensors))
+        return found
+
+    return SimpleNamespace(update_gap=lambda golden: None, update_run=run)
+
+
+def lucky(monkeypatch):
+    """Let the recording alone be a fifth as far from the truth as it is."""
+    real = update_family.relative_spread
+
+    def near(run, truth, names):
+        found = real(run, truth, names)
+        return {k: v / 5 for k, v in found.items()} if run["u0.mb0.loss"] is FIRST else found
+
+    monkeypatch.setattr(update_family, "relative_spread", near)
+    monkeypatch.setattr(GOLDEN.__class__, "tensors", lambda self: RECORDED)
+
+
+FIRST = RECORDED["u0.mb0.loss"]
+
+
+def test_luck_of_the_recording_is_no_verdict(monkeypatch):
+    lucky(monkeypatch)
+    result = update_family.run_case(candidate(), FAMILY, GOLDEN)
+    assert result.status == PASS
+    assert "more float32 runs" in result.note
+
+
+def test_without_more_runs_luck_would_be_a_verdict(monkeypatch):
+    lucky(monkeypatch)
+    monkeypatch.setattr(update_family, "a_little_over", lambda found: False)
+    assert update_family.run_case(candidate(), FAMILY, GOLDEN).status == DIVERGENT
+
+
+def changed(size):
+    def change(tensors):
+        name = "u0.mb1.per_token_loss"
+        return {**tensors, name: tensors[name] * (1 + size)}
+
+    return change
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-1])
+def test_a_fault_of_one_part_in_ten_thousand_is_still_seen(size):
+    result = update_family.run_case(candidate(changed(size)), FAMILY, GOLDEN)
+    assert result.status == DIVERGENT
+    assert result.first_stage == "importance"
+
+
+def test_only_what_is_a_little_over_is_measured_again():
+    def over(*used):
+        return [Comparison("importance", DIVERGENT, budget_used=value) for value in used]
+
+    assert a_little_over(over(1.5, 3.0))
+    assert not a_little_over(over(1.5, 2 * REACH))
+    assert not a_little_over(over(0.0)), "of another kind than a distance"
+    assert not a_little_over([Comparison("importance", PASS, budget_used=0.9)])
+
+
+def test_weights_move_by_one_unit_in_the_last_place_at_most():
+    module = torch.nn.Linear(40, 50)
+    before = module.weight.detach().clone()
+    round_anew([None, module], seed=0)
+    moved = (module.weight - before).abs()
+    units = torch.nextafter(before.abs(), torch.tensor(torch.inf)) - before.abs()
+    assert (moved <= units).all()
+    assert 0.5 < float((moved > 0).float().mean()) < 0.8
+
+
+def test_a_run_with_other_entries_does_not_widen():
+    recorded = {"x": torch.tensor([1.0]), "indices": torch.tensor([1])}
+    other = {"x": torch.tensor([9.0]), "indices": torch.tensor([2])}
+    same = {"x": torch.tensor([3.0]), "indices": torch.tensor([1])}
+    found = widest([other, same], recorded, lambda run: {"x": float(run["x"])})
+    assert found == {"x": 3.0}
