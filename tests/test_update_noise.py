@@ -11,6 +11,8 @@ import torch
 from sdpo.fixtures import PACKAGED, load_family
 from sdpo.parity import update_family
 from sdpo.parity.compare import DIVERGENT, PASS, Comparison
+from sdpo.parity.regate import case_result
+from sdpo.parity.report import compact
 from sdpo.parity.update_noise import REACH, a_little_over, round_anew, widest
 
 pytest.importorskip("transformers", reason="provides the models of the recorded updates")
@@ -55,6 +57,11 @@ def test_luck_of_the_recording_is_no_verdict(monkeypatch):
     result = update_family.run_case(candidate(), FAMILY, GOLDEN)
     assert result.status == PASS
     assert "more float32 runs" in result.note
+    assert case_result(reported(result)).note == result.note
+
+
+def reported(result):
+    return result.row() | {"comparisons": [compact(c) for c in result.comparisons]}
 
 
 def test_without_more_runs_luck_would_be_a_verdict(monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdpo.parity.compare import DIVERGENT, Comparison
+from sdpo.parity.compare import DIVERGENT, PASS, Comparison
 from sdpo.parity.consistency import InconsistentReportError, check
 from sdpo.parity.declared import Deviation
 from sdpo.parity.locate import Departure
@@ -84,7 +84,8 @@ def evidence_of(run: Mapping[str, Any]) -> Evidence:
 def case_result(case: Mapping[str, Any]) -> CaseResult:
     """A case with its comparisons as they were measured."""
     comparisons = [comparison_of(case["id"], row) for row in case["comparisons"]]
-    note = "" if comparisons else case["note"]
+    # In a report the note of a case that did not pass comes from a comparison.
+    note = case["note"] if not comparisons or case.get("status", PASS) == PASS else ""
     return CaseResult(case["id"], case["family"], tuple(case["tags"]), comparisons, note)
 
 
