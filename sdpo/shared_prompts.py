@@ -61,9 +61,9 @@ def distinct_prompts(whole: Mapping[str, Tensor], shared: int) -> tuple[Tensor, 
     """First row `(U,)` of each distinct prompt, and the number `(B,)` of each row's prompt."""
     seen = whole["attention_mask"][:, :shared]
     prompts = [seen, *(whole[name][:, :shared] * seen for name in ("input_ids", "position_ids"))]
-    _, rows = torch.unique(torch.cat(prompts, dim=1), dim=0, return_inverse=True)
-    first = [int((rows == number).nonzero()[0]) for number in range(int(rows.max()) + 1)]
-    return torch.tensor(first, device=rows.device), rows
+    distinct, rows = torch.unique(torch.cat(prompts, dim=1), dim=0, return_inverse=True)
+    numbers = torch.arange(len(distinct), device=rows.device).unsqueeze(-1)
+    return (rows == numbers).int().argmax(dim=1), rows
 
 
 def continuation(

@@ -83,6 +83,7 @@ def test_a_fault_of_one_part_in_ten_thousand_is_still_seen(size):
     result = update_family.run_case(candidate(changed(size)), FAMILY, GOLDEN)
     assert result.status == DIVERGENT
     assert result.first_stage == "importance"
+    assert not result.note
 
 
 def test_only_what_is_a_little_over_is_measured_again():

@@ -1,7 +1,7 @@
 """Time and memory of an optimizer step: our trainer, by logits and fused, TRL's and sdpo-rl's.
 
 python -m sdpo.benchmark.performance.trainer_step --repeats 3
-python -m sdpo.benchmark.performance.trainer_step --size deep --prompt 512 --name long_prompts
+python -m sdpo.benchmark.performance.trainer_step --prompt 512 --name trainer_step_prompts
 
 The real trainer classes learn from the same scripted rollouts on the same random model; nothing is
 sampled, so a step is scoring, teacher prompts, forward and backward passes, AdamW and the teacher's
@@ -51,9 +51,9 @@ TRAINERS = (*OURS, *PEERS)
 
 def scenario(chosen: argparse.Namespace, settings: Mapping[str, Any]) -> "Scenario":
     """Generations of two groups of four rollouts, learnt from in two micro-batches each."""
-    question, answer = (" 1" * (count // 2) for count in (chosen.prompt[0], chosen.length))
     from sdpo.parity.whole_step.scenario import Generation, Rollout, Scenario
 
+    question, answer = (" 1" * (count // 2) for count in (chosen.prompt[0], chosen.length))
     conversations = tuple(
         ({"role": "user", "content": f"Count from {group}.{question}"},) for group in range(GROUPS)
     )
@@ -221,9 +221,8 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
         axes.margins(x=0.2)
         axes.set_xlabel({"step, s": "optimizer step, s"}.get(value, "peak while training, GiB"))
     legend_below(figure)
-    title = (
-        f"{last['weights']} weights, 8 rollouts a step, prompts of about {last['prompt']} tokens"
-    )
+    longer = f", questions longer by {last['prompt']} tokens" if last["prompt"] else ""
+    title = f"{last['weights']} weights, 8 rollouts a step{longer}"
     figure.suptitle(f"{title}\n{caption}", fontsize=9)
     figure.savefig(file, dpi=120)
 

@@ -75,4 +75,4 @@ def _run(work: Work, path: Path) -> None:
 def _row(result: CaseResult) -> dict[str, Any]:
     """A case as `case_result` reads it."""
     comparisons = [compact(comparison) for comparison in result.comparisons]
-    return {**vars(result), "comparisons": comparisons}
+    return {**vars(result), "status": result.status, "comparisons": comparisons}

@@ -85,7 +85,7 @@ def case_result(case: Mapping[str, Any]) -> CaseResult:
     """A case with its comparisons as they were measured."""
     comparisons = [comparison_of(case["id"], row) for row in case["comparisons"]]
     # In a report the note of a case that did not pass comes from a comparison.
-    note = case["note"] if not comparisons or case.get("status", PASS) == PASS else ""
+    note = case["note"] if not comparisons or case["status"] == PASS else ""
     return CaseResult(case["id"], case["family"], tuple(case["tags"]), comparisons, note)
 
 

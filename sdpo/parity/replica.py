@@ -5,7 +5,6 @@ with a `State` again and again. Nothing here knows of TRL.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo.parity.effective import DenseTeacher, tensors_of
+from sdpo.shared_prompts import forward_parameters
 from sdpo.teachers import copy_of
 
 Weights = dict[str, Tensor]
@@ -170,7 +170,7 @@ class Replica:
             if autocast is not None:
                 dtype = torch.float64 if exact else torch.float32
                 answer_in(module, dtype, autocast)
-            elif takes_width(module):
+            elif "logits_to_keep" in forward_parameters(module):
                 answer_shortly(module)
         own = dict(student.named_parameters())
         kind = OneByOne if widened else type(optimizer)
@@ -258,12 +258,6 @@ def widened(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
         return value.double()
     return copy.deepcopy(value)
-
-
-def takes_width(module: Any) -> bool:
-    """Whether a model can leave out logits of the prompt."""
-    base = module.get_base_model() if hasattr(module, "peft_config") else module
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def answer_shortly(module: Any) -> None:
