@@ -9,10 +9,15 @@ import torch
 
 from sdpo.determinism import reseed
 
+RARELY = 50_000
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
-    """Imports are not searched for garbage, nor is what they leave by each collection to come."""
+    """Imports are not searched for garbage, nor is what they leave by each collection to come.
+
+    Collections are rarer too: by default they take a fifteenth of the suite's time.
+    """
     gc.disable()
     try:
         return (yield)
@@ -20,6 +25,14 @@ def pytest_collection() -> Generator[None, Any, Any]:
         gc.collect()
         gc.freeze()
         gc.enable()
+        gc.set_threshold(RARELY, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_stays_is_not_searched() -> Generator[None]:
+    """Trainings search all memory for garbage; what earlier files imported and keep is left out."""
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from correct_variants import SMALL_TAILS, VARIANTS, applies
 
-from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures import packaged_family
 from sdpo.parity.adapters.own import Own
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison
@@ -25,7 +25,7 @@ OWN = "own implementation"
 
 @cache
 def cases() -> tuple[LossCase, ...]:
-    return tuple(loss_cases(load_family(PACKAGED / "loss", "loss")))
+    return tuple(loss_cases(packaged_family("loss")))
 
 
 @cache

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sdpo.determinism import deterministic
-from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures import packaged_family
 from sdpo.parity.certificate import HINTS, certificate, hints
 from sdpo.parity.consistency import InconsistentReportError, check
 from sdpo.parity.faults import LOSS_FAULTS
@@ -16,7 +16,7 @@ LOSS_ONLY = ("aggregate", "gradient")
 
 
 def cases():
-    return loss_cases(load_family(PACKAGED / "loss", "loss"))
+    return loss_cases(packaged_family("loss"))
 
 
 def test_every_fault_shows_on_the_packaged_cases_in_loss_and_gradient_alone():

@@ -7,11 +7,11 @@ import pickle
 import pytest
 
 from sdpo.config import PRESETS, ConfigError, SDPOConfig
-from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures import packaged_family
 from sdpo.parity.compare import DIVERGENT, MATCH
 from sdpo.parity.config_family import reference_settings, run_config_family
 
-REPROMPT = load_family(PACKAGED, "reprompt")
+REPROMPT = packaged_family("reprompt")
 
 
 def test_default_is_what_the_reference_runs():

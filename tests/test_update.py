@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo.config import SDPOConfig
-from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures import packaged_family
 from sdpo.fixtures.models import build_model, build_optimizer
 from sdpo.update import UpdateReport, actor_update, plan, response_logits
 
@@ -175,7 +175,7 @@ def test_a_micro_batch_beyond_the_mini_batch_is_an_error(size):
 
 
 def test_building_a_model_is_reproducible_and_leaves_the_random_state_alone():
-    family = load_family(PACKAGED, "update")
+    family = packaged_family("update")
     state = torch.get_rng_state()
     first: Any = build_model(family, "B")
     second = build_model(family, "B")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures import packaged_family
 from sdpo.parity import update_family
 from sdpo.parity.compare import DIVERGENT, PASS, Comparison
 from sdpo.parity.regate import case_result
@@ -16,7 +16,7 @@ from sdpo.parity.report import compact
 from sdpo.parity.update_noise import REACH, a_little_over, round_anew, widest
 
 pytest.importorskip("transformers", reason="provides the models of the recorded updates")
-FAMILY = load_family(PACKAGED, "update")
+FAMILY = packaged_family("update")
 GOLDEN = FAMILY.case("P-U014")
 RECORDED = GOLDEN.tensors()
 

@@ -7,7 +7,7 @@ import torch
 from correct_variants import VARIANTS, applies
 
 from sdpo.determinism import deterministic
-from sdpo.fixtures import PACKAGED, GoldenFamily, load_family
+from sdpo.fixtures import packaged_family
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT
 from sdpo.parity.faults_parts import fault_trace
@@ -22,13 +22,8 @@ JUDGED = ("divergence", "importance", "aggregate", "gradient")
 
 
 @cache
-def all_cases() -> GoldenFamily:
-    return load_family(PACKAGED / "loss", "loss")
-
-
-@cache
 def cases_of(dtype: torch.dtype) -> list[LossCase]:
-    recorded = loss_cases(all_cases())
+    recorded = loss_cases(packaged_family("loss"))
     own = [case for case in recorded if case.dtype == dtype and case.tags == ("core",)]
     generated = [rung.case for rung in ladder(dtype)]
     # a cap of 1e10 is no number of float16
@@ -95,6 +90,6 @@ def test_it_says_nothing_where_it_has_nothing_to_measure():
         single = cases_of(torch.float32)[0]
         on = prepared(single)
         assert limit_as_a_whole("gradient", single, on.truth, on.reference) is None
-        equal = next(c for c in loss_cases(all_cases()) if c.id == "P-L123")
+        equal = next(c for c in loss_cases(packaged_family("loss")) if c.id == "P-L123")
         on = prepared(equal)
         assert limit_as_a_whole("gradient", equal, on.truth, on.reference) is None

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.determinism import deterministic, reseed
-from sdpo.fixtures import PACKAGED, GoldenDataError, GoldenFamily, load_families
+from sdpo.fixtures import (
+    FAMILIES,
+    GoldenDataError,
+    GoldenFamily,
+    load_families,
+    packaged_family,
+)
 from sdpo.parity.adapters.base import (
     BrokenGradientError,
     CandidateError,
@@ -107,7 +113,9 @@ def load_goldens(folders: Sequence[str]) -> list[GoldenFamily]:
     Raises:
         GoldenDataError: a folder or manifest is unusable.
     """
-    return [family for folder in folders or (PACKAGED,) for family in load_families(Path(folder))]
+    if not folders:
+        return [packaged_family(name) for name in FAMILIES]
+    return [family for folder in folders for family in load_families(Path(folder))]
 
 
 def judge(

@@ -81,11 +81,11 @@ def shows(fault: Fault, stages: set[str], case: LossCase) -> bool:
 def write_hints() -> None:
     """Write `telling.json` from the packaged data, for a candidate that shows only its loss."""
     from sdpo.determinism import deterministic
-    from sdpo.fixtures import PACKAGED, load_family
+    from sdpo.fixtures import packaged_family
     from sdpo.parity.prepared import loss_cases
 
     with deterministic():
-        cases = loss_cases(load_family(PACKAGED / "loss", "loss"))
+        cases = loss_cases(packaged_family("loss"))
         stages = {"aggregate", "gradient"}
         found = {fault.id: telling_case(fault, stages, cases) for fault in LOSS_FAULTS}
     known = {id_: case for id_, case in found.items() if case is not None}

@@ -21,7 +21,7 @@ import torch
 from sdpo.parity.adapters.base import BrokenGradientError, CandidateError
 from sdpo.parity.conditional import condition
 from sdpo.parity.faults import LOSS_FAULTS
-from sdpo.parity.faults_parts import Fault, Part, fault_trace
+from sdpo.parity.faults_parts import Fault, Part, fault_loss, fault_trace
 from sdpo.parity.prepared import (
     ROUNDINGS_OF_LARGEST,
     Observation,
@@ -161,6 +161,8 @@ def explains(
     for observation in ordered:
         if search is not None:
             search.work_left -= WORK_OF_A_CALL + observation.on.case.student_logits.numel()
+        if not agrees_in_loss(observation, faults):
+            return False
         given = evaluation(faults, observation.on)
         if given is None or not agrees(observation, given):
             return False
@@ -192,12 +194,28 @@ def agrees(observation: Observation, given: Evaluation) -> bool:
     """Whether a fault gives the candidate's results on one case."""
     if bool(observation.complaint) != bool(given.complaint):
         return False
-    room = {name: LENIENCE * allowed for name, allowed in given.allowed.items()}
+    room = lenient(given.allowed)
     if "gradient" in room:
         # where the reference has no gradient a fault shows roundings of the natural scale
         few = ROUNDINGS_OF_LARGEST * torch.finfo(observation.on.case.dtype).eps
         room["gradient"] = np.maximum(room["gradient"], few * observation.on.truth.unit)
     return same(observation.on, observation.values, given.values, room)
+
+
+def lenient(allowed: Values) -> dict[str, np.ndarray]:
+    """How far candidate and fault may be apart."""
+    return {name: LENIENCE * values for name, values in allowed.items()}
+
+
+def agrees_in_loss(observation: Observation, faults: tuple[Fault, ...]) -> bool:
+    """False if the loss alone rules some faults out, at a fraction of the cost of `evaluation`."""
+    if "aggregate" not in observation.values:
+        return True
+    given = loss_alone(faults, observation.on)
+    if given is None:
+        return True
+    allowed = lenient(allowances(observation.on, given))
+    return same(observation.on, {"aggregate": observation.values["aggregate"]}, given, allowed)
 
 
 def explaining_pairs(
@@ -226,12 +244,9 @@ def explaining_pairs(
 @lru_cache(maxsize=CACHED_EVALUATIONS)
 def evaluation(faults: tuple[Fault, ...], on: Prepared) -> Evaluation | None:
     """What the reference with some faults gives on a case; None if they make it fail."""
-    changes: dict[str, Part] = {}
-    for fault in faults:
-        changes.update(fault.parts)
     complaint, trace = "", {}
     try:
-        trace = fault_trace(changes, on.case)
+        trace = fault_trace(parts_of(faults), on.case)
     except BrokenGradientError as error:
         complaint, trace = str(error), error.trace  # type: ignore[attr-defined]
     except CandidateError:
@@ -243,3 +258,17 @@ def evaluation(faults: tuple[Fault, ...], on: Prepared) -> Evaluation | None:
         if not same(on, {name: value}, on.reference_values, on.reference_allowed)
     )
     return Evaluation(values, complaint, changed, allowances(on, values))
+
+
+@lru_cache(maxsize=CACHED_EVALUATIONS)
+def loss_alone(faults: tuple[Fault, ...], on: Prepared) -> Values | None:
+    """The loss that the reference with some faults gives on a case; None if they make it fail."""
+    try:
+        return values_of(on, {"aggregate": fault_loss(parts_of(faults), on.case)})
+    except CandidateError:
+        return None
+
+
+def parts_of(faults: tuple[Fault, ...]) -> dict[str, Part]:
+    """All parts that some faults exchange."""
+    return {name: part for fault in faults for name, part in fault.parts.items()}

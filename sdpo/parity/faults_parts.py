@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdpo.config import SDPOConfig
-from sdpo.parity.adapters.base import checked_call
+from sdpo.parity.adapters.base import checked_call, guarded, scalar_of
 from sdpo.parity.case import LossCase
 from sdpo.reference import loss as reference
 
@@ -327,16 +327,35 @@ def fault_trace(changes: Mapping[str, Part], case: LossCase) -> dict[str, Tensor
     student = case.student_logits.detach().clone().requires_grad_(True)
     teacher = case.teacher_logits.detach().clone().requires_grad_(True)
     trace: dict[str, Tensor] = {}
-    # the recorded choice among tied logits holds for the logits that it was made from
-    chosen = None if "scaled" in changes else case.recorded.get("support.indices")
-    function = loss_from_logits(changes, chosen, trace)
-    optional = {
+    function = loss_from_logits(changes, choice_for(changes, case), trace)
+    positional = (student, teacher, case.responses, case.response_mask)
+    found = checked_call(function, settings_of(case), positional, {}, (student, teacher))
+    return {name: value.detach() for name, value in (trace | found).items()}
+
+
+def fault_loss(changes: Mapping[str, Part], case: LossCase) -> Tensor:
+    """The loss of the reference with some parts exchanged, as in `fault_trace`; no gradient.
+
+    Raises:
+        CandidateError: the fault raises.
+    """
+    function = loss_from_logits(changes, choice_for(changes, case))
+    student, teacher = case.student_logits.clone(), case.teacher_logits.clone()
+    positional = (student, teacher, case.responses, case.response_mask)
+    with torch.no_grad():
+        return scalar_of(guarded("aggregate", function, *positional, **settings_of(case)))
+
+
+def choice_for(changes: Mapping[str, Part], case: LossCase) -> Tensor | None:
+    """The recorded choice among tied logits; it holds for the logits that it was made from."""
+    return None if "scaled" in changes else case.recorded.get("support.indices")
+
+
+def settings_of(case: LossCase) -> dict[str, Any]:
+    """What a loss from logits is given by keyword."""
+    return {
         "old_log_probs": case.old_log_probs,
         "self_distillation_mask": case.self_distillation_mask,
         "rollout_is_weights": case.rollout_is_weights,
+        "config": case.config,
     }
-    positional = (student, teacher, case.responses, case.response_mask)
-    found = checked_call(
-        function, {**optional, "config": case.config}, positional, {}, (student, teacher)
-    )
-    return {name: value.detach() for name, value in (trace | found).items()}

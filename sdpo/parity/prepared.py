@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpo.fixtures import GoldenFamily
+from sdpo.fixtures import GoldenCase, GoldenFamily
 from sdpo.parity.budget import Truth, truth
 from sdpo.parity.case import LossCase, from_golden, reference_trace
 from sdpo.parity.loss_family import PER_TOKEN, counted
@@ -46,6 +46,11 @@ class Prepared:
         return values_of(self, self.reference)
 
     @cached_property
+    def judged(self) -> Values:
+        """The elements where the reference is finite."""
+        return {name: np.isfinite(values) for name, values in self.reference_values.items()}
+
+    @cached_property
     def reference_allowed(self) -> Values:
         """The allowances around the reference."""
         return allowances(self, self.reference_values)
@@ -77,7 +82,7 @@ class Prepared:
 
 
 _KNOWN: dict[int, Prepared] = {}
-_CASES: dict[int, tuple[GoldenFamily, list[LossCase]]] = {}
+_CASES: dict[int, tuple[GoldenCase, LossCase]] = {}
 
 
 def prepared(case: LossCase) -> Prepared:
@@ -88,12 +93,21 @@ def prepared(case: LossCase) -> Prepared:
     return found
 
 
-def loss_cases(family: GoldenFamily) -> list[LossCase]:
-    """The cases of a family of the loss; the same objects for the same family object."""
-    known = _CASES.get(id(family))
-    if known is None or known[0] is not family:
-        known = _CASES[id(family)] = (family, [from_golden(golden) for golden in family])
+def loss_case(golden: GoldenCase) -> LossCase:
+    """A recorded case of the loss; the same object for the same entry of a manifest.
+
+    Raises:
+        GoldenDataError: as `from_golden`.
+    """
+    known = _CASES.get(id(golden.entry))
+    if known is None or known[0].entry is not golden.entry or known[0].folder != golden.folder:
+        known = _CASES[id(golden.entry)] = (golden, from_golden(golden))
     return known[1]
+
+
+def loss_cases(family: GoldenFamily) -> list[LossCase]:
+    """The cases of a family of the loss; the same objects in each part of a family."""
+    return [loss_case(golden) for golden in family]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,16 +158,13 @@ def same(on: Prepared, actual: Values, centre: Values, allowed: Values) -> bool:
 
     Two non-finite elements agree, of whatever kind.
     """
-    for name in actual.keys() & centre.keys():
-        a, b = actual[name], centre[name]
-        if a.shape != b.shape:
-            return False
-        judged = np.isfinite(on.reference_values[name]) if name in on.reference_values else True
-        finite = np.isfinite(a) & np.isfinite(b)
-        with np.errstate(all="ignore"):
-            near = np.where(
-                finite, np.abs(a - b) <= allowed[name], np.isfinite(a) == np.isfinite(b)
-            )
-        if not np.all(near | ~np.broadcast_to(judged, near.shape)):
-            return False
+    with np.errstate(all="ignore"):
+        for name in actual.keys() & centre.keys():
+            a, b = actual[name], centre[name]
+            if a.shape != b.shape:
+                return False
+            finite = np.isfinite(a)
+            far = (finite != np.isfinite(b)) | (finite & ~(np.abs(a - b) <= allowed[name]))
+            if (far & on.judged.get(name, True)).any():
+                return False
     return True

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from sdpo.determinism import deterministic
-from sdpo.fixtures import PACKAGED, GoldenFamily, load_family
+from sdpo.fixtures import GoldenFamily, packaged_family
 from sdpo.parity.adapters.base import Location, LossCandidate
 from sdpo.parity.adapters.callables import FromLogits, FromLogProbs
 from sdpo.parity.audit import Request, judge, judged
@@ -153,7 +153,7 @@ def families() -> tuple[GoldenFamily, GoldenFamily]:
     The first are of float32, and of float64 where a tail is at its limit: float32 cannot tell on
     which side of the limit such a tail lies.
     """
-    family = load_family(PACKAGED / "loss", "loss")
+    family = packaged_family("loss")
     limited = [
         entry["id"]
         for entry in family.manifest["cases"]

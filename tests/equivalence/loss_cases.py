@@ -4,14 +4,15 @@ import functools
 
 import torch
 
-from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures import packaged_family
 from sdpo.parity.adapters.own import Own
-from sdpo.parity.budget import Truth, truth
-from sdpo.parity.case import LOSS_SETTINGS, LossCase, from_golden, reference_trace
+from sdpo.parity.budget import Truth
+from sdpo.parity.case import LOSS_SETTINGS, LossCase
 from sdpo.parity.loss_family import compare_loss
+from sdpo.parity.prepared import loss_case, prepared
 from sdpo.reference.loss import loss_from_logits
 
-FAMILY = load_family(PACKAGED, "loss")
+FAMILY = packaged_family("loss")
 IDS = [golden.id for golden in FAMILY]
 
 
@@ -24,13 +25,12 @@ def recorded(case_id: str) -> dict[str, torch.Tensor]:
 @functools.cache
 def case(case_id: str) -> LossCase:
     """The inputs of a case."""
-    return from_golden(FAMILY.case(case_id))
+    return loss_case(FAMILY.case(case_id))
 
 
-@functools.cache
 def truth_of(case_id: str) -> Truth:
     """Oracle values and budgets of a case."""
-    return truth(case(case_id))
+    return prepared(case(case_id)).truth
 
 
 def transcription(case_id: str) -> dict[str, torch.Tensor]:
@@ -57,4 +57,4 @@ def comparisons(case_id: str, trace=None):
     """Comparisons of a trace, of ours if none is given, with the reference on a recorded case."""
     trace = Own().trace(case(case_id)) if trace is None else trace
     inputs = case(case_id)
-    return compare_loss(inputs, truth_of(case_id), reference_trace(inputs), trace)
+    return compare_loss(inputs, truth_of(case_id), prepared(inputs).reference, trace)

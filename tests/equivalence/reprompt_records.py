@@ -9,11 +9,11 @@ import torch
 from transformers import AutoTokenizer
 
 from sdpo import reprompt
-from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures import packaged_family
 from sdpo.fixtures.loader import GoldenCase
 from sdpo.reference import teacher_prompt as reference
 
-FAMILY = load_family(PACKAGED, "reprompt")
+FAMILY = packaged_family("reprompt")
 CASES = {case.id: case for case in FAMILY}
 TENSORS = {case.id: case.tensors() for case in FAMILY}
 STAGES = (

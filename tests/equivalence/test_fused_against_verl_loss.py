@@ -7,10 +7,9 @@ import pytest
 from fused_cases import fused_trace
 from loss_cases import IDS, case
 
-from sdpo.parity.budget import truth
-from sdpo.parity.case import reference_trace
 from sdpo.parity.compare import DECLARED, MATCH, PASS
 from sdpo.parity.loss_family import compare_loss
+from sdpo.parity.prepared import prepared
 
 INFINITE = [
     case_id
@@ -21,8 +20,9 @@ INFINITE = [
 
 @pytest.mark.parametrize("case_id", [case_id for case_id in IDS if case_id not in INFINITE])
 def test_fused_is_within_budget_at_every_stage(case_id):
-    on = case(case_id)
-    found = compare_loss(on, truth(on), reference_trace(on), fused_trace(on, chunk_tokens=3))
+    on = prepared(case(case_id))
+    trace = fused_trace(on.case, chunk_tokens=3)
+    found = compare_loss(on.case, on.truth, on.reference, trace)
     assert {"aggregate", "gradient"} <= {comparison.stage for comparison in found}
     for comparison in found:
         assert comparison.status in (MATCH, PASS, DECLARED), comparison

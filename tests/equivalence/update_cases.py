@@ -15,7 +15,7 @@ import torch
 from recording_stack import RECORDING_STACK
 from torch import Tensor
 
-from sdpo.fixtures import PACKAGED, GoldenCase, GoldenFamily, load_family
+from sdpo.fixtures import GoldenCase, GoldenFamily, packaged_family
 from sdpo.parity import update_family as library
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
 
@@ -62,9 +62,8 @@ class Difference:
     detail: str
 
 
-@functools.cache
 def family() -> GoldenFamily:
-    return load_family(PACKAGED, "update")
+    return packaged_family("update")
 
 
 def case(case_id: str) -> GoldenCase:

@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from sdpo.determinism import deterministic
-from sdpo.fixtures import PACKAGED, GoldenFamily, load_family
+from sdpo.fixtures import GoldenFamily, packaged_family
 from sdpo.parity.adapters.base import LossCandidate
 from sdpo.parity.certificate import hints
 from sdpo.parity.explain import evaluation
@@ -16,9 +16,8 @@ ACTING, IDLE = 4, 2
 LEAP = 37
 
 
-@cache
 def all_cases() -> GoldenFamily:
-    return load_family(PACKAGED / "loss", "loss")
+    return packaged_family("loss")
 
 
 @cache

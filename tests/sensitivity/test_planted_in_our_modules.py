@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from sdpo import aggregate, divergence, importance, loss, support
-from sdpo.fixtures import PACKAGED, load_family
+from sdpo.fixtures import packaged_family
 from sdpo.parity.adapters.own import Own
-from sdpo.parity.budget import truth
-from sdpo.parity.case import from_golden, reference_trace
 from sdpo.parity.compare import DIVERGENT, ERROR
 from sdpo.parity.loss_family import compare_loss
+from sdpo.parity.prepared import loss_case, prepared
 from sdpo.parity.stages import first_in_order
 
-FAMILY = load_family(PACKAGED, "loss")
+FAMILY = packaged_family("loss")
 SOME = ("P-L002", "P-L005", "P-L014", "P-L018", "P-L027", "P-L038", "P-L046", "P-L145", "P-L146")
 
 
@@ -20,9 +19,8 @@ def first_stage() -> str | None:
     """The first stage of ours that diverges or has a wrong shape, over some recorded cases."""
     found = set()
     for case_id in SOME:
-        case = from_golden(FAMILY.case(case_id))
-        trace = Own().trace(case)
-        comparisons = compare_loss(case, truth(case), reference_trace(case), trace)
+        on = prepared(loss_case(FAMILY.case(case_id)))
+        comparisons = compare_loss(on.case, on.truth, on.reference, Own().trace(on.case))
         found |= {c.stage for c in comparisons if c.status in (DIVERGENT, ERROR)}
     return first_in_order(found)
 
@@ -124,7 +122,8 @@ def test_nothing_is_found_where_nothing_is_planted():
 def test_a_constant_in_a_module_matters(monkeypatch):
     """M06: the tail without its limit is not finite where the top-k holds all the mass."""
     monkeypatch.setattr(support, "LARGEST_LOG_MASS", 0.0)
-    case = from_golden(FAMILY.case("P-L087"))
-    assert not torch.isfinite(Own().trace(case)["tail.student"]).all()
-    comparisons = compare_loss(case, truth(case), reference_trace(case), Own().trace(case))
+    on = prepared(loss_case(FAMILY.case("P-L087")))
+    trace = Own().trace(on.case)
+    assert not torch.isfinite(trace["tail.student"]).all()
+    comparisons = compare_loss(on.case, on.truth, on.reference, trace)
     assert first_in_order({c.stage for c in comparisons if c.status == DIVERGENT}) == "tail"
