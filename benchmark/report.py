@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sdpo.benchmark.figures import figures
 from sdpo.benchmark.findings import findings, shown
 from sdpo.benchmark.records import replace_text
 from sdpo.benchmark.results import Run, by_name, csv_of, outcome, paired, read_runs
 from sdpo.parity.render.html import data_uri
+from sdpo.parity.render.templates import compiled
 
 NOT_SHOWN = (
     "how the methods compare on real models: the embedded model has about a million parameters and "
@@ -64,15 +63,8 @@ def write_report(folder: Path, out: Path, title: str) -> str:
     }
     out.mkdir(parents=True, exist_ok=True)
     for name in ("report.md", "report.html"):
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            autoescape=name.endswith("html"),
-        )
-        environment.filters["data_uri"] = data_uri
-        replace_text(out / name, environment.get_template(f"{name}.j2").render(content))
+        template = compiled(Path(__file__).with_name(f"{name}.j2"), {"data_uri": data_uri})
+        replace_text(out / name, template.render(content))
     for plot in plots:
         (out / plot.file).write_bytes(plot.png)
     replace_text(out / "steps.csv", csv_of(runs))

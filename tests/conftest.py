@@ -5,9 +5,6 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-import torch
-
-from sdpo.determinism import reseed
 
 RARELY = 50_000
 
@@ -36,7 +33,12 @@ def what_stays_is_not_searched() -> Generator[None]:
 
 
 @pytest.fixture(autouse=True)
-def fixed_arithmetic():
+def fixed_arithmetic() -> Generator[None]:
+    # not at the head of the file: the process that only hands tests out need not load torch
+    import torch
+
+    from sdpo.determinism import reseed
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     reseed(0)

@@ -6,9 +6,10 @@ import pytest
 
 from sdpo.determinism import deterministic
 from sdpo.fixtures import packaged_family
-from sdpo.parity.certificate import HINTS, certificate, hints
+from sdpo.parity.certificate import HINTS, certificate, hints, shows
 from sdpo.parity.consistency import InconsistentReportError, check
 from sdpo.parity.faults import LOSS_FAULTS
+from sdpo.parity.loss_family import ORDER
 from sdpo.parity.prepared import loss_cases
 from sdpo.parity.render.text import certificate as sentence
 
@@ -42,6 +43,17 @@ def test_a_loss_from_log_probs_is_not_credited_with_faults_it_cannot_have():
         row = certificate(LOSS_ONLY, cases(), after_log_probs=True)
     assert row is not None
     assert row["tested"] == row["killed"] == sum(f.after_log_probs for f in LOSS_FAULTS)
+
+
+def test_a_fault_after_all_exposed_stages_survives_without_a_trial():
+    few, shown = cases()[:3], {"support"}
+    later = [fault for fault in LOSS_FAULTS if ORDER.index(fault.stage) > ORDER.index("support")]
+    with deterministic():
+        row = certificate(shown, few)
+        assert not any(shows(fault, shown, case) for fault in later for case in few)
+    assert row is not None
+    assert {fault.label for fault in later} <= set(row["survivors"])
+    assert row["killed"] > 0
 
 
 def test_without_a_stage_of_the_loss_there_is_none():

@@ -54,7 +54,12 @@ def certificate(
 
 
 def telling_case(fault: Fault, stages: set[str], cases: Sequence[LossCase]) -> str | None:
-    """The first case that shows a fault at one of the stages, the hinted one tried first."""
+    """The first case that shows a fault at one of the stages, the hinted one tried first.
+
+    None without a trial where the fault comes after all of the stages.
+    """
+    if ORDER.index(fault.stage) > max(ORDER.index(stage) for stage in stages):
+        return None
     hinted = hints().get(fault.id)
     first = [case for case in cases if case.id == hinted]
     others = sorted((c for c in cases if c.id != hinted), key=lambda c: c.student_logits.numel())
@@ -68,10 +73,8 @@ def shows(fault: Fault, stages: set[str], case: LossCase) -> bool:
     """Whether a fault diverges at one of the stages on a case."""
     on = prepared(case)
     try:
-        trace = fault_trace(fault.parts, case)
-    except BrokenGradientError:
-        return "gradient" in stages
-    except CandidateError:
+        trace = fault_trace(fault.parts, case, gradient="gradient" in stages)
+    except (BrokenGradientError, CandidateError):
         return True
     seen = {name: value for name, value in trace.items() if name.split(".")[0] in stages}
     found = compare_loss(case, on.truth, on.reference, seen)

@@ -97,12 +97,12 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
         finite = np.isfinite(actual) & np.isfinite(reference)
         error = np.where(finite, np.abs(actual - reference), 0.0)
         allowed = expected.bound + np.minimum(
-            np.nan_to_num(np.abs(reference - expected.truth), nan=0.0, posinf=0.0), expected.bound
+            finite_or_zero(np.abs(reference - expected.truth)), expected.bound
         )
         used = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(float).tiny))
         # a unit in the last place of a value that is rounding noise itself says nothing
-        meaningful = finite & (np.abs(reference) > allowed)
-        ulp = np.where(meaningful, error / spacing(reference, expected.epsilon), 0.0)
+        meaningful = finite & (error > 0) & (np.abs(reference) > allowed)
+        ulp = error[meaningful] / spacing(reference[meaningful], expected.epsilon)
     odd = ~same & ~finite
     if expected.unit is not None:
         # whether such a derivative is NaN or infinite follows from the order of operations
@@ -130,7 +130,7 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
         case=case,
         compared=int(actual.size),
         max_abs=float(error.max()),
-        max_ulp=float(ulp.max()),
+        max_ulp=float(ulp.max(initial=0.0)),
         budget_used=float(used.max()),
         smallest_detectable=detectable(reference, allowed, finite),
         worst=describe(at, actual, reference, allowed, expected.labels) if not same.all() else {},
@@ -190,13 +190,21 @@ def judge(
 
 def vanished(actual: Array, expected: Expected) -> bool:
     """Whether a gradient is zero throughout where the oracle's is not."""
-    size = np.abs(np.nan_to_num(expected.truth, posinf=0.0, neginf=0.0)).max()
-    return not actual.any() and bool(size > expected.epsilon * (expected.unit or 0.0))
+    if actual.any():
+        return False
+    return bool(
+        finite_or_zero(np.abs(expected.truth)).max() > expected.epsilon * (expected.unit or 0.0)
+    )
+
+
+def finite_or_zero(values: Array) -> Array:
+    """The values, zero where they are not finite."""
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 def spacing(values: Array, epsilon: float) -> Array:
-    """Distance between neighbouring numbers of the case's dtype at each value."""
-    size = np.maximum(np.abs(np.nan_to_num(values, posinf=0.0, neginf=0.0)), 2.0**-126)
+    """Distance between neighbouring numbers of the case's dtype at each finite value."""
+    size = np.maximum(np.abs(values), 2.0**-126)
     return epsilon * np.exp2(np.floor(np.log2(size)))
 
 

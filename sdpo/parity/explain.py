@@ -21,7 +21,7 @@ import torch
 from sdpo.parity.adapters.base import BrokenGradientError, CandidateError
 from sdpo.parity.conditional import condition
 from sdpo.parity.faults import LOSS_FAULTS
-from sdpo.parity.faults_parts import Fault, Part, fault_loss, fault_trace
+from sdpo.parity.faults_parts import Fault, Part, fault_trace
 from sdpo.parity.prepared import (
     ROUNDINGS_OF_LARGEST,
     Observation,
@@ -264,9 +264,10 @@ def evaluation(faults: tuple[Fault, ...], on: Prepared) -> Evaluation | None:
 def loss_alone(faults: tuple[Fault, ...], on: Prepared) -> Values | None:
     """The loss that the reference with some faults gives on a case; None if they make it fail."""
     try:
-        return values_of(on, {"aggregate": fault_loss(parts_of(faults), on.case)})
+        trace = fault_trace(parts_of(faults), on.case, gradient=False)
     except CandidateError:
         return None
+    return values_of(on, {"aggregate": trace["aggregate"]})
 
 
 def parts_of(faults: tuple[Fault, ...]) -> dict[str, Part]:

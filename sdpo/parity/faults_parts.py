@@ -317,8 +317,10 @@ def loss_from_log_probs(changes: Mapping[str, Part]) -> Callable[..., Tensor]:
     return faulty_loss
 
 
-def fault_trace(changes: Mapping[str, Part], case: LossCase) -> dict[str, Tensor]:
-    """Stage values of the reference with some parts exchanged, gradient included.
+def fault_trace(
+    changes: Mapping[str, Part], case: LossCase, *, gradient: bool = True
+) -> dict[str, Tensor]:
+    """Stage values of the reference with some parts exchanged; without gradient at half the cost.
 
     Raises:
         BrokenGradientError: the fault leaves no graph to the student or reaches the teacher.
@@ -327,35 +329,19 @@ def fault_trace(changes: Mapping[str, Part], case: LossCase) -> dict[str, Tensor
     student = case.student_logits.detach().clone().requires_grad_(True)
     teacher = case.teacher_logits.detach().clone().requires_grad_(True)
     trace: dict[str, Tensor] = {}
-    function = loss_from_logits(changes, choice_for(changes, case), trace)
-    positional = (student, teacher, case.responses, case.response_mask)
-    found = checked_call(function, settings_of(case), positional, {}, (student, teacher))
-    return {name: value.detach() for name, value in (trace | found).items()}
-
-
-def fault_loss(changes: Mapping[str, Part], case: LossCase) -> Tensor:
-    """The loss of the reference with some parts exchanged, as in `fault_trace`; no gradient.
-
-    Raises:
-        CandidateError: the fault raises.
-    """
-    function = loss_from_logits(changes, choice_for(changes, case))
-    student, teacher = case.student_logits.clone(), case.teacher_logits.clone()
-    positional = (student, teacher, case.responses, case.response_mask)
-    with torch.no_grad():
-        return scalar_of(guarded("aggregate", function, *positional, **settings_of(case)))
-
-
-def choice_for(changes: Mapping[str, Part], case: LossCase) -> Tensor | None:
-    """The recorded choice among tied logits; it holds for the logits that it was made from."""
-    return None if "scaled" in changes else case.recorded.get("support.indices")
-
-
-def settings_of(case: LossCase) -> dict[str, Any]:
-    """What a loss from logits is given by keyword."""
-    return {
+    # the recorded choice among tied logits holds for the logits that it was made from
+    chosen = None if "scaled" in changes else case.recorded.get("support.indices")
+    function = loss_from_logits(changes, chosen, trace)
+    named = {
         "old_log_probs": case.old_log_probs,
         "self_distillation_mask": case.self_distillation_mask,
         "rollout_is_weights": case.rollout_is_weights,
         "config": case.config,
     }
+    positional = (student, teacher, case.responses, case.response_mask)
+    if gradient:
+        found = checked_call(function, named, positional, {}, (student, teacher))
+    else:
+        with torch.no_grad():
+            found = {"aggregate": scalar_of(guarded("aggregate", function, *positional, **named))}
+    return {name: value.detach() for name, value in (trace | found).items()}

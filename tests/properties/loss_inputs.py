@@ -36,9 +36,12 @@ def floats(draw, shape, low, high):
 
 
 @st.composite
-def loss_cases(draw, modes=MODES, dtypes=(torch.float32, torch.float64, torch.bfloat16)):
+def loss_cases(
+    draw, modes=MODES, dtypes=(torch.float32, torch.float64, torch.bfloat16), least_rows=1
+):
     """A case with logits in ±8, ragged masks, and optional rollout weights."""
-    rows, tokens, width = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(2, 9))
+    rows, tokens = draw(st.integers(least_rows, 3)), draw(st.integers(1, 4))
+    width = draw(st.integers(2, 9))
     dtype = draw(st.sampled_from(dtypes))
     mask = draw(arrays(np.int64, (rows, tokens), elements=st.integers(0, 1)))
     signal = draw(arrays(np.float32, (rows,), elements=st.sampled_from([0.0, 1.0])))

@@ -133,7 +133,7 @@ def test_padding_columns_change_nothing(case, columns, left):
 
 
 @SETTINGS
-@given(loss_cases(dtypes=FLOATS))
+@given(loss_cases(dtypes=FLOATS, least_rows=2))
 def test_a_masked_row_is_a_removed_row(case):
     keep = case.self_distillation_mask != 0
     assume(bool(keep.any()) and not bool(keep.all()))

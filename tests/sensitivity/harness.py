@@ -12,7 +12,7 @@ from sdpo.parity.faults_parts import Fault
 from sdpo.parity.prepared import loss_cases, prepared
 from sdpo.parity.selftest import families, judged_here, subset
 
-ACTING, IDLE = 4, 2
+ACTING, IDLE = 3, 1
 LEAP = 37
 
 
@@ -27,7 +27,7 @@ def some_cases(ids: tuple[str, ...]) -> GoldenFamily:
 
 @cache
 def telling_cases(fault: Fault) -> GoldenFamily:
-    """A few cases on which a fault acts, and a few on which it does not.
+    """A few cases on which a fault acts, and one on which it does not.
 
     Neighbours in the recording are alike, so that cases are taken in leaps until there are enough.
     The first is the certificate's: an evaluation has nothing to say of a batch without tokens.

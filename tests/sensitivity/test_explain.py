@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from harness import run_of
@@ -10,8 +11,16 @@ from sdpo.divergence import divergence
 from sdpo.loss import self_distillation_loss
 from sdpo.parity.adapters.callables import FromLogits
 from sdpo.parity.adapters.stage_functions import StageFunctions
-from sdpo.parity.explain import Explanation, explain, stage_of
-from sdpo.parity.faults import BY_ID
+from sdpo.parity.explain import (
+    Explanation,
+    agrees,
+    agrees_in_loss,
+    evaluation,
+    explain,
+    loss_alone,
+    stage_of,
+)
+from sdpo.parity.faults import BY_ID, LOSS_FAULTS
 from sdpo.parity.faults_parts import loss_from_logits
 from sdpo.parity.prepared import Observation, loss_cases, prepared
 from sdpo.parity.selftest import families
@@ -117,6 +126,24 @@ def test_no_fault_explains_the_reference():
     assert explain(observations(False)) == []
     assert explain(observations(True)) == []
     assert explain([]) == []
+
+
+def test_the_loss_alone_rules_out_nothing_that_explains():
+    """What is computed without a gradient has the bits of the whole evaluation."""
+    on = prepared(loss_cases(families()[0])[3])
+    ruled_out = 0
+    for fault in LOSS_FAULTS:
+        given = evaluation((fault,), on)
+        assert given is not None
+        alone = loss_alone((fault,), on)
+        assert alone is not None
+        assert np.array_equal(alone["aggregate"], given.values["aggregate"], equal_nan=True)
+        for values in (given.values, on.reference_values):
+            observation = Observation(on, True, values, given.complaint)
+            possible = agrees_in_loss(observation, (fault,))
+            assert possible or not agrees(observation, given)
+            ruled_out += not possible
+    assert ruled_out > 20
 
 
 def test_noise_is_not_explained():

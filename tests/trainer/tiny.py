@@ -46,6 +46,12 @@ def model(seed: int = 0, **changes: Any) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(Qwen2Config(**settings)).float()
 
 
+@functools.cache
+def questions(rows: int) -> Dataset:
+    """A data set never changes; to make one takes as long as a step of training."""
+    return dataset(rows)
+
+
 def dataset(rows: int = 4, **columns: Any) -> Dataset:
     prompts = [
         [
@@ -112,7 +118,7 @@ def trainer(
         "args": arguments(folder, **(args or {})),
         "processing_class": tokenizer(),
         "reward_funcs": [Alternating()],
-        "train_dataset": dataset(),
+        "train_dataset": questions(4),
         **changes,
     }
     if kind is SDPOTrainer:

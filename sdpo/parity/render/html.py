@@ -3,13 +3,15 @@
 import base64
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Template
 from markupsafe import Markup, escape
 
 from sdpo.parity.render.plots import Plot
 from sdpo.parity.render.sections import sections
+from sdpo.parity.render.templates import compiled
 from sdpo.parity.render.text import RUN
 
 
@@ -20,15 +22,14 @@ def html_report(run: RUN, plots: Sequence[Plot] = ()) -> str:
         run: the document.
         plots: pictures to embed.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=True,
-    )
-    environment.filters |= {"marked": marked, "data_uri": data_uri, "breakable": breakable}
-    return environment.get_template("report.html.j2").render(sections(run), plots=plots)
+    return template().render(sections(run), plots=plots)
+
+
+@cache
+def template() -> Template:
+    """The template with its filters."""
+    filters = {"marked": marked, "data_uri": data_uri, "breakable": breakable}
+    return compiled(Path(__file__).with_name("report.html.j2"), filters)
 
 
 def marked(sentence: str) -> Markup:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Template
 
 from sdpo.parity.render.sections import sections
+from sdpo.parity.render.templates import compiled
 from sdpo.parity.render.text import RUN
 
 
@@ -18,15 +20,14 @@ def markdown_report(run: RUN, plots: Sequence[Any] = ()) -> str:
         run: the document.
         plots: pictures that lie next to the report, each with `file`, `title` and `caption`.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-    )
-    environment.filters |= {"code": code, "cell": cell, "fence": fence, "text": text}
-    return environment.get_template("report.md.j2").render(sections(run), plots=plots)
+    return template().render(sections(run), plots=plots)
+
+
+@cache
+def template() -> Template:
+    """The template with its filters."""
+    filters = {"code": code, "cell": cell, "fence": fence, "text": text}
+    return compiled(Path(__file__).with_name("report.md.j2"), filters)
 
 
 def code(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The tiny model, tokenizer and completions that every side of a trainer's audit starts from."""
 
 import copy
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,21 +39,20 @@ def recorded_tokenizer() -> Any:
 def tiny_model(scenario: Scenario, folder: Path) -> nn.Module:
     """A Qwen2 of two layers in float32, the same for every call with the same scenario.
 
-    It is written to `folder/model` and loaded from there, because a trainer may build its teacher
-    from the path in the student's configuration. With `scenario.lora` a PEFT model whose factors
+    It lies in `folder/model`, as its configuration says, because a trainer may build its teacher
+    from that path. With `scenario.lora` a PEFT model whose factors
     are `A` random and `B` zero. With `scenario.poisoned_token` that token's input embedding is NaN.
 
     Raises:
         ValueError: the poisoned text is not one token.
     """
-    from transformers import Qwen2ForCausalLM
-
     path = folder / "model"
+    dropout = 0.0 if scenario.lora else scenario.dropout
+    first = loaded_model(dropout, scenario.poisoned_token, scenario.disguise)
     if not (path / "config.json").is_file():
-        first = initial_model(scenario)
-        disguise_head(first, scenario.disguise)
         first.save_pretrained(path)
-    model = Qwen2ForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    model = copy.deepcopy(first)
+    model.config.name_or_path = model.name_or_path = str(path)
     if scenario.moved:
         nudge(model)
     return with_adapter(model, scenario.dropout) if scenario.lora else model
@@ -75,7 +75,21 @@ def disguise_head(model: nn.Module, disguise: str) -> None:
         head[[first, second]] = head[[second, first]]
 
 
-def initial_model(scenario: Scenario) -> Any:
+@cache
+def loaded_model(dropout: float, poisoned_token: str | None, disguise: str) -> Any:
+    """The model as it is loaded from a checkpoint, which takes far longer than a copy of it."""
+    from transformers import Qwen2ForCausalLM
+
+    first = initial_model(dropout, poisoned_token)
+    disguise_head(first, disguise)
+    with tempfile.TemporaryDirectory(prefix="sdpo-model-") as folder:
+        first.save_pretrained(folder)
+        return Qwen2ForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
+
+
+def initial_model(dropout: float, poisoned_token: str | None) -> Any:
     """The model before it is written."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -90,19 +104,16 @@ def initial_model(scenario: Scenario) -> Any:
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         initializer_range=0.3,
-        attention_dropout=0.0 if scenario.lora else scenario.dropout,
+        attention_dropout=dropout,
         **settings,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = Qwen2ForCausalLM(config).float()
-    if scenario.poisoned_token is not None:
-        ids = tiny_tokenizer().encode(scenario.poisoned_token, add_special_tokens=False)
+    if poisoned_token is not None:
+        ids = tiny_tokenizer().encode(poisoned_token, add_special_tokens=False)
         if len(ids) != 1:
-            raise ValueError(
-                f"scenario {scenario.id}: poisoned_token={scenario.poisoned_token!r} is "
-                f"{len(ids)} tokens; it must be one"
-            )
+            raise ValueError(f"{poisoned_token=} is {len(ids)} tokens; it must be one")
         with torch.no_grad():
             model.model.embed_tokens.weight[ids[0]] = torch.nan
     return model
