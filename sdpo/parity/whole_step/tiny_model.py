@@ -40,19 +40,21 @@ def tiny_model(scenario: Scenario, folder: Path) -> nn.Module:
     """A Qwen2 of two layers in float32, the same for every call with the same scenario.
 
     It lies in `folder/model`, as its configuration says, because a trainer may build its teacher
-    from that path. With `scenario.lora` a PEFT model whose factors
-    are `A` random and `B` zero. With `scenario.poisoned_token` that token's input embedding is NaN.
+    from that path; a model that is there already is taken instead. With `scenario.lora` a PEFT
+    model whose factors are `A` random and `B` zero. With `scenario.poisoned_token` that token's
+    input embedding is NaN.
 
     Raises:
         ValueError: the poisoned text is not one token.
     """
     path = folder / "model"
-    dropout = 0.0 if scenario.lora else scenario.dropout
-    first = loaded_model(dropout, scenario.poisoned_token, scenario.disguise)
-    if not (path / "config.json").is_file():
-        first.save_pretrained(path)
-    model = copy.deepcopy(first)
-    model.config.name_or_path = model.name_or_path = str(path)
+    if (path / "config.json").is_file():
+        model = load(path)
+    else:
+        dropout = 0.0 if scenario.lora else scenario.dropout
+        model = copy.deepcopy(loaded_model(dropout, scenario.poisoned_token, scenario.disguise))
+        model.save_pretrained(path)
+        model.config.name_or_path = model.name_or_path = str(path)
     if scenario.moved:
         nudge(model)
     return with_adapter(model, scenario.dropout) if scenario.lora else model
@@ -75,18 +77,21 @@ def disguise_head(model: nn.Module, disguise: str) -> None:
         head[[first, second]] = head[[second, first]]
 
 
+def load(path: Path) -> Any:
+    """The model that lies in a folder, in float32."""
+    from transformers import Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+
+
 @cache
 def loaded_model(dropout: float, poisoned_token: str | None, disguise: str) -> Any:
     """The model as it is loaded from a checkpoint, which takes far longer than a copy of it."""
-    from transformers import Qwen2ForCausalLM
-
     first = initial_model(dropout, poisoned_token)
     disguise_head(first, disguise)
     with tempfile.TemporaryDirectory(prefix="sdpo-model-") as folder:
         first.save_pretrained(folder)
-        return Qwen2ForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
-        )
+        return load(Path(folder))
 
 
 def initial_model(dropout: float, poisoned_token: str | None) -> Any:
