@@ -1,6 +1,7 @@
 """`sdpo audit` as a user runs it: first line, exit code, files, one JSON document."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ import pytest
 
 from sdpo.cli import main
 from sdpo.parity import launch
-from sdpo.parity.adapters.load import BUILT_IN, TRAINERS
+from sdpo.parity.adapters.base import CandidateError
+from sdpo.parity.adapters.load import BUILT_IN, TRAINERS, load_candidate
 from sdpo.parity.audit import Request, audit
 from sdpo.parity.exit_codes import worst_exit_code
 from sdpo.parity.worker import plain
@@ -93,6 +95,21 @@ def test_help_teaches_and_answers_at_once(tmp_path):
         assert words in done.stdout
     assert all(f"`{name}`" in done.stdout for name in (*BUILT_IN, *TRAINERS))
     assert seconds < 3, "a second on an idle machine; the test allows for a busy one"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("refernce", "no module is called 'refernce'; built in are ['sdpo', 'reference',"),
+        ("sdpo-trianer", "no module is called 'sdpo-trianer'; built in are"),
+        ("sdpo.suport", "no module 'sdpo.suport' in the package 'sdpo', which is installed: check"),
+        ("no_such_package.loss:f", "needs the package 'no_such_package', which is not installed"),
+        ("nowhere.py:f", "no file nowhere.py; give FILE.py:attr"),
+    ],
+)
+def test_a_misspelt_candidate_is_told_what_to_do(name, words):
+    with pytest.raises(CandidateError, match=re.escape(words)):
+        load_candidate(name)
 
 
 def test_one_exit_code_of_several_candidates():

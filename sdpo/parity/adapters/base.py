@@ -1,6 +1,7 @@
 """What a candidate offers, what can go wrong with one, and one checked call of a loss function."""
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -84,6 +85,17 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
+def missing(module: str) -> str:
+    """Why a module cannot be imported, and what to do."""
+    package, _, inner = module.partition(".")
+    if inner and package in sys.modules:
+        return (
+            f"there is no module {module!r} in the package {package!r}, which is installed: check "
+            "the name, or install a version that has it"
+        )
+    return f"needs the package {module!r}, which is not installed: install it"
+
+
 def guarded(stage: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call code of the candidate; whatever it raises, `SystemExit` included, is its failure.
 
@@ -93,9 +105,7 @@ def guarded(stage: str, function: Callable[..., Any], *args: Any, **kwargs: Any)
     try:
         return function(*args, **kwargs)
     except ModuleNotFoundError as error:
-        raise CandidateError(
-            stage, f"needs the package {error.name!r}, which is not installed: install it"
-        ) from error
+        raise CandidateError(stage, missing(error.name or str(error))) from error
     except BaseException as error:
         # addresses differ from run to run
         text = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x…", " ".join(str(error).split()))

@@ -88,6 +88,12 @@ def import_module(name: str) -> ModuleType:
         CandidateError: there is none, or importing it failed.
     """
     sys.path.insert(0, str(Path.cwd()))
+    if "." not in name and guarded("config", importlib.util.find_spec, name) is None:
+        raise CandidateError(
+            "config",
+            f"no module is called {name!r}; built in are {[*BUILT_IN, *TRAINERS]}, others are "
+            "given as FILE.py:attr or pkg.mod:attr",
+        )
     return guarded("config", importlib.import_module, name)
 
 
