@@ -6,7 +6,6 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.adapters.own import Own
-from sdpo.parity.budget import Truth
 from sdpo.parity.case import LOSS_SETTINGS, LossCase
 from sdpo.parity.loss_family import compare_loss
 from sdpo.parity.prepared import loss_case, prepared
@@ -26,11 +25,6 @@ def recorded(case_id: str) -> dict[str, torch.Tensor]:
 def case(case_id: str) -> LossCase:
     """The inputs of a case."""
     return loss_case(FAMILY.case(case_id))
-
-
-def truth_of(case_id: str) -> Truth:
-    """Oracle values and budgets of a case."""
-    return prepared(case(case_id)).truth
 
 
 def transcription(case_id: str) -> dict[str, torch.Tensor]:
@@ -55,6 +49,6 @@ def transcription(case_id: str) -> dict[str, torch.Tensor]:
 
 def comparisons(case_id: str, trace=None):
     """Comparisons of a trace, of ours if none is given, with the reference on a recorded case."""
-    trace = Own().trace(case(case_id)) if trace is None else trace
-    inputs = case(case_id)
-    return compare_loss(inputs, truth_of(case_id), prepared(inputs).reference, trace)
+    on = prepared(case(case_id))
+    trace = Own().trace(on.case) if trace is None else trace
+    return compare_loss(on.case, on.truth, on.reference, trace)

@@ -16,13 +16,9 @@ ACTING, IDLE = 3, 1
 LEAP = 37
 
 
-def all_cases() -> GoldenFamily:
-    return packaged_family("loss")
-
-
 @cache
 def some_cases(ids: tuple[str, ...]) -> GoldenFamily:
-    return subset(all_cases(), ids)
+    return subset(packaged_family("loss"), ids)
 
 
 @cache

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import all_cases, some_cases
+from harness import some_cases
 
+from sdpo.fixtures import packaged_family
 from sdpo.parity.adapters.base import same_bits
 from sdpo.parity.case import transcription_trace
 from sdpo.parity.faults import BY_ID, CATALOGUE, LOSS_FAULTS, collected
@@ -50,7 +51,7 @@ def departures(changes, family):
 
 
 def test_without_a_fault_the_parts_are_the_reference_to_the_bit():
-    assert departures({}, all_cases()) == []
+    assert departures({}, packaged_family("loss")) == []
 
 
 def test_one_bit_in_one_part_is_seen():
@@ -60,7 +61,7 @@ def test_one_bit_in_one_part_is_seen():
 
 def test_the_self_test_has_an_empty_batch_for_each_way_of_averaging():
     empty = [case for case in loss_cases(families()[0]) if not case.loss_mask.any()]
-    ways = {entry["config"]["loss_agg_mode"] for entry in all_cases().manifest["cases"]}
+    ways = {entry["config"]["loss_agg_mode"] for entry in packaged_family("loss").manifest["cases"]}
     assert {case.config.loss_agg_mode for case in empty} == ways
 
 

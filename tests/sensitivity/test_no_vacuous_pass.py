@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from harness import all_cases
 
 from sdpo.config import SDPOConfig
+from sdpo.fixtures import packaged_family
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT, Comparison
 from sdpo.parity.loss_family import ORDER, compare_loss
 from sdpo.parity.prepared import loss_cases, prepared
 
-CASES = {case.id: case for case in loss_cases(all_cases())}
+CASES = {case.id: case for case in loss_cases(packaged_family("loss"))}
 STAGES = ("log_probs.student", "divergence", "importance", "aggregate", "gradient")
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import all_cases, run_of, some_cases
+from harness import run_of, some_cases
 
+from sdpo.fixtures import packaged_family
 from sdpo.parity.adapters.load import load_candidate
 from sdpo.parity.compare import Comparison
 from sdpo.parity.repeated import withdrawn
@@ -98,7 +99,7 @@ def audited(folder: Path, port: str, edit: str, every: int = 1):
     file.write_text(source, encoding="utf-8")
     try:
         candidate: Any = load_candidate(f"{file}:loss")
-        ids = tuple(case["id"] for case in all_cases().manifest["cases"])
+        ids = tuple(case["id"] for case in packaged_family("loss").manifest["cases"])
         return run_of(candidate, some_cases(ids[::every]))
     finally:
         sys.path.remove(str(folder))

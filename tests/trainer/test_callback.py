@@ -42,7 +42,7 @@ def audited(folder, *, kind=SDPOTrainer, args=None, reward=None, model=None, **s
         sdpo_config=SDPOConfig(**chosen),
         processing_class=tiny.tokenizer(),
         reward_funcs=[reward or tiny.Alternating(3, feedback=True)],
-        train_dataset=tiny.questions(4),
+        train_dataset=tiny.questions(),
     )
 
 

@@ -47,9 +47,9 @@ def model(seed: int = 0, **changes: Any) -> Qwen2ForCausalLM:
 
 
 @functools.cache
-def questions(rows: int) -> Dataset:
+def questions() -> Dataset:
     """A data set never changes; to make one takes as long as a step of training."""
-    return dataset(rows)
+    return dataset()
 
 
 def dataset(rows: int = 4, **columns: Any) -> Dataset:
@@ -118,7 +118,7 @@ def trainer(
         "args": arguments(folder, **(args or {})),
         "processing_class": tokenizer(),
         "reward_funcs": [Alternating()],
-        "train_dataset": questions(4),
+        "train_dataset": questions(),
         **changes,
     }
     if kind is SDPOTrainer:
