@@ -12,27 +12,30 @@ where the two derivatives on the right are autograd's through the stages of `sdp
 full vocabulary the whole derivative is autograd's, in smaller chunks.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdpo.aggregate import aggregate
 from sdpo.config import SDPOConfig
-from sdpo.heads import HeadGradients, Projection, blocks, computing_dtype, logits_of, slope
+from sdpo.fused_job import Chunk, Job
+from sdpo.heads import (
+    HeadGradients,
+    Projection,
+    computing_dtype,
+    flat,
+    logits_of,
+    slope,
+    vocabulary,
+)
+from sdpo.log_probs import entries_of
 from sdpo.loss import Trace, token_losses, token_losses_on
 from sdpo.softmax import Softmax
 from sdpo.support import Support
 from sdpo.teacher import trust_region_logits
-from sdpo.vocabulary import GROUP, has_kernels, likeliest, normalizers_of, spread, survey
-
-CHUNK_BYTES = 96 * 2**20
-GPU_CHUNK_BYTES = 256 * 2**20
-FULL_VOCABULARY_BUFFERS = 16
-TOKENS_AT_ONCE = 1024
-"""Of log-probs alone, of which only blocks are held."""
+from sdpo.vocabulary import GROUP, has_kernels, likeliest, spread, survey
 
 
 def fused_self_distillation_loss(
@@ -63,7 +66,8 @@ def fused_self_distillation_loss(
         self_distillation_mask: `(B,)`, 1 for rows that have a teacher prompt; None for all rows.
         rollout_is_weights: `(B, T)`, or None.
         config: settings under verl's names.
-        chunk_tokens: tokens whose logits are held at once; None for as many as fit in 96 MiB.
+        chunk_tokens: tokens whose logits are held at once. None on a CPU for up to H in the memory
+            of the head's gradient, if that is wanted, and then for as many as fit in 96 MiB.
         trace: receives the stages' values without gradient, zeros where the masks exclude; without
             the supports if they are the whole vocabulary.
 
@@ -93,8 +97,7 @@ def fused_self_distillation_loss(
         loss_mask=loss_mask,
         config=config,
         dtype=dtype,
-        size=chunk_tokens
-        or tokens_that_fit(len(student.head.weight), dtype, config, student.hidden.device),
+        chunk_tokens=chunk_tokens,
         traces=None if trace is None else [],
         differentiable=torch.is_grad_enabled(),
     )
@@ -105,98 +108,6 @@ def fused_self_distillation_loss(
     return loss
 
 
-def flat(side: Projection) -> Projection:
-    """Hidden states `(N, H)`, and everything without gradient.
-
-    On a GPU a float32 head is rounded to half-precision hidden states, as autocast does.
-    """
-    hidden, weight = side.hidden.detach().flatten(0, -2), side.head.weight.detach()
-    bias = None if side.head.bias is None else side.head.bias.detach()
-    if hidden.is_cuda and hidden.dtype.itemsize < weight.dtype.itemsize:
-        weight = weight.to(hidden.dtype)
-    return Projection(hidden, side.head._replace(weight=weight, bias=bias))
-
-
-def tokens_that_fit(
-    width: int, dtype: torch.dtype, config: SDPOConfig, device: torch.device
-) -> int:
-    """Tokens of a chunk: `CHUNK_BYTES` for everything of the size of the vocabulary."""
-    buffers = 1
-    if config.full_logit_distillation and config.distillation_topk is None:
-        buffers = FULL_VOCABULARY_BUFFERS
-    size = GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
-    return max(1, size // (width * dtype.itemsize * buffers))
-
-
-@dataclass
-class Job:
-    """One loss: what `fused_self_distillation_loss` was given, places `(B, T)` in one row."""
-
-    student: Projection
-    teacher: Projection
-    live: Projection | None
-    responses: Tensor
-    old_log_probs: Tensor | None
-    weights: Tensor | None
-    loss_mask: Tensor
-    config: SDPOConfig
-    dtype: torch.dtype
-    size: int
-    traces: list[Trace] | None
-    differentiable: bool
-    tokens: Tensor = field(init=False)
-    """Places that count."""
-    buffer: Tensor = field(init=False)
-    """`(N, V)` for the logits of a chunk."""
-
-    def __post_init__(self) -> None:
-        self.tokens = self.loss_mask.flatten().nonzero().squeeze(-1)
-        longest = max((len(places) for places in self.chunks()), default=0)
-        shape = (longest, len(self.student.head.weight))
-        self.buffer = torch.empty(shape, dtype=self.dtype, device=self.tokens.device)
-
-    def chunks(self) -> Iterator[Tensor]:
-        """Places of each chunk; chunks are of nearly equal size."""
-        count = -(-len(self.tokens) // self.size)
-        yield from self.tokens.tensor_split(count) if count else ()
-
-    def shares(self) -> Tensor:
-        """How much each place's loss adds to the whole: the derivative of `aggregate`, `(B·T,)`."""
-        with torch.enable_grad():
-            leaf = torch.zeros(self.loss_mask.shape, dtype=self.dtype, device=self.tokens.device)
-            loss = self.aggregate(leaf.requires_grad_())
-        return torch.autograd.grad(loss, leaf)[0].flatten()
-
-    def aggregate(self, per_token_loss: Tensor) -> Tensor:
-        """One number from the losses `(B, T)`."""
-        mode = self.config.loss_agg_mode
-        return aggregate(per_token_loss, self.loss_mask, loss_agg_mode=mode)
-
-    def settings(self, places: Tensor, trace: Trace, config: SDPOConfig) -> dict[str, Any]:
-        """The arguments of the stages after the logits, at some places."""
-
-        def chosen(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[places].to(self.dtype)
-
-        return {
-            "old_log_probs": chosen(self.old_log_probs),
-            "rollout_is_weights": chosen(self.weights),
-            "config": config,
-            "trace": trace,
-        }
-
-    def whole_trace(self) -> Trace:
-        """The chunks' values at their places, `(B, T, …)`."""
-        whole: Trace = {}
-        for name in self.traces[0] if self.traces else ():
-            values = torch.cat([trace[name] for trace in self.traces or ()]).detach()
-            empty = values.new_zeros(self.loss_mask.numel(), *values.shape[1:])
-            whole[name] = empty.index_copy_(0, self.tokens, values).unflatten(
-                0, self.loss_mask.shape
-            )
-        return whole
-
-
 class FusedLoss(torch.autograd.Function):
     """The loss, with all gradients computed on the way forward."""
 
@@ -204,16 +115,18 @@ class FusedLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> Tensor:
         """Chunk by chunk: the tokens' losses, and what they add to the gradients."""
         needs = (job.differentiable and needed for needed in ctx.needs_input_grad)
+        makers = torch.zeros_like, torch.empty_like, torch.zeros_like
         wanted = [
-            torch.zeros_like(tensor, dtype=job.dtype) if tensor is not None and needed else None
-            for tensor, needed in zip((hidden, weight, bias), needs, strict=False)
+            make(tensor, dtype=job.dtype) if tensor is not None and needed else None
+            for make, tensor, needed in zip(makers, (hidden, weight, bias), needs, strict=False)
         ]
         gradients = HeadGradients(*wanted)
         per_token_loss = torch.zeros(job.loss_mask.numel(), dtype=job.dtype, device=hidden.device)
         shares = job.shares()
         with torch.autocast(hidden.device.type, enabled=False):
-            for places in job.chunks():
-                per_token_loss[places] = chunk(job, places, shares[places], gradients)
+            for chunk in job.chunks(gradients.weight):
+                losses = losses_of(job, chunk, shares[chunk.places], gradients)
+                per_token_loss[chunk.places] = losses
         ctx.gradients = gradients
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
         return job.aggregate(per_token_loss.view(job.loss_mask.shape))
@@ -237,35 +150,35 @@ class FusedLoss(torch.autograd.Function):
         return *cast, None
 
 
-def chunk(job: Job, places: Tensor, shares: Tensor, gradients: HeadGradients) -> Tensor:
-    """Losses `(N,)` of the tokens at some places; adds their gradients if any are wanted."""
-    config, trace = job.config, {}
-    whole = config.full_logit_distillation and config.distillation_topk is None
+def losses_of(job: Job, chunk: Chunk, shares: Tensor, gradients: HeadGradients) -> Tensor:
+    """Losses `(N,)` of a chunk's tokens; adds their gradients if any are wanted."""
+    trace: Trace = {}
     wanted = any(tensor is not None for tensor in gradients)
-    losses, by_logits = (over_vocabulary if whole else over_support)(
-        job, places, shares if wanted else None, trace
+    losses, by_logits = (over_vocabulary if job.whole else over_support)(
+        job, chunk, shares if wanted else None, trace
     )
     if by_logits is not None:
-        gradients.add(at(job.student, places), places, by_logits)
+        student = at(job.student, chunk.places)
+        gradients.add(student, chunk.places, by_logits, chunk.room)
     if job.traces is not None:
         job.traces.append({name: value.detach() for name, value in trace.items()})
     return losses
 
 
 def over_support(
-    job: Job, places: Tensor, shares: Tensor | None, trace: Trace
+    job: Job, chunk: Chunk, shares: Tensor | None, trace: Trace
 ) -> tuple[Tensor, Tensor | None]:
     """Losses `(N,)`, and their sum's derivative by `hidden · weightᵀ + bias` `(N, V)`.
 
     `shares` are the losses' weights in that sum; None leaves the derivative out.
     """
     config, head = job.config, job.student.head
-    logits, normalizer, maxima = whole_logits(job, places)
-    indices = job.responses[places].unsqueeze(-1)
+    logits, normalizer, maxima = whole_logits(job, chunk)
+    indices = job.responses[chunk.places].unsqueeze(-1)
     if config.full_logit_distillation:
         count = min(config.distillation_topk or 0, logits.shape[-1])
         indices = torch.cat([indices, likeliest(logits, maxima, count)], dim=-1)
-    teacher = teacher_log_probs(job, places, indices)
+    teacher = teacher_log_probs(job, chunk, indices)
     with torch.enable_grad():
         leaves = logits.gather(-1, indices).requires_grad_(), normalizer.requires_grad_()
         student = leaves[0] - leaves[1]
@@ -274,7 +187,7 @@ def over_support(
             student[:, 0],
             teacher[:, 0],
             both if config.full_logit_distillation else None,
-            **job.settings(places, trace, config),
+            **job.settings(chunk.places, trace, config),
         )
     if shares is None:
         return losses.detach(), None
@@ -285,17 +198,17 @@ def over_support(
 
 
 def over_vocabulary(
-    job: Job, places: Tensor, shares: Tensor | None, trace: Trace
+    job: Job, chunk: Chunk, shares: Tensor | None, trace: Trace
 ) -> tuple[Tensor, Tensor | None]:
     """As `over_support`, where every entry of the vocabulary is compared."""
     config, head = job.config, job.student.head
-    logits, *_ = whole_logits(job, places)
-    parts = [logits for _, logits in teacher_logits(job, places)]
-    settings = job.settings(places, trace, replace(config, temperature=1.0))
+    logits, *_ = whole_logits(job, chunk)
+    parts = [logits for _, logits in teacher_logits(job, chunk)]
+    settings = job.settings(chunk.places, trace, replace(config, temperature=1.0))
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         sides = Softmax(leaf), Softmax(torch.cat(parts, -1))
-        losses = token_losses(*sides, job.responses[places], **settings)
+        losses = token_losses(*sides, job.responses[chunk.places], **settings)
     for name in [name for name in trace if name.startswith("support.")]:
         del trace[name]
     if shares is None:
@@ -304,86 +217,44 @@ def over_vocabulary(
     return losses.detach(), by_logits * slope(leaf.detach(), head, config.temperature)
 
 
-def whole_logits(job: Job, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The student's logits `(N, V)` over temperature at some places, and their `survey`."""
-    student, logits = at(job.student, places), job.buffer[: len(places)]
-    temperature = job.config.temperature
+def whole_logits(job: Job, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's logits `(N, V)` over temperature, and their `survey`."""
+    student, temperature = at(job.student, chunk.places), job.config.temperature
+    logits = chunk.logits
     if has_kernels(logits):
         logits_of(student, slice(None), temperature, logits)
         return logits, *survey(logits)
     parts = [*vocabulary(student)]
-    normalizers = logits.new_empty(len(places), len(parts))
-    maxima = logits.new_empty(len(places), -(-logits.shape[-1] // GROUP))
+    normalizers = logits.new_empty(len(logits), len(parts))
+    maxima = logits.new_empty(len(logits), -(-logits.shape[-1] // GROUP))
     for number, part in enumerate(parts):
-        # while the block, which holds whole groups, is in the cache; the survey overwrites it
-        block = logits_of(student, part, temperature)
-        logits[:, part] = block
-        found = survey(block)
-        del block
+        # while the block, which holds whole groups, is in the cache
+        block = logits_of(student, part, temperature, logits[:, part])
         groups = slice(part.start // GROUP, -(-part.stop // GROUP))
+        found = survey(block, chunk.block(part))
         normalizers[:, number : number + 1], maxima[:, groups] = found
     return logits, normalizers.logsumexp(-1, keepdim=True), maxima
 
 
-def teacher_log_probs(job: Job, places: Tensor, indices: Tensor) -> Tensor:
+def teacher_log_probs(job: Job, chunk: Chunk, indices: Tensor) -> Tensor:
     """The teacher's log-probs of some entries `(N, K)`, a block of its logits at a time."""
-    return entries_of(teacher_logits(job, places), indices, len(job.teacher.head.weight), job.dtype)
+    return entries_of(teacher_logits(job, chunk), indices, len(job.teacher.head.weight), job.dtype)
 
 
-def entries_of(
-    logits_by_block: Iterable[tuple[slice, Tensor]], indices: Tensor, width: int, dtype: torch.dtype
-) -> Tensor:
-    """Log-probs `(N, K)` of some entries, from logits whose blocks come one after the other.
+def teacher_logits(job: Job, chunk: Chunk) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of the teacher's logits over temperature, in the dtype of the computation.
 
-    The blocks are overwritten.
+    Where the chunk has room for a block, the next takes its place.
     """
-    # results go to tensors made before: small ones between large ones would fragment the heap
-    entries = torch.zeros(indices.shape, dtype=dtype, device=indices.device)
-    normalizers = entries.new_empty(len(indices), len([*blocks(width, indices.device)]))
-    for number, (part, logits) in enumerate(logits_by_block):
-        inside = (indices >= part.start) & (indices < part.stop)
-        near = (indices - part.start).clamp(0, logits.shape[-1] - 1)
-        entries.copy_(torch.where(inside, logits.gather(-1, near), entries))
-        normalizers[:, number : number + 1] = normalizers_of(logits)
-        del logits
-    return entries - normalizers.logsumexp(-1, keepdim=True)
-
-
-@torch.no_grad()
-def token_log_probs(side: Projection, responses: Tensor, temperature: float) -> Tensor:
-    """Log-probs `(B, T)` of the response tokens, without holding the logits.
-
-    Args:
-        side: hidden states `(B, T, H)` and head; row `t` predicts response token `t`.
-        responses: `(B, T)` int64 token ids.
-        temperature: divides the logits.
-    """
-    whole, width = flat(side), len(side.head.weight)
-    dtype, found = computing_dtype(whole.hidden, whole.head.weight), []
-    rows = whole.hidden.split(TOKENS_AT_ONCE), responses.flatten().split(TOKENS_AT_ONCE)
-    with torch.autocast(responses.device.type, enabled=False):
-        for hidden, tokens in zip(*rows, strict=True):
-            some = whole._replace(hidden=hidden)
-            parts = ((part, logits_of(some, part, temperature)) for part in vocabulary(some))
-            found.append(entries_of(parts, tokens.unsqueeze(-1), width, dtype))
-    return torch.cat(found).view(responses.shape)
-
-
-def teacher_logits(job: Job, places: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of the teacher's logits over temperature, in the dtype of the computation."""
     temperature, mix = job.config.temperature, job.config.teacher_update_rate
-    own, live = at(job.teacher, places), None if job.live is None else at(job.live, places)
+    own = at(job.teacher, chunk.places)
+    live = None if job.live is None else at(job.live, chunk.places)
     for part in vocabulary(own):
-        logits = logits_of(own, part, temperature).to(job.dtype)
+        logits = logits_of(own, part, temperature, chunk.block(part)).to(job.dtype)
         if live is not None:
             theirs = logits_of(live, part, temperature).to(job.dtype)
             logits = trust_region_logits(logits, theirs, mix)
         yield part, logits
-
-
-def vocabulary(side: Projection) -> Iterator[slice]:
-    """The blocks of a side's vocabulary."""
-    return blocks(len(side.head.weight), side.hidden.device)
 
 
 def at(side: Projection, places: Tensor) -> Projection:

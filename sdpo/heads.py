@@ -4,7 +4,8 @@
 
 Blocks of the vocabulary keep what is held beside the weights small; half-precision inputs are
 multiplied and added up in float32, on a GPU by its matrix units. On CPU oneDNN, where torch has it,
-multiplies the few rows of a chunk 1.4 times as fast as `torch.mm` does.
+multiplies the few rows of a chunk up to 1.4 times as fast as `torch.mm` does; what lies by columns
+it would copy first.
 """
 
 from collections.abc import Iterator
@@ -50,13 +51,31 @@ def blocks(width: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + size, width))
 
 
+def flat(side: Projection) -> Projection:
+    """Hidden states `(N, H)`, and everything without gradient.
+
+    On a GPU a float32 head is rounded to half-precision hidden states, as autocast does.
+    """
+    hidden, weight = side.hidden.detach().flatten(0, -2), side.head.weight.detach()
+    bias = None if side.head.bias is None else side.head.bias.detach()
+    if hidden.is_cuda and hidden.dtype.itemsize < weight.dtype.itemsize:
+        weight = weight.to(hidden.dtype)
+    return Projection(hidden, side.head._replace(weight=weight, bias=bias))
+
+
+def vocabulary(side: Projection) -> Iterator[slice]:
+    """The blocks of a side's vocabulary."""
+    return blocks(len(side.head.weight), side.hidden.device)
+
+
 def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
     """`left · right` in the dtype of `computing_dtype`, into `out` if that is given."""
     dtype = computing_dtype(left, right)
     if left.is_cuda and left.dtype == right.dtype != dtype:
         return torch.mm(left, right, out_dtype=dtype, out=out)
     left, right = left.to(dtype), right.to(dtype)
-    if left.device.type == "cpu" and dtype == torch.float32 and one_dnn():
+    by_rows = all(tensor.stride(-1) == 1 for tensor in (left, out) if tensor is not None)
+    if left.device.type == "cpu" and dtype == torch.float32 and by_rows and one_dnn():
         found = torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
         return found if out is None else out.copy_(found)
     return torch.mm(left, right, out=out)
@@ -116,16 +135,22 @@ class HeadGradients(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
 
-    def add(self, projection: Projection, rows: Tensor, grad: Tensor) -> None:
+    def add(
+        self, projection: Projection, rows: Tensor, grad: Tensor, room: Tensor | None = None
+    ) -> None:
         """Add what `grad` `(N, V)`, by `hidden · weightᵀ + bias`, gives.
 
         Args:
             projection: hidden states `(N, H)` and head.
             rows: `(N,)`, where those hidden states stand among all.
             grad: in the dtype of the sums, or in that of hidden states and head.
+            room: `(block, H)`, given if `grad` lies in the memory of `weight`, which holds no sum
+                yet; it is overwritten.
         """
         hidden, weight = projection.hidden, projection.head.weight
         by_hidden = torch.zeros_like(hidden, dtype=computing_dtype(grad))
+        if self.bias is not None:
+            self.bias.add_(grad.sum(0, dtype=self.bias.dtype))
         parts = blocks(len(weight), grad.device)
         if grad.is_cuda:
             parts = [slice(0, len(weight))]  # one product shares its sums over many units
@@ -134,9 +159,10 @@ class HeadGradients(NamedTuple):
         for part in parts:
             if self.hidden is not None:
                 by_hidden += product(grad[:, part], weight[part])
-            if self.weight is not None:
+            if self.weight is not None and room is not None:
+                place = room[: part.stop - part.start]
+                self.weight[part] = torch.mm(grad[:, part].T, hidden, out=place)
+            elif self.weight is not None:
                 add_product(self.weight[part], grad[:, part].T, hidden)
         if self.hidden is not None:
             self.hidden[rows] = by_hidden
-        if self.bias is not None:
-            self.bias.add_(grad.sum(0, dtype=self.bias.dtype))

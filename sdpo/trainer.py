@@ -20,9 +20,9 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sdpo.config import SDPOConfig
-from sdpo.fused import token_log_probs
 from sdpo.hidden import response_projection
 from sdpo.importance import rollout_is_weights
+from sdpo.log_probs import token_log_probs
 from sdpo.loss import self_distillation_loss
 from sdpo.quantized import keep_trainable
 from sdpo.rollouts import (

@@ -13,6 +13,8 @@ from torch import Tensor
 from sdpo.heads import Head, blocks, slope
 
 GROUP = 64
+CANDIDATES = 2**20
+"""Logits that are copied at once to search them."""
 
 
 def has_kernels(logits: Tensor) -> bool:
@@ -26,14 +28,14 @@ def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def survey(logits: Tensor) -> tuple[Tensor, Tensor]:
+def survey(logits: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Normalizers log Σ exp `(N, 1)`, and the largest logit of each group of `GROUP` neighbours.
 
-    The groups are `(N, V / GROUP, rounded up)`. The logits are overwritten, except by the kernels.
+    The groups are `(N, V / GROUP, rounded up)`; `scratch` may be given, of the logits' shape.
     """
     if not has_kernels(logits):
         maxima = group_maxima(logits)
-        return log_sum_exp_(logits, maxima.amax(-1, keepdim=True)), maxima
+        return log_sum_exp(logits, maxima.amax(-1, keepdim=True), out=scratch), maxima
     from sdpo import kernels
 
     count, width = logits.shape
@@ -43,28 +45,31 @@ def survey(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalizers_of(logits: Tensor) -> Tensor:
-    """The normalizers of `survey` alone; the logits are overwritten as there."""
+    """The normalizers of `survey` alone; the logits are overwritten, except by the kernels."""
     if has_kernels(logits):
         return survey(logits)[0]
-    return log_sum_exp_(logits, logits.amax(-1, keepdim=True))
+    return log_sum_exp(logits, logits.amax(-1, keepdim=True), out=logits)
 
 
 def group_maxima(logits: Tensor) -> Tensor:
     """The largest logit of each group of `GROUP` neighbours, `(N, V / GROUP, rounded up)`."""
     whole = logits.shape[-1] // GROUP * GROUP
-    maxima = logits[:, :whole].unflatten(-1, (-1, GROUP)).amax(-1)
+    if logits.stride(-1) == 1:
+        maxima = logits[:, :whole].unflatten(-1, (-1, GROUP)).amax(-1)
+    else:  # the same by columns, which takes a tenth of the time if it is written so
+        maxima = logits.T[:whole].unflatten(0, (-1, GROUP)).amax(1).T
     if whole == logits.shape[-1]:
         return maxima
     return torch.cat([maxima, logits[:, whole:].amax(-1, keepdim=True)], -1)
 
 
-def log_sum_exp_(logits: Tensor, largest: Tensor) -> Tensor:
+def log_sum_exp(logits: Tensor, largest: Tensor, out: Tensor | None = None) -> Tensor:
     """Normalizers `(N, 1)`, given the largest logits `(N, 1)`, which logsumexp would seek again.
 
-    The logits become their exponentials.
+    The exponentials go to `out`, which may be the logits.
     """
     reference = largest.masked_fill(largest.isinf(), 0.0)  # exp of -inf is zero at any reference
-    return logits.sub_(reference).exp_().sum(-1, keepdim=True).log_().add_(reference)
+    return torch.sub(logits, reference, out=out).exp_().sum(-1, keepdim=True).log_().add_(reference)
 
 
 def likeliest(logits: Tensor, maxima: Tensor, count: int) -> Tensor:
@@ -73,9 +78,16 @@ def likeliest(logits: Tensor, maxima: Tensor, count: int) -> Tensor:
     The `count` largest lie in the `count` groups with the largest maxima: only those are searched,
     and the entries after the last whole group.
     """
-    whole = logits.shape[-1] // GROUP
-    if count >= whole:
+    if count >= logits.shape[-1] // GROUP:
         return logits.topk(count, dim=-1).indices
+    rows = max(1, CANDIDATES // (count * GROUP))
+    pieces = zip(logits.split(rows), maxima.split(rows), strict=True)
+    return torch.cat([search(some, theirs, count) for some, theirs in pieces])
+
+
+def search(logits: Tensor, maxima: Tensor, count: int) -> Tensor:
+    """`likeliest` of some rows."""
+    whole = logits.shape[-1] // GROUP
     groups = maxima[:, :whole].topk(count, dim=-1).indices
     grouped = logits[:, : whole * GROUP].unflatten(-1, (whole, GROUP))
     found = grouped.gather(1, groups.unsqueeze(-1).expand(-1, -1, GROUP)).flatten(1)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdpo import fused, vocabulary
+from sdpo import fused, fused_job, heads, vocabulary
 from sdpo.aggregate import LOSS_AGG_MODES
 
 __all__ = ["narrow_blocks"]
@@ -58,18 +58,18 @@ def test_no_tensor_is_larger_than_a_chunk_or_the_weights(mode):
 
 
 def test_chunks_fit_into_their_size(monkeypatch):
-    monkeypatch.setattr(fused, "CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(fused_job, "CHUNK_BYTES", 2**20)
     for width, dtype in product((100, 1000, 2**20), (torch.float32, torch.float64)):
-        tokens = fused.tokens_that_fit(width, dtype, config("topk_tail"), CPU)
+        tokens = fused_job.tokens_that_fit(width, dtype, config("topk_tail"), CPU)
         assert tokens == 1 or tokens * width * dtype.itemsize <= 2**20
-        assert fused.tokens_that_fit(width, dtype, config("full_vocab"), CPU) <= tokens
+        assert fused_job.tokens_that_fit(width, dtype, config("full_vocab"), CPU) <= tokens
 
 
 # --- planted faults -----------------------------------------------------------------------------
 
 
-def unnormalized(job, places, indices):
-    parts = [logits for _, logits in fused.teacher_logits(job, places)]
+def unnormalized(job, chunk, indices):
+    parts = [logits for _, logits in fused.teacher_logits(job, chunk)]
     return torch.cat(parts, -1).gather(-1, indices)
 
 
@@ -80,10 +80,10 @@ def first_block_only(logits, head, temperature):
 FAULTS = {
     "teacher not normalized": (fused, "teacher_log_probs", unnormalized),
     "slope of the soft cap left out": (vocabulary, "slope", first_block_only),
-    "blocks overlap": (fused, "blocks", lambda width, device: [slice(0, 16), slice(12, width)]),
+    "blocks overlap": (heads, "blocks", lambda width, *_: iter([slice(0, 16), slice(12, width)])),
     "mix left out": (fused, "trust_region_logits", lambda reference, live, mix: reference),
     "mean instead of shares": (
-        fused,
+        fused_job,
         "aggregate",
         lambda values, mask, *, loss_agg_mode: (values * mask).sum() / mask.numel(),
     ),

@@ -1,0 +1,149 @@
+"""What one fused loss was given, and its tokens in chunks."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdpo.aggregate import aggregate
+from sdpo.config import SDPOConfig
+from sdpo.heads import Projection, blocks
+from sdpo.loss import Trace
+
+CHUNK_BYTES = 96 * 2**20
+GPU_CHUNK_BYTES = 256 * 2**20
+FULL_VOCABULARY_BUFFERS = 16
+
+
+class Chunk(NamedTuple):
+    """Some of the tokens: their places `(N,)`, and where their logits go, `(N, V)`.
+
+    `room` `(block, H)` is for a block of logits or of the head's gradient. It is there if the
+    logits lie in the memory of that gradient, and by columns then.
+    """
+
+    places: Tensor
+    logits: Tensor
+    room: Tensor | None = None
+
+    def block(self, part: slice) -> Tensor | None:
+        """Room for the logits of a part of the vocabulary, `(N, width of the part)`."""
+        if self.room is None:
+            return None
+        shape = part.stop - part.start, len(self.places)
+        return self.room.view(-1)[: math.prod(shape)].view(shape).T
+
+
+def in_gradient(places: Tensor, by_weight: Tensor) -> Chunk:
+    """A chunk of up to H tokens whose logits take a column each of the head's gradient `(V, H)`.
+
+    The gradient is written over them, block by block, when they have been read. So all of them are
+    multiplied at once, without memory of their own.
+    """
+    part = next(blocks(len(by_weight), by_weight.device))
+    return Chunk(places, by_weight[:, : len(places)].T, torch.empty_like(by_weight[part]))
+
+
+def tokens_that_fit(
+    width: int, dtype: torch.dtype, config: SDPOConfig, device: torch.device
+) -> int:
+    """Tokens of a chunk: `CHUNK_BYTES` for everything of the size of the vocabulary."""
+    buffers = 1
+    if config.full_logit_distillation and config.distillation_topk is None:
+        buffers = FULL_VOCABULARY_BUFFERS
+    size = GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
+    return max(1, size // (width * dtype.itemsize * buffers))
+
+
+@dataclass
+class Job:
+    """One loss: what `fused_self_distillation_loss` was given, places `(B, T)` in one row."""
+
+    student: Projection
+    teacher: Projection
+    live: Projection | None
+    responses: Tensor
+    old_log_probs: Tensor | None
+    weights: Tensor | None
+    loss_mask: Tensor
+    config: SDPOConfig
+    dtype: torch.dtype
+    chunk_tokens: int | None
+    traces: list[Trace] | None
+    differentiable: bool
+    tokens: Tensor = field(init=False)
+    """Places that count."""
+
+    def __post_init__(self) -> None:
+        self.tokens = self.loss_mask.flatten().nonzero().squeeze(-1)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the vocabulary is compared."""
+        return self.config.full_logit_distillation and self.config.distillation_topk is None
+
+    @property
+    def lends(self) -> bool:
+        """Whether the head's gradient may hold the logits of a chunk."""
+        on_cpu = self.tokens.device.type == "cpu"
+        return on_cpu and self.chunk_tokens is None and not self.whole
+
+    def chunks(self, by_weight: Tensor | None) -> Iterator[Chunk]:
+        """The tokens in chunks; the first in the memory of the head's gradient, if they are many.
+
+        Args:
+            by_weight: the head's gradient `(V, H)`, of any value: it is set to zeros unless the
+                first chunk lies there. None if nobody wants it.
+        """
+        tokens, width = self.tokens, len(self.student.head.weight)
+        fit = tokens_that_fit(width, self.dtype, self.config, tokens.device)
+        size = self.chunk_tokens or fit
+        if by_weight is not None and self.lends and min(len(tokens), by_weight.shape[-1]) > fit:
+            first, tokens = tokens[: by_weight.shape[-1]], tokens[by_weight.shape[-1] :]
+            yield in_gradient(first, by_weight)
+        elif by_weight is not None:
+            by_weight.zero_()
+        parts = tokens.tensor_split(-(-len(tokens) // size)) if len(tokens) else ()
+        if parts:
+            shape = len(parts[0]), width
+            buffer = torch.empty(shape, dtype=self.dtype, device=tokens.device)
+            yield from (Chunk(places, buffer[: len(places)]) for places in parts)
+
+    def shares(self) -> Tensor:
+        """How much each place's loss adds to the whole: the derivative of `aggregate`, `(B·T,)`."""
+        with torch.enable_grad():
+            leaf = torch.zeros(self.loss_mask.shape, dtype=self.dtype, device=self.tokens.device)
+            loss = self.aggregate(leaf.requires_grad_())
+        return torch.autograd.grad(loss, leaf)[0].flatten()
+
+    def aggregate(self, per_token_loss: Tensor) -> Tensor:
+        """One number from the losses `(B, T)`."""
+        mode = self.config.loss_agg_mode
+        return aggregate(per_token_loss, self.loss_mask, loss_agg_mode=mode)
+
+    def settings(self, places: Tensor, trace: Trace, config: SDPOConfig) -> dict[str, Any]:
+        """The arguments of the stages after the logits, at some places."""
+
+        def chosen(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[places].to(self.dtype)
+
+        return {
+            "old_log_probs": chosen(self.old_log_probs),
+            "rollout_is_weights": chosen(self.weights),
+            "config": config,
+            "trace": trace,
+        }
+
+    def whole_trace(self) -> Trace:
+        """The chunks' values at their places, `(B, T, …)`."""
+        whole: Trace = {}
+        for name in self.traces[0] if self.traces else ():
+            values = torch.cat([trace[name] for trace in self.traces or ()]).detach()
+            empty = values.new_zeros(self.loss_mask.numel(), *values.shape[1:])
+            whole[name] = empty.index_copy_(0, self.tokens, values).unflatten(
+                0, self.loss_mask.shape
+            )
+        return whole
