@@ -116,8 +116,9 @@ class FusedLoss(torch.autograd.Function):
         """Chunk by chunk: the tokens' losses, and what they add to the gradients."""
         needs = (job.differentiable and needed for needed in ctx.needs_input_grad)
         makers = torch.zeros_like, torch.empty_like, torch.zeros_like
+        like: Any = {"dtype": job.dtype, "memory_format": torch.contiguous_format}
         wanted = [
-            make(tensor, dtype=job.dtype) if tensor is not None and needed else None
+            make(tensor, **like) if tensor is not None and needed else None
             for make, tensor, needed in zip(makers, (hidden, weight, bias), needs, strict=False)
         ]
         gradients = HeadGradients(*wanted)

@@ -89,6 +89,13 @@ def test_without_any_token_the_gradient_is_zero(mode, monkeypatch):
     assert not any(gradient.any() for gradient in gradients)
 
 
+def test_a_weight_that_lies_by_columns():
+    on = more_tokens_than_columns()
+    weight = on.student.head.weight.detach().T.contiguous().T.requires_grad_()
+    on = replace(on, student=on.student._replace(head=on.student.head._replace(weight=weight)))
+    assert distance(on, config("topk_tail"), chunk_tokens=None) < EXACT
+
+
 def test_entries_that_the_bias_forbids():
     on = more_tokens_than_columns()
     for side in (on.student, on.teacher):
