@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MATHS = ("support", "divergence", "importance", "aggregate", "loss")
-FUSED = ("heads", "vocabulary", "fused", "kernels")
+FUSED = ("heads", "vocabulary", "log_probs", "fused_job", "fused", "kernels")
 TORCH_ONLY = {"torch", "math", "collections", "typing", "dataclasses", "types", "re", "warnings"}
 FURTHER = {
     "softmax": {"itertools"},
