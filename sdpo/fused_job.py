@@ -47,13 +47,16 @@ def in_gradient(places: Tensor, by_weight: Tensor) -> Chunk:
     return Chunk(places, by_weight[:, : len(places)].T, torch.empty_like(by_weight[part]))
 
 
+def over_all(config: SDPOConfig) -> bool:
+    """Whether all of the vocabulary is compared."""
+    return config.full_logit_distillation and config.distillation_topk is None
+
+
 def tokens_that_fit(
     width: int, dtype: torch.dtype, config: SDPOConfig, device: torch.device
 ) -> int:
     """Tokens of a chunk: `CHUNK_BYTES` for everything of the size of the vocabulary."""
-    buffers = 1
-    if config.full_logit_distillation and config.distillation_topk is None:
-        buffers = FULL_VOCABULARY_BUFFERS
+    buffers = FULL_VOCABULARY_BUFFERS if over_all(config) else 1
     size = GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
     return max(1, size // (width * dtype.itemsize * buffers))
 
@@ -82,8 +85,8 @@ class Job:
 
     @property
     def whole(self) -> bool:
-        """Whether all of the vocabulary is compared."""
-        return self.config.full_logit_distillation and self.config.distillation_topk is None
+        """`over_all` of the settings."""
+        return over_all(self.config)
 
     @property
     def lends(self) -> bool:

@@ -57,6 +57,21 @@ def test_no_tensor_is_larger_than_a_chunk_or_the_weights(mode):
     assert seen.elements >= ROWS * TOKENS * width
 
 
+def test_no_tensor_is_larger_than_the_weights_where_the_gradient_holds_logits(monkeypatch):
+    width = 200
+    on = inputs(width=width)
+    on = replace(on, response_mask=torch.ones_like(on.response_mask))
+    on.optional["self_distillation_mask"].fill_(1)
+    monkeypatch.setattr(fused_job, "CHUNK_BYTES", 2 * width * torch.float64.itemsize)
+    with Largest() as seen:
+        by_chunks(on, config("topk_tail"), None)
+    assert seen.elements <= width * HIDDEN
+    monkeypatch.setattr(fused_job, "CHUNK_BYTES", ROWS * TOKENS * width * torch.float64.itemsize)
+    with Largest() as seen:
+        by_chunks(on, config("topk_tail"), None)
+    assert seen.elements >= ROWS * TOKENS * width
+
+
 def test_chunks_fit_into_their_size(monkeypatch):
     monkeypatch.setattr(fused_job, "CHUNK_BYTES", 2**20)
     for width, dtype in product((100, 1000, 2**20), (torch.float32, torch.float64)):
