@@ -44,7 +44,7 @@ TRANSCRIBED_NAMES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossCase:
     """Inputs of the loss, in the case's dtype, with masks, weights and old log-probs as recorded.
 

@@ -6,7 +6,9 @@ a stage trace, or be handed out as a loss function from logits or from log-probs
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -160,6 +162,8 @@ REFERENCE: Mapping[str, Part] = MappingProxyType(
     }
 )
 FROM_LOGITS_ONLY = frozenset({"scaled", "log_probs", "choice", "support"})
+KEPT_STARTS = 256
+KEPT_LOGITS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,11 +244,7 @@ def merged(changes: Mapping[str, Part]) -> Mapping[str, Part]:
     return {**REFERENCE, **changes}
 
 
-def loss_from_logits(
-    changes: Mapping[str, Part],
-    recorded_choice: Tensor | None = None,
-    trace: dict[str, Tensor] | None = None,
-) -> Callable[..., Tensor]:
+def loss_from_logits(changes: Mapping[str, Part]) -> Callable[..., Tensor]:
     """The reference with some parts exchanged, as a loss function from logits."""
     parts = merged(changes)
 
@@ -268,11 +268,9 @@ def loss_from_logits(
             old_log_probs,
             self_distillation_mask,
             rollout_is_weights,
-            recorded_choice,
         )
-        values = {} if trace is None else trace
-        evaluate_logits(run, parts, values)
-        return evaluate_log_probs(run, parts, values)
+        evaluate_logits(run, parts, {})
+        return evaluate_log_probs(run, parts, {})
 
     return faulty_loss
 
@@ -317,31 +315,60 @@ def loss_from_log_probs(changes: Mapping[str, Part]) -> Callable[..., Tensor]:
     return faulty_loss
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What the parts from logits to log-probs give on a case, with its graph."""
+
+    run: Run
+    trace: Mapping[str, Tensor]
+
+
+def start_of(case: LossCase, changes: frozenset[tuple[str, Part]]) -> Start:
+    """Evaluate the parts from logits to log-probs, some of them exchanged."""
+    exchanged = dict(changes)
+    run = Run(
+        case.config,
+        case.student_logits.detach().clone().requires_grad_(True),
+        case.teacher_logits.detach().clone().requires_grad_(True),
+        case.responses,
+        case.response_mask,
+        case.old_log_probs,
+        case.self_distillation_mask,
+        case.rollout_is_weights,
+        # the recorded choice among tied logits holds for the logits that it was made from
+        None if "scaled" in exchanged else case.recorded.get("support.indices"),
+    )
+    trace: dict[str, Tensor] = {}
+    with torch.enable_grad():
+        evaluate_logits(run, merged(exchanged), trace)
+    return Start(run, trace)
+
+
+kept_start_of = lru_cache(maxsize=KEPT_STARTS)(start_of)
+
+
 def fault_trace(
     changes: Mapping[str, Part], case: LossCase, *, gradient: bool = True
 ) -> dict[str, Tensor]:
     """Stage values of the reference with some parts exchanged; without gradient at half the cost.
 
+    Faults that lie behind the log-probs share these, and the graph to the logits.
+
     Raises:
         BrokenGradientError: the fault leaves no graph to the student or reaches the teacher.
         CandidateError: the fault raises.
     """
-    student = case.student_logits.detach().clone().requires_grad_(True)
-    teacher = case.teacher_logits.detach().clone().requires_grad_(True)
-    trace: dict[str, Tensor] = {}
-    # the recorded choice among tied logits holds for the logits that it was made from
-    chosen = None if "scaled" in changes else case.recorded.get("support.indices")
-    function = loss_from_logits(changes, chosen, trace)
-    named = {
-        "old_log_probs": case.old_log_probs,
-        "self_distillation_mask": case.self_distillation_mask,
-        "rollout_is_weights": case.rollout_is_weights,
-        "config": case.config,
-    }
-    positional = (student, teacher, case.responses, case.response_mask)
+    parts = merged(changes)
+    from_logits = frozenset((n, part) for n, part in changes.items() if n in FROM_LOGITS_ONLY)
+    starting = kept_start_of if case.student_logits.numel() <= KEPT_LOGITS else start_of
+    start = guarded("aggregate", starting, case, from_logits)
+    trace = dict(start.trace)
+    positional = (copy(start.run), parts, trace)
     if gradient:
-        found = checked_call(function, named, positional, {}, (student, teacher))
+        leaves = (start.run.student_logits, start.run.teacher_logits)
+        found = checked_call(evaluate_log_probs, {}, positional, {}, leaves, keep_graph=True)
     else:
         with torch.no_grad():
-            found = {"aggregate": scalar_of(guarded("aggregate", function, *positional, **named))}
+            loss = guarded("aggregate", evaluate_log_probs, *positional)
+            found = {"aggregate": scalar_of(loss)}
     return {name: value.detach() for name, value in (trace | found).items()}

@@ -142,6 +142,8 @@ def checked_call(
     positional: tuple[Any, ...],
     inputs: Mapping[str, Tensor],
     leaves: tuple[Tensor, Tensor | None],
+    *,
+    keep_graph: bool = False,
 ) -> dict[str, Tensor]:
     """Call a loss function once and take its gradient.
 
@@ -151,6 +153,7 @@ def checked_call(
         positional: arguments before them.
         inputs: the tensors among the arguments, which the call must not change.
         leaves: student and teacher tensors to differentiate by; the teacher may be None.
+        keep_graph: leave the graph to the leaves to the next call.
 
     Returns:
         `aggregate` and `gradient`.
@@ -169,7 +172,8 @@ def checked_call(
     if not loss.requires_grad:
         raise BrokenGradientError(NO_GRAPH, trace)
     wanted = [student] if teacher is None else [student, teacher]
-    gradients = guarded("gradient", torch.autograd.grad, loss, wanted, allow_unused=True)
+    differentiated = {"allow_unused": True, "retain_graph": keep_graph}
+    gradients = guarded("gradient", torch.autograd.grad, loss, wanted, **differentiated)
     if gradients[0] is None:
         raise BrokenGradientError(NO_GRAPH, trace)
     if teacher is not None and gradients[1] is not None and bool((gradients[1] != 0).any()):
