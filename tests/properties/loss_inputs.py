@@ -1,11 +1,10 @@
-"""Random loss cases for property tests; Hypothesis draws the tensors themselves."""
+"""Random loss cases for property tests, made from shapes, settings and a seed that are drawn."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from sdpo.aggregate import LOSS_AGG_MODES
 from sdpo.config import SDPOConfig
@@ -28,34 +27,47 @@ def configs(draw, modes=MODES, loss_agg_modes=LOSS_AGG_MODES):
     )
 
 
-def floats(draw, shape, low, high):
-    values = draw(
-        arrays(np.float32, shape, elements=st.floats(low, high, width=32), fill=st.nothing())
-    )
-    return torch.from_numpy(values)
+@dataclass(frozen=True)
+class Numbers:
+    """Random tensors from one drawn seed.
+
+    Hypothesis repeats and simplifies what it draws: masks drawn element by element were nearly all
+    zero, and most logits equal.
+    """
+
+    generator: np.random.Generator
+
+    def floats(self, shape, low, high):
+        return torch.from_numpy(self.generator.uniform(low, high, shape).astype(np.float32))
+
+    def integers(self, shape, count):
+        return torch.from_numpy(self.generator.integers(count, size=shape))
+
+    def mask(self, shape, share):
+        return torch.from_numpy((self.generator.random(shape) < share).astype(np.int64))
 
 
 @st.composite
 def loss_cases(
     draw, modes=MODES, dtypes=(torch.float32, torch.float64, torch.bfloat16), least_rows=1
 ):
-    """A case with logits in ±8, ragged masks, and optional rollout weights."""
+    """A case with logits in ±8, some with ties, ragged masks, and optional rollout weights."""
     rows, tokens = draw(st.integers(least_rows, 3)), draw(st.integers(1, 4))
     width = draw(st.integers(2, 9))
     dtype = draw(st.sampled_from(dtypes))
-    mask = draw(arrays(np.int64, (rows, tokens), elements=st.integers(0, 1)))
-    signal = draw(arrays(np.float32, (rows,), elements=st.sampled_from([0.0, 1.0])))
-    responses = draw(arrays(np.int64, (rows, tokens), elements=st.integers(0, width - 1)))
+    numbers = Numbers(np.random.default_rng(draw(st.integers(0, 2**32 - 1))))
+    share = draw(st.sampled_from([0.7, 0.4, 1.0]))
+    student = numbers.floats((rows, tokens, width), -8, 8)
     case = LossCase(
         id="random",
         config=draw(configs(modes)),
-        student_logits=floats(draw, (rows, tokens, width), -8, 8).to(dtype),
-        teacher_logits=floats(draw, (rows, tokens, width), -8, 8).to(dtype),
-        responses=torch.from_numpy(responses),
-        response_mask=torch.from_numpy(mask),
-        old_log_probs=floats(draw, (rows, tokens), -6, 0),
-        self_distillation_mask=torch.from_numpy(signal),
+        student_logits=(student.round() if draw(st.booleans()) else student).to(dtype),
+        teacher_logits=numbers.floats((rows, tokens, width), -8, 8).to(dtype),
+        responses=numbers.integers((rows, tokens), width),
+        response_mask=numbers.mask((rows, tokens), share),
+        old_log_probs=numbers.floats((rows, tokens), -6, 0),
+        self_distillation_mask=numbers.mask((rows,), share).float(),
     )
     if draw(st.booleans()):
-        case = replace(case, rollout_is_weights=floats(draw, (rows, tokens), 0, 2))
+        case = replace(case, rollout_is_weights=numbers.floats((rows, tokens), 0, 2))
     return case
