@@ -81,6 +81,8 @@ def replay_one(bundle: Path, candidate: str, *, as_json: bool, log: Path | None 
     """
     import json
 
+    if problem := unreadable(bundle):
+        return refuse(problem, as_json)
     with tempfile.TemporaryDirectory(prefix="sdpo-replay-") as scratch:
         output = Path(scratch) / "candidate.log"
         request = {"bundle": str(bundle), "candidate": candidate}
@@ -93,6 +95,18 @@ def replay_one(bundle: Path, candidate: str, *, as_json: bool, log: Path | None 
         return refuse(found["problem"], as_json)
     print(json.dumps(found, ensure_ascii=False) if as_json else replay_text(found))
     return found["exit_code"]
+
+
+def unreadable(bundle: Path) -> str:
+    """Why a file cannot be an archive, before a process is started for it; empty if it may be."""
+    import zipfile
+
+    try:
+        with bundle.open("rb") as file:
+            archive = zipfile.is_zipfile(file)
+    except OSError as error:
+        return f"cannot read {bundle}: {error.strerror}"
+    return "" if archive else f"{bundle} is no zip archive, or damaged"
 
 
 def replay_text(found: dict[str, Any]) -> str:

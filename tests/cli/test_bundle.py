@@ -12,6 +12,7 @@ from golden_subset import subset
 from safetensors.torch import save
 
 from sdpo.config import SDPOConfig
+from sdpo.parity import again
 from sdpo.parity.again import replay_one, replay_text
 from sdpo.parity.bundle import DOCUMENT, LARGEST, TENSORS, Bundle, BundleError, read, write
 from sdpo.parity.bundler import make, replay
@@ -199,13 +200,29 @@ def test_a_failing_case_is_packed_small_and_replays_with_the_same_verdict(golden
     assert "replay=different" in replay_text(repaired).splitlines()[0]
 
 
-def test_the_command_refuses_with_one_line(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"no archive", "is no zip archive"), (None, "cannot read")]
+)
+def test_the_command_refuses_with_one_line(content, words, tmp_path, capsys, monkeypatch):
+    """Without starting a process."""
+    monkeypatch.delattr(again, "in_child")
     path = tmp_path / "b.zip"
-    path.write_bytes(b"no archive")
+    if content is not None:
+        path.write_bytes(content)
     assert replay_one(path, "", as_json=False) == 2
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("ERROR ")
-    assert "no zip archive" in line
+    assert words in line
+
+
+def test_what_only_the_process_can_refuse_is_one_line_too(tmp_path, capsys):
+    path = tmp_path / "b.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", "b")
+    assert replay_one(path, "", as_json=False) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("ERROR ")
+    assert "members" in line
 
 
 def test_a_failure_by_exception_keeps_its_kind(goldens, tmp_path):
