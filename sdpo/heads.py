@@ -68,6 +68,17 @@ def vocabulary(side: Projection) -> Iterator[slice]:
     return blocks(len(side.head.weight), side.hidden.device)
 
 
+def parts_of(weight: Tensor, other: Tensor, *, at_once: bool = False) -> Iterator[slice]:
+    """The parts in which a head is multiplied with what has the vocabulary's size.
+
+    One for everything on a GPU, whose many units share its sums, and if `at_once` is asked for and
+    no copy of the weights in another dtype is needed.
+    """
+    if other.is_cuda or (at_once and weight.dtype == other.dtype):
+        return iter([slice(0, len(weight))])
+    return blocks(len(weight), other.device)
+
+
 def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
     """`left · right` in the dtype of `computing_dtype`, into `out` if that is given."""
     dtype = computing_dtype(left, right)
@@ -110,8 +121,13 @@ def logits_of(
         temperature: divides the logits.
         out: where to write them.
     """
-    hidden, (weight, bias, scale, softcap) = projection
-    logits = product(hidden, weight[part].T, out=out)
+    logits = product(projection.hidden, projection.head.weight[part].T, out=out)
+    return finished(logits, projection.head, part, temperature)
+
+
+def finished(logits: Tensor, head: Head, part: slice, temperature: float) -> Tensor:
+    """What follows `hidden · weightᵀ`, in place: bias, scale, soft cap, temperature."""
+    _, bias, scale, softcap = head
     if bias is not None:
         logits += bias[part]
     if scale != 1.0:
@@ -148,21 +164,19 @@ class HeadGradients(NamedTuple):
                 yet; it is overwritten.
         """
         hidden, weight = projection.hidden, projection.head.weight
-        by_hidden = torch.zeros_like(hidden, dtype=computing_dtype(grad))
         if self.bias is not None:
             self.bias.add_(grad.sum(0, dtype=self.bias.dtype))
-        parts = blocks(len(weight), grad.device)
-        if grad.is_cuda:
-            parts = [slice(0, len(weight))]  # one product shares its sums over many units
-        else:
-            hidden = hidden.to(grad.dtype)
-        for part in parts:
-            if self.hidden is not None:
+        if self.hidden is not None:
+            by_hidden = torch.zeros_like(hidden, dtype=computing_dtype(grad))
+            for part in parts_of(weight, grad, at_once=room is not None):
                 by_hidden += product(grad[:, part], weight[part])
-            if self.weight is not None and room is not None:
+            self.hidden[rows] = by_hidden
+        if self.weight is None:
+            return
+        hidden = hidden if grad.is_cuda else hidden.to(grad.dtype)
+        for part in parts_of(weight, grad):
+            if room is not None:
                 place = room[: part.stop - part.start]
                 self.weight[part] = torch.mm(grad[:, part].T, hidden, out=place)
-            elif self.weight is not None:
+            else:
                 add_product(self.weight[part], grad[:, part].T, hidden)
-        if self.hidden is not None:
-            self.hidden[rows] = by_hidden
