@@ -163,6 +163,7 @@ REFERENCE: Mapping[str, Part] = MappingProxyType(
 )
 FROM_LOGITS_ONLY = frozenset({"scaled", "log_probs", "choice", "support"})
 KEPT_STARTS = 256
+"""Evaluations up to the log-probs that are kept, of cases of up to `KEPT_LOGITS` logits."""
 KEPT_LOGITS = 1 << 16
 
 

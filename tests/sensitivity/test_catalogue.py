@@ -1,16 +1,17 @@
 """The catalogue itself: complete, sourced, and built on parts that together are the reference."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from harness import some_cases
 
 from sdpo.fixtures import packaged_family
-from sdpo.parity.adapters.base import same_bits
+from sdpo.parity.adapters.base import BrokenGradientError, CandidateError, same_bits
 from sdpo.parity.case import transcription_trace
 from sdpo.parity.faults import BY_ID, CATALOGUE, LOSS_FAULTS, collected
-from sdpo.parity.faults_parts import REFERENCE, Fault, fault_trace, merged
+from sdpo.parity.faults_parts import REFERENCE, Fault, fault_trace, kept_start_of, merged
 from sdpo.parity.loss_family import ORDER
 from sdpo.parity.prepared import loss_cases
 from sdpo.parity.selftest import families
@@ -57,6 +58,30 @@ def test_without_a_fault_the_parts_are_the_reference_to_the_bit():
 def test_one_bit_in_one_part_is_seen():
     changes = {"aggregate": lambda run: REFERENCE["aggregate"](run) * (1 + 2**-23)}
     assert ("P-L001", "aggregate") in departures(changes, some_cases(("P-L001",)))
+
+
+def departures_after(parts_of_faults):
+    """Where the reference's parts depart from it once some faults have been evaluated."""
+    family = some_cases(("P-L001", "P-L018", "P-L030"))
+    for parts in parts_of_faults:
+        for case in loss_cases(family):
+            with suppress(CandidateError, BrokenGradientError):
+                fault_trace(parts, case)
+    return departures({}, family)
+
+
+def spoiling(run):
+    run.student_log_probs.data.add_(1)
+    return REFERENCE["mask"](run)
+
+
+def test_faults_leave_what_they_share_as_it_was():
+    """Those behind the log-probs start from the same tensors."""
+    assert departures_after(fault.parts for fault in LOSS_FAULTS) == []
+    try:
+        assert departures_after([{"mask": spoiling}]) != []
+    finally:
+        kept_start_of.cache_clear()
 
 
 def test_the_self_test_has_an_empty_batch_for_each_way_of_averaging():
