@@ -316,16 +316,10 @@ def loss_from_log_probs(changes: Mapping[str, Part]) -> Callable[..., Tensor]:
     return faulty_loss
 
 
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What the parts from logits to log-probs give on a case, with its graph."""
-
-    run: Run
-    trace: Mapping[str, Tensor]
-
-
-def start_of(case: LossCase, changes: frozenset[tuple[str, Part]]) -> Start:
-    """Evaluate the parts from logits to log-probs, some of them exchanged."""
+def start_of(
+    case: LossCase, changes: frozenset[tuple[str, Part]]
+) -> tuple[Run, Mapping[str, Tensor]]:
+    """Evaluate the parts from logits to log-probs, some of them exchanged: run and stage values."""
     exchanged = dict(changes)
     run = Run(
         case.config,
@@ -342,7 +336,7 @@ def start_of(case: LossCase, changes: frozenset[tuple[str, Part]]) -> Start:
     trace: dict[str, Tensor] = {}
     with torch.enable_grad():
         evaluate_logits(run, merged(exchanged), trace)
-    return Start(run, trace)
+    return run, trace
 
 
 kept_start_of = lru_cache(maxsize=KEPT_STARTS)(start_of)
@@ -362,11 +356,11 @@ def fault_trace(
     parts = merged(changes)
     from_logits = frozenset((n, part) for n, part in changes.items() if n in FROM_LOGITS_ONLY)
     starting = kept_start_of if case.student_logits.numel() <= KEPT_LOGITS else start_of
-    start = guarded("aggregate", starting, case, from_logits)
-    trace = dict(start.trace)
-    positional = (copy(start.run), parts, trace)
+    run, begun = guarded("aggregate", starting, case, from_logits)
+    trace = dict(begun)
+    positional = (copy(run), parts, trace)
     if gradient:
-        leaves = (start.run.student_logits, start.run.teacher_logits)
+        leaves = (run.student_logits, run.teacher_logits)
         found = checked_call(evaluate_log_probs, {}, positional, {}, leaves, keep_graph=True)
     else:
         with torch.no_grad():

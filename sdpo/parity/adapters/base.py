@@ -172,8 +172,14 @@ def checked_call(
     if not loss.requires_grad:
         raise BrokenGradientError(NO_GRAPH, trace)
     wanted = [student] if teacher is None else [student, teacher]
-    differentiated = {"allow_unused": True, "retain_graph": keep_graph}
-    gradients = guarded("gradient", torch.autograd.grad, loss, wanted, **differentiated)
+    gradients = guarded(
+        "gradient",
+        torch.autograd.grad,
+        loss,
+        wanted,
+        allow_unused=True,
+        retain_graph=keep_graph,
+    )
     if gradients[0] is None:
         raise BrokenGradientError(NO_GRAPH, trace)
     if teacher is not None and gradients[1] is not None and bool((gradients[1] != 0).any()):
