@@ -14,6 +14,7 @@ full vocabulary the whole derivative is autograd's, in smaller chunks.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from sdpo.loss import Trace, token_losses, token_losses_on
 from sdpo.softmax import Softmax
 from sdpo.support import Support
 from sdpo.teacher import trust_region_logits
-from sdpo.vocabulary import GROUP, has_kernels, likeliest, spread, survey
+from sdpo.vocabulary import exponentials, group_maxima, has_kernels, likeliest, spread, survey
 
 
 def fused_self_distillation_loss(
@@ -158,12 +159,12 @@ def losses_of(job: Job, chunk: Chunk, shares: Tensor, gradients: HeadGradients) 
     """Losses `(N,)` of a chunk's tokens; adds their gradients if any are wanted."""
     trace: Trace = {}
     wanted = any(tensor is not None for tensor in gradients)
-    losses, by_logits = (over_vocabulary if job.whole else over_support)(
+    losses, by_logits, scale = (over_vocabulary if job.whole else over_support)(
         job, chunk, shares if wanted else None, trace
     )
     if by_logits is not None:
         student = at(job.student, chunk.places)
-        gradients.add(student, chunk.places, by_logits, chunk.room)
+        gradients.add(student, chunk.places, by_logits, scale, chunk.room)
     if job.traces is not None:
         job.traces.append({name: value.detach() for name, value in trace.items()})
     return losses
@@ -171,20 +172,24 @@ def losses_of(job: Job, chunk: Chunk, shares: Tensor, gradients: HeadGradients) 
 
 def over_support(
     job: Job, chunk: Chunk, shares: Tensor | None, trace: Trace
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Losses `(N,)`, and their sum's derivative by `hidden · weightᵀ + bias` `(N, V)`.
 
-    `shares` are the losses' weights in that sum; None leaves the derivative out.
+    `shares` are the losses' weights in that sum; None leaves the derivative out. The rows of the
+    derivative are still to be multiplied by the last result `(N, 1)`, if that is not None.
     """
-    config, head = job.config, job.student.head
-    logits, normalizer, maxima = whole_logits(job, chunk)
+    config, head, temperature = job.config, job.student.head, job.config.temperature
+    logits, maxima, normalizer = whole_logits(job, chunk)
     indices = job.responses[chunk.places].unsqueeze(-1)
     if config.full_logit_distillation:
         count = min(config.distillation_topk or 0, logits.shape[-1])
         indices = torch.cat([indices, likeliest(logits, maxima, count)], dim=-1)
     teacher = teacher_log_probs(job, chunk, indices)
+    entries, factors = logits.gather(-1, indices), None
+    if normalizer is None:
+        normalizer, factors = exponentials(logits, maxima, head, temperature)
     with torch.enable_grad():
-        leaves = logits.gather(-1, indices).requires_grad_(), normalizer.requires_grad_()
+        leaves = entries.requires_grad_(), normalizer.requires_grad_()
         student = leaves[0] - leaves[1]
         both = Support(indices[:, 1:], student[:, 1:], teacher[:, 1:])
         losses = token_losses_on(
@@ -194,16 +199,16 @@ def over_support(
             **job.settings(chunk.places, trace, config),
         )
     if shares is None:
-        return losses.detach(), None
+        return losses.detach(), None, None
     by_entries, by_normalizer = torch.autograd.grad(losses, leaves, shares)
-    normalizer, temperature = normalizer.detach(), config.temperature
-    by_logits = spread(logits, normalizer, by_normalizer, indices, by_entries, head, temperature)
-    return losses.detach(), by_logits
+    found = normalizer.detach(), factors, by_normalizer
+    at_entries = indices, entries.detach(), by_entries
+    return losses.detach(), *spread(logits, *found, *at_entries, head, temperature)
 
 
 def over_vocabulary(
     job: Job, chunk: Chunk, shares: Tensor | None, trace: Trace
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, None]:
     """As `over_support`, where every entry of the vocabulary is compared."""
     config, head = job.config, job.student.head
     logits, *_ = whole_logits(job, chunk)
@@ -216,38 +221,40 @@ def over_vocabulary(
     for name in [name for name in trace if name.startswith("support.")]:
         del trace[name]
     if shares is None:
-        return losses.detach(), None
+        return losses.detach(), None, None
     (by_logits,) = torch.autograd.grad(losses, leaf, shares)
-    return losses.detach(), by_logits * slope(leaf.detach(), head, config.temperature)
+    return losses.detach(), by_logits * slope(leaf.detach(), head, config.temperature), None
 
 
-def whole_logits(job: Job, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-    """The student's logits `(N, V)` over temperature, and their `survey`."""
+def whole_logits(job: Job, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The student's logits `(N, V)` over temperature, and their `group_maxima`.
+
+    Where there are kernels, the normalizers `(N, 1)` too, which they find in the same pass.
+    """
     student, temperature = at(job.student, chunk.places), job.config.temperature
     logits = chunk.logits
     if has_kernels(logits):
         logits_of(student, slice(None), temperature, logits)
-        return logits, *survey(logits)
-    parts, (hidden, head) = [*vocabulary(student)], student
+        normalizers, maxima = survey(logits)
+        return logits, maxima, normalizers
+    hidden, head = student
     if chunk.room is not None:  # so many rows are multiplied faster at once than in blocks
         for part in parts_of(head.weight, logits, at_once=True):
             product(hidden, head.weight[part].T, out=logits[:, part])
-    normalizers = logits.new_empty(len(logits), len(parts))
-    maxima = logits.new_empty(len(logits), -(-logits.shape[-1] // GROUP))
-    for number, part in enumerate(parts):
+    maxima = []
+    for part in vocabulary(student):
         # while the block, which holds whole groups, is in the cache
         block = logits[:, part]
         if chunk.room is None:
             product(hidden, head.weight[part].T, out=block)
-        groups = slice(part.start // GROUP, -(-part.stop // GROUP))
-        found = survey(finished(block, head, part, temperature), chunk.block(part))
-        normalizers[:, number : number + 1], maxima[:, groups] = found
-    return logits, normalizers.logsumexp(-1, keepdim=True), maxima
+        maxima.append(group_maxima(finished(block, head, part, temperature)))
+    return logits, torch.cat(maxima, -1), None
 
 
 def teacher_log_probs(job: Job, chunk: Chunk, indices: Tensor) -> Tensor:
     """The teacher's log-probs of some entries `(N, K)`, a block of its logits at a time."""
-    return entries_of(teacher_logits(job, chunk), indices, len(job.teacher.head.weight), job.dtype)
+    width = len(job.teacher.head.weight)
+    return entries_of(partial(teacher_logits, job, chunk), indices, width, job.dtype)
 
 
 def teacher_logits(job: Job, chunk: Chunk) -> Iterator[tuple[slice, Tensor]]:

@@ -152,7 +152,12 @@ class HeadGradients(NamedTuple):
     bias: Tensor | None
 
     def add(
-        self, projection: Projection, rows: Tensor, grad: Tensor, room: Tensor | None = None
+        self,
+        projection: Projection,
+        rows: Tensor,
+        grad: Tensor,
+        scale: Tensor | None = None,
+        room: Tensor | None = None,
     ) -> None:
         """Add what `grad` `(N, V)`, by `hidden · weightᵀ + bias`, gives.
 
@@ -160,20 +165,27 @@ class HeadGradients(NamedTuple):
             projection: hidden states `(N, H)` and head.
             rows: `(N,)`, where those hidden states stand among all.
             grad: in the dtype of the sums, or in that of hidden states and head.
+            scale: `(N, 1)`, what its rows are to be multiplied by; None for ones.
             room: `(block, H)`, given if `grad` lies in the memory of `weight`, which holds no sum
                 yet; it is overwritten.
         """
         hidden, weight = projection.hidden, projection.head.weight
         if self.bias is not None:
-            self.bias.add_(grad.sum(0, dtype=self.bias.dtype))
+            whole = (
+                grad.sum(0, dtype=self.bias.dtype)
+                if scale is None
+                else torch.mv(grad.T, scale[:, 0])
+            )
+            self.bias.add_(whole)
         if self.hidden is not None:
             by_hidden = torch.zeros_like(hidden, dtype=computing_dtype(grad))
             for part in parts_of(weight, grad, at_once=room is not None):
                 by_hidden += product(grad[:, part], weight[part])
-            self.hidden[rows] = by_hidden
+            self.hidden[rows] = by_hidden if scale is None else by_hidden.mul_(scale)
         if self.weight is None:
             return
         hidden = hidden if grad.is_cuda else hidden.to(grad.dtype)
+        hidden = hidden if scale is None else hidden * scale
         for part in parts_of(weight, grad):
             if room is not None:
                 place = room[: part.stop - part.start]

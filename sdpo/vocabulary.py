@@ -15,6 +15,10 @@ from sdpo.heads import Head, blocks, slope
 GROUP = 64
 CANDIDATES = 2**20
 """Logits that are copied at once to search them."""
+MODERATE = -16.0, 48.0
+"""Largest logits of a token whose exponentials are taken as they are."""
+FEW, MANY = 1e-30, 1e30
+"""Factors and ratios between which float32 multiplies what it should."""
 
 
 def has_kernels(logits: Tensor) -> bool:
@@ -28,14 +32,8 @@ def triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def survey(logits: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Normalizers log Σ exp `(N, 1)`, and the largest logit of each group of `GROUP` neighbours.
-
-    The groups are `(N, V / GROUP, rounded up)`; `scratch` may be given, of the logits' shape.
-    """
-    if not has_kernels(logits):
-        maxima = group_maxima(logits)
-        return log_sum_exp(logits, maxima.amax(-1, keepdim=True), out=scratch), maxima
+def survey(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """By the kernels: normalizers log Σ exp `(N, 1)`, and `group_maxima`."""
     from sdpo import kernels
 
     count, width = logits.shape
@@ -44,11 +42,60 @@ def survey(logits: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tenso
     return normalizers, maxima
 
 
-def normalizers_of(logits: Tensor) -> Tensor:
-    """The normalizers of `survey` alone; the logits are overwritten, except by the kernels."""
-    if has_kernels(logits):
-        return survey(logits)[0]
-    return log_sum_exp(logits, logits.amax(-1, keepdim=True), out=logits)
+def reference_of(largest: Tensor) -> Tensor:
+    """What to subtract from logits before exp `(N, 1)`, given a large one of each token.
+
+    Zero where exp and sums of it are far from both ends of float32 without, so that it can be left
+    out; zero too for infinity: exp of -inf is zero at any reference.
+    """
+    low, high = MODERATE
+    kept = ((largest >= low) & (largest <= high)) | ~largest.isfinite()
+    return torch.where(kept, 0.0, largest)
+
+
+def within_reach(normalizers: Tensor, reference: Tensor) -> bool:
+    """Whether no token's exponentials have grown or shrunk too much by their reference."""
+    near = normalizers.isfinite() & (normalizers >= reference + MODERATE[0])
+    return bool(near.all())
+
+
+def sum_of_exponentials(logits: Tensor, reference: Tensor) -> Tensor:
+    """Σ exp(logits - reference) `(N, 1)`; the exponentials overwrite the logits."""
+    if logits.is_cuda or bool(reference.any()):
+        logits.sub_(reference)
+    logits.exp_()
+    if logits.stride(-1) == 1:
+        return logits.sum(-1, keepdim=True)
+    whole, columns = logits.shape[-1] // GROUP * GROUP, logits.T
+    groups = columns[:whole].unflatten(0, (-1, GROUP)).sum(1)
+    return torch.cat([groups, columns[whole:]]).sum(0, keepdim=True).T
+
+
+def exponentials(
+    logits: Tensor, maxima: Tensor, head: Head, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Overwrite logits z by what is softmax(z), times the slope of a soft cap, but for a factor.
+
+    Args:
+        logits: `(N, V)` over temperature.
+        maxima: their `group_maxima`.
+        head: whose scale and soft cap the logits went through.
+        temperature: that they were divided by.
+
+    Returns:
+        Normalizers log Σ exp z and the factors, `(N, 1)` both: factors times what `logits` then
+        holds is the normalizers' derivative by `hidden · weightᵀ + bias`.
+    """
+    reference, parts = reference_of(maxima.amax(-1, keepdim=True)), []
+    for part in blocks(logits.shape[-1], logits.device):
+        piece = logits[:, part]
+        steep = slope(piece, head, temperature)
+        parts.append(sum_of_exponentials(piece, reference))
+        if isinstance(steep, Tensor):
+            piece.mul_(steep)
+    total = torch.cat(parts, -1).sum(-1, keepdim=True)
+    steep = slope(total, head, temperature) if head.softcap is None else 1.0
+    return total.log().add_(reference), steep / total
 
 
 def group_maxima(logits: Tensor) -> Tensor:
@@ -61,15 +108,6 @@ def group_maxima(logits: Tensor) -> Tensor:
     if whole == logits.shape[-1]:
         return maxima
     return torch.cat([maxima, logits[:, whole:].amax(-1, keepdim=True)], -1)
-
-
-def log_sum_exp(logits: Tensor, largest: Tensor, out: Tensor | None = None) -> Tensor:
-    """Normalizers `(N, 1)`, given the largest logits `(N, 1)`, which logsumexp would seek again.
-
-    The exponentials go to `out`, which may be the logits.
-    """
-    reference = largest.masked_fill(largest.isinf(), 0.0)  # exp of -inf is zero at any reference
-    return torch.sub(logits, reference, out=out).exp_().sum(-1, keepdim=True).log_().add_(reference)
 
 
 def likeliest(logits: Tensor, maxima: Tensor, count: int) -> Tensor:
@@ -102,35 +140,35 @@ def search(logits: Tensor, maxima: Tensor, count: int) -> Tensor:
 def spread(
     logits: Tensor,
     normalizers: Tensor,
+    factors: Tensor | None,
     by_normalizers: Tensor,
     indices: Tensor,
+    entries: Tensor,
     by_entries: Tensor,
     head: Head,
     temperature: float,
-) -> Tensor:
-    """Derivative by `hidden · weightᵀ + bias`, from those by normalizers and entries, `(N, V)`.
+) -> tuple[Tensor, Tensor | None]:
+    """Derivative by `hidden · weightᵀ + bias`, from those by normalizers and entries.
 
     Args:
-        logits: `(N, V)` over temperature; overwritten, except by the kernels.
+        logits: `(N, V)`, of the kernels over temperature, else overwritten by `exponentials`;
+            overwritten, except by the kernels.
         normalizers: `(N, 1)`.
+        factors: of `exponentials`, `(N, 1)`; None of the kernels.
         by_normalizers: `(N, 1)`, the loss's derivative by them.
         indices: `(N, K)`; the first may occur among the others, which are different.
-        by_entries: `(N, K)`, the loss's derivative by the logits there.
+        entries: `(N, K)`, the logits there over temperature.
+        by_entries: `(N, K)`, the loss's derivative by them.
         head: whose scale and soft cap the logits went through.
         temperature: that they were divided by.
 
     Returns:
-        In the dtype of `logits`; of the kernels in the head's, if that is bfloat16, as autograd's
-        derivative by bfloat16 logits is.
+        `(N, V)` and what its rows are to be multiplied by, `(N, 1)`; of the kernels None, and the
+        first in the head's dtype, if that is bfloat16, as autograd's derivative by bfloat16 logits.
     """
-    entries = logits.gather(-1, indices)
     by_entries = by_entries * slope(entries, head, temperature)
-    if not has_kernels(logits):
-        for part in blocks(logits.shape[-1], logits.device):
-            piece = logits[:, part]
-            factor = by_normalizers * slope(piece, head, temperature)
-            piece.sub_(normalizers).exp_().mul_(factor)
-        return logits.scatter_add_(-1, indices, by_entries)
+    if factors is not None:
+        return scaled(logits, by_normalizers * factors, indices, by_entries)
     from sdpo import kernels
 
     dtype = torch.bfloat16 if head.weight.dtype == torch.bfloat16 else logits.dtype
@@ -142,4 +180,20 @@ def spread(
     by_entries = torch.where(same, (by_entries * same).sum(-1, keepdim=True), by_entries)
     softmax: Any = (entries - normalizers).exp() * by_normalizers
     total = softmax * slope(entries, head, temperature) + by_entries
-    return gradient.scatter_(-1, indices, total.to(dtype))
+    return gradient.scatter_(-1, indices, total.to(dtype)), None
+
+
+def scaled(
+    values: Tensor, scale: Tensor, indices: Tensor, by_entries: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`scale · values`, plus `by_entries` at `indices`, as values and scale; in place.
+
+    A pass over the values is saved by leaving the scale to who multiplies the rows with a matrix,
+    except where the sum over it would be too large, or the scale is too small, zero above all.
+    """
+    largest = by_entries.abs().amax(-1, keepdim=True)
+    apart = (scale.abs() >= FEW) & (largest <= scale.abs() * MANY)
+    if not bool(apart.all()):
+        values.mul_(torch.where(apart, 1.0, scale))
+        scale = torch.where(apart, scale, 1.0)
+    return values.scatter_add_(-1, indices, by_entries / scale), scale

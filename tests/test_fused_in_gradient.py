@@ -176,11 +176,11 @@ def test_logits_take_columns_of_the_gradient():
 # --- planted faults -----------------------------------------------------------------------------
 
 
-def gradient_before_its_logits_are_read(self, projection, rows, grad, room=None):
+def gradient_before_its_logits_are_read(self, projection, rows, grad, scale, room=None):
     part = slice(0, len(projection.head.weight))
     if room is not None and self.weight is not None:
-        self.weight[part] = grad[:, part].T @ projection.hidden
-    self.hidden[rows] = grad @ projection.head.weight
+        self.weight[part] = grad[:, part].T @ (scale * projection.hidden)
+    self.hidden[rows] = scale * (grad @ projection.head.weight)
 
 
 def without_zeros(self, by_weight):

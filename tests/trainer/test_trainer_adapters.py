@@ -141,6 +141,7 @@ def test_our_lora_teacher_averages_effects_or_factors(tmp_path):
         student = with_weights(scenario, tmp_path, second.steps[0].parameters)
         for name, before in first.teacher.items():
             distance = (second.teacher[name] - (0.95 * before + 0.05 * student[name])).abs()
+            assert distance.isfinite().all()
             gap[kind] = max(gap[kind], distance.max().item())
     assert gap[OwnTrainer] < 1e-6 < 1e-5 < gap[OwnTrainerFactors]
 

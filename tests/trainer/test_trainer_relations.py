@@ -3,6 +3,8 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +12,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import audit_my_trainer as mine
 
+from sdpo.parity.adapters.trainers.recorder import Recorder
 from sdpo.parity.compare import DIVERGENT, MATCH, NOT_COVERED
-from sdpo.parity.relations import RELATION_NAMES, RELATIONS
+from sdpo.parity.relations import RELATION_NAMES, RELATIONS, VIOLATED
 from sdpo.parity.whole_step.logged import LOSS, METRIC, NORM, compare_logged
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
 from sdpo.parity.whole_step.scenario import Generation
 from sdpo.parity.whole_step.scenario_parts import SUMS
 from sdpo.parity.whole_step.tiny_model import completion_ids
 from sdpo.parity.whole_step.trainer_claims import EVEN, PAIRS, all_scripts
-from sdpo.parity.whole_step.trainer_relations import row_of
+from sdpo.parity.whole_step.trainer_relations import row_of, teacher_gradient
 
 BY_NAME = {relation.name: relation for relation in RELATIONS}
 
@@ -143,3 +146,16 @@ def test_a_metric_is_judged_in_one_process_alone():
     run.ranks = [replace(run)]
     (_, metric, _) = compare_logged({"T31": run}, {}, ("own",))
     assert metric.status == NOT_COVERED
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e-30])
+def test_any_gradient_on_the_teacher_is_noted(bad):
+    teacher, run = torch.nn.Linear(2, 2), TrainerRun({})
+    adapter = SimpleNamespace(teacher=lambda trainer: teacher)
+    recorder: Any = SimpleNamespace(adapter=adapter, trainer=SimpleNamespace(model=None), run=run)
+    for gradient in (0.0, bad, 0.0):
+        teacher.weight.grad = torch.zeros(2, 2)
+        teacher.bias.grad = torch.full((2,), gradient)
+        Recorder.look_at_teacher(recorder)
+    (outcome,) = teacher_gradient({"scenario": run})
+    assert outcome.status == VIOLATED

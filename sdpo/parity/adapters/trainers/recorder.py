@@ -267,7 +267,8 @@ class Recorder:
         if teacher is None or teacher is self.trainer.model:
             return
         found = [p.grad.abs().max().item() for p in teacher.parameters() if p.grad is not None]
-        self.run.teacher_gradient = max([self.run.teacher_gradient or 0.0, *found])
+        largest = torch.tensor([self.run.teacher_gradient or 0.0, *found]).max()
+        self.run.teacher_gradient = largest.item()  # NaN if any is, which Python's max passes over
 
     def stepped(self) -> None:
         """The optimizer step, and what callbacks do after it, is done."""
