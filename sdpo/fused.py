@@ -118,20 +118,21 @@ class FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> Tensor:
         """Chunk by chunk: the tokens' losses, and what they add to the gradients."""
-        needs = (job.differentiable and needed for needed in ctx.needs_input_grad)
-        makers = torch.zeros_like, torch.empty_like, torch.zeros_like
-        like: Any = {"dtype": job.dtype, "memory_format": torch.contiguous_format}
-        wanted = [
-            make(tensor, **like) if tensor is not None and needed else None
-            for make, tensor, needed in zip(makers, (hidden, weight, bias), needs, strict=False)
-        ]
-        gradients = HeadGradients(*wanted)
+        wanted = [job.differentiable and needed for needed in ctx.needs_input_grad[:3]]
+        memory = job.memory() if wanted[1] else None
+        by_hidden, by_bias = (
+            torch.zeros_like(tensor, dtype=job.dtype) if tensor is not None and needed else None
+            for tensor, needed in ((hidden, wanted[0]), (bias, wanted[2]))
+        )
+        gradients = HeadGradients(by_hidden, memory and memory.gradient, by_bias)
         per_token_loss = torch.zeros(job.loss_mask.numel(), dtype=job.dtype, device=hidden.device)
         shares = job.shares()
         with torch.autocast(hidden.device.type, enabled=False):
-            for chunk in job.chunks(gradients.weight):
+            for chunk in job.chunks(memory):
                 losses = losses_of(job, chunk, shares[chunk.places], gradients)
                 per_token_loss[chunk.places] = losses
+        if memory is not None:
+            memory.give_back()
         ctx.gradients = gradients
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
         return job.aggregate(per_token_loss.view(job.loss_mask.shape))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdpo.aggregate import aggregate
 from sdpo.config import SDPOConfig
+from sdpo.gradient_memory import CAN_GIVE_BACK, GradientMemory
 from sdpo.heads import Projection, blocks
 from sdpo.loss import Trace
 
@@ -21,8 +22,8 @@ FULL_VOCABULARY_BUFFERS = 16
 class Chunk(NamedTuple):
     """Some of the tokens: their places `(N,)`, and where their logits go, `(N, V)`.
 
-    `room` `(block, H)` is for a block of logits or of the head's gradient. It is there if the
-    logits lie in the memory of that gradient, and by columns then.
+    `room` is for a block of logits or of the head's gradient. It is there if the logits lie in the
+    memory of that gradient, and by columns then.
     """
 
     places: Tensor
@@ -37,14 +38,13 @@ class Chunk(NamedTuple):
         return self.room.view(-1)[: math.prod(shape)].view(shape).T
 
 
-def in_gradient(places: Tensor, by_weight: Tensor) -> Chunk:
-    """A chunk of up to H tokens whose logits take a column each of the head's gradient `(V, H)`.
+def in_gradient(places: Tensor, columns: Tensor) -> Chunk:
+    """A chunk whose logits take a column each of the memory of the head's gradient.
 
-    The gradient is written over them, block by block, when they have been read. So all of them are
-    multiplied at once, without memory of their own.
+    All of them are multiplied at once, almost without memory of their own.
     """
-    part = next(blocks(len(by_weight), by_weight.device))
-    return Chunk(places, by_weight[:, : len(places)].T, torch.empty_like(by_weight[part]))
+    part = next(blocks(len(columns), columns.device))
+    return Chunk(places, columns[:, : len(places)].T, torch.empty_like(columns[part]))
 
 
 def over_all(config: SDPOConfig) -> bool:
@@ -89,31 +89,45 @@ class Job:
         return over_all(self.config)
 
     @property
-    def lends(self) -> bool:
-        """Whether the head's gradient may hold the logits of a chunk."""
-        on_cpu = self.tokens.device.type == "cpu"
-        return on_cpu and self.chunk_tokens is None and not self.whole
+    def fit(self) -> int:
+        """`tokens_that_fit` of the settings."""
+        width = len(self.student.head.weight)
+        return tokens_that_fit(width, self.dtype, self.config, self.tokens.device)
 
-    def chunks(self, by_weight: Tensor | None) -> Iterator[Chunk]:
-        """The tokens in chunks; the first in the memory of the head's gradient, if they are many.
+    @property
+    def lends(self) -> bool:
+        """Whether the memory of the head's gradient holds the logits of the first tokens."""
+        many = min(len(self.tokens), self.student.head.weight.shape[1]) > self.fit
+        on_cpu = self.tokens.device.type == "cpu"
+        return many and on_cpu and self.chunk_tokens is None and not self.whole
+
+    def memory(self) -> GradientMemory:
+        """For the head's gradient; where it lends, for up to a chunk's tokens more than columns."""
+        shape, device = self.student.head.weight.shape, self.tokens.device
+        more = min(len(self.tokens) - shape[1], self.fit) if self.lends and CAN_GIVE_BACK else 0
+        return GradientMemory(shape, shape[1] + max(more, 0), self.dtype, device)
+
+    def chunks(self, memory: GradientMemory | None) -> Iterator[Chunk]:
+        """The tokens in chunks; the first in the memory of the head's gradient, if it lends that.
 
         Args:
-            by_weight: the head's gradient `(V, H)`, of any value: it is set to zeros unless the
-                first chunk lies there. None if nobody wants it.
+            memory: of any value; the gradient is set to zeros unless the first chunk lies there.
+                None if nobody wants that gradient.
         """
         tokens, width = self.tokens, len(self.student.head.weight)
-        fit = tokens_that_fit(width, self.dtype, self.config, tokens.device)
-        size = self.chunk_tokens or fit
-        if by_weight is not None and self.lends and min(len(tokens), by_weight.shape[-1]) > fit:
-            first, tokens = tokens[: by_weight.shape[-1]], tokens[by_weight.shape[-1] :]
-            yield in_gradient(first, by_weight)
-        elif by_weight is not None:
-            by_weight.zero_()
+        spare = torch.empty(0, dtype=self.dtype, device=tokens.device)
+        if memory is not None and self.lends:
+            first, tokens = tokens.tensor_split([memory.columns.shape[1]])
+            yield in_gradient(first, memory.columns)
+            spare = memory.beyond
+        elif memory is not None:
+            memory.gradient.zero_()
+        size = self.chunk_tokens or self.fit
         parts = tokens.tensor_split(-(-len(tokens) // size)) if len(tokens) else ()
-        if parts:
-            shape = len(parts[0]), width
-            buffer = torch.empty(shape, dtype=self.dtype, device=tokens.device)
-            yield from (Chunk(places, buffer[: len(places)]) for places in parts)
+        room = len(parts[0]) * width if parts else 0
+        buffer = spare if len(spare) >= room else spare.new_empty(room)
+        for places in parts:
+            yield Chunk(places, buffer[: len(places) * width].view(-1, width))
 
     def shares(self) -> Tensor:
         """How much each place's loss adds to the whole: the derivative of `aggregate`, `(B·T,)`."""

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdpo.gradient_memory import lies_behind
+
 BLOCK = 4096
 GPU_BLOCK = 16384
 
@@ -166,17 +168,15 @@ class HeadGradients(NamedTuple):
             rows: `(N,)`, where those hidden states stand among all.
             grad: in the dtype of the sums, or in that of hidden states and head.
             scale: `(N, 1)`, what its rows are to be multiplied by; None for ones.
-            room: `(block, H)`, given if `grad` lies in the memory of `weight`, which holds no sum
-                yet; it is overwritten.
+            room: as large as a block of `grad`, given if that lies in the memory of `weight`, which
+                holds no sum yet; it is overwritten.
         """
         hidden, weight = projection.hidden, projection.head.weight
         if self.bias is not None:
-            whole = (
-                grad.sum(0, dtype=self.bias.dtype)
-                if scale is None
-                else torch.mv(grad.T, scale[:, 0])
-            )
-            self.bias.add_(whole)
+            if scale is None:
+                self.bias.add_(grad.sum(0, dtype=self.bias.dtype))
+            else:
+                self.bias.addmv_(grad.T, scale.squeeze(-1))
         if self.hidden is not None:
             by_hidden = torch.zeros_like(hidden, dtype=computing_dtype(grad))
             for part in parts_of(weight, grad, at_once=room is not None):
@@ -187,8 +187,12 @@ class HeadGradients(NamedTuple):
         hidden = hidden if grad.is_cuda else hidden.to(grad.dtype)
         hidden = hidden if scale is None else hidden * scale
         for part in parts_of(weight, grad):
-            if room is not None:
-                place = room[: part.stop - part.start]
-                self.weight[part] = torch.mm(grad[:, part].T, hidden, out=place)
-            else:
+            if room is None:
                 add_product(self.weight[part], grad[:, part].T, hidden)
+                continue
+            own = self.weight[part]
+            if lies_behind(part, own.shape[1], grad.stride(1)):
+                torch.mm(grad[:, part].T, hidden, out=own)
+            else:
+                place = room.view(-1)[: own.numel()].view_as(own)
+                own.copy_(torch.mm(grad[:, part].T, hidden, out=place))

@@ -65,7 +65,7 @@ def test_no_tensor_is_larger_than_the_weights_where_the_gradient_holds_logits(mo
     monkeypatch.setattr(fused_job, "CHUNK_BYTES", 2 * width * torch.float64.itemsize)
     with Largest() as seen:
         by_chunks(on, config("topk_tail"), None)
-    assert seen.elements <= width * HIDDEN
+    assert seen.elements <= width * (HIDDEN + 2)
     monkeypatch.setattr(fused_job, "CHUNK_BYTES", ROWS * TOKENS * width * torch.float64.itemsize)
     with Largest() as seen:
         by_chunks(on, config("topk_tail"), None)
