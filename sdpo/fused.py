@@ -185,10 +185,12 @@ def over_support(
     if config.full_logit_distillation:
         count = min(config.distillation_topk or 0, logits.shape[-1])
         indices = torch.cat([indices, likeliest(logits, maxima, count)], dim=-1)
+    largest = maxima.amax(-1, keepdim=True)
+    del maxima  # of the size of a block
     teacher = teacher_log_probs(job, chunk, indices)
     entries, factors = logits.gather(-1, indices), None
     if normalizer is None:
-        normalizer, factors = exponentials(logits, maxima, head, temperature)
+        normalizer, factors = exponentials(logits, largest, head, temperature)
     with torch.enable_grad():
         leaves = entries.requires_grad_(), normalizer.requires_grad_()
         student = leaves[0] - leaves[1]

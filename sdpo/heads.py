@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdpo.gradient_memory import lies_behind
 
-BLOCK = 4096
+BLOCK = 2560
 GPU_BLOCK = 16384
 
 
@@ -171,28 +171,37 @@ class HeadGradients(NamedTuple):
             room: as large as a block of `grad`, given if that lies in the memory of `weight`, which
                 holds no sum yet; it is overwritten.
         """
-        hidden, weight = projection.hidden, projection.head.weight
-        if self.bias is not None:
-            if scale is None:
-                self.bias.add_(grad.sum(0, dtype=self.bias.dtype))
-            else:
-                self.bias.addmv_(grad.T, scale.squeeze(-1))
+        if self.bias is not None and scale is None:
+            self.bias.add_(grad.sum(0, dtype=self.bias.dtype))
+        elif self.bias is not None and scale is not None:
+            self.bias.addmv_(grad.T, scale.squeeze(-1))
         if self.hidden is not None:
-            by_hidden = torch.zeros_like(hidden, dtype=computing_dtype(grad))
-            for part in parts_of(weight, grad, at_once=room is not None):
-                by_hidden += product(grad[:, part], weight[part])
-            self.hidden[rows] = by_hidden if scale is None else by_hidden.mul_(scale)
-        if self.weight is None:
-            return
-        hidden = hidden if grad.is_cuda else hidden.to(grad.dtype)
-        hidden = hidden if scale is None else hidden * scale
-        for part in parts_of(weight, grad):
-            if room is None:
-                add_product(self.weight[part], grad[:, part].T, hidden)
-                continue
-            own = self.weight[part]
-            if lies_behind(part, own.shape[1], grad.stride(1)):
-                torch.mm(grad[:, part].T, hidden, out=own)
-            else:
-                place = room.view(-1)[: own.numel()].view_as(own)
-                own.copy_(torch.mm(grad[:, part].T, hidden, out=place))
+            found = by_hidden(projection.head.weight, grad, at_once=room is not None)
+            self.hidden[rows] = found if scale is None else found.mul_(scale)
+            del found
+        if self.weight is not None:
+            hidden = projection.hidden if grad.is_cuda else projection.hidden.to(grad.dtype)
+            hidden = hidden if scale is None else hidden * scale
+            add_by_weight(self.weight, hidden, grad, room)
+
+
+def by_hidden(weight: Tensor, grad: Tensor, *, at_once: bool) -> Tensor:
+    """`grad · weight` `(N, H)`, in parts of the vocabulary if that saves memory."""
+    first, *others = parts_of(weight, grad, at_once=at_once)
+    total = product(grad[:, first], weight[first])
+    for part in others:
+        total += product(grad[:, part], weight[part])
+    return total
+
+
+def add_by_weight(total: Tensor, hidden: Tensor, grad: Tensor, room: Tensor | None) -> None:
+    """Add `gradᵀ · hidden` to `total` `(V, H)`; with `room`, where `grad` lies, write it there."""
+    for part in parts_of(total, grad):
+        own = total[part]
+        if room is None:
+            add_product(own, grad[:, part].T, hidden)
+        elif lies_behind(part, own.shape[1], grad.stride(1)):
+            torch.mm(grad[:, part].T, hidden, out=own)
+        else:
+            place = room.view(-1)[: own.numel()].view_as(own)
+            own.copy_(torch.mm(grad[:, part].T, hidden, out=place))

@@ -73,13 +73,13 @@ def sum_of_exponentials(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def exponentials(
-    logits: Tensor, maxima: Tensor, head: Head, temperature: float
+    logits: Tensor, largest: Tensor, head: Head, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Overwrite logits z by what is softmax(z), times the slope of a soft cap, but for a factor.
 
     Args:
         logits: `(N, V)` over temperature.
-        maxima: their `group_maxima`.
+        largest: of each token, `(N, 1)`.
         head: whose scale and soft cap the logits went through.
         temperature: that they were divided by.
 
@@ -87,7 +87,7 @@ def exponentials(
         Normalizers log Σ exp z and the factors, `(N, 1)` both: factors times what `logits` then
         holds is the normalizers' derivative by `hidden · weightᵀ + bias`.
     """
-    reference, parts = reference_of(maxima.amax(-1, keepdim=True)), []
+    reference, parts = reference_of(largest), []
     for part in blocks(logits.shape[-1], logits.device):
         piece = logits[:, part]
         steep = slope(piece, head, temperature)

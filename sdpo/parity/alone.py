@@ -2,10 +2,10 @@
 
 import multiprocessing
 import tempfile
-from pathlib import Path
+from typing import IO
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sdpo.parity.adapters.base import (
@@ -27,12 +27,12 @@ class Alone:
 
     def __init__(self, candidate: LossCandidate, case: LossCase) -> None:
         self.candidate, self.case = candidate, case
-        self.folder = tempfile.TemporaryDirectory(prefix="sdpo-alone-")
-        self.path = Path(self.folder.name) / "trace.safetensors"
+        # without a name, so that nothing is left if a candidate ends this process
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - `doubt` closes it
         self.process = None
         if "fork" in multiprocessing.get_all_start_methods():
             context = multiprocessing.get_context("fork")
-            self.process = context.Process(target=_run, args=(candidate, case, self.path))
+            self.process = context.Process(target=_run, args=(candidate, case, self.file))
             self.process.start()
 
     def doubt(self) -> list[str]:
@@ -41,8 +41,10 @@ class Alone:
             return []
         self.process.join()
         here = _trace(self.candidate, self.case)
-        there = load_file(self.path) if self.path.exists() else {}
-        self.folder.cleanup()
+        with self.file:
+            self.file.seek(0)
+            written = self.file.read()
+        there = load(written) if written else {}
         if here.keys() != there.keys():
             return [f"case {self.case.id} ends differently alone in a fresh process"]
         differing = [name for name in here if not same_bits(here[name], there[name])]
@@ -54,8 +56,9 @@ class Alone:
         ]
 
 
-def _run(candidate: LossCandidate, case: LossCase, path: Path) -> None:
-    save_file(_trace(candidate, case), path)
+def _run(candidate: LossCandidate, case: LossCase, file: IO[bytes]) -> None:
+    file.write(save(_trace(candidate, case)))
+    file.flush()
 
 
 def _trace(candidate: LossCandidate, case: LossCase) -> dict[str, Tensor]:

@@ -250,7 +250,7 @@ def train_here(
         os.environ.update({**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         faulthandler.register(signal.SIGUSR1, stack_file(path).open("w"), all_threads=True)
     try:
-        runs = [trained(candidate, scenario, seed) for seed in seeds]
+        runs = [trained(candidate, scenario, seed, path.parent) for seed in seeds]
         write(path, {"runs": runs, "places": places(candidate), "again": again})
     except (NotCoveredError, CandidateError) as error:
         write_failure(path, error)
@@ -264,15 +264,15 @@ def train_here(
         os._exit(0)
 
 
-def trained(candidate: Any, scenario: Scenario, seed: int) -> TrainerRun:
-    """One run under a global seed.
+def trained(candidate: Any, scenario: Scenario, seed: int, within: Path) -> TrainerRun:
+    """One run under a global seed, in a folder that goes with `within` if the process is ended.
 
     Raises:
         NotCoveredError: the trainer cannot express the scenario.
         CandidateError: the trainer failed.
     """
     reseed(seed)
-    with quiet(), TemporaryDirectory(prefix="sdpo-trainer-") as folder:
+    with quiet(), TemporaryDirectory(prefix="sdpo-trainer-", dir=within) as folder:
         return candidate.run(scenario, Path(folder))
 
 
