@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdpo.gradient_memory import lies_behind
 
-BLOCK = 2560
+BLOCK = 2048
 GPU_BLOCK = 16384
 
 
