@@ -95,8 +95,8 @@ def exponentials(
         if isinstance(steep, Tensor):
             piece.mul_(steep)
     total = torch.cat(parts, -1).sum(-1, keepdim=True)
-    steep = slope(total, head, temperature) if head.softcap is None else 1.0
-    return total.log().add_(reference), steep / total
+    rest = head.scale / temperature if head.softcap is None else 1.0
+    return total.log().add_(reference), rest / total
 
 
 def group_maxima(logits: Tensor) -> Tensor:

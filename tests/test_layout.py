@@ -9,9 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MATHS = ("support", "divergence", "importance", "aggregate", "loss")
-FUSED = ("heads", "vocabulary", "log_probs", "fused_job", "fused", "kernels")
+FUSED = ("heads", "vocabulary", "log_probs", "fused_job", "fused", "kernels", "gradient_memory")
 TORCH_ONLY = {"torch", "math", "collections", "typing", "dataclasses", "types", "re", "warnings"}
 FURTHER = {
+    "fused": {"functools"},
+    "log_probs": {"functools"},
+    "gradient_memory": {"mmap"},
     "softmax": {"itertools"},
     "vocabulary": {"importlib", "functools"},
     "kernels": {"triton"},

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,16 @@ def a_run(rows=(0, 1, 2, 3), weight=1.0):
     step = OptimizerStep([micro], weights, 0.5, weights, {"loss": float("nan")})
     prompt = {"feedback": [None, "x"], "demonstration": [(1, "text"), None]}
     return TrainerRun({"alpha": 0.5}, weights, weights, [Update(prompt, [step], weights)])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path, monkeypatch):
+    """Whatever ends a training, its folder goes."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield
+    assert not list(folder.glob("sdpo-*"))
 
 
 def rank() -> int:
