@@ -94,9 +94,11 @@ def exponentials(
         parts.append(sum_of_exponentials(piece, reference))
         if isinstance(steep, Tensor):
             piece.mul_(steep)
-    total = torch.cat(parts, -1).sum(-1, keepdim=True)
+    sums = torch.cat(parts, -1)
+    # block by block as the teacher's are, so that the same logits have the same normalizer
+    normalizers = sums.log().add_(reference).logsumexp(-1, keepdim=True)
     rest = head.scale / temperature if head.softcap is None else 1.0
-    return total.log().add_(reference), rest / total
+    return normalizers, rest / sums.sum(-1, keepdim=True)
 
 
 def group_maxima(logits: Tensor) -> Tensor:

@@ -14,12 +14,15 @@ from fused_inputs import (
     distance,
     inputs,
     narrow_blocks,
+    whole_logits,
 )
 
-from sdpo import heads
+from sdpo import heads, vocabulary
 from sdpo.aggregate import LOSS_AGG_MODES
+from sdpo.config import SDPOConfig
 from sdpo.fused import fused_self_distillation_loss
-from sdpo.heads import Projection
+from sdpo.heads import Head, Projection
+from sdpo.loss import self_distillation_loss
 
 __all__ = ["narrow_blocks"]
 
@@ -137,6 +140,36 @@ def test_autocast_does_not_reach_the_loss():
     with torch.autocast("cpu", torch.bfloat16):
         cast = by_chunks(on, config("topk_tail"))
     assert torch.equal(plain[0], cast[0])
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-2, 1.0])
+@pytest.mark.parametrize("size", [0.3, 3.0])
+def test_float32_is_as_near_to_float64_as_from_logits(apart, size, monkeypatch):
+    """Also where student and teacher are so near that most of the gradient is rounding."""
+    monkeypatch.setattr(heads, "BLOCK", 128)
+    monkeypatch.setattr(vocabulary, "GROUP", 64)
+    random = torch.Generator().manual_seed(0)
+    hidden, others = torch.randn(2, 4, 6, 32, generator=random)
+    weight = torch.randn(426, 32, generator=random) * size / 32**0.5
+    responses, mask = torch.randint(0, 426, (4, 6), generator=random), torch.ones(4, 6)
+    settings_ = SDPOConfig(distillation_topk=20, is_clip=None)
+
+    def gradients(function, dtype):
+        leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+        student = Projection(leaves[0], Head(leaves[1]))
+        teacher = Projection((hidden + apart * others).to(dtype), Head(weight.to(dtype)))
+        loss = function(student, teacher, responses, mask, config=settings_)
+        found = torch.autograd.grad(loss, leaves)
+        return torch.cat([gradient.double().flatten() for gradient in found])
+
+    def from_logits(student, teacher, *rest, config):
+        both = whole_logits(student), whole_logits(teacher)
+        return self_distillation_loss(*both, *rest, config=config)
+
+    truth = gradients(from_logits, torch.float64)
+    usual = (gradients(from_logits, torch.float32) - truth).norm()
+    found = (gradients(fused_self_distillation_loss, torch.float32) - truth).norm()
+    assert 0 < found <= 1.5 * usual
 
 
 # --- gradients ----------------------------------------------------------------------------------
