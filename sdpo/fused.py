@@ -70,8 +70,8 @@ def fused_self_distillation_loss(
         self_distillation_mask: `(B,)`, 1 for rows that have a teacher prompt; None for all rows.
         rollout_is_weights: `(B, T)`, or None.
         config: settings under verl's names.
-        chunk_tokens: tokens whose logits are held at once. None on a CPU for up to H in the memory
-            of the head's gradient, if that is wanted, and then for as many as fit in 96 MiB.
+        chunk_tokens: tokens whose logits are held at once. None for as many as fit in 96 MiB; on
+            a CPU H more at first, in the memory of the head's gradient, if that is wanted.
         trace: receives the stages' values without gradient, zeros where the masks exclude; without
             the supports if they are the whole vocabulary.
 

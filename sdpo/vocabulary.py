@@ -95,7 +95,7 @@ def exponentials(
         if isinstance(steep, Tensor):
             piece.mul_(steep)
     sums = torch.cat(parts, -1)
-    # block by block as the teacher's are, so that the same logits have the same normalizer
+    # block by block as the teacher's are, so that equal moderate logits round alike
     normalizers = sums.log().add_(reference).logsumexp(-1, keepdim=True)
     rest = head.scale / temperature if head.softcap is None else 1.0
     return normalizers, rest / sums.sum(-1, keepdim=True)
