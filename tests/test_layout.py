@@ -84,11 +84,11 @@ def test_parity_never_imports_trl():
             assert "trl" not in imports(path), path
 
 
-@pytest.mark.parametrize(
-    "path", sources("sdpo", "reference", "fixtures", "benchmark"), ids=lambda p: str(p.name)
-)
-def test_no_file_is_longer_than_400_lines(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+def test_no_file_is_longer_than_400_lines():
+    paths = sources("sdpo", "reference", "fixtures", "benchmark")
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert len(lengths) > 200
+    assert {path.name: length for path, length in lengths.items() if length > 400} == {}
 
 
 def test_command_line_imports_nothing_heavy():

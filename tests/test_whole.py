@@ -1,13 +1,16 @@
 """Half precision is also judged as a whole: size and direction, beside each element."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from correct_variants import VARIANTS, applies
 
+from sdpo.config import SDPOConfig
 from sdpo.determinism import deterministic
 from sdpo.fixtures import packaged_family
+from sdpo.parity.adapters.own import Own
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT
 from sdpo.parity.faults_parts import fault_trace
@@ -33,7 +36,7 @@ def cases_of(dtype: torch.dtype) -> list[LossCase]:
 def gradient_status(case: LossCase, change) -> str:
     on = prepared(case)
     trace = {**on.reference, "gradient": change(on.reference["gradient"])}
-    found = compare_loss(case, on.truth, on.reference, trace)
+    found = compare_loss(on.standard, trace)
     return next(c.status for c in found if c.stage == "gradient")
 
 
@@ -83,6 +86,46 @@ def test_a_correct_evaluation_uses_half_at_most(dtype):
                     assert share <= HALF, (case.id, name, stage, share)
                     worst = max(worst, share)
     assert worst > 0.2
+
+
+def sampled_token(seed: int) -> LossCase:
+    """Two tokens of few candidates in bfloat16: log-probs of hundredths, from logits of seven."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = [(16 * torch.rand(1, 2, 4, generator=generator) - 8).bfloat16() for _ in range(2)]
+    return LossCase(
+        id=f"sampled {seed}",
+        config=SDPOConfig(full_logit_distillation=False, alpha=1.0, is_clip=None),
+        student_logits=logits[0],
+        teacher_logits=logits[1],
+        responses=torch.randint(4, (1, 2), generator=generator),
+        response_mask=torch.ones(1, 2, dtype=torch.int64),
+    )
+
+
+def test_rounded_log_probs_of_likely_tokens_are_no_fault():
+    for seed in range(200):
+        case = sampled_token(seed)
+        on = prepared(case)
+        found = compare_loss(on.standard, Own().trace(case))
+        assert DIVERGENT not in {comparison.status for comparison in found}, (case, found)
+        loss = on.truth.values["divergence"]
+        doubled = gradient_status(case, FAULTS["twice"]) == DIVERGENT
+        assert doubled or abs(loss).max() < 3, (case, loss)
+
+
+def test_a_difference_of_log_probs_may_be_rounded_away():
+    """Log-probs of -10.44 and -10.46 are the same number in bfloat16."""
+    case = replace(
+        sampled_token(0),
+        student_logits=torch.tensor([[[0.0, -10.4375, -60.0]]], dtype=torch.bfloat16),
+        teacher_logits=torch.tensor([[[0.0, -10.4375, -4.0]]], dtype=torch.bfloat16),
+        responses=torch.tensor([[1]]),
+        response_mask=torch.tensor([[1]]),
+    )
+    on = prepared(case)
+    assert abs(on.truth.values["gradient"]).max() > 0.01
+    assert gradient_status(case, torch.zeros_like) != DIVERGENT
+    assert gradient_status(case, lambda g: g + 1) == DIVERGENT
 
 
 def test_it_says_nothing_where_it_has_nothing_to_measure():

@@ -251,7 +251,7 @@ def run_loss_case(
         doubts.append(result.note)
         # what differs from itself has no value that could be compared
         trace = {name: value for name, value in trace.items() if name not in own}
-    result.comparisons.extend(compare_loss(case, on.truth, on.reference, trace))
+    result.comparisons.extend(compare_loss(on.standard, trace))
     if observations is not None:
         diverges = result.status in (DIVERGENT, ERROR)
         observations.append(Observation(on, diverges, values_of(on, trace), complaint))

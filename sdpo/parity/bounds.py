@@ -60,6 +60,10 @@ class LogProbs:
         """Bound of each entry, `(N, V)`."""
         return np.where(np.isfinite(self.value), self.own + self.common, 0)
 
+    def of(self, tokens: Array) -> "LogProbs":
+        """The same of some tokens, by their numbers."""
+        return LogProbs(self.value[tokens], self.own[tokens], self.common[tokens])
+
 
 def log_prob_bounds(scaled: Array, log_p: Array, divided: bool, u: float) -> LogProbs:
     """Errors of `log p`: rounded logits, the sum of exponentials, its log, the difference."""
@@ -72,6 +76,15 @@ def log_prob_bounds(scaled: Array, log_p: Array, divided: bool, u: float) -> Log
     size = np.abs(np.where(finite, normalizer, 0)).max(axis=-1, keepdims=True)
     common = average + u * (growth(p.shape[-1], u) + 1 + size)
     return LogProbs(log_p, np.where(finite, logit + 2 * u * np.abs(log_p), 0), common)
+
+
+def largest_rounded(scaled: Array, log_p: Array) -> Array:
+    """The largest number that is rounded on the way to the log-probs of a token, `(N,)`.
+
+    At least one, as the exponentials are.
+    """
+    on_the_way = np.stack([np.ones_like(log_p), log_p, scaled - log_p])
+    return np.abs(np.where(np.isfinite(on_the_way), on_the_way, 0)).max(axis=(0, -1))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from math import comb
 import numpy as np
 
 from sdpo.parity import bounds, oracle
-from sdpo.parity.bounds import LogProbs
+from sdpo.parity.bounds import Entries, LogProbs
 from sdpo.parity.case import LossCase
 from sdpo.parity.oracle import Array, Token
 
@@ -31,8 +31,10 @@ class Truth:
     Per-token values are `(N, …)` for the tokens that count, in row-major order of `counts`
     `(B, T)`; `aggregate` is a scalar and `gradient` `(B, T, V)`. `log_p`, `log_q` and their bounds
     cover the vocabulary; `certain` and `possible` `(N, V)` mark the entries that must and may be in
-    the support. `unit` is the largest weight of a token in the gradient: its natural scale.
-    `weight` `(N,)` is ratio times rollout weight, `share` that times the weight in the gradient.
+    the support. `weight` `(N,)` is ratio times rollout weight, `share` that times the weight in the
+    gradient, and `rounded` `(N, 2)` the largest number on the way to a token's log-probs of student
+    and teacher. `unit` is the natural scale of the gradient: of the largest share, which in
+    sampled-token mode multiplies a difference of log-probs.
     """
 
     counts: Array
@@ -47,6 +49,7 @@ class Truth:
     unit: float = 0.0
     weight: Array = field(default_factory=lambda: np.zeros(0))
     share: Array = field(default_factory=lambda: np.zeros(0))
+    rounded: Array = field(default_factory=lambda: np.zeros((0, 2)))
 
 
 def truth(case: LossCase) -> Truth:
@@ -62,6 +65,8 @@ def truth(case: LossCase) -> Truth:
         found = Truth(
             counts, {}, {}, token.log_p, token.log_q, p_side.bound, q_side.bound, certain, possible
         )
+        sides = ((student, token.log_p), (teacher, token.log_q))
+        found.rounded = np.stack([bounds.largest_rounded(*side) for side in sides], axis=-1)
         add_log_probs(found, case)
         slope_bound = add_divergence(found, case, token, p_side, q_side, u)
         add_importance(found, case, token, slope_bound, u)
@@ -114,38 +119,46 @@ def add_divergence(
     found: Truth, case: LossCase, token: Token, p_side: LogProbs, q_side: LogProbs, u: float
 ) -> Array:
     """Stages `tail` and `divergence`; returns the bound of dD/dz `(N, V)`."""
-    alpha = case.config.alpha
     found.values["divergence"] = token.divergence
     if case.mode == "sampled":
         d_bound, slope = bounds.sampled_bounds(token, p_side.bound, q_side.bound, u)
         found.bounds["divergence"] = d_bound
         return slope
-    sides = {}
-    for side, log_on, log_probs in (
-        ("student", token.log_a, p_side),
-        ("teacher", token.log_b, q_side),
-    ):
-        sides[side] = bounds.entries(log_on, log_probs, token.chosen, case.mode, u)
+    sides, d_bound, slope = divergence_bounds(case, token, p_side, q_side, u)
+    for side, log_on in (("student", token.log_a), ("teacher", token.log_b)):
         tail = bounds.tail_bound(sides[side])[:, None] if case.mode == "topk_tail" else 0
         found.values[f"tail.{side}"] = log_on
         found.bounds[f"tail.{side}"] = sides[side].bound + np.where(
             np.arange(log_on.shape[-1]) == log_on.shape[-1] - 1, tail, 0
         )
-    a, b = sides["student"], sides["teacher"]
-    d_bound = bounds.divergence_bound(a, b, token.g, alpha, u)
-    if case.mode == "topk_tail":
-        d_bound = d_bound + bounds.tail_corners(a, b, alpha)[0]
-    slope = bounds.slope_bound(token, p_side, a, b, case.mode, alpha, u)
     for n in np.flatnonzero((found.certain != found.possible).any(axis=-1)):
-        other_d, other_slope = other_choices(found, case, token, int(n))
-        d_bound[n] += other_d
-        slope[n] += other_slope
+        choices = other_choices(found, case, token, int(n))
+        at = np.repeat(n, len(choices.divergence))
+        _, d_there, slope_there = divergence_bounds(case, choices, p_side.of(at), q_side.of(at), u)
+        moved = np.abs(choices.divergence - token.divergence[n])
+        d_bound[n] = max(d_bound[n], (moved + d_there).max())
+        moved = np.abs(choices.slope - token.slope[n])
+        slope[n] = np.maximum(slope[n], (moved + slope_there).max(axis=0))
     found.bounds["divergence"] = d_bound
     return slope
 
 
-def other_choices(found: Truth, case: LossCase, token: Token, n: int) -> tuple[float, Array]:
-    """How far other choices among tied logits move D and dD/dz of token `n`."""
+def divergence_bounds(
+    case: LossCase, token: Token, p_side: LogProbs, q_side: LogProbs, u: float
+) -> tuple[dict[str, Entries], Array, Array]:
+    """Both sides on the support with their bounds, and the bounds of D `(N,)`, dD/dz `(N, V)`."""
+    alpha, mode = case.config.alpha, case.mode
+    a = bounds.entries(token.log_a, p_side, token.chosen, mode, u)
+    b = bounds.entries(token.log_b, q_side, token.chosen, mode, u)
+    d_bound = bounds.divergence_bound(a, b, token.g, alpha, u)
+    if mode == "topk_tail":
+        d_bound = d_bound + bounds.tail_corners(a, b, alpha)[0]
+    slope = bounds.slope_bound(token, p_side, a, b, mode, alpha, u)
+    return {"student": a, "teacher": b}, d_bound, slope
+
+
+def other_choices(found: Truth, case: LossCase, token: Token, n: int) -> Token:
+    """The values of token `n` for each choice among its tied logits, `(choices, …)`."""
     certain, open_ = found.certain[n], np.flatnonzero(found.possible[n] & ~found.certain[n])
     places = int(token.chosen[n].sum() - certain.sum())
     if comb(len(open_), places) <= MOST_CHOICES:
@@ -157,17 +170,13 @@ def other_choices(found: Truth, case: LossCase, token: Token, n: int) -> tuple[f
     for row, pick in enumerate(picks):
         chosen[row, list(pick)] = True
     _, student, teacher = oracle.scaled_logits(case, oracle.FLOAT64)
-    other = oracle.evaluate_tokens(
+    return oracle.evaluate_tokens(
         np.repeat(student[n : n + 1], len(picks), axis=0),
         np.repeat(teacher[n : n + 1], len(picks), axis=0),
         chosen,
         case.mode,
         case.config.alpha,
         oracle.FLOAT64,
-    )
-    return (
-        float(np.abs(other.divergence - token.divergence[n]).max()),
-        np.abs(other.slope - token.slope[n]).max(axis=0),
     )
 
 
@@ -207,7 +216,8 @@ def add_importance(found: Truth, case: LossCase, token: Token, slope: Array, u: 
 
     scale = (share * weight / case.config.temperature)[:, None]
     found.weight, found.share = ratio * weight, scale[:, 0] * ratio
-    found.unit = float(np.max(found.share, initial=0.0))
+    of_gap = found.rounded.sum(axis=-1) if case.mode == "sampled" else 1.0
+    found.unit = float(np.max(found.share * of_gap, initial=0.0))
     gradient = np.zeros(case.student_logits.shape)
     limit = np.zeros(case.student_logits.shape)
     gradient[found.counts] = scale * ratio[:, None] * token.slope

@@ -77,7 +77,7 @@ def shows(fault: Fault, stages: set[str], case: LossCase) -> bool:
     except (BrokenGradientError, CandidateError):
         return True
     seen = {name: value for name, value in trace.items() if name.split(".")[0] in stages}
-    found = compare_loss(case, on.truth, on.reference, seen)
+    found = compare_loss(on.standard, seen)
     return any(comparison.status in (DIVERGENT, ERROR) for comparison in found)
 
 

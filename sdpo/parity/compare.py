@@ -5,6 +5,7 @@ plus the reference's own distance from the oracle (never more than another budge
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,13 @@ class Expected:
     whole: float | None = None
     labels: tuple[str, ...] = ()
 
+    @cached_property
+    def allowed(self) -> Array:
+        """How far each element may be from the reference."""
+        with np.errstate(all="ignore"):
+            away = finite_or_zero(np.abs(self.reference - self.truth))
+            return self.bound + np.minimum(away, self.bound)
+
 
 def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) -> Comparison:
     """Compare a floating value element by element.
@@ -96,9 +104,7 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
         same = (actual == reference) | (np.isnan(actual) & np.isnan(reference))
         finite = np.isfinite(actual) & np.isfinite(reference)
         error = np.where(finite, np.abs(actual - reference), 0.0)
-        allowed = expected.bound + np.minimum(
-            finite_or_zero(np.abs(reference - expected.truth)), expected.bound
-        )
+        allowed = expected.allowed
         used = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(float).tiny))
         # a unit in the last place of a value that is rounding noise itself says nothing
         meaningful = finite & (error > 0) & (np.abs(reference) > allowed)

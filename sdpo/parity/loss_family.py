@@ -1,7 +1,7 @@
 """Loss stages of a candidate against the reference, on one case."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,41 +24,107 @@ ORDER = ("log_probs", "support", "tail", "divergence", "importance", "aggregate"
 
 Trace = Mapping[str, Tensor]
 
+GROUPS = (
+    *((name,) for name in PER_TOKEN),
+    ("support.student", "support.teacher", "support.indices"),
+    ("tail.student", "tail.teacher", "support.indices"),
+    ("aggregate",),
+    ("gradient",),
+)
+"""Values that are compared together; a group is compared if its first value is exposed."""
 
-def compare_loss(case: LossCase, truth: Truth, reference: Trace, actual: Trace) -> list[Comparison]:
-    """Compare every stage value that the candidate exposes.
 
-    Args:
+@dataclass(eq=False)
+class Standard:
+    """What the values of a candidate are judged by on one case; what is made of it is kept.
+
+    Attributes:
         case: the inputs.
         truth: oracle values and budgets.
         reference: stage values of the reference.
-        actual: stage values of the candidate, under the same names.
+    """
+
+    case: LossCase
+    truth: Truth
+    reference: Trace
+    _expected: dict[str, Expected] = field(default_factory=dict, init=False)
+    _of_itself: dict[tuple[str, ...], list[Comparison]] = field(default_factory=dict, init=False)
+
+    @property
+    def epsilon(self) -> float:
+        """Distance from one to the next number of the case's dtype."""
+        return torch.finfo(self.case.dtype).eps
+
+    def expected(self, name: str) -> Expected:
+        """What a per-token value, the loss or its gradient is compared with."""
+        if name not in self._expected:
+            per_token = name in PER_TOKEN
+            self._expected[name] = (
+                expected_token(name, self) if per_token else expected_output(name, self)
+            )
+        return self._expected[name]
+
+    def of_itself(self, names: tuple[str, ...]) -> list[Comparison]:
+        """The comparisons of a group of the reference's own values."""
+        if names not in self._of_itself:
+            own = {name: self.reference[name] for name in names}
+            self._of_itself[names] = compare_group(names[0], self, own)
+        return self._of_itself[names]
+
+
+def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
+    """Compare every stage value that the candidate exposes.
+
+    Args:
+        standard: the inputs, and what judges them.
+        actual: stage values of the candidate, under the reference's names.
 
     Returns:
         One comparison for each value, in stage order.
     """
-    epsilon = torch.finfo(case.dtype).eps
     found: list[Comparison] = []
-    for name in PER_TOKEN:
-        if name in actual:
-            expected = Expected(
-                counted(reference[name], truth),
-                truth.values[name],
-                truth.bounds[name],
-                epsilon,
-                whole=whole_of(name, case, truth, reference),
-                labels=("token",),
-            )
-            value = counted(actual[name], truth)
-            found.append(compare_numeric(name.split(".")[0], case.id, value, expected))
-    if "support.student" in actual:
-        found.extend(compare_support(case, truth, reference, actual, epsilon))
-    if "tail.student" in actual:
-        found.extend(compare_tail(case, truth, reference, actual, epsilon))
-    for name in ("aggregate", "gradient"):
-        if name in actual:
-            found.append(compare_output(name, case, truth, reference, actual, epsilon))
+    for names in GROUPS:
+        if names[0] in actual:
+            shown = {name: actual[name] for name in names if name in actual}
+            if all(is_equal(value, standard.reference.get(n)) for n, value in shown.items()):
+                found.extend(standard.of_itself(tuple(shown)))
+            else:
+                found.extend(compare_group(names[0], standard, shown))
     return sorted(found, key=lambda comparison: ORDER.index(comparison.stage))
+
+
+def is_equal(value: Tensor, reference: Tensor | None) -> bool:
+    """Whether two tensors have one dtype and equal elements, of which none is NaN."""
+    if reference is None or value.dtype != reference.dtype:
+        return False
+    return torch.equal(value, reference)
+
+
+def compare_group(first: str, standard: Standard, actual: Trace) -> list[Comparison]:
+    """Compare the values of the group that begins with `first`."""
+    case = standard.case
+    if first in PER_TOKEN:
+        value = counted(actual[first], standard.truth)
+        stage = first.split(".")[0]
+        return [compare_numeric(stage, case.id, value, standard.expected(first))]
+    if first == "support.student":
+        return compare_support(case, standard.truth, standard.reference, actual, standard.epsilon)
+    if first == "tail.student":
+        return compare_tail(case, standard.truth, standard.reference, actual, standard.epsilon)
+    return [compare_output(first, standard, actual[first])]
+
+
+def expected_token(name: str, standard: Standard) -> Expected:
+    """What a per-token value is compared with, at the tokens that count."""
+    case, truth, reference = standard.case, standard.truth, standard.reference
+    return Expected(
+        counted(reference[name], truth),
+        truth.values[name],
+        truth.bounds[name],
+        standard.epsilon,
+        whole=whole_of(name, case, truth, reference),
+        labels=("token",),
+    )
 
 
 def counted(value: Tensor, truth: Truth) -> Array:
@@ -67,43 +133,47 @@ def counted(value: Tensor, truth: Truth) -> Array:
     return array[truth.counts] if array.shape[:2] == truth.counts.shape else array
 
 
-def compare_output(
-    name: str, case: LossCase, truth: Truth, reference: Trace, actual: Trace, epsilon: float
-) -> Comparison:
-    """Compare the loss or its gradient; only these two see places of weight zero.
+def expected_output(name: str, standard: Standard) -> Expected:
+    """What the loss or its gradient is compared with; only these two see places of weight zero.
 
     The loss may be finite where the reference's is not if every token that counts is finite there,
     and the gradient at places of weight zero.
     """
-    per_token = counted(reference["importance"], truth)
+    case, truth, reference = standard.case, standard.truth, standard.reference
     if name == "aggregate":
-        excused: Array | bool = bool(np.isfinite(per_token).all())
+        excused: Array | bool = bool(np.isfinite(counted(reference["importance"], truth)).all())
         labels: tuple[str, ...] = ()
     else:
         excused = np.broadcast_to(~truth.counts[..., None], truth.values[name].shape)
         labels = ("row", "token", "vocabulary_id")
-    expected = Expected(
+    return Expected(
         array_of(reference[name]),
         truth.values[name],
-        truth.bounds[name] + rounding_of_result(actual[name], case, truth.values[name]),
-        epsilon,
+        truth.bounds[name],
+        standard.epsilon,
         excused,
         truth.unit if name == "gradient" else None,
         whole_of(name, case, truth, reference),
         labels,
     )
-    found = compare_numeric(name, case.id, array_of(actual[name]), expected)
+
+
+def compare_output(name: str, standard: Standard, actual: Tensor) -> Comparison:
+    """Compare the loss or its gradient."""
+    case, expected = standard.case, standard.expected(name)
+    if not actual.dim() and actual.dtype != case.dtype:
+        rounding = rounding_of_result(actual.dtype, expected.truth)
+        expected = replace(expected, bound=expected.bound + rounding)
+    found = compare_numeric(name, case.id, array_of(actual), expected)
     if name == "gradient" and found.status == DIVERGENT:
-        lies = size_and_direction(array_of(actual[name]), expected.reference)
+        lies = size_and_direction(array_of(actual), expected.reference)
         found = replace(found, note="; ".join(filter(None, (found.note, lies))))
     return found
 
 
-def rounding_of_result(value: Tensor, case: LossCase, size: Array) -> Array | float:
+def rounding_of_result(dtype: torch.dtype, size: Array) -> Array:
     """The rounding of a loss to the dtype that it is returned in, which is not judged."""
-    if value.dim() or value.dtype == case.dtype:
-        return 0.0
-    return torch.finfo(value.dtype).eps / 2 * np.abs(np.nan_to_num(size, posinf=0.0, neginf=0.0))
+    return torch.finfo(dtype).eps / 2 * np.abs(np.nan_to_num(size, posinf=0.0, neginf=0.0))
 
 
 def whole_of(name: str, case: LossCase, truth: Truth, reference: Trace) -> float | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdpo.fixtures import GoldenCase, GoldenFamily
 from sdpo.parity.budget import Truth, truth
 from sdpo.parity.case import LossCase, from_golden, reference_trace
-from sdpo.parity.loss_family import PER_TOKEN, counted
+from sdpo.parity.loss_family import PER_TOKEN, Standard, counted
 from sdpo.parity.oracle import Array, array_of
 
 COMPARED = (*PER_TOKEN, "aggregate", "gradient")
@@ -39,6 +39,11 @@ class Prepared:
     def reference(self) -> dict[str, Tensor]:
         """Stage values of the reference."""
         return reference_trace(self.case)
+
+    @cached_property
+    def standard(self) -> Standard:
+        """What a candidate's values are compared with."""
+        return Standard(self.case, self.truth, self.reference)
 
     @cached_property
     def reference_values(self) -> Values:

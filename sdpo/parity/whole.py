@@ -44,30 +44,48 @@ def limit_as_a_whole(
     fewest = 1 if name == "gradient" else FEWEST_TOKENS
     if u <= bounds.HALF_PRECISION or truth.counts.sum() < fewest:
         return None
+    of_divergence, of_slope = natural_scales(case, truth)
     if name == "aggregate":
         share = oracle.aggregation_weights(array_of(case.loss_mask), case.config.loss_agg_mode)
         share = share[truth.counts]
         value = share * truth.values["importance"]
         error = share * (at_counted(reference["importance"], truth) - truth.values["importance"])
-        size, distance, unit = (np.abs(v).sum() for v in (value, error, share * truth.weight))
+        scales = share * truth.weight * of_divergence
+        size, distance, unit = (np.abs(v).sum() for v in (value, error, scales))
     else:
         value = truth.values[name][truth.counts] if name == "gradient" else truth.values[name]
-        weight = truth.share * of_divergence(truth) if name == "gradient" else truth.weight
-        weight = np.ones_like(weight) if name == "divergence" else weight
+        scales = {
+            "divergence": of_divergence,
+            "importance": truth.weight * of_divergence,
+            "gradient": truth.share * of_slope,
+        }[name]
         error = at_counted(reference[name], truth) - value
-        size, distance, unit = (float(np.linalg.norm(v)) for v in (value, error, weight))
+        size, distance, unit = (float(np.linalg.norm(v)) for v in (value, error, scales))
     if not np.isfinite(size + distance + unit) or size <= MEANINGFUL * u * unit:
         return None
     few = max(ROUNDINGS_OF_VALUE * size, ROUNDINGS_OF_UNIT[name] * unit)
     return float(TIMES * max(distance, u * few))
 
 
-def of_divergence(truth: Truth) -> Array:
-    """Natural scale of a token's gradient beside its weight.
+def natural_scales(case: LossCase, truth: Truth) -> tuple[Array, Array]:
+    """How many roundings of one a rounding of the log-probs is, in D and in dD/dz, each `(N,)`.
 
-    At alpha above 0 the gradient is p · (log-ratio - D): a rounding of D moves it by D roundings.
+    Over a support, D compares log-probs by probabilities: its roundings are those of one. At
+    alpha above 0 the gradient is p · (log-ratio - D), which a rounding of D moves by D roundings.
+    The surrogate of sampled-token mode, (log p - log q) log p, has no such factor: log-probs are
+    rounded as the logits and the normalizer that they are the difference of (`truth.rounded`).
     """
-    return np.maximum(1.0, np.abs(truth.values["divergence"]))
+    size = np.abs(truth.values["divergence"])
+    if case.mode != "sampled":
+        return np.ones_like(size), np.maximum(1.0, size)
+    of_p, of_q = truth.rounded.T
+    log_p = np.abs(truth.values["log_probs.student"])
+    gap = np.abs(truth.values["log_probs.student"] - truth.values["log_probs.teacher"])
+    p = np.exp(truth.log_p)
+    sampled = oracle.marked(case.responses.numpy()[truth.counts][:, None], p.shape[-1])
+    direction, p = (np.linalg.norm(v, axis=-1) for v in (sampled - p, p))
+    of_gap = of_p + of_q
+    return of_gap * log_p + gap * of_p, of_gap * direction + gap * of_p * p
 
 
 def at_counted(value: Tensor, truth: Truth) -> Array:

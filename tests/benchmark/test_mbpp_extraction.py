@@ -77,25 +77,25 @@ def test_rule(completion: str, code: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "```python\n" * 200_000,
-        "`" * 2_000_000,
-        "word " * 1_000_000,
-        "(" * 2_000_000,
-        '"""\n' * 200_000,
-        "a.b\n" * 200_000,
-        "\n" * 800_000,
-        "def f(x):\n" + "    x = 1\n" * 100_000,
-        "x = 1 " * 200_000,
-        "[PYTHON]" * 200_000,
-        "x" * 3_000_000 + "=",
-        " " * 3_000_000 + "x",
+        "```python\n" * 100_000,
+        "`" * 1_000_000,
+        "word " * 500_000,
+        "(" * 1_000_000,
+        '"""\n' * 100_000,
+        "a.b\n" * 100_000,
+        "\n" * 400_000,
+        "def f(x):\n" + "    x = 1\n" * 50_000,
+        "x = 1 " * 100_000,
+        "[PYTHON]" * 100_000,
+        "x" * 1_500_000 + "=",
+        " " * 1_500_000 + "x",
     ],
     ids=lambda text: text[:12],
 )
 def test_time_grows_no_faster_than_the_text(text: str) -> None:
     began = time.process_time()
     extract_code(text, ["f"])
-    assert time.process_time() - began < 4
+    assert time.process_time() - began < 2
 
 
 def test_blocks_know_whether_they_are_closed() -> None:

@@ -131,8 +131,10 @@ def test_cycles_and_depth_are_opaque_and_size_is_an_error() -> None:
     assert "opaque" in repr(travelled(deep))
     with pytest.raises(TooLargeError):
         Encoder().encode([0] * (MAX_NODES + 1))
+    # of a list of numbers all parts are counted at once; two lists and a tuple are three more
+    assert Encoder().encode([[0] * (MAX_NODES - 4), (0,)])
     with pytest.raises(TooLargeError):
-        Encoder().encode([(0,)] * MAX_NODES)
+        Encoder().encode([[0] * (MAX_NODES - 4), (0, 0)])
 
 
 @pytest.mark.parametrize(

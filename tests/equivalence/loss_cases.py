@@ -51,4 +51,4 @@ def comparisons(case_id: str, trace=None):
     """Comparisons of a trace, of ours if none is given, with the reference on a recorded case."""
     on = prepared(case(case_id))
     trace = Own().trace(on.case) if trace is None else trace
-    return compare_loss(on.case, on.truth, on.reference, trace)
+    return compare_loss(on.standard, trace)

@@ -22,7 +22,7 @@ INFINITE = [
 def test_fused_is_within_budget_at_every_stage(case_id):
     on = prepared(case(case_id))
     trace = fused_trace(on.case, chunk_tokens=3)
-    found = compare_loss(on.case, on.truth, on.reference, trace)
+    found = compare_loss(on.standard, trace)
     assert {"aggregate", "gradient"} <= {comparison.stage for comparison in found}
     for comparison in found:
         assert comparison.status in (MATCH, PASS, DECLARED), comparison

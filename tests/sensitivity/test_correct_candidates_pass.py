@@ -4,6 +4,7 @@ import pytest
 import torch
 from correct_variants import TAIL_BY_LOG1P, VARIANTS, applies
 from harness import run_of, some_cases
+from spread import one_in
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.adapters.callables import FromLogits, FromLogProbs
@@ -37,7 +38,7 @@ def test_from_log_probs(name):
     check(run_of(FromLogProbs(name, loss_from_log_probs(VARIANTS[name])), cases_for(name)))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", one_in(3, VARIANTS))
 def test_no_metamorphic_relation_is_violated(name):
     rows = invariants(FromLogits(name, loss_from_logits(VARIANTS[name])))
     assert {row["name"]: row["status"] for row in rows} == {

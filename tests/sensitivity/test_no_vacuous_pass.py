@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from spread import one_in
 
 from sdpo.config import SDPOConfig
 from sdpo.fixtures import packaged_family
@@ -17,7 +18,7 @@ STAGES = ("log_probs.student", "divergence", "importance", "aggregate", "gradien
 
 def compared(case: LossCase, **changed: torch.Tensor) -> list[Comparison]:
     on = prepared(case)
-    return compare_loss(case, on.truth, on.reference, {**on.reference, **changed})
+    return compare_loss(on.standard, {**on.reference, **changed})
 
 
 def status(case: LossCase, stage: str, **changed: torch.Tensor) -> list[str]:
@@ -39,7 +40,7 @@ def long_batch() -> LossCase:
     )
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("case", one_in(3, CASES.values()), ids=CASES.keys())
 def test_a_zero_gradient_never_passes(case):
     """At every dtype; the only exception is a true gradient of zero to working precision."""
     on = prepared(case)

@@ -20,7 +20,7 @@ def first_stage() -> str | None:
     found = set()
     for case_id in SOME:
         on = prepared(loss_case(FAMILY.case(case_id)))
-        comparisons = compare_loss(on.case, on.truth, on.reference, Own().trace(on.case))
+        comparisons = compare_loss(on.standard, Own().trace(on.case))
         found |= {c.stage for c in comparisons if c.status in (DIVERGENT, ERROR)}
     return first_in_order(found)
 
@@ -125,5 +125,5 @@ def test_a_constant_in_a_module_matters(monkeypatch):
     on = prepared(loss_case(FAMILY.case("P-L087")))
     trace = Own().trace(on.case)
     assert not torch.isfinite(trace["tail.student"]).all()
-    comparisons = compare_loss(on.case, on.truth, on.reference, trace)
+    comparisons = compare_loss(on.standard, trace)
     assert first_in_order({c.stage for c in comparisons if c.status == DIVERGENT}) == "tail"

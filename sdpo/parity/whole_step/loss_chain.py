@@ -17,7 +17,7 @@ from sdpo.config import SDPOConfig
 from sdpo.parity.budget import Truth
 from sdpo.parity.case import LOSS_SETTINGS, LossCase
 from sdpo.parity.compare import DIVERGENT, Comparison
-from sdpo.parity.loss_family import compare_loss, counted
+from sdpo.parity.loss_family import Standard, compare_loss, counted
 from sdpo.parity.prepared import (
     Observation,
     Prepared,
@@ -125,7 +125,8 @@ def compare_micro_batch(
     raw = micro_batch.logits["gradient"]
     gradient, scale = unscaled(raw.to(case.dtype), on.reference["gradient"], scenario.accumulation)
     trace["gradient"] = gradient
-    found = compare_loss(case, rounded_to(raw.dtype, on.truth), on.reference, trace)
+    standard = Standard(case, rounded_to(raw.dtype, on.truth), on.reference)
+    found = compare_loss(standard, trace)
     found = [replace(comparison, case=scenario.id) for comparison in found]
     diverges = any(c.status == DIVERGENT for c in found)
     if any(c.status == DIVERGENT and c.stage != "gradient" for c in found):
