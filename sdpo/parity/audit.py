@@ -1,7 +1,7 @@
 """The audit of one candidate: all families of cases, verdict, and the RUN document."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -133,12 +133,15 @@ def judge(
     invariants and the certificate, which do not enter a verdict.
     """
     findings = Findings()
+    beside: dict[int, Beside] = {}
     if isinstance(candidate, TrainerAdapter):
         run_scenarios(candidate, findings, progress)
     else:
-        run_recorded(candidate, families, findings, progress, isolation)
-    if isolation and not isinstance(candidate, TrainerAdapter):
-        findings.invariants.extend(invariants(candidate, progress))
+        beside = started_beside(candidate, families) if isolation else {}
+        run_recorded(candidate, families, findings, progress, isolation, beside)
+        findings.invariants.extend(invariants(candidate, progress) if isolation else [])
+    proved = certified(candidate, families) if isolation else None
+    collect(beside, families, findings, progress)
     evidence = Evidence(
         request.candidate,
         candidate.kind,
@@ -151,7 +154,7 @@ def judge(
         request.repro,
         findings.trainer,
         findings.invariants,
-        certified(candidate, families) if isolation else None,
+        proved,
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
 
@@ -165,34 +168,46 @@ def certified(
     return certificate(candidate.stages, cases, after_log_probs=from_log_probs)
 
 
+def started_beside(candidate: LossCandidate, families: Sequence[GoldenFamily]) -> dict[int, Beside]:
+    """Families, by their place, whose cases run in a process beside this one from now on."""
+    return {
+        place: Beside(partial(run_update_family, candidate, family))
+        for place, family in enumerate(families)
+        if family.name == "update" and isinstance(candidate, WHOLE) and pays(len(family))
+    }
+
+
 def run_recorded(
     candidate: LossCandidate,
     families: Sequence[GoldenFamily],
     findings: Findings,
     progress: Progress,
-    isolation: bool = True,
+    isolation: bool,
+    beside: Container[int],
 ) -> None:
-    """All recorded cases of the stages that the candidate exposes."""
+    """All recorded cases of the stages that the candidate exposes, but those that run beside."""
     exposed = set(candidate.stages)
-    beside = {
-        id(family): Beside(partial(run_update_family, candidate, family))
-        for family in families
-        if family.name == "update"
-        and isinstance(candidate, WHOLE)
-        and isolation
-        and pays(len(family))
-    }
-    for family in families:
+    for place, family in enumerate(families):
         if family.name == "loss" and exposed & {s for s in NAMES if STAGES[s].family == "loss"}:
             run_loss_family(candidate, family, findings, progress, isolation)
         elif family.name == "reprompt":
             run_prompt_stages(candidate, family, findings, progress)
-        elif id(family) in beside:
-            progress(family.name, 0, len(family))
-            findings.results.extend(beside[id(family)].results())
-            progress(family.name, len(family), len(family))
-        elif family.name == "update" and isinstance(candidate, WHOLE):
+        elif family.name == "update" and isinstance(candidate, WHOLE) and place not in beside:
             findings.results.extend(run_update_family(candidate, family, progress))
+
+
+def collect(
+    beside: Mapping[int, Beside],
+    families: Sequence[GoldenFamily],
+    findings: Findings,
+    progress: Progress,
+) -> None:
+    """Wait for the cases that run beside this process; they come after all others."""
+    for place, process in beside.items():
+        family = families[place]
+        progress(family.name, 0, len(family))
+        findings.results.extend(process.results())
+        progress(family.name, len(family), len(family))
 
 
 def run_loss_family(

@@ -17,7 +17,7 @@ from sdpo.parity.history import HistoryError, append
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.junit import junit_report
 from sdpo.parity.render.markdown import markdown_report
-from sdpo.parity.render.plots import FILES, draw_plots
+from sdpo.parity.render.plots import FILES, draw_plots, load_ahead
 from sdpo.parity.render.sarif import sarif_report
 from sdpo.parity.render.text import first_line, text_report
 from sdpo.parity.stages import NAMES
@@ -62,6 +62,7 @@ def audit_all(
     except OSError as error:
         return refuse(f"cannot write to {out}: {error.strerror}", as_json)
     runs = []
+    load_ahead()
     for candidate in candidates:
         request = {
             "candidate": candidate,

@@ -3,6 +3,8 @@
 Matplotlib is imported when something is drawn; only its object interface is used.
 """
 
+import importlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,12 @@ class Plot:
     title: str
     caption: str
     png: bytes
+
+
+def load_ahead() -> None:
+    """Import what draws, beside other work: a second, in which the caller waits for a process."""
+    backend = ("matplotlib.backends.backend_agg",)
+    threading.Thread(target=importlib.import_module, args=backend, daemon=True).start()
 
 
 def draw_plots(run: RUN) -> list[Plot]:
