@@ -135,10 +135,11 @@ def add_divergence(
         choices = other_choices(found, case, token, int(n))
         at = np.repeat(n, len(choices.divergence))
         _, d_there, slope_there = divergence_bounds(case, choices, p_side.of(at), q_side.of(at), u)
-        moved = np.abs(choices.divergence - token.divergence[n])
-        d_bound[n] = max(d_bound[n], (moved + d_there).max())
-        moved = np.abs(choices.slope - token.slope[n])
-        slope[n] = np.maximum(slope[n], (moved + slope_there).max(axis=0))
+        # a choice that gives NaN leaves no room for finite values: `fmax` passes it over
+        d_there = d_there + np.abs(choices.divergence - token.divergence[n])
+        slope_there = slope_there + np.abs(choices.slope - token.slope[n])
+        d_bound[n] = np.fmax(d_bound[n], np.fmax.reduce(d_there))
+        slope[n] = np.fmax(slope[n], np.fmax.reduce(slope_there))
     found.bounds["divergence"] = d_bound
     return slope
 
