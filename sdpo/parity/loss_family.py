@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdpo.parity.adapters.base import same_bits
 from sdpo.parity.budget import Truth
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import (
@@ -83,21 +84,15 @@ def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
         One comparison for each value, in stage order.
     """
     found: list[Comparison] = []
+    own = standard.reference
     for names in GROUPS:
         if names[0] in actual:
             shown = {name: actual[name] for name in names if name in actual}
-            if all(is_equal(value, standard.reference.get(n)) for n, value in shown.items()):
+            if all(name in own and same_bits(shown[name], own[name]) for name in shown):
                 found.extend(standard.of_itself(tuple(shown)))
             else:
                 found.extend(compare_group(names[0], standard, shown))
     return sorted(found, key=lambda comparison: ORDER.index(comparison.stage))
-
-
-def is_equal(value: Tensor, reference: Tensor | None) -> bool:
-    """Whether two tensors have one dtype and equal elements, of which none is NaN."""
-    if reference is None or value.dtype != reference.dtype:
-        return False
-    return torch.equal(value, reference)
 
 
 def compare_group(first: str, standard: Standard, actual: Trace) -> list[Comparison]:
@@ -108,9 +103,9 @@ def compare_group(first: str, standard: Standard, actual: Trace) -> list[Compari
         stage = first.split(".")[0]
         return [compare_numeric(stage, case.id, value, standard.expected(first))]
     if first == "support.student":
-        return compare_support(case, standard.truth, standard.reference, actual, standard.epsilon)
+        return compare_support(standard, actual)
     if first == "tail.student":
-        return compare_tail(case, standard.truth, standard.reference, actual, standard.epsilon)
+        return compare_tail(standard, actual)
     return [compare_output(first, standard, actual[first])]
 
 
@@ -183,10 +178,9 @@ def whole_of(name: str, case: LossCase, truth: Truth, reference: Trace) -> float
     return limit_as_a_whole(name, case, truth, reference)
 
 
-def compare_support(
-    case: LossCase, truth: Truth, reference: Trace, actual: Trace, epsilon: float
-) -> list[Comparison]:
+def compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
     """Compare the choice of entries, where ties are open, and both sides' log-probs on them."""
+    case, truth, reference = standard.case, standard.truth, standard.reference
     indices = actual.get("support.indices")
     if indices is None:
         at = np.broadcast_to(np.arange(truth.log_p.shape[-1]), truth.log_p.shape)
@@ -209,7 +203,7 @@ def compare_support(
             recorded,
             oracle_value,
             np.take_along_axis(bound, at, axis=-1),
-            epsilon,
+            standard.epsilon,
             labels=("token", "entry"),
         )
         found.append(compare_numeric("support", case.id, value, expected))
@@ -239,15 +233,14 @@ def compare_choice(case: LossCase, truth: Truth, reference: Trace, at: Array) ->
     )
 
 
-def compare_tail(
-    case: LossCase, truth: Truth, reference: Trace, actual: Trace, epsilon: float
-) -> list[Comparison]:
+def compare_tail(standard: Standard, actual: Trace) -> list[Comparison]:
     """Compare the distributions on the support after tail or renormalisation.
 
     Entries are put in the order of their vocabulary ids, the tail last. Tokens where a tie was
     decided differently have another tail and are judged from `divergence` on, as is a support of
     another size, which `support` reports.
     """
+    case, truth, reference = standard.case, standard.truth, standard.reference
     theirs = reference["support.indices"].numpy()[truth.counts]
     ours = theirs
     if "support.indices" in actual:
@@ -260,7 +253,7 @@ def compare_tail(
         value = counted(actual[f"tail.{side}"], truth)
         recorded = counted(reference[f"tail.{side}"], truth)
         if value.shape != recorded.shape:
-            shape = Expected(recorded, recorded, recorded, epsilon)
+            shape = Expected(recorded, recorded, recorded, standard.epsilon)
             found.append(compare_numeric("tail", case.id, value, shape))
             continue
         at = by_vocabulary(theirs, theirs, recorded.shape[-1], case.student_logits.shape[-1])
@@ -272,7 +265,7 @@ def compare_tail(
             by_vocabulary(recorded, theirs, recorded.shape[-1])[agree],
             true[agree],
             np.take_along_axis(truth.bounds[f"tail.{side}"], at, axis=-1)[agree],
-            epsilon,
+            standard.epsilon,
             labels=("token", "entry"),
         )
         value = by_vocabulary(value, ours, recorded.shape[-1])[agree]

@@ -82,7 +82,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same values, NaN included, in the same dtype and shape."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return bool(((a == b) | ((a != a) & (b != b))).all())
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def missing(module: str) -> str:
