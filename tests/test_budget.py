@@ -26,7 +26,7 @@ from sdpo.parity.prepared import loss_cases, prepared
 HALF = 0.5
 OWN = "own implementation"
 EVALUATIONS = (*VARIANTS, OWN)
-PARTS = 3
+PARTS = 5
 
 
 @cache
@@ -36,7 +36,7 @@ def cases() -> tuple[LossCase, ...]:
 
 @cache
 def comparisons(name: str, part: int) -> tuple[tuple[LossCase, Comparison], ...]:
-    """Of a third of the cases; together the evaluations have each case in each part."""
+    """Of a fifth of the cases; together the evaluations have each case in each part."""
     found = []
     for case in cases()[(part + EVALUATIONS.index(name)) % PARTS :: PARTS]:
         if name != OWN and not applies(name, case):

@@ -116,7 +116,7 @@ def test_pictures_are_the_same_each_time_and_ignore_the_users_settings():
         assert matplotlib.rcParams["font.size"] == 30
 
 
-@pytest.mark.parametrize("candidate", ["$x_{$", "损失.py:f", "a\nb\tc", "x" * 300, r"\frac{"])
+@pytest.mark.parametrize("candidate", [r"$x_{$ \frac{", "损失.py:f\nb\tc", "x" * 300])
 def test_any_candidate_name_can_be_drawn(candidate):
     assert draw_plots(run_documents.failed() | {"candidate": candidate})
 

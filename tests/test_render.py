@@ -217,7 +217,15 @@ def test_worst_place_names_all_indices():
     assert (found["place"], found["budget"]) == ("row 0, vocabulary id 7", "")
 
 
-@pytest.mark.parametrize("name", ["declared", "divergent", "inconclusive", "error"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "declared",
+        "error",
+        pytest.param("divergent", marks=pytest.mark.slow),
+        pytest.param("inconclusive", marks=pytest.mark.slow),
+    ],
+)
 def test_files_of_an_audit(name, tmp_path: Path):
     for stale in ("budget.png", "errors.png"):
         (tmp_path / stale).write_text("of an earlier run")

@@ -76,7 +76,7 @@ def encode(texts: list[str]) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::sdpo.reprompt.RepromptWarning")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     ROWS,
     st.fixed_dictionaries(

@@ -3,6 +3,8 @@
 Budget kind: that of the update family; see `sdpo.parity.update_noise`.
 """
 
+from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +21,18 @@ pytest.importorskip("transformers", reason="provides the models of the recorded 
 FAMILY = packaged_family("update")
 GOLDEN = FAMILY.case("P-U014")
 RECORDED = GOLDEN.tensors()
+
+
+run_reference = update_family.run_reference
+
+
+@cache
+def known(dtype, rounded):
+    return run_reference(FAMILY, GOLDEN, RECORDED, dtype, rounded=rounded)
+
+
+def run_once(family, golden, recorded, dtype, *, rounded=None):
+    return replace(known(dtype, rounded))
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +64,12 @@ def lucky(monkeypatch):
 
 
 FIRST = RECORDED["u0.mb0.loss"]
+
+
+@pytest.fixture(autouse=True)
+def references_once(monkeypatch):
+    """Runs of the reference do not depend on the candidate: each is made once."""
+    monkeypatch.setattr(update_family, "run_reference", run_once)
 
 
 def test_luck_of_the_recording_is_no_verdict(monkeypatch):

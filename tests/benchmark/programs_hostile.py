@@ -274,7 +274,7 @@ CHEATS = {
     ),
     "collision in a list of keys": _cheat("def t():\n    return [[]] * 100_000", "assert t() == 3"),
     "exponential sharing": _cheat(
-        "def t():\n    x = []\n    for _ in range(60):\n        x = [x, x]\n    return x",
+        "def t():\n    x = [0] * 1000\n    for _ in range(60):\n        x = [x, x]\n    return x",
         "assert t() == []",
     ),
 }

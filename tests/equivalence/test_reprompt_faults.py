@@ -225,6 +225,10 @@ FAULTS = {
 }
 
 
+ENOUGH = 10
+"""Cases that a fault changes; those behind them are left out."""
+
+
 @pytest.fixture(scope="module")
 def expected(tokenizer: Any) -> dict[str, Record | None]:
     return {name: run_reference(case, tokenizer) for name, case in CASES.items()}
@@ -249,4 +253,6 @@ def test_planted_fault_is_found_where_it_is(
             found[name] = stage
             recorded = departures(record, case, tokenizer)
             assert recorded, name
+        if len(found) == ENOUGH:
+            break
     assert set(found.values()) == {fault.stage}

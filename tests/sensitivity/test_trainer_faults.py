@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from spread import slow_are
 from torch import nn
 
 pytest.importorskip("transformers", reason="the audited models are transformers'")
@@ -238,7 +239,7 @@ FAULTS = {
 
 
 @pytest.mark.filterwarnings("ignore::sdpo.attempts.RepromptWarning")
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", slow_are(("M109", "M117"), FAULTS))
 def test_a_planted_fault_is_found_at_its_stage_and_named(fault):
     adapter, scenario, stage, name = FAULTS[fault]
     findings = run_trainer_family(adapter(), lambda *_: None, [BY_ID[scenario]])

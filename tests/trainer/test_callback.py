@@ -209,12 +209,14 @@ def traces_of(folder, on: bool, **changes):
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["between updates", "inside an update"])
-def test_a_resumed_run_goes_on_with_its_rows(inside, tmp_path):
+def test_a_resumed_run_goes_on_with_its_rows(inside, tmp_path, monkeypatch):
     args: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     if inside:
         args |= {"steps_per_generation": 4, "max_steps": 6, "save_steps": 3}
     whole = audited(tmp_path, args=args, audit_lockstep=True)
-    whole.train()
+    with monkeypatch.context() as patched:
+        patched.setattr(sdpo.callback, "plot_drift", lambda *_: None)
+        whole.train()
     expected = {name: rows_of(whole, name) for name in ("parity.csv", "drift.csv")}
     # The files already hold rows of steps behind the checkpoint, as after a crash.
     resumed = audited(tmp_path, args=args, audit_lockstep=True)
@@ -384,7 +386,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch):
+def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch, undrawn):
     plant, stage = FAULTS[fault]
     args, settings, changes = OTHER_RUNS.get(fault, ({}, {}, {}))
     reward = OneSuccess() if fault == "masked rows counted in the denominator" else None

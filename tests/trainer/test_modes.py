@@ -96,7 +96,14 @@ def test_hybrid_at_one_has_the_gradient_of_grpo(tmp_path):
     assert distance(grpo, plain.recorder.steps[0]) < 1e-5
 
 
-@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "token-mean",
+        "seq-mean-token-mean",
+        pytest.param("seq-mean-token-sum", marks=pytest.mark.slow),
+    ],
+)
 def test_exact_semantics_do_not_depend_on_the_split(mode, tmp_path):
     splits = [(8, 1), (4, 2), (2, 4)]
     settings: dict[str, Any] = {"loss_agg_mode": mode, **SMALL}
@@ -134,7 +141,14 @@ def uneven_gradient(folder, config, size, steps):
 
 @pytest.mark.parametrize(
     ("steps_per_generation", "num_iterations", "steps", "expected"),
-    [(2, 1, 3, 3), (4, 1, 4, 2), (2, 3, 6, 2), (4, 2, 8, 2), (1, 1, 3, 3), (1, 2, 3, 3)],
+    [
+        (2, 1, 3, 3),
+        (4, 2, 8, 2),
+        (1, 2, 3, 3),
+        pytest.param(4, 1, 4, 2, marks=pytest.mark.slow),
+        pytest.param(2, 3, 6, 2, marks=pytest.mark.slow),
+        pytest.param(1, 1, 3, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_the_teacher_follows_once_per_update(
     steps_per_generation, num_iterations, steps, expected, tmp_path

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from spread import one_in
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import audit_my_trainer as mine
@@ -88,12 +89,14 @@ NOT_BY_THE_EXAMPLE = {"C14", "C15", "C16", "C17", "C27", "C34", "C35"}
 """It has no hooks for a nudge, and no sampled tokens."""
 
 
-def test_a_sound_loop_deviates_in_no_probe():
+@pytest.mark.parametrize("part", one_in(2, range(2)))
+def test_a_sound_loop_deviates_in_no_probe(part):
     runs = {}
-    results = [run_probe(adapter(mine.MyTrainer), probe, runs) for probe in PROBES]
+    probes = PROBES[part::2]
+    results = [run_probe(adapter(mine.MyTrainer), probe, runs) for probe in probes]
     assert {c.status for result in results for c in result.comparisons} == {MATCH}
     untested = {result.id for result in results if not result.comparisons}
-    assert untested == NOT_BY_THE_EXAMPLE
+    assert untested == NOT_BY_THE_EXAMPLE & {probe.id for probe in probes}
 
 
 class WrongWay(OwnTrainer):

@@ -13,7 +13,7 @@ from sdpo.trainer_state import TEACHER_FILE
     [
         ({}, {}),
         ({"steps_per_generation": 4, "num_iterations": 2}, {"alpha": 1.0}),
-        ({}, {"teacher_mode": "trust_region"}),
+        pytest.param({}, {"teacher_mode": "trust_region"}, marks=pytest.mark.slow),
         ({}, {"teacher_mode": "lora_ema"}),
         ({}, {"teacher_mode": "lora_ema", "lora_average": "effective"}),
     ],

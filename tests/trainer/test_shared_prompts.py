@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
+from spread import slow_are
 from test_callback import audited, rows_of
 from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
@@ -166,7 +167,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_are(("trust region", "fused"), RUNS))
 def test_trainings_agree_and_take_fewer_tokens(name, tmp_path):
     settings, args = RUNS[name]
     sharing = {"share_prompts": "both", **settings}
