@@ -7,7 +7,10 @@ import pytest
 from golden_subset import SOME, subset
 
 from sdpo.parity import audit
+from sdpo.parity.adapters.callables import FromLogits
 from sdpo.parity.certificate import certificate
+from sdpo.parity.faults_parts import loss_from_logits
+from sdpo.parity.invariants import invariants
 
 CERTIFICATES: dict[Any, Any] = {}
 FAMILIES: dict[Any, Any] = {}
@@ -39,6 +42,17 @@ def budgets_once(monkeypatch, goldens, float32_goldens):
         return FAMILIES[tuple(folders)]
 
     monkeypatch.setattr(audit, "load_goldens", known)
+
+
+@pytest.fixture(scope="session")
+def relations():
+    return invariants(FromLogits("the reference", loss_from_logits({})))
+
+
+@pytest.fixture
+def relations_once(monkeypatch, relations):
+    """Relations do not enter a verdict: those of the reference stand for the candidate's."""
+    monkeypatch.setattr(audit, "invariants", lambda *_: copy.deepcopy(relations))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from recording_stack import RECORDING_STACK
 from sdpo.parity.adapters.live_verl import COMMIT
 from sdpo.parity.audit import Request, audit
 
+pytestmark = pytest.mark.usefixtures("relations_once")
+
 CORE_ALGOS = """
 from sdpo.reference import loss
 

@@ -18,6 +18,7 @@ from faulty_trainers import (
     WrongRate,
     WrongStep,
 )
+from spread import slow_are
 from test_modes import OneSuccess
 from test_teachers import lora
 
@@ -385,7 +386,10 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+AS_WITHOUT = ("hybrid: teacher's own top-k", "effective: teacher's own top-k")
+
+
+@pytest.mark.parametrize("fault", slow_are(AS_WITHOUT, FAULTS))
 def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch, undrawn):
     plant, stage = FAULTS[fault]
     args, settings, changes = OTHER_RUNS.get(fault, ({}, {}, {}))
