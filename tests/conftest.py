@@ -1,12 +1,17 @@
 """Shared set-up: one thread and fixed seeds, so that every test repeats to the bit."""
 
 import gc
+import os
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 RARELY = 50_000
+
+# also for fixtures of a whole session, and for processes that a test starts: two workers whose
+# threads wait for each other take several times as long
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -33,14 +38,11 @@ def what_stays_is_not_searched() -> Generator[None]:
 
 
 @pytest.fixture(autouse=True)
-def fixed_arithmetic() -> Generator[None]:
+def fixed_arithmetic() -> None:
     # not at the head of the file: the process that only hands tests out need not load torch
     import torch
 
     from sdpo.determinism import reseed
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     reseed(0)
-    yield
-    torch.set_num_threads(threads)

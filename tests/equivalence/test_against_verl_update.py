@@ -7,7 +7,6 @@ Ours leaves out, by design: entropy bonus (P-U040), KL to a reference policy (P-
 with holes (P-U045, P-U046: a quirk of the reference), autocast (P-U047).
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -38,14 +37,6 @@ NOT_RECORDED_BY_OURS = ("old_log_probs_used", "entropy")
 DIFFERENT = {"P-U026": (*NOT_RECORDED_BY_OURS, "mb1.loss")}
 OURS_BIT_EQUAL = ["P-U024", "P-U025", "P-U031", "P-U032", "P-U034", "P-U035"]
 INFORMATIVE = "P-U047"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("case_id", ALL)

@@ -3,7 +3,7 @@
 A fault is a patch of one name. The comparison is the one of `test_against_verl_update.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -25,14 +25,6 @@ class Fault(NamedTuple):
     case_id: str
     stage: str
     plant: Callable[[Patch], None]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def wrap(target: Any, name: str, change: Callable[..., Any]) -> Callable[[Patch], None]:
