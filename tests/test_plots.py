@@ -8,6 +8,7 @@ from math import inf
 import matplotlib
 import pytest
 import run_documents
+from spread import slow_are
 
 from sdpo.parity.render.drawing import draw_budget, draw_errors, draw_overview
 from sdpo.parity.render.plot_data import (
@@ -95,7 +96,7 @@ def test_powers_of_ten_are_plain_text():
     ]
 
 
-@pytest.mark.parametrize("name", ["pass", "raising", "error"])
+@pytest.mark.parametrize("name", slow_are(("raising",), ("pass", "raising", "error")))
 def test_pictures_are_drawn_and_have_their_size(name):
     plots = draw_plots(run_documents.ALL[name]())
     assert [plot.file for plot in plots] == list(FILES[: 1 if name == "error" else 3])

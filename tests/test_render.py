@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import run_documents
+from spread import slow_are
 
 from sdpo.parity.launch import write_reports
 from sdpo.parity.render.html import html_report
@@ -219,12 +220,7 @@ def test_worst_place_names_all_indices():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "declared",
-        "error",
-        pytest.param("divergent", marks=pytest.mark.slow),
-        pytest.param("inconclusive", marks=pytest.mark.slow),
-    ],
+    slow_are(("divergent", "inconclusive"), ("declared", "divergent", "inconclusive", "error")),
 )
 def test_files_of_an_audit(name, tmp_path: Path):
     for stale in ("budget.png", "errors.png"):

@@ -31,8 +31,10 @@ ROW = st.tuples(
     st.none() | TEXT | st.just(" \n"),
 )
 ROWS = st.lists(ROW, min_size=1, max_size=6)
+BATCHES = settings(max_examples=50, deadline=None, derandomize=True)
 
 
+@BATCHES
 @given(ROWS, st.booleans(), st.booleans())
 def test_invariants_of_a_batch(rows: Any, only_without: bool, own: bool):
     uids, scores, texts, raw = map(list, zip(*rows, strict=True))
@@ -53,6 +55,7 @@ def test_invariants_of_a_batch(rows: Any, only_without: bool, own: bool):
         assert unchanged == (mask[row] == 0)
 
 
+@BATCHES
 @given(ROWS, st.randoms(use_true_random=False))
 def test_permuting_rows_keeps_who_has_a_demonstration(rows: Any, random: Any):
     """Order decides which success is shown, never whether one is; one success leaves no choice."""
@@ -76,7 +79,7 @@ def encode(texts: list[str]) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::sdpo.reprompt.RepromptWarning")
-@settings(max_examples=30, deadline=None)
+@BATCHES
 @given(
     ROWS,
     st.fixed_dictionaries(

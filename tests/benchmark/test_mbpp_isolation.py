@@ -17,6 +17,7 @@ from programs_attempts import REFUSED
 from programs_honest import RIGHT, Program
 from programs_hostile import ENDLESS, NOISY
 from programs_protocol import PROTOCOL
+from spread import slow_are
 
 from sdpo.benchmark.case import Case
 from sdpo.benchmark.executor import Executor
@@ -92,7 +93,9 @@ def _cases_file(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", slow_are((signal.SIGINT,), (signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
+)
 def test_the_end_of_the_harness_ends_everything(tmp_path: Path, number: int) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()

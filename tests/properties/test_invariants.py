@@ -20,7 +20,7 @@ from sdpo.parity.budget import truth
 from sdpo.parity.case import LossCase
 
 SETTINGS = settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

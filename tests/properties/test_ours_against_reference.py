@@ -33,7 +33,7 @@ def check(case):
     assert (abs(gradient - expected.values["gradient"]) <= expected.bounds["gradient"]).all()
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=75)
 @given(loss_cases())
 def test_ours_and_the_transcription_are_within_budget(case):
     check(case)

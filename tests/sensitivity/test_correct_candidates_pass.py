@@ -38,7 +38,7 @@ def test_from_log_probs(name):
     check(run_of(FromLogProbs(name, loss_from_log_probs(VARIANTS[name])), cases_for(name)))
 
 
-@pytest.mark.parametrize("name", one_in(5, VARIANTS))
+@pytest.mark.parametrize("name", one_in(5, sorted(VARIANTS)))
 def test_no_metamorphic_relation_is_violated(name):
     rows = invariants(FromLogits(name, loss_from_logits(VARIANTS[name])))
     assert {row["name"]: row["status"] for row in rows} == {

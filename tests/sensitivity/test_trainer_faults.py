@@ -238,8 +238,12 @@ FAULTS = {
 }
 
 
+AS_OTHERS = ("M106", "M107", "M109", "M110", "M111", "M117")
+"""Planted by the means of another one, and found at its stage."""
+
+
 @pytest.mark.filterwarnings("ignore::sdpo.attempts.RepromptWarning")
-@pytest.mark.parametrize("fault", slow_are(("M109", "M117"), FAULTS))
+@pytest.mark.parametrize("fault", slow_are(AS_OTHERS, FAULTS))
 def test_a_planted_fault_is_found_at_its_stage_and_named(fault):
     adapter, scenario, stage, name = FAULTS[fault]
     findings = run_trainer_family(adapter(), lambda *_: None, [BY_ID[scenario]])

@@ -386,10 +386,15 @@ FAULTS = {
 }
 
 
-AS_WITHOUT = ("hybrid: teacher's own top-k", "effective: teacher's own top-k")
+AS_OTHERS = (
+    "hybrid: GRPO forgotten",
+    "hybrid: teacher's own top-k",
+    "bf16: teacher's own top-k",
+    "effective: teacher's own top-k",
+)
 
 
-@pytest.mark.parametrize("fault", slow_are(AS_WITHOUT, FAULTS))
+@pytest.mark.parametrize("fault", slow_are(AS_OTHERS, FAULTS))
 def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch, undrawn):
     plant, stage = FAULTS[fault]
     args, settings, changes = OTHER_RUNS.get(fault, ({}, {}, {}))

@@ -149,7 +149,7 @@ def trained(folder, implementation, settings, args, **changes):
     return tiny.trained(folder, settings, args, **changes)
 
 
-@pytest.mark.parametrize("name", slow_are(("trust region", "cap below one"), RUNS))
+@pytest.mark.parametrize("name", slow_are(("trust region", "cap below one", "by rows"), RUNS))
 def test_fused_and_unfused_trainings_agree(name, tmp_path):
     """With weights at which student and teacher are further apart than float32 rounds."""
     settings, args = RUNS[name]
