@@ -63,7 +63,7 @@ def test_attempt_is_refused(executor: Executor, program: Program) -> None:
 
 
 def test_endless_programs_are_stopped_at_the_limit() -> None:
-    limit = 0.5
+    limit = 1.0
     programs = {**ENDLESS, **STALLING}
     with Executor(len(programs) // 2, timeout=limit) as impatient:
         results = list(impatient.map([case_of(program) for program in programs.values()]))
