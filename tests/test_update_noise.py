@@ -126,6 +126,20 @@ def test_weights_move_by_one_unit_in_the_last_place_at_most():
     assert 0.5 < float((moved > 0).float().mean()) < 0.8
 
 
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([0.5, -2.0], 2.0),
+        ([torch.nan, -2.0, 1.0], 2.0),
+        ([torch.inf, -2.0], 2.0),
+        ([torch.nan], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_scale_is_the_largest_finite_magnitude(values, scale):
+    assert update_family.scale_of(torch.tensor(values)) == scale
+
+
 def test_a_run_with_other_entries_does_not_widen():
     recorded = {"x": torch.tensor([1.0]), "indices": torch.tensor([1])}
     other = {"x": torch.tensor([9.0]), "indices": torch.tensor([2])}
