@@ -1,22 +1,19 @@
 """The RUN document: its published schema, that it adds up, and that it can be judged again."""
 
 import copy
-import json
-from importlib.resources import files
 
 import jsonschema
 import pytest
 import run_documents
+from report_schema import SCHEMA
 
 from sdpo.parity.consistency import InconsistentReportError, check
 from sdpo.parity.launch import write_reports
 from sdpo.parity.stages import NAMES
 
-SCHEMA = json.loads((files("sdpo.parity") / "report.schema.json").read_text(encoding="utf-8"))
-
 
 def valid(run):
-    jsonschema.Draft202012Validator(SCHEMA).validate({"schema_version": 1, "runs": [run]})
+    SCHEMA.validate({"schema_version": 1, "runs": [run]})
 
 
 def changed(run, *path, value):
@@ -29,8 +26,8 @@ def changed(run, *path, value):
 
 
 def test_the_schema_is_a_schema_and_names_the_stages():
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    assert SCHEMA["$defs"]["stage_name"]["enum"] == list(NAMES)
+    jsonschema.Draft202012Validator.check_schema(SCHEMA.schema)
+    assert SCHEMA.schema["$defs"]["stage_name"]["enum"] == list(NAMES)
 
 
 @pytest.mark.parametrize("name", run_documents.ALL)

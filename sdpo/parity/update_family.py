@@ -10,7 +10,6 @@ is taken from more float32 runs of the reference (`update_noise`).
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -348,11 +347,8 @@ def relative_spread(
 
 def scale_of(tensor: Tensor) -> float:
     """Largest finite magnitude of a tensor."""
-    largest = tensor.abs().max().item() if tensor.numel() else 0.0
-    if isfinite(largest):
-        return largest
-    finite = tensor[tensor.isfinite()]
-    return finite.abs().max().item() if finite.numel() else 0.0
+    sizes = tensor.abs().nan_to_num(nan=0.0, posinf=0.0)
+    return sizes.max().item() if sizes.numel() else 0.0
 
 
 def compare_tensor(

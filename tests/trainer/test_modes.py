@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from spread import slow_are
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 import sdpo.trainer
@@ -96,14 +97,10 @@ def test_hybrid_at_one_has_the_gradient_of_grpo(tmp_path):
     assert distance(grpo, plain.recorder.steps[0]) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "token-mean",
-        "seq-mean-token-mean",
-        pytest.param("seq-mean-token-sum", marks=pytest.mark.slow),
-    ],
-)
+MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
+
+
+@pytest.mark.parametrize("mode", slow_are(("seq-mean-token-sum",), MODES))
 def test_exact_semantics_do_not_depend_on_the_split(mode, tmp_path):
     splits = [(8, 1), (4, 2), (2, 4)]
     settings: dict[str, Any] = {"loss_agg_mode": mode, **SMALL}

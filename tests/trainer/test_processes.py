@@ -1,6 +1,7 @@
 """Scenarios of two processes: our trainer passes, and faults that only show there are found."""
 
 import pytest
+from spread import slow_are
 
 from sdpo.parity.adapters.trainers.own import OwnTrainer
 from sdpo.parity.compare import DIVERGENT, ERROR
@@ -70,13 +71,7 @@ def first_failure(kind, scenarios):
     return stage, {c.effect for c in wrong if c.stage == stage}, findings.results[-1].status
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(name, marks=[] if name in ("sound", "own rows") else pytest.mark.slow)
-        for name in FAULTS
-    ],
-)
+@pytest.mark.parametrize("fault", slow_are(FAULTS.keys() - {"sound", "own rows"}, FAULTS))
 def test_a_fault_of_several_processes_is_found(fault):
     kind, stage, effect = FAULTS[fault]
     found, effects, status = first_failure(kind, [BY_ID["T01"], BY_ID["T31"]])

@@ -1,4 +1,4 @@
-"""The schema that every report keeps to."""
+"""The published schema, which every report keeps to."""
 
 import json
 from importlib.resources import files
