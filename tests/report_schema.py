@@ -2,9 +2,11 @@
 
 import json
 from importlib.resources import files
+from typing import Any
 
 from jsonschema import Draft202012Validator
 
-SCHEMA = Draft202012Validator(
-    json.loads((files("sdpo.parity") / "report.schema.json").read_text(encoding="utf-8"))
+SCHEMA: dict[str, Any] = json.loads(
+    (files("sdpo.parity") / "report.schema.json").read_text(encoding="utf-8")
 )
+VALIDATOR = Draft202012Validator(SCHEMA)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from golden_subset import subset
-from report_schema import SCHEMA
+from report_schema import VALIDATOR
 
 from sdpo.parity.audit import Request, audit
 from sdpo.parity.consistency import check
@@ -47,7 +47,7 @@ def test_two_audits_give_the_same_bytes_apart_from_times(tmp_path, monkeypatch):
     assert runs[0]["explained_by"] == []
     assert runs[0]["explanation_search"]["pairs_tried"] > 4000
     check(runs[0])
-    SCHEMA.validate({"schema_version": 1, "runs": runs})
+    VALIDATOR.validate({"schema_version": 1, "runs": runs})
     for run in runs:
         assert json.dumps(plain(regate(run, policy_of(run)))) == json.dumps(run)
         del run["created"], run["seconds"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from golden_subset import SOME, subset
-from report_schema import SCHEMA
+from report_schema import VALIDATOR
 
 from sdpo.parity.audit import Request, audit
 from sdpo.parity.consistency import check
@@ -23,7 +23,7 @@ def judged(attribute: str, goldens: Path, **changes):
     assert "\n" not in first_line(run)
     assert text_report(run).startswith(first_line(run))
     check(plain(run))
-    SCHEMA.validate({"schema_version": 1, "runs": [plain(run)]})
+    VALIDATOR.validate({"schema_version": 1, "runs": [plain(run)]})
     return run
 
 
