@@ -4,12 +4,14 @@ An element passes if it is as far from the reference as two correct evaluations 
 plus the reference's own distance from the oracle (never more than another budget).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from sdpo.parity.improvements import improvements
 from sdpo.parity.oracle import Array
 
 MATCH, PASS, DECLARED, DIVERGENT, NOT_COVERED, ERROR = (
@@ -21,6 +23,9 @@ MATCH, PASS, DECLARED, DIVERGENT, NOT_COVERED, ERROR = (
     "ERROR",
 )
 SEVERITY = (NOT_COVERED, MATCH, PASS, DECLARED, DIVERGENT, ERROR)
+FINITE = "finite_where_reference_is_not"
+SIZED = ("", "value")
+"""Effects of which the difference has a size: none, and another value."""
 
 
 def worst_status(statuses: list[str]) -> str:
@@ -35,8 +40,9 @@ class Comparison:
     `max_abs`, `max_ulp` and `budget_used` are maxima over the finite elements (`max_ulp` over those
     larger than their budget); `worst` describes
     the element that uses most of its budget; `smallest_detectable` is the smallest relative change
-    of an element that would have failed. `inherits` names an earlier divergent stage that the value
-    follows from.
+    of an element that would have failed. `relative` is the size of the difference ÷ the size of the
+    reference's value, both in the norm; None where the value is no larger than its budget.
+    `inherits` names an earlier divergent stage that the value follows from.
     """
 
     stage: str
@@ -47,6 +53,7 @@ class Comparison:
     max_ulp: float = 0.0
     budget_used: float = 0.0
     smallest_detectable: float | None = None
+    relative: float | None = None
     worst: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     effect: str = ""
@@ -57,10 +64,10 @@ class Comparison:
 class Expected:
     """What a value is compared with: reference, oracle and bound, all of one shape.
 
-    `excused` marks elements where a finite value may stand for a non-finite one of the reference,
-    because the reference's value comes from places of weight zero only. `unit` is the natural scale
-    of a gradient: a value that is zero throughout, where the oracle is more than a rounding of the
-    unit, never passes, however wide the budget. `whole` limits the distance of all elements
+    `excused` marks, by the effect of a documented improvement (`improvements.py`), elements where
+    the oracle's finite value may stand for a non-finite one of the reference. `unit` is the natural
+    scale of a gradient: a value that is zero throughout, where the oracle is more than a rounding
+    of the unit, never passes, however wide the budget. `whole` limits the distance of all elements
     together from the oracle, in the norm (`whole.py`).
     """
 
@@ -68,7 +75,7 @@ class Expected:
     truth: Array
     bound: Array
     epsilon: float
-    excused: Array | bool = False
+    excused: Mapping[str, Array | bool] = field(default_factory=dict)
     unit: float | None = None
     whole: float | None = None
     labels: tuple[str, ...] = ()
@@ -113,10 +120,12 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
     if expected.unit is not None:
         # whether such a derivative is NaN or infinite follows from the order of operations
         odd &= np.isfinite(actual) | np.isfinite(reference)
-    excused = odd & np.isfinite(actual) & ~np.isfinite(reference) & expected.excused
-    if excused.any():
-        near = np.abs(actual - expected.truth) <= expected.bound
-        excused = excused & near
+    with np.errstate(invalid="ignore"):
+        near = odd & ~np.isfinite(reference) & (np.abs(actual - expected.truth) <= expected.bound)
+    effects = [effect for effect, where in expected.excused.items() if (near & where).any()]
+    excused = np.zeros_like(odd)
+    for effect in effects:
+        excused |= near & expected.excused[effect]
     if expected.unit is not None and vanished(actual, expected):
         return Comparison(
             stage,
@@ -125,10 +134,15 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
             compared=int(actual.size),
             max_abs=float(error.max()),
             budget_used=float(used.max()),
+            relative=1.0,
             note="all zero where the reference is not",
             effect="value",
         )
     status, note, effect = judge(actual, reference, same, used, odd, excused)
+    if effect == FINITE:
+        note += definition(expected, odd & ~excused & np.isfinite(actual))
+    if status == DECLARED:
+        note, effect = "; ".join(improvements()[name].note for name in effects), effects[0]
     at = np.unravel_index(np.argmax(np.where(odd & ~excused, np.inf, used)), used.shape)
     found = Comparison(
         stage=stage,
@@ -139,6 +153,7 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
         max_ulp=float(ulp.max(initial=0.0)),
         budget_used=float(used.max()),
         smallest_detectable=detectable(reference, allowed, finite),
+        relative=relative_size(error, reference, allowed, finite) if effect in SIZED else None,
         worst=describe(at, actual, reference, allowed, expected.labels) if not same.all() else {},
         note=note,
         effect=effect,
@@ -184,14 +199,11 @@ def judge(
         finite = int((unexcused & np.isfinite(actual)).sum())
         if finite:
             note = f"{finite} finite values where the reference is not"
-            return DIVERGENT, note, "finite_where_reference_is_not"
+            return DIVERGENT, note, FINITE
         return DIVERGENT, "non-finite values of another kind than the reference's", "nan"
     if (used > 1).any():
         return DIVERGENT, f"{int((used > 1).sum())} of {used.size} over budget", "value"
-    if excused.any():
-        note = "finite where the reference is not, at places of weight zero or in an empty batch"
-        return DECLARED, note, "zero_weight"
-    return PASS, "", ""
+    return (DECLARED if excused.any() else PASS), "", ""
 
 
 def vanished(actual: Array, expected: Expected) -> bool:
@@ -218,6 +230,25 @@ def detectable(reference: Array, allowed: Array, finite: Array) -> float | None:
     """The smallest relative change of an element that would exceed its allowance."""
     usable = finite & (reference != 0)
     return float((allowed[usable] / np.abs(reference[usable])).min()) if usable.any() else None
+
+
+def definition(expected: Expected, wrong: Array) -> str:
+    """What the definition gives at the first finite value that a documented improvement explains.
+
+    Empty where none may be about it: a finite value is wrong there whatever it is.
+    """
+    for where in expected.excused.values():
+        if (at := wrong & where & np.isfinite(expected.truth)).any():
+            return f"; the definition gives {expected.truth[at].flat[0]:.6g}"
+    return ""
+
+
+def relative_size(error: Array, reference: Array, allowed: Array, finite: Array) -> float | None:
+    """The norm of the finite errors ÷ that of the reference; None where rounding is as large."""
+    with np.errstate(all="ignore"):
+        value, room = (np.linalg.norm(v[finite]) for v in (reference, allowed))
+        size = float(np.linalg.norm(error[finite]) / value)
+    return size if value > room and np.isfinite(size) else None
 
 
 def describe(

@@ -1,7 +1,7 @@
 """Declared deviations: known differences with a reason, so that only undeclared ones fail.
 
-A file of them is a ledger: TOML with `[[deviation]]` entries. The packaged `deviations.toml` is
-read for every candidate; the packaged ledgers of other projects only if they are asked for.
+A file of them is a ledger: TOML with `[[deviation]]` entries. None is read unless it is asked for;
+documented improvements on the reference need none (`improvements.py`).
 """
 
 import math
@@ -13,14 +13,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from sdpo.parity.compare import DECLARED, DIVERGENT, Comparison
+from sdpo.parity.compare import DECLARED, DIVERGENT, FINITE, Comparison
 from sdpo.parity.faults import BY_ID
+from sdpo.parity.improvements import improvements
 from sdpo.parity.stages import STAGES
 from sdpo.parity.verdict import CaseResult
 
-PACKAGED = Path(__file__).parent / "deviations.toml"
 LEDGERS = Path(__file__).parent / "ledgers"
-EFFECTS = ("value", "finite_where_reference_is_not", "zero_weight", "nan", "failure")
+EFFECTS = ("value", FINITE, "nan", "failure")
 ANY = "*"
 
 
@@ -36,7 +36,8 @@ class Deviation:
     that `effect`, in cases that have the `tag` and, if `cases` names some, are among them; `*` is
     any candidate or tag. Its size is the largest |Δ| where the effect is a `value` of a numeric
     stage, else the number of cases; `measured` is the size when it was declared, and `range` the
-    sizes that are allowed.
+    sizes that are allowed. What is a documented improvement (`improvements.py`) needs no entry; one
+    with the effect `finite_where_reference_is_not` may speak of it all the same, and then shows.
     """
 
     id: str
@@ -59,7 +60,8 @@ class Deviation:
 
     def covers(self, candidate: str, result: CaseResult, comparison: Comparison) -> bool:
         """Whether this entry is about a divergent comparison, whatever its size."""
-        return self.is_about(candidate, result, comparison) and comparison.effect == self.effect
+        effect = FINITE if comparison.effect in improvements() else comparison.effect
+        return self.is_about(candidate, result, comparison) and effect == self.effect
 
     def is_about(self, candidate: str, result: CaseResult, comparison: Comparison) -> bool:
         """Whether this entry speaks of a candidate, case and stage."""
@@ -101,7 +103,7 @@ class Deviation:
 
 
 def load_for(files: Sequence[str] = ()) -> list[Deviation]:
-    """The entries of some files or packaged ledgers; without any, the packaged deviations.
+    """The entries of some files or packaged ledgers.
 
     Args:
         files: paths, or names of packaged ledgers such as `trl`.
@@ -109,7 +111,7 @@ def load_for(files: Sequence[str] = ()) -> list[Deviation]:
     Raises:
         DeclaredError: a file is unusable, or two entries have one id.
     """
-    paths = [ledger_or_file(file) for file in files] or [PACKAGED]
+    paths = [ledger_or_file(file) for file in files]
     entries = [entry for path in paths for entry in load_declared(path)]
     seen: set[str] = set()
     for entry in entries:
@@ -245,10 +247,11 @@ def judge(
         comparisons = []
         for comparison in result.comparisons:
             about = [e for e in entries if e.covers(candidate, result, comparison)]
-            if comparison.status == DIVERGENT and about and not comparison.inherits:
+            departs = comparison.status == DIVERGENT
+            if about and not comparison.inherits and (departs or comparison.status == DECLARED):
                 for entry in about:
                     shown[entry.id].append(replace(comparison, case=result.id))
-                comparison = declare(comparison, about, today)
+                comparison = declare(comparison, about, today) if departs else comparison
             comparisons.append(comparison)
         judged.append(replace(result, comparisons=follow(comparisons)))
     ran = {

@@ -10,6 +10,7 @@ from torch import Tensor
 from sdpo.parity.adapters.base import same_bits
 from sdpo.parity.budget import Truth
 from sdpo.parity.case import LossCase
+from sdpo.parity.clamped import with_clamps
 from sdpo.parity.compare import (
     DIVERGENT,
     Comparison,
@@ -17,9 +18,11 @@ from sdpo.parity.compare import (
     compare_exact,
     compare_numeric,
 )
+from sdpo.parity.improvements import EMPTY_BATCH, ZERO_PROBABILITY, ZERO_WEIGHT
 from sdpo.parity.oracle import Array, array_of
 from sdpo.parity.whole import limit_as_a_whole, size_and_direction
 
+DIVERGING = ("divergence", "importance")
 PER_TOKEN = ("log_probs.student", "log_probs.teacher", "divergence", "importance")
 ORDER = ("log_probs", "support", "tail", "divergence", "importance", "aggregate", "gradient")
 
@@ -92,6 +95,10 @@ def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
                 found.extend(standard.of_itself(tuple(shown)))
             else:
                 found.extend(compare_group(names[0], standard, shown))
+    undefined = zero_probability(standard)
+    found = [
+        with_clamps(c, standard, actual, undefined) if c.stage == "gradient" else c for c in found
+    ]
     return sorted(found, key=lambda comparison: ORDER.index(comparison.stage))
 
 
@@ -117,6 +124,7 @@ def expected_token(name: str, standard: Standard) -> Expected:
         truth.values[name],
         truth.bounds[name],
         standard.epsilon,
+        {ZERO_PROBABILITY: zero_probability(standard)} if name in DIVERGING else {},
         whole=whole_of(name, case, truth, reference),
         labels=("token",),
     )
@@ -129,17 +137,31 @@ def counted(value: Tensor, truth: Truth) -> Array:
 
 
 def expected_output(name: str, standard: Standard) -> Expected:
-    """What the loss or its gradient is compared with; only these two see places of weight zero.
+    """What the loss or its gradient is compared with; these see places of weight zero too.
 
-    The loss may be finite where the reference's is not if every token that counts is finite there,
-    and the gradient at places of weight zero.
+    The loss may be finite where the reference's is not if each token that counts is finite there,
+    or undefined by a probability of zero alone; the gradient at those and at places of weight zero.
     """
     case, truth, reference = standard.case, standard.truth, standard.reference
+    by_zero = zero_probability(standard)
     if name == "aggregate":
-        excused: Array | bool = bool(np.isfinite(counted(reference["importance"], truth)).all())
+        finite = np.isfinite(counted(reference["importance"], truth))
+        explained = bool((finite | by_zero).all())
+        empty, undefined = not finite.size, bool(by_zero.any())
+        excused: dict[str, Array | bool] = {
+            ZERO_PROBABILITY: explained and undefined,
+            ZERO_WEIGHT: explained and not undefined and not empty,
+            EMPTY_BATCH: empty,
+        }
         labels: tuple[str, ...] = ()
     else:
-        excused = np.broadcast_to(~truth.counts[..., None], truth.values[name].shape)
+        shape = truth.values[name].shape
+        rows = np.zeros(truth.counts.shape, dtype=bool)
+        rows[truth.counts] = by_zero
+        excused = {
+            ZERO_PROBABILITY: np.broadcast_to(rows[..., None], shape),
+            ZERO_WEIGHT: np.broadcast_to(~truth.counts[..., None], shape),
+        }
         labels = ("row", "token", "vocabulary_id")
     return Expected(
         array_of(reference[name]),
@@ -151,6 +173,18 @@ def expected_output(name: str, standard: Standard) -> Expected:
         whole_of(name, case, truth, reference),
         labels,
     )
+
+
+def zero_probability(standard: Standard) -> Array:
+    """Tokens `(N,)` whose loss the reference leaves undefined only by a probability of zero.
+
+    Its value is NaN, an entry that may be in the support has the probability zero on one side, and
+    the definition (0 · log 0 = 0) gives a finite divergence.
+    """
+    truth = standard.truth
+    empty = ~(np.isfinite(truth.log_p) & np.isfinite(truth.log_q)) & truth.possible
+    undefined = np.isnan(counted(standard.reference["importance"], truth))
+    return undefined & empty.any(axis=-1) & np.isfinite(truth.values["divergence"])
 
 
 def compare_output(name: str, standard: Standard, actual: Tensor) -> Comparison:

@@ -49,7 +49,7 @@ def limit_as_a_whole(
         share = oracle.aggregation_weights(array_of(case.loss_mask), case.config.loss_agg_mode)
         share = share[truth.counts]
         value = share * truth.values["importance"]
-        error = share * (at_counted(reference["importance"], truth) - truth.values["importance"])
+        error = share * distance_of(reference["importance"], truth, truth.values["importance"])
         scales = share * truth.weight * of_divergence
         size, distance, unit = (np.abs(v).sum() for v in (value, error, scales))
     else:
@@ -59,7 +59,7 @@ def limit_as_a_whole(
             "importance": truth.weight * of_divergence,
             "gradient": truth.share * of_slope,
         }[name]
-        error = at_counted(reference[name], truth) - value
+        error = distance_of(reference[name], truth, value)
         size, distance, unit = (float(np.linalg.norm(v)) for v in (value, error, scales))
     if not np.isfinite(size + distance + unit) or size <= MEANINGFUL * u * unit:
         return None
@@ -88,9 +88,13 @@ def natural_scales(case: LossCase, truth: Truth) -> tuple[Array, Array]:
     return of_gap * log_p + gap * of_p, of_gap * direction + gap * of_p * p
 
 
-def at_counted(value: Tensor, truth: Truth) -> Array:
-    """A `(B, T, …)` value at the tokens that count, as float64."""
-    return array_of(value)[truth.counts]
+def distance_of(value: Tensor, truth: Truth, true: Array) -> Array:
+    """The reference's distance from the oracle at the tokens that count; zero where it is NaN.
+
+    A documented improvement may be finite there, and is then judged as a whole all the same.
+    """
+    error = array_of(value)[truth.counts] - true
+    return np.where(np.isnan(error) & np.isfinite(true), 0.0, error)
 
 
 def size_and_direction(actual: Array, truth: Array) -> str:
