@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sdpo.determinism import deterministic, reseed
 from sdpo.fixtures import (
     FAMILIES,
@@ -31,12 +33,14 @@ from sdpo.parity.beside import Beside, pays
 from sdpo.parity.case import LossCase
 from sdpo.parity.certificate import certificate
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison
+from sdpo.parity.conditional import departs_only
 from sdpo.parity.config_family import run_config_family
 from sdpo.parity.declared import DeclaredError, Deviation, load_for
 from sdpo.parity.environment import describe_environment, fingerprint
 from sdpo.parity.invariants import invariants
 from sdpo.parity.locate import FROM_LOG_PROBS, Departure, locate
 from sdpo.parity.loss_family import compare_loss
+from sdpo.parity.own_precision import JUDGED_IN_FLOAT32, in_float32, measured, precision_rows
 from sdpo.parity.prepared import Observation, loss_cases, prepared, values_of
 from sdpo.parity.repeated import Scatter, scatter, withdrawn
 from sdpo.parity.report import Evidence, Policy, assemble, failed
@@ -155,6 +159,8 @@ def judge(
         findings.trainer,
         findings.invariants,
         proved,
+        precision_rows(candidate, findings.observations) if isolation else [],
+        departs_only(findings.observations),
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
 
@@ -266,10 +272,17 @@ def run_loss_case(
         doubts.append(result.note)
         # what differs from itself has no value that could be compared
         trace = {name: value for name, value in trace.items() if name not in own}
-    result.comparisons.extend(compare_loss(on.standard, trace))
+    compared, precision = compare_loss(on.standard, trace), {}
+    if case.dtype == torch.float64 and any(c.status == DIVERGENT for c in compared):
+        precision = measured(candidate, case)
+    if in_float32(precision):
+        on, result.note = on.single, result.note or JUDGED_IN_FLOAT32
+        compared = compare_loss(on.standard, trace)
+    result.comparisons.extend(compared)
     if observations is not None:
         diverges = result.status in (DIVERGENT, ERROR)
-        observations.append(Observation(on, diverges, values_of(on, trace), complaint))
+        values = values_of(on, trace)
+        observations.append(Observation(on, diverges, values, complaint, case.dtype, precision))
     return result, doubts, own
 
 

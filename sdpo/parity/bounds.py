@@ -140,8 +140,12 @@ def entries(log_on: Array, side: LogProbs, chosen: Array, mode: str, u: float) -
     centre = np.log1p(-np.minimum(outside, 1))
     centre = np.where(outside > 0.5, log_mass, centre)
     ends = np.stack([centre + mass_bound, centre - mass_bound], axis=-1)
-    limit = ends >= -oracle.SMALLEST_TAIL
-    tail = np.log(-np.expm1(np.minimum(ends, -oracle.SMALLEST_TAIL)))
+    # the limit may be one of the log mass inside (the reference) or one of the mass left over: they
+    # agree to first order, so that between 1 - exp(-1e-7) and 1e-7 either may be in force
+    either, both = np.log1p(-oracle.SMALLEST_TAIL), -oracle.SMALLEST_TAIL
+    limit = ends >= np.array([either, both])
+    rest = -np.expm1(np.minimum(ends, both))
+    tail = np.log(np.maximum(rest, [0.0, oracle.SMALLEST_TAIL]))
     tail = tail + 2 * u * (1 + np.abs(tail)) * np.array([-1, 1])
     return Entries(log_on, own, side.common, tail, limit)
 

@@ -46,7 +46,8 @@ def with_clamps(
         return found
     rows, room = gradient[truth.counts], expected.allowed[truth.counts]
     usual = np.array(expected.reference[truth.counts])
-    departing = (np.abs(rows - usual) > room).any(axis=-1)
+    with np.errstate(invalid="ignore"):
+        departing = (np.abs(rows - usual) > room).any(axis=-1)
     near_zero = truth.values["divergence"] <= truth.bounds["divergence"]
     loss_is_nan = "aggregate" in trace and bool(trace["aggregate"].isnan())
     lost = departing & undefined & loss_is_nan & ~rows.any(axis=-1)

@@ -4,7 +4,7 @@ Also what a candidate gave on it, and whether two sets of results agree.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -39,6 +39,12 @@ class Prepared:
     def reference(self) -> dict[str, Tensor]:
         """Stage values of the reference."""
         return reference_trace(self.case)
+
+    @cached_property
+    def single(self) -> "Prepared":
+        """The case judged by float32's budgets: logits rounded to float32, recorded values kept."""
+        student, teacher = self.case.student_logits.float(), self.case.teacher_logits.float()
+        return Prepared(replace(self.case, student_logits=student, teacher_logits=teacher))
 
     @cached_property
     def standard(self) -> Standard:
@@ -117,12 +123,18 @@ def loss_cases(family: GoldenFamily) -> list[LossCase]:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """A candidate's results on a case; `complaint` says how its gradient is broken, if it is."""
+    """A candidate's results on a case; `complaint` says how its gradient is broken, if it is.
+
+    `given` is the dtype of the logits, where it is known, and `precision` the dtype that each value
+    was found to be computed in (`own_precision.py`); `on` is what the values are judged by.
+    """
 
     on: Prepared
     diverges: bool
     values: Values = field(repr=False)
     complaint: str = ""
+    given: torch.dtype | None = None
+    precision: Mapping[str, torch.dtype] = field(default_factory=dict, repr=False)
 
 
 def values_of(on: Prepared, trace: Mapping[str, Tensor]) -> Values:

@@ -14,7 +14,7 @@ from sdpo.parity.locate import Departure
 from sdpo.parity.report import Evidence, Policy, assemble
 from sdpo.parity.verdict import CaseResult
 
-NUMBERS = ("max_abs", "max_ulp", "budget_used", "smallest_detectable")
+NUMBERS = ("max_abs", "max_ulp", "budget_used", "smallest_detectable", "relative")
 KEPT = ("bundles", "environment", "created", "seconds")
 LARGEST = 256 * 2**20
 
@@ -78,6 +78,8 @@ def evidence_of(run: Mapping[str, Any]) -> Evidence:
         list(run["trainer"]),
         list(run["invariants"]),
         run["sensitivity"].get("faults"),
+        list(run.get("precision", [])),  # reports of before have none of these
+        run.get("departs_only"),
     )
 
 

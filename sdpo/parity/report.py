@@ -14,6 +14,7 @@ from sdpo.parity import declared as declarations
 from sdpo.parity.compare import DIVERGENT, ERROR, MATCH, NOT_COVERED, Comparison
 from sdpo.parity.declared import Deviation
 from sdpo.parity.exit_codes import EXIT_CODES
+from sdpo.parity.improvements import improvement_rows
 from sdpo.parity.locate import Departure
 from sdpo.parity.stages import NAMES, STAGES, first_in_order
 from sdpo.parity.verdict import CaseResult, run_verdict, stage_rows
@@ -59,7 +60,9 @@ class Evidence:
 
     `claims` are the stages that the candidate exposes, `trainer` the effects of a trainer's
     deviations, scenario by scenario, `invariants` a row for each metamorphic relation,
-    `certificate` how many known faults its cases would have shown (`certificate.py`).
+    `certificate` how many known faults its cases would have shown (`certificate.py`), `precision`
+    where it computes in less than it is given (`own_precision.py`), `departs_only` the one dtype in
+    which it departs (`conditional.py`).
     """
 
     candidate: str
@@ -74,6 +77,8 @@ class Evidence:
     trainer: list[dict[str, Any]] = field(default_factory=list)
     invariants: list[dict[str, Any]] = field(default_factory=list)
     certificate: dict[str, Any] | None = None
+    precision: list[dict[str, Any]] = field(default_factory=list)
+    departs_only: dict[str, Any] | None = None
 
 
 def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, Any]:
@@ -134,6 +139,9 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
         "invariants": list(evidence.invariants),
         "bundles": [],
         "declared": judged.rows,
+        "improvements": improvement_rows(results),
+        "precision": list(evidence.precision),
+        "departs_only": evidence.departs_only,
         "policy": policy.row(),
         "claims": list(evidence.claims),
         "doubts": list(evidence.doubts),

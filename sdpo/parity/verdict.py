@@ -71,12 +71,14 @@ def _stage_row(name: str, results: Sequence[CaseResult]) -> dict[str, Any]:
         "bit_equal": sum(c.status == "MATCH" for c in found),
         "empty": sum(c.status == NOT_COVERED for c in found),
         "smallest_detectable": None,
+        "relative": None,
         "note": "",
         "by_case": _by_case(found),
     }
     if not found:
         return row
     worst = max(found, key=_severity)
+    shown = [c.relative for c in found if c.status == worst.status and c.relative is not None]
     sizes = [c.smallest_detectable for c in found if c.smallest_detectable is not None]
     return row | {
         "max_abs": max(c.max_abs for c in found),
@@ -84,6 +86,7 @@ def _stage_row(name: str, results: Sequence[CaseResult]) -> dict[str, Any]:
         "budget_used": max(c.budget_used for c in found),
         "worst": {"case": worst.case} | worst.worst if worst.worst else None,
         "smallest_detectable": min(sizes, default=None),
+        "relative": max(shown, default=None),
         "note": worst.note,
     }
 
