@@ -24,6 +24,7 @@ def stage(name: str, status: str, by_case: list[list[Any]], **changes: Any) -> d
         "bit_equal": sum(case[1] == "MATCH" for case in by_case),
         "empty": 0,
         "smallest_detectable": 1.5e-14,
+        "relative": None,
         "note": "",
         "by_case": by_case,
     }
@@ -100,6 +101,9 @@ def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
         "invariants": relations() if cases else [],
         "bundles": [],
         "declared": [],
+        "improvements": [],
+        "precision": [],
+        "departs_only": None,
         "notes": [],
         "location": {"file": "loss.py", "line": 7},
         "stage_locations": {},
@@ -180,8 +184,20 @@ def deviation() -> dict[str, Any]:
     }
 
 
+def improvement() -> dict[str, Any]:
+    """The row of a documented improvement that one case falls under."""
+    return {
+        "id": "D02",
+        "effect": "zero_weight",
+        "stages": ["aggregate", "gradient"],
+        "reason": "values of padding | reach nothing",
+        "link": "where it is documented",
+        "cases": ["P-3"],
+    }
+
+
 def declared() -> Run:
-    """One declared deviation, one case under the built-in exception."""
+    """One declared deviation, one case under a built-in exception."""
     worst = {"case": "P-2", "actual": 0.1, "expected": "nan", "budget": 1e-7}
     cases = [["P-1", "MATCH", 0.0, 0.0, 0.0], ["P-2", "DECLARED", 0.0, 0.0, 0.0]]
     cases.append(["P-3", "DECLARED", 0.5, 1e-7, 1.0])
@@ -195,6 +211,7 @@ def declared() -> Run:
             case("P-3", "DECLARED", "finite where the reference is not"),
         ],
         declared=[deviation()],
+        improvements=[improvement()],
     )
 
 

@@ -144,6 +144,7 @@ def judge(
         beside = started_beside(candidate, families) if isolation else {}
         run_recorded(candidate, families, findings, progress, isolation, beside)
         findings.invariants.extend(invariants(candidate, progress) if isolation else [])
+    searched = isolation and not isinstance(candidate, TrainerAdapter)
     proved = certified(candidate, families) if isolation else None
     collect(beside, families, findings, progress)
     evidence = Evidence(
@@ -159,7 +160,7 @@ def judge(
         findings.trainer,
         findings.invariants,
         proved,
-        precision_rows(candidate, findings.observations) if isolation else [],
+        precision_rows(findings.observations, candidate.trace if searched else None),
         departs_only(findings.observations),
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
@@ -274,7 +275,7 @@ def run_loss_case(
         trace = {name: value for name, value in trace.items() if name not in own}
     compared, precision = compare_loss(on.standard, trace), {}
     if case.dtype == torch.float64 and any(c.status == DIVERGENT for c in compared):
-        precision = measured(candidate, case)
+        precision = measured(candidate.trace, case)
     if in_float32(precision):
         on, result.note = on.single, result.note or JUDGED_IN_FLOAT32
         compared = compare_loss(on.standard, trace)

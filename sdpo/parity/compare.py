@@ -120,12 +120,7 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
     if expected.unit is not None:
         # whether such a derivative is NaN or infinite follows from the order of operations
         odd &= np.isfinite(actual) | np.isfinite(reference)
-    with np.errstate(invalid="ignore"):
-        near = odd & ~np.isfinite(reference) & (np.abs(actual - expected.truth) <= expected.bound)
-    effects = [effect for effect, where in expected.excused.items() if (near & where).any()]
-    excused = np.zeros_like(odd)
-    for effect in effects:
-        excused |= near & expected.excused[effect]
+    effects, excused = improved(actual, expected, odd)
     if expected.unit is not None and vanished(actual, expected):
         return Comparison(
             stage,
@@ -141,6 +136,10 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
     status, note, effect = judge(actual, reference, same, used, odd, excused)
     if effect == FINITE:
         note += definition(expected, odd & ~excused & np.isfinite(actual))
+    sized = effect in SIZED and bool(error.any())
+    relative = relative_size(error, reference, allowed, finite) if sized else None
+    if effect == "value" and relative is not None:
+        note += f", {relative:.2g} of the value"
     if status == DECLARED:
         note, effect = "; ".join(improvements()[name].note for name in effects), effects[0]
     at = np.unravel_index(np.argmax(np.where(odd & ~excused, np.inf, used)), used.shape)
@@ -153,12 +152,25 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
         max_ulp=float(ulp.max(initial=0.0)),
         budget_used=float(used.max()),
         smallest_detectable=detectable(reference, allowed, finite),
-        relative=relative_size(error, reference, allowed, finite) if effect in SIZED else None,
+        relative=relative,
         worst=describe(at, actual, reference, allowed, expected.labels) if not same.all() else {},
         note=note,
         effect=effect,
     )
     return found if same.all() else judged_as_a_whole(found, actual, expected)
+
+
+def improved(actual: Array, expected: Expected, odd: Array) -> tuple[list[str], Array]:
+    """The documented improvements that hold among the `odd` elements, and the elements of theirs.
+
+    A value counts only if it is the oracle's, within its budget.
+    """
+    with np.errstate(invalid="ignore"):
+        near = np.abs(actual - expected.truth) <= expected.bound
+    near &= odd & ~np.isfinite(expected.reference)
+    shown = {effect: near & where for effect, where in expected.excused.items()}
+    effects = [effect for effect, where in shown.items() if where.any()]
+    return effects, np.logical_or.reduce([np.zeros_like(odd), *shown.values()])
 
 
 def judged_as_a_whole(found: Comparison, actual: Array, expected: Expected) -> Comparison:

@@ -10,7 +10,8 @@ from torch import Tensor
 from sdpo.parity.faults_divergence import terms
 from sdpo.parity.faults_importance import cap, log_ratio
 from sdpo.parity.faults_outcome import scaled_gradient
-from sdpo.parity.faults_parts import Fault, Pair, Part, Run, aggregate, divergence, mask, ratio
+from sdpo.parity.faults_parts import Fault, Part, Run, aggregate, divergence, mask, ratio
+from sdpo.parity.faults_support import in_precision
 from sdpo.parity.faults_tail import on_each, tail_with_limit
 from sdpo.reference import loss as reference
 from sdpo.reference.loss import renormalize, topk_log_probs
@@ -24,14 +25,6 @@ def identity(log_probs: Tensor) -> Tensor:
 def renormalized_by_probabilities(log_probs: Tensor) -> Tensor:
     """Rescaled by the log of a sum of probabilities, which may all be zero in the dtype."""
     return log_probs - log_probs.exp().sum(-1, keepdim=True).log()
-
-
-def in_float32(run: Run) -> Pair:
-    """Logits ÷ temperature, float64 rounded to float32."""
-    sides = (run.student_logits, run.teacher_logits.detach())
-    if run.student_logits.dtype == torch.float64:
-        sides = (sides[0].float(), sides[1].float())
-    return sides[0] / run.config.temperature, sides[1] / run.config.temperature
 
 
 def with_sampled_token(run: Run) -> Tensor:
@@ -224,13 +217,13 @@ PORTS = (
         "M133", "gradient twice too large", "gradient", "gradient", "outcome", scaled_gradient(2)
     ),
     fault("M134", "gradient halved", "gradient", "gradient", "outcome", scaled_gradient(0.5)),
-    fault(
+    Fault(
         "M135",
-        "float64 inputs computed in float32",
-        "log_probs",
+        "teacher alone in float32, given float64",
         "precision / scaling",
-        "scaled",
-        in_float32,
+        "log_probs",
+        "ms-swift #10156",
+        in_precision(torch.float32, teacher_only=True),
         inactive="shows only in float64",
     ),
     fault(

@@ -28,21 +28,24 @@ def labels_one_late(run: Run) -> Pair:
     )
 
 
-def in_precision(dtype: torch.dtype) -> dict[str, Part]:
-    """Log-softmax in a lower precision on both sides, sampled tokens and support."""
+def in_precision(dtype: torch.dtype, *, teacher_only: bool = False) -> dict[str, Part]:
+    """Log-softmax in a lower precision on both sides or one, sampled tokens and support."""
 
     def low(logits: Tensor) -> Tensor:
         return logits.to(dtype).log_softmax(-1).to(logits.dtype)
 
+    def own(logits: Tensor) -> Tensor:
+        return logits.log_softmax(-1) if teacher_only else low(logits)
+
     def sampled(run: Run) -> Pair:
         at = run.responses.unsqueeze(-1)
         return (
-            low(run.student).gather(-1, at).squeeze(-1),
+            own(run.student).gather(-1, at).squeeze(-1),
             low(run.teacher).gather(-1, at).squeeze(-1),
         )
 
     def on_support(run: Run) -> Pair:
-        student, teacher = low(run.student), low(run.teacher)
+        student, teacher = own(run.student), low(run.teacher)
         if not run.topk:
             return student, teacher
         return student.gather(-1, run.indices), teacher.gather(-1, run.indices)

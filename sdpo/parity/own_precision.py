@@ -20,7 +20,6 @@ from sdpo.determinism import reseed
 from sdpo.parity.adapters.base import (
     BrokenGradientError,
     CandidateError,
-    LossCandidate,
     NotCoveredError,
 )
 from sdpo.parity.bounds import unit_roundoff
@@ -117,8 +116,8 @@ def in_dtype(case: LossCase, dtype: torch.dtype) -> LossCase:
     return replace(case, student_logits=student, teacher_logits=teacher)
 
 
-def measured(candidate: LossCandidate, case: LossCase) -> dict[str, torch.dtype]:
-    """The precision of each value of a candidate on a case, as far as it can be told.
+def measured(trace: Trace, case: LossCase) -> dict[str, torch.dtype]:
+    """The precision of each value of a candidate's trace on a case, as far as it can be told.
 
     Half precision is bfloat16 in the result, also where it is float16.
     """
@@ -126,10 +125,10 @@ def measured(candidate: LossCandidate, case: LossCase) -> dict[str, torch.dtype]
         return {}
     found = {}
     try:
-        for name, moves in follows(candidate.trace, case, LOWER[case.dtype]).items():
+        for name, moves in follows(trace, case, LOWER[case.dtype]).items():
             found[name] = case.dtype if moves else LOWER[case.dtype]
         if torch.float32 in found.values() and case.dtype == torch.float64:
-            told = follows(candidate.trace, case, torch.bfloat16)
+            told = follows(trace, case, torch.bfloat16)
             for name in [n for n, dtype in found.items() if dtype == torch.float32]:
                 if name not in told:
                     del found[name]  # float32 or less: no case for a name
@@ -146,37 +145,34 @@ def in_float32(precision: Mapping[str, torch.dtype]) -> bool:
 
 
 def precision_rows(
-    candidate: LossCandidate, observations: Sequence[Observation]
+    observations: Sequence[Observation], trace: Trace | None = None
 ) -> list[dict[str, Any]]:
     """What the report says of a candidate that computes in less than it is given.
 
     Args:
-        candidate: is run on some float32 cases where it diverges.
         observations: of all loss cases.
+        trace: runs the candidate on some float32 cases where it diverges; None leaves these out.
 
     Returns:
-        A row for each dtype given, lower precision computed in and set of values (`aggregate`,
-        `gradient`, …): in how many of the cases that were searched, and by which budgets they are
-        judged.
+        A row for each dtype given, lower precision computed in and dtype whose budgets judge: which
+        values (`aggregate`, `gradient`, …), in how many of the cases that were searched.
     """
     low = [o for o in observations if o.given == torch.float32 and o.diverges][:MOST_LOW]
-    told = [(o, measured(candidate, o.on.case)) for o in low]
+    told = [(o, measured(trace, o.on.case)) for o in low] if trace is not None else []
     told += [(o, o.precision) for o in observations if o.given == torch.float64]
-    found: dict[tuple[Any, ...], int] = {}
+    found: dict[tuple[Any, ...], list[Mapping[str, torch.dtype]]] = {}
     for o, precision in told:
         for dtype in dict.fromkeys(precision.values()):
-            values = tuple(name for name, own in precision.items() if own == dtype)
             if dtype != o.given:
-                key = (o.given, dtype, values, o.on.case.dtype)
-                found[key] = found.get(key, 0) + 1
+                found.setdefault((o.given, dtype, o.on.case.dtype), []).append(precision)
     return [
         {
             "given": NAMES[given],
             "computes_in": NAMES[dtype],
-            "values": list(values),
-            "cases": count,
+            "values": list(dict.fromkeys(n for p in cases for n in p if p[n] == dtype)),
+            "cases": len(cases),
             "of": sum(o.given == given for o, _ in told),
             "judged_by": NAMES[judged],
         }
-        for (given, dtype, values, judged), count in found.items()
+        for (given, dtype, judged), cases in found.items()
     ]

@@ -5,6 +5,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from sdpo.parity.render.judgement import improvement_lines, judgement
 from sdpo.parity.render.rows import share, worst
 from sdpo.parity.render.text import RUN, first_line, number
 from sdpo.parity.stages import STAGES
@@ -42,6 +43,7 @@ def suite(root: Element, run: RUN, what: str) -> Element:
     properties = SubElement(element, "properties")
     found = {name: str(run[name] or "") for name in ("verdict", "first_stage", "kind", "repro")}
     found["explained_by"] = "; ".join(run["explained_by"])
+    found["judgement"] = "; ".join([*judgement(run), *improvement_lines(run)])
     for name, value in found.items():
         SubElement(properties, "property", name=name, value=allowed(value))
     return element

@@ -42,7 +42,10 @@ def permalink(stage: Stage, commit: str | None) -> str | None:
 
 
 def share(row: dict[str, Any]) -> str:
-    """Budget used, in per cent; what has no finite difference is said in words."""
+    """Budget used, in per cent; what has no finite difference is said in words.
+
+    Where a stage fails, also how large the difference is beside the value itself.
+    """
     used = row["budget_used"]
     if used is None:
         return "-"
@@ -51,7 +54,10 @@ def share(row: dict[str, Any]) -> str:
     text = f"{number(100.0 * used)} %" if used < 100 else f"{used:.2g} × budget"
     values = row["worst"] or {}
     odd = any(values.get(side) in ("nan", "inf", "-inf") for side in ("actual", "expected"))
-    return f"{text}, not finite" if odd and row["status"] in FAILING else text
+    if row["status"] not in FAILING:
+        return text
+    of_value = f", {number(row['relative'])} of the value" if row["relative"] is not None else ""
+    return f"{text}, not finite" if odd else text + of_value
 
 
 def worst(row: dict[str, Any]) -> dict[str, str] | None:

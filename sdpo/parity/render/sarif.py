@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sdpo import __version__
+from sdpo.parity.render.judgement import improvement_lines, judgement
 from sdpo.parity.render.rows import REPOSITORY, digits
 from sdpo.parity.render.sections import reference_commit
 from sdpo.parity.render.text import RUN, first_line, number
@@ -38,7 +39,8 @@ def sarif_report(run: RUN, folder: Path | None = None) -> str:
         "results": results,
         "columnKind": "unicodeCodePoints",
         "invocations": [invocation(run)],
-        "properties": {name: run[name] for name in ("candidate", "verdict", "explained_by")},
+        "properties": {name: run[name] for name in ("candidate", "verdict", "explained_by")}
+        | {"judgement": [*judgement(run), *improvement_lines(run)]},
     }
     if commit is not None:
         base = {"uri": f"{REPOSITORY}/blob/{commit}/"}
@@ -110,6 +112,8 @@ def message(run: RUN, row: dict[str, Any]) -> str:
         budget = number(row["worst"].get("budget"))
         case = row["worst"].get("case", "")
         parts.append(f"case {case}: {actual}, expected {expected}, budget {budget}")
+    if row["status"] == "DIVERGENT" and row["relative"] is not None:
+        parts.append(f"{number(row['relative'])} of the value")
     if run["first_stage"] and row["status"] != "DECLARED":
         how = " (inferred)" if run["first_stage_inferred"] else ""
         parts.append(f"first departs at {run['first_stage']}{how}")

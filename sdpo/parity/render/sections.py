@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from sdpo.parity.render.judgement import counted, judgement
 from sdpo.parity.render.rows import FAILING, permalink, stage_view
 from sdpo.parity.render.text import RUN, certificate, chosen, first_row, number
 from sdpo.parity.stages import STAGES
@@ -16,11 +17,6 @@ from sdpo.parity.stages import STAGES
 MOST_CASES = 20
 MOST_REASONS = 6
 MOST_IDS = 6
-
-BUILT_IN = (
-    "finite where the reference is not, because of values at places of weight zero (padding, "
-    "masked rows) or in an empty batch; part of the verdict rules"
-)
 
 RULES = {
     "reprompt": "Texts, ids and masks must be equal.",
@@ -147,6 +143,7 @@ def summary(run: RUN) -> list[str]:
         lines.append(f"{cases(failed)} without result, where the reference has one.")
     if uncovered := counts.get("NOT_COVERED", 0):
         lines.append(f"{cases(uncovered)} not covered (reasons below).")
+    lines += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in judgement(run)]
     if divergent or failed:
         return lines
     if totals["bit_equal"] < totals["comparisons"] - empty(run):
@@ -312,7 +309,7 @@ def goldens(run: RUN) -> list[dict[str, Any]]:
 
 
 def declared(run: RUN) -> list[dict[str, Any]]:
-    """Declared deviations, and the cases that fall under the built-in exception."""
+    """Declared deviations, and the documented improvements that some cases fall under."""
     rows = [
         {
             "id": entry["id"],
@@ -323,12 +320,16 @@ def declared(run: RUN) -> list[dict[str, Any]]:
         }
         for entry in run["declared"]
     ]
-    seen_cases = [c for c in run["cases"] if c["status"] == "DECLARED"]
-    if built_in := [c for c in seen_cases if not c["note"].startswith("declared as ")]:
-        seen = f"{len(built_in)} cases"
-        row = {"id": "built-in", "stages": "any", "seen": seen, "size": "-", "reason": BUILT_IN}
-        rows.append(row)
-    return rows
+    return rows + [
+        {
+            "id": row["id"],
+            "stages": ", ".join(row["stages"]),
+            "seen": counted(row),
+            "size": "built-in",
+            "reason": row["reason"],
+        }
+        for row in run["improvements"]
+    ]
 
 
 def declared_size(entry: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from sdpo.parity.render.judgement import improvement_lines, judgement
+
 RUN = dict[str, Any]
 
 MOST_SURVIVORS = 6
@@ -23,6 +25,10 @@ def first_line(run: RUN) -> str:
     row = first_row(run)
     if run["verdict"] == "DIVERGENT" and row is not None:
         fields.extend(introduced(row["worst"] or {}))
+        if row["relative"] is not None:
+            fields.append(f"relative={number(row['relative'])}")
+    if run["verdict"] == "DIVERGENT" and (only := run.get("departs_only")):
+        fields.append(f"only={only['dtype']}")
     covered = run["coverage"]["covered"]
     total = len(covered) + len(run["coverage"]["not_covered"])
     fields.append(f"coverage={len(covered)}/{total}")
@@ -71,13 +77,13 @@ def text_report(run: RUN) -> str:
     lines.append("")
     lines.append(
         f"  {'stage':<18} {'status':<11} {'compared':>8} {'bit-equal':>9} {'max |Δ|':>9} "
-        f"{'max ULP':>9} {'of budget':>9}"
+        f"{'max ULP':>9} {'of budget':>9} {'of value':>9}"
     )
     for row in run["stages"]:
         lines.append(
             f"  {row['name']:<18} {row['status']:<11} {row['comparisons']:>8} "
             f"{row['bit_equal']:>9} {number(row['max_abs']):>9} {number(row['max_ulp']):>9} "
-            f"{number(row['budget_used']):>9}"
+            f"{number(row['budget_used']):>9} {number(row['relative']):>9}"
         )
     totals = run["totals"]
     counts = ", ".join(f"{count} {status}" for status, count in totals["by_status"].items())
@@ -95,6 +101,7 @@ def text_report(run: RUN) -> str:
         lines.append(f"  {sentence}")
     lines.extend(relation_lines(run["invariants"]))
     lines.extend(effect_line(run, effect) for effect in run["trainer"] if effect["introduced"])
+    lines.extend(f"  {sentence}" for sentence in [*judgement(run), *improvement_lines(run)])
     lines.extend(f"  note: {note}" for note in run["notes"])
     lines.extend(f"  reason: {one_line(reason)}" for reason in run["reasons"])
     lines.extend(
