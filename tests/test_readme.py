@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 from sdpo.parity.audit import Request, audit
-from sdpo.parity.render.text import first_line
+from sdpo.parity.render.text import first_line, text_report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,12 +17,17 @@ def between(name: str) -> str:
     return found[1].strip()
 
 
-def test_example_is_named_as_the_readme_prints_it(tmp_path, monkeypatch):
+def example() -> str:
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert code is not None
-    (tmp_path / "my_loss.py").write_text(code[1], encoding="utf-8")
+    return code[1]
+
+
+def test_example_is_named_as_the_readme_prints_it(tmp_path, monkeypatch):
+    (tmp_path / "my_loss.py").write_text(example(), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     run = audit(Request("my_loss.py:sdpo_loss", repro="sdpo audit my_loss.py:sdpo_loss"))
+    assert run["exit_code"] == 1
     words = r"(candidate|first|coverage|explained_by|repro)=[^=]*(?= \w+=|$)"
     printed = between("example").strip("`").strip()
     matches = [m[0] for m in re.finditer(words, printed)]
@@ -31,6 +36,19 @@ def test_example_is_named_as_the_readme_prints_it(tmp_path, monkeypatch):
         assert match in first_line(run)
     assert run["first_stage"] == "support"
     assert any(name.startswith("M04") for name in run["explained_by"])
+
+
+def test_example_with_its_fault_removed_as_the_readme_says_exits_with_0(tmp_path, monkeypatch):
+    line = re.search(r"`(_, s, t = support\(.*?\))` it is `(\w+)`", README)
+    assert line is not None
+    repaired = re.sub(r"_, t, s = support\(.*  # a fault.*", line[1], example())
+    assert repaired != example()
+    (tmp_path / "repaired.py").write_text(repaired, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run = audit(Request("repaired.py:sdpo_loss"))
+    assert (run["verdict"], run["exit_code"]) == (line[2], 0), first_line(run)
+    assert {row["id"] for row in run["improvements"]} == {"D01", "D02", "D03"}
+    assert all(row["reason"] in text_report(run) for row in run["improvements"])
 
 
 def test_make_targets_of_the_readme_exist():

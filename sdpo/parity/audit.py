@@ -144,7 +144,6 @@ def judge(
         beside = started_beside(candidate, families) if isolation else {}
         run_recorded(candidate, families, findings, progress, isolation, beside)
         findings.invariants.extend(invariants(candidate, progress) if isolation else [])
-    searched = isolation and not isinstance(candidate, TrainerAdapter)
     proved = certified(candidate, families) if isolation else None
     collect(beside, families, findings, progress)
     evidence = Evidence(
@@ -160,10 +159,19 @@ def judge(
         findings.trainer,
         findings.invariants,
         proved,
-        precision_rows(findings.observations, candidate.trace if searched else None),
+        precision_of(candidate, findings, isolation),
         departs_only(findings.observations),
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
+
+
+def precision_of(
+    candidate: LossCandidate | TrainerAdapter, findings: Findings, search: bool
+) -> list[dict[str, Any]]:
+    """Where a loss computes in less than it is given; `search` runs some cases again."""
+    if isinstance(candidate, TrainerAdapter):
+        return []
+    return precision_rows(findings.observations, candidate.trace if search else None)
 
 
 def certified(

@@ -7,8 +7,6 @@ from typing import Any
 
 RUN = dict[str, Any]
 
-VALUES = {"aggregate": "loss"}
-
 
 def judgement(run: RUN) -> list[str]:
     """What a reader must know of how the candidate was judged; empty for most."""
@@ -30,7 +28,7 @@ def precision(row: dict[str, Any]) -> str:
             f"computes in {row['computes_in']}: {cases} are judged by its budgets, since the "
             f"results do not follow changes of the logits that {row['computes_in']} cannot hold"
         )
-    values = " and ".join(VALUES.get(name, name) for name in row["values"])
+    values = " and ".join("loss" if name == "aggregate" else name for name in row["values"])
     searched = "that were searched" if row["given"] == "float32" else "that diverge at first"
     return (
         f"computes {values} in {row['computes_in']} where it is given {row['given']} (seen in "
