@@ -95,10 +95,10 @@ def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
                 found.extend(standard.of_itself(tuple(shown)))
             else:
                 found.extend(compare_group(names[0], standard, shown))
-    undefined = zero_probability(standard)
-    found = [
-        with_clamps(c, standard, actual, undefined) if c.stage == "gradient" else c for c in found
-    ]
+    for place, comparison in enumerate(found):
+        if comparison.stage == "gradient" and comparison.status == DIVERGENT:
+            undefined = zero_probability(standard)
+            found[place] = with_clamps(comparison, standard, actual, undefined)
     return sorted(found, key=lambda comparison: ORDER.index(comparison.stage))
 
 

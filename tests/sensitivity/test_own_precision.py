@@ -124,14 +124,34 @@ def test_half_precision_is_not_excused_in_any_dtype_above_it():
 
 def test_a_gradient_path_in_half_precision_is_found_beside_a_loss_in_float32():
     candidate = computed_in(torch.float32, gradient=Rounded.apply)
-    run = run_of(candidate, some_cases(DOUBLE[:6]))
-    assert (run["verdict"], run["first_observed"]) == ("DIVERGENT", "aggregate")
     (case,) = loss_cases(some_cases(DOUBLE[:1]))
     found = measured(candidate.trace, case)
     assert found == {"aggregate": torch.float32, "gradient": torch.bfloat16}
-    assert "float32" not in {row["judged_by"] for row in run["precision"]}
-    single = run_of(candidate, some_cases(SINGLE[:6]))
-    assert (single["verdict"], single["first_observed"]) == ("DIVERGENT", "gradient")
+    for ids in (DOUBLE[:6], SINGLE[:6]):
+        run = run_of(candidate, some_cases(ids))
+        assert (run["verdict"], run["first_observed"]) == ("DIVERGENT", "gradient")
+    run = run_of(candidate, some_cases(DOUBLE[:6])) | {
+        "environment": {},
+        "created": "",
+        "seconds": 0,
+    }
+    assert told(run) == {
+        (*("float64", "float32"), "float32"),
+        ("float64", "half precision", "float32"),
+    }
+    assert "computes its gradient in half precision where it is given float64" in text_report(run)
+
+
+def test_a_gradient_alone_in_float32_beside_a_loss_in_float64_is_a_departure():
+    class Single(Rounded):
+        @staticmethod
+        def backward(ctx, *gradients):
+            return gradients[0].float().to(gradients[0].dtype)
+
+    run = run_of(computed_in(None, gradient=Single.apply), some_cases(SOME))
+    assert (run["verdict"], run["first_observed"]) == ("DIVERGENT", "gradient")
+    assert run["departs_only"]["dtype"] == "float64"
+    assert told(run) == {("float64", "float32", "float64")}
 
 
 def test_a_small_error_in_float64_is_no_lower_precision():

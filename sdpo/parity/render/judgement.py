@@ -29,10 +29,10 @@ def precision(row: dict[str, Any]) -> str:
             f"results do not follow changes of the logits that {row['computes_in']} cannot hold"
         )
     values = " and ".join("loss" if name == "aggregate" else name for name in row["values"])
-    searched = "that were searched" if row["given"] == "float32" else "that diverge at first"
+    searched = " that were searched" if row["given"] == "float32" else ""
     return (
-        f"computes {values} in {row['computes_in']} where it is given {row['given']} (seen in "
-        f"{cases} {searched}); judged by {row['judged_by']}'s budgets"
+        f"computes its {values} in {row['computes_in']} where it is given {row['given']} (seen in "
+        f"{cases}{searched}); judged by {row['judged_by']}'s budgets"
     )
 
 
