@@ -159,8 +159,8 @@ def judge(
         findings.trainer,
         findings.invariants,
         proved,
-        precision_of(candidate, findings, isolation),
-        departs_only(findings.observations),
+        precision=precision_of(candidate, findings, isolation),
+        departs_only=departs_only(findings.observations),
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
 

@@ -78,8 +78,8 @@ def evidence_of(run: Mapping[str, Any]) -> Evidence:
         list(run["trainer"]),
         list(run["invariants"]),
         run["sensitivity"].get("faults"),
-        list(run.get("precision", [])),  # reports of before have none of these
-        run.get("departs_only"),
+        precision=list(run.get("precision", [])),  # reports of before have none of these
+        departs_only=run.get("departs_only"),
     )
 
 
