@@ -20,6 +20,8 @@ def stage(name: str, status: str, by_case: list[list[Any]], **changes: Any) -> d
         "max_ulp": ulp,
         "budget_used": used,
         "worst": None,
+        "first_in": 0,
+        "introduced": None,
         "comparisons": len(by_case),
         "bit_equal": sum(case[1] == "MATCH" for case in by_case),
         "empty": 0,
@@ -78,6 +80,7 @@ def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
         "message": "",
         "reasons": [],
         "explained_by": [],
+        "explanations": [],
         "coverage": {
             "covered": [name for name in NAMES if name in by_name],
             "not_covered": [name for name in NAMES if name not in by_name],
@@ -222,13 +225,14 @@ def divergent() -> Run:
     note = "1 of 1 over budget"
     return run(
         "DIVERGENT",
-        [stage("aggregate", "DIVERGENT", cases, worst=worst, note=note)],
+        [stage("aggregate", "DIVERGENT", cases, worst=worst, note=note, first_in=25)],
         cases=[case(c[0], "DIVERGENT", note, "aggregate") for c in cases],
         exit_code=1,
         first_stage="tail",
         first_stage_inferred=True,
         first_observed="aggregate",
-        explained_by=["M07 mean over masked rows"],
+        explained_by=[row["fault"] for row in explained()],
+        explanations=explained(),
         ladder=[
             {"stage": "divergence", "feature": "alpha 0", "result": "holds", "factor": 1.0},
             {"stage": "tail", "feature": "top-k tail", "result": "departs", "factor": 1.5},
@@ -251,6 +255,16 @@ def divergent() -> Run:
         explanation_search={"faults": 99, "pairs": 0, "pairs_tried": 0},
         invariants=broken_relations(),
     )
+
+
+def explained() -> list[dict[str, Any]]:
+    """A fault that explains most of the 25 cases, and one that explains one."""
+    most, one = [f"P-{n}" for n in range(1, 25)], ["P-25"]
+    return [
+        {"fault": "M07 mean over masked rows", "explains": 24, "of": 25, "also": False}
+        | {"cases": most},
+        {"fault": "M15 | mask", "explains": 1, "of": 25, "also": True, "cases": one},
+    ]
 
 
 def broken_relations() -> list[dict[str, Any]]:

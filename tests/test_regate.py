@@ -69,9 +69,11 @@ def test_a_declaration_that_does_not_hold_leaves_it_divergent(changes, words):
 
 
 def test_a_verdict_that_stays_keeps_where_it_departs():
-    judged = again(diverging(), coverage=1)
+    run = diverging()
+    judged = again(run, coverage=1)
     assert (judged["verdict"], judged["first_stage"]) == ("DIVERGENT", "tail")
-    assert judged["explained_by"] == ["M07 mean over masked rows"]
+    assert judged["explained_by"] == ["M07 mean over masked rows", "M15 | mask"]
+    assert judged["explanations"] == run["explanations"]
 
 
 def test_coverage_and_required_stages_make_a_pass_inconclusive():

@@ -102,6 +102,9 @@ def test_texts_of_the_candidate_are_escaped_in_html():
         "notes": [attack],
         "reasons": [attack, "other " + attack],
         "explained_by": [attack],
+        "explanations": [
+            explanation | {"fault": attack} for explanation in run_documents.explained()
+        ],
         "repro": f"sdpo audit '{attack}'",
         "location": {"file": attack, "line": 1},
         "ladder": [{"stage": "tail", "feature": attack, "result": attack}],

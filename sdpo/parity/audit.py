@@ -37,6 +37,7 @@ from sdpo.parity.conditional import departs_only
 from sdpo.parity.config_family import run_config_family
 from sdpo.parity.declared import DeclaredError, Deviation, load_for
 from sdpo.parity.environment import describe_environment, fingerprint
+from sdpo.parity.explained import ranked, united
 from sdpo.parity.invariants import invariants
 from sdpo.parity.locate import FROM_LOG_PROBS, Departure, locate
 from sdpo.parity.loss_family import compare_loss
@@ -85,7 +86,7 @@ class Findings:
     results: list[CaseResult] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
-    explained: list[str] = field(default_factory=list)
+    explained: dict[str, set[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     trainer: list[dict[str, Any]] = field(default_factory=list)
     invariants: list[dict[str, Any]] = field(default_factory=list)
@@ -324,7 +325,7 @@ def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progr
         findings.doubts.extend(differs_from_itself(apart))
         findings.invariants.extend(trainer_relations(apart, found.runs))
     findings.observations.extend(found.observations)
-    findings.explained.extend(found.explained)
+    findings.explained.update(found.explained)
     findings.notes.extend([*found.notes, *dict.fromkeys(apart.notes)])
     findings.trainer.extend(effect.row() for effect in found.effects)
 
@@ -336,11 +337,17 @@ def departure(
     observed: str | None,
 ) -> Departure:
     """Where a divergent candidate first departs, and the known faults that explain it."""
-    if verdict != DIVERGENT or not any(o.diverges for o in findings.observations):
-        return Departure(observed, explained_by=findings.explained * (verdict == DIVERGENT))
-    judge_case = partial(judged, candidate) if isinstance(candidate, LossFunction) else None
-    found = locate(candidate.kind, findings.observations, observed, judge_case)
-    return replace(found, explained_by=[*findings.explained, *found.explained_by])
+    if verdict != DIVERGENT:
+        return Departure(observed)
+    found = Departure(observed)
+    if any(o.diverges for o in findings.observations):
+        judge_case = partial(judged, candidate) if isinstance(candidate, LossFunction) else None
+        found = locate(candidate, findings.observations, observed, judge_case)
+    if not isinstance(candidate, TrainerAdapter):
+        return found
+    cases = united(findings.explained, {one.fault: one.cases for one in found.explanations})
+    scenarios = [r for r in findings.results if r.family == "trainer" and r.status == DIVERGENT]
+    return replace(found, explanations=ranked(cases, len(scenarios)))
 
 
 def judged(candidate: LossCandidate, case: LossCase) -> CaseResult:

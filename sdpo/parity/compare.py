@@ -42,7 +42,10 @@ class Comparison:
     the element that uses most of its budget; `smallest_detectable` is the smallest relative change
     of an element that would have failed. `relative` is the size of the difference ÷ the size of the
     reference's value, both in the norm; None where the value is no larger than its budget.
-    `inherits` names an earlier divergent stage that the value follows from.
+    `inherits` names an earlier divergent stage that the value follows from. `place` is (update,
+    optimizer step, micro-batch) of a value of a training, and orders those of a case in time;
+    `may_follow` names stages whose result, not recorded since the last value that is known to be
+    right, the value may follow from (`first.py`).
     """
 
     stage: str
@@ -58,6 +61,8 @@ class Comparison:
     note: str = ""
     effect: str = ""
     inherits: str = ""
+    place: tuple[int, ...] = ()
+    may_follow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ def check(run: Mapping[str, Any]) -> None:
         if left != right:
             raise InconsistentReportError(f"report of {run['candidate']}: {what}: {left} ≠ {right}")
     check_relations(run)
+    check_first(run)
     statuses = {row["status"] for row in run["stages"]}
     verdict, compared = run["verdict"], run["totals"]["comparisons"]
     allowed = AGREEING | {"DECLARED"} if verdict == "DECLARED" else AGREEING
@@ -33,6 +34,23 @@ def check(run: Mapping[str, Any]) -> None:
         raise InconsistentReportError(
             f"report of {run['candidate']}: {verdict} with stages {sorted(statuses)}, "
             f"{len(run['doubts'])} doubts and {compared} comparisons"
+        )
+
+
+def check_first(run: Mapping[str, Any]) -> None:
+    """Refuse a RUN document whose first stage lies behind what was observed, or was made up.
+
+    Raises:
+        InconsistentReportError: so it is.
+    """
+    first, observed, inferred = (
+        run[name] for name in ("first_stage", "first_observed", "first_stage_inferred")
+    )
+    behind = inferred and NAMES.index(first) > NAMES.index(observed)
+    if behind or (not inferred and first != observed):
+        raise InconsistentReportError(
+            f"report of {run['candidate']}: first stage {first}, inferred: {inferred}, with "
+            f"{observed} observed"
         )
 
 
@@ -80,6 +98,9 @@ def equalities(run: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         run["coverage"]["not_covered"],
         [n for n in names if n not in covered],
     )
+    yield "explanations", run["explained_by"], [row["fault"] for row in run["explanations"]]
+    for row in run["explanations"]:
+        yield f"cases of {row['fault']}", row["explains"], len(row["cases"])
     if faults := run["sensitivity"].get("faults"):
         yield "known faults", faults["tested"], faults["killed"] + len(faults["survivors"])
     yield "exit code", run["exit_code"], EXIT_CODES[run["verdict"]]

@@ -46,10 +46,14 @@ WORK_OF_A_CALL = 20_000
 
 @dataclass(frozen=True)
 class Explanation:
-    """One fault, or two together, that give the candidate's results; `only` under this setting."""
+    """One fault, or two together, that give the candidate's results; `only` under this setting.
+
+    `cases` are the diverging ones in which they show.
+    """
 
     faults: tuple[Fault, ...]
     only: str = ""
+    cases: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -118,7 +122,8 @@ def explain(
         return []
     faults = [f for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs]
     search.faults = len(faults)
-    found = [Explanation((fault,)) for fault in faults if explains((fault,), ordered)]
+    alone = [((fault,), explains((fault,), ordered)) for fault in faults]
+    found = [Explanation(single, cases=cases) for single, cases in alone if cases]
     if not found:
         found = [part for fault in faults if (part := explains_in_part(fault, ordered)) is not None]
     return (found or list(explaining_pairs(faults, ordered, search)))[:MOST_NAMED]
@@ -155,21 +160,25 @@ def in_order(observations: Sequence[Observation]) -> list[Observation]:
 
 def explains(
     faults: tuple[Fault, ...], ordered: Sequence[Observation], search: Search | None = None
-) -> bool:
-    """Whether some faults together give the candidate's results on all cases."""
-    changed = diverging = 0
+) -> tuple[str, ...]:
+    """The diverging cases in which some faults show that give the results on all cases.
+
+    None where they do not, or show in less than half of the diverging cases.
+    """
+    shown: list[str] = []
+    diverging = 0
     for observation in ordered:
         if search is not None:
             search.work_left -= WORK_OF_A_CALL + observation.on.case.student_logits.numel()
         if not agrees_in_loss(observation, faults):
-            return False
+            return ()
         given = evaluation(faults, observation.on)
         if given is None or not agrees(observation, given):
-            return False
+            return ()
         if observation.diverges:
             diverging += 1
-            changed += given.shows_in(observation)
-    return 2 * changed >= diverging > 0
+            shown += [observation.on.case.id] if given.shows_in(observation) else []
+    return tuple(dict.fromkeys(shown)) if 2 * len(shown) >= diverging else ()
 
 
 def explains_in_part(fault: Fault, ordered: Sequence[Observation]) -> Explanation | None:
@@ -187,7 +196,8 @@ def explains_in_part(fault: Fault, ordered: Sequence[Observation]) -> Explanatio
         elif not alike:
             spared.append(observation.on.case)
     only = condition(shows, spared) if 2 * len(shows) >= diverging > 0 else ""
-    return Explanation((fault,), only) if only else None
+    cases = tuple(dict.fromkeys(case.id for case in shows))
+    return Explanation((fault,), only, cases) if only else None
 
 
 def agrees(observation: Observation, given: Evaluation) -> bool:
@@ -237,8 +247,8 @@ def explaining_pairs(
         search.pairs_tried += 1
         both = {fault.id for fault in pair}
         promising = both <= acting or (both & acting and both & acting <= alone)
-        if promising and explains(pair, ordered, search):
-            yield Explanation(pair)
+        if promising and (cases := explains(pair, ordered, search)):
+            yield Explanation(pair, cases=cases)
 
 
 @lru_cache(maxsize=CACHED_EVALUATIONS)

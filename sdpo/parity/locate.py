@@ -1,19 +1,22 @@
 """Where does a divergent candidate first depart, and which known fault explains it?
 
 The stage of the explaining faults comes first, where they agree; the ladder of interventions
-(`intervene.py`) is what remains for a callable that no known fault explains.
+(`intervene.py`) is what remains for a callable that no known fault explains. Neither is believed
+against what was seen: `Departure` alone decides, whoever inferred.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from sdpo.parity.case import LossCase
 from sdpo.parity.compare import DIVERGENT, ERROR
 from sdpo.parity.explain import Search, explain, stage_of
+from sdpo.parity.explained import Explained, ranked
 from sdpo.parity.intervene import Outcome, first_departure
+from sdpo.parity.loss_family import ORDER
 from sdpo.parity.prepared import Observation, same
 from sdpo.parity.readings import (
     GRADIENT_DEPARTS,
@@ -22,57 +25,108 @@ from sdpo.parity.readings import (
     ONLY_LOSS_DEPARTS,
     UNUSABLE,
 )
+from sdpo.parity.stages import NAMES
 from sdpo.parity.verdict import CaseResult
 
 FROM_LOG_PROBS = "loss from log-probs"
 STAGE_FUNCTIONS = "stage functions"
 WITHOUT_LOG_PROBS = {"log_probs": "divergence", "support": "tail"}
+"""What the ladder's stages are in a loss that is given log-probs, and computes none of its own."""
 
 JudgeCase = Callable[[LossCase], CaseResult]
 
 
+class Audited(Protocol):
+    """What is asked of a candidate here."""
+
+    kind: str
+    stages: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Departure:
-    """What is known about a divergent candidate's first departure."""
+    """What is known about a divergent candidate's first departure.
 
-    stage: str | None
-    inferred: bool = False
-    explained_by: list[str] = field(default_factory=list)
+    Attributes:
+        observed: the first stage at which it was seen to depart.
+        suspected: the stage that was inferred, None if none was.
+        held: the last stage before `observed` that the candidate shows, and where it held.
+        explanations: known faults with the cases that each explains, those of most first.
+        rungs: of the ladder.
+        search: how far known faults were searched.
+    """
+
+    observed: str | None
+    suspected: str | None = None
+    held: str | None = None
+    explanations: list[Explained] = field(default_factory=list)
     rungs: list[dict[str, Any]] = field(default_factory=list)
     search: dict[str, Any] | None = None
 
+    @property
+    def inferred(self) -> bool:
+        """Whether the inferred stage can be the first one, and more is known than was seen.
+
+        It cannot be behind the observed one, nor before a stage that was seen to hold: values that
+        are right have only right ones before them. A gradient may be wrong by any of the stages.
+        """
+        if self.suspected is None or self.observed is None:
+            return False
+        last = None if self.observed == "gradient" else self.held
+        least = NAMES.index(last) + 1 if last else NAMES.index(ORDER[0])
+        suspected, observed = NAMES.index(self.suspected), NAMES.index(self.observed)
+        return least < observed and least <= suspected <= observed
+
+    @property
+    def stage(self) -> str | None:
+        """The first stage: the inferred one where it can be, else the observed one."""
+        return self.suspected if self.inferred else self.observed
+
 
 def locate(
-    kind: str,
+    candidate: Audited,
     observations: Sequence[Observation],
     observed: str | None,
     judge: JudgeCase | None,
 ) -> Departure:
-    """Explain a divergent candidate, and infer the first stage of one that shows only its loss.
+    """Explain a divergent candidate, and infer the first stage of one that does not show all.
 
     Args:
-        kind: of the candidate.
+        candidate: its kind, and the stages that it shows.
         observations: its results on the loss cases.
         observed: the first stage at which it was seen to diverge.
         judge: runs a further case; None for a candidate whose stages are all seen.
     """
-    if kind == STAGE_FUNCTIONS:
+    if candidate.kind == STAGE_FUNCTIONS:
         observations = [only_stage(observation, observed) for observation in observations]
-    from_log_probs = kind == FROM_LOG_PROBS
     search = Search()
-    found = explain(observations, after_log_probs=from_log_probs, search=search)
+    found = explain(observations, after_log_probs=given_log_probs(candidate), search=search)
+    cases = {explanation.label: explanation.cases for explanation in found}
+    diverging = {o.on.case.id for o in observations if o.diverges}
     told: dict[str, Any] = {
-        "explained_by": [explanation.label for explanation in found],
+        "explanations": ranked(cases, len(diverging)),
         "search": search.row(),
     }
     if judge is None:
         return Departure(observed, **told)
+    held = held_before(observed, candidate.stages)
     if (stage := stage_of(found)) is not None:
-        return Departure(stage, True, **told)
+        return Departure(observed, stage, held, **told)
     stage, rungs = by_ladder(judge, observations, observed)
-    if from_log_probs and stage is not None:
+    if candidate.kind == FROM_LOG_PROBS and stage is not None:
         stage = WITHOUT_LOG_PROBS.get(stage, stage)
-    return Departure(stage or observed, stage is not None, rungs=rungs, **told)
+    return Departure(observed, stage, held, rungs=rungs, **told)
+
+
+def given_log_probs(candidate: Audited) -> bool:
+    """Whether a candidate can have no fault in the log-probs: it is given them, and shows none."""
+    return candidate.kind == FROM_LOG_PROBS and "log_probs" not in candidate.stages
+
+
+def held_before(observed: str | None, shown: Iterable[str]) -> str | None:
+    """The last shown stage before the first one that was seen to depart."""
+    before = [] if observed is None else NAMES[: NAMES.index(observed)]
+    return next((stage for stage in reversed(before) if stage in shown), None)
 
 
 def only_stage(observation: Observation, stage: str | None) -> Observation:

@@ -10,11 +10,13 @@ from typing import Any
 from sdpo.parity.compare import DIVERGENT, PASS, Comparison
 from sdpo.parity.consistency import InconsistentReportError, check
 from sdpo.parity.declared import Deviation
+from sdpo.parity.explained import from_rows
 from sdpo.parity.locate import Departure
 from sdpo.parity.report import Evidence, Policy, assemble
 from sdpo.parity.verdict import CaseResult
 
 NUMBERS = ("max_abs", "max_ulp", "budget_used", "smallest_detectable", "relative")
+LISTS = ("place", "may_follow")
 KEPT = ("bundles", "environment", "created", "seconds")
 LARGEST = 256 * 2**20
 
@@ -94,7 +96,8 @@ def case_result(case: Mapping[str, Any]) -> CaseResult:
 def comparison_of(case: str, row: Mapping[str, Any]) -> Comparison:
     """One comparison; numbers that JSON lacks are texts in the report."""
     numbers = {k: float(row[k]) if row[k] is not None else None for k in NUMBERS if k in row}
-    return Comparison(**{**row, **numbers, "case": case})
+    lists = {k: tuple(row[k]) for k in LISTS if k in row}
+    return Comparison(**{**row, **numbers, **lists, "case": case})
 
 
 def regate(run: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
@@ -109,11 +112,11 @@ def regate(run: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
     def located(verdict: str, observed: str | None) -> Departure:
         """What the audit found then; it did not look for a departure where it saw none."""
         then = Departure(
-            run["first_stage"],
-            run["first_stage_inferred"],
-            run["explained_by"],
-            run["ladder"],
-            run["explanation_search"],
+            run["first_observed"],
+            run["first_stage"] if run["first_stage_inferred"] else None,
+            explanations=from_rows(run["explanations"]),
+            rungs=run["ladder"],
+            search=run["explanation_search"],
         )
         same = observed == run["first_observed"] and verdict == DIVERGENT
         return then if same else Departure(observed)

@@ -11,12 +11,14 @@ from datetime import date
 from typing import Any
 
 from sdpo.parity import declared as declarations
+from sdpo.parity import explained
 from sdpo.parity.compare import DIVERGENT, ERROR, MATCH, NOT_COVERED, Comparison
 from sdpo.parity.declared import Deviation
 from sdpo.parity.exit_codes import EXIT_CODES
+from sdpo.parity.first import first_observed
 from sdpo.parity.improvements import improvement_rows
 from sdpo.parity.locate import Departure
-from sdpo.parity.stages import NAMES, STAGES, first_in_order
+from sdpo.parity.stages import NAMES, STAGES
 from sdpo.parity.verdict import CaseResult, run_verdict, stage_rows
 
 USUAL = vars(Comparison("", ""))
@@ -104,7 +106,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
     doubts = list(evidence.doubts) + gaps(evidence, policy, results, covered)
     statuses = [row["status"] for row in rows] + [DIVERGENT] * bool(judged.complaints)
     verdict = run_verdict(statuses, doubts=doubts)
-    observed = first_in_order({r["name"] for r in rows if r["status"] in (DIVERGENT, ERROR)})
+    observed = first_observed(results)
     found = locate(verdict, observed)
     reasons = doubts + judged.complaints
     return {
@@ -117,7 +119,8 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
         "first_observed": observed,
         "message": reasons[0] if verdict == "INCONCLUSIVE" else error_message(results),
         "reasons": reasons,
-        "explained_by": found.explained_by,
+        "explained_by": [one.fault for one in found.explanations],
+        "explanations": explained.rows(found.explanations),
         "explanation_search": found.search,
         "coverage": {"covered": covered, "not_covered": [n for n in NAMES if n not in covered]},
         "stages": rows,
@@ -201,7 +204,7 @@ def error_message(results: Sequence[CaseResult]) -> str:
 def compact(comparison: Comparison) -> dict[str, Any]:
     """A comparison as it was measured; what has its usual value is left out, as is the case."""
     return {
-        name: value
+        name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(comparison).items()
         if name in ("stage", "status") or (name != "case" and value != USUAL[name])
     }

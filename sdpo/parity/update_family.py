@@ -10,6 +10,7 @@ is taken from more float32 runs of the reference (`update_noise`).
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from sdpo.parity.compare import (
 from sdpo.parity.improvements import EMPTY_BATCH
 from sdpo.parity.oracle import array_of
 from sdpo.parity.update_noise import RUNS, a_little_over, round_anew, widest
+from sdpo.parity.update_places import norms_placed, placed
 from sdpo.parity.verdict import CaseResult
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
 from sdpo.update import actor_update
@@ -284,10 +286,10 @@ def compare_update(
     spread = spread or relative_spread(recorded, truth.tensors, names)
     # one number may be close to the truth by luck: scalars are judged by the widest distance
     widest = max(spread.values(), default=0.0)
+    missing = [name for name in wanted if name not in names]
     found = [
-        Comparison(stage_of(name) or "", ERROR, golden.id, note=f"{name} is missing")
-        for name in wanted
-        if name not in names
+        placed(golden, n, Comparison(stage_of(n) or "", ERROR, golden.id, note=f"{n} is missing"))
+        for n in missing
     ]
     for name in names:
         stage = stage_of(name) or ""
@@ -298,23 +300,31 @@ def compare_update(
             if stage != "aggregate":
                 sides = [side[counts] for side in sides]
         if not sides[0].is_floating_point():
-            found.append(
-                compare_exact(stage, golden.id, name, sides[2].tolist(), sides[0].tolist())
-            )
+            exact = compare_exact(stage, golden.id, name, sides[2].tolist(), sides[0].tolist())
+            found.append(placed(golden, name, exact))
             continue
         empty = counts is not None and not counts.any()
         distance = widest if stage == "aggregate" else spread.get(kind_of(name), 0.0)
         expected, true, value = sides
-        found.append(
-            compare_tensor(stage, golden.id, expected, true, value, distance, excused=bool(empty))
+        compared = compare_tensor(
+            stage, golden.id, expected, true, value, distance, excused=bool(empty)
         )
+        found.append(placed(golden, name, compared))
     for number, outcome in enumerate(golden.entry["results"]):
         norms = numbers(outcome["metrics"]["actor/grad_norm"])
         expected = torch.tensor(norms, dtype=torch.float32)
         ours = torch.tensor(actual.grad_norms[number], dtype=torch.float32)
         true = torch.tensor(truth.grad_norms[number], dtype=torch.float64)
-        found.append(compare_tensor("accumulate", golden.id, expected, true, ours, widest))
+        compare = partial(compare_norms, golden.id, expected, true, widest)
+        found.append(norms_placed(golden, number, compare, (ours, expected)))
     return found
+
+
+def compare_norms(
+    case: str, expected: Tensor, truth: Tensor, spread: float, actual: Tensor
+) -> Comparison:
+    """Compare the gradient norms of an update, one for each optimizer step."""
+    return compare_tensor("accumulate", case, expected, truth, actual, spread)
 
 
 def numbers(value: Any) -> list[float]:

@@ -13,7 +13,8 @@ from sdpo.parity.compare import (
     Comparison,
     worst_status,
 )
-from sdpo.parity.stages import NAMES, first_in_order
+from sdpo.parity.first import earliest, openers
+from sdpo.parity.stages import NAMES
 
 INCONCLUSIVE = "INCONCLUSIVE"
 PASSED = "PASS"
@@ -36,8 +37,9 @@ class CaseResult:
 
     @property
     def first_stage(self) -> str | None:
-        """The first stage that diverges or fails in this case."""
-        return first_in_order({c.stage for c in self.comparisons if c.status in (DIVERGENT, ERROR)})
+        """The stage that is the first in time to diverge or fail in this case."""
+        first = earliest(self.comparisons)
+        return first.stage if first else None
 
     def row(self) -> dict[str, Any]:
         """The case in the report."""
@@ -55,11 +57,15 @@ class CaseResult:
 
 def stage_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
     """One row for each of the sixteen stages, in order."""
-    return [_stage_row(name, results) for name in NAMES]
+    opening = [openers(result) for result in results]
+    return [_stage_row(name, results, opening) for name in NAMES]
 
 
-def _stage_row(name: str, results: Sequence[CaseResult]) -> dict[str, Any]:
+def _stage_row(
+    name: str, results: Sequence[CaseResult], opening: Sequence[Sequence[Comparison]]
+) -> dict[str, Any]:
     found = [c for result in results for c in result.comparisons if c.stage == name]
+    first = [c for group in opening for c in group if c.stage == name]
     row: dict[str, Any] = {
         "name": name,
         "status": worst_status([c.status for c in found]),
@@ -67,6 +73,8 @@ def _stage_row(name: str, results: Sequence[CaseResult]) -> dict[str, Any]:
         "max_ulp": None,
         "budget_used": None,
         "worst": None,
+        "first_in": sum(bool(group) and group[0].stage == name for group in opening),
+        "introduced": _place(max(first, key=_severity)) if first else None,
         "comparisons": len(found),
         "bit_equal": sum(c.status == "MATCH" for c in found),
         "empty": sum(c.status == NOT_COVERED for c in found),
@@ -84,11 +92,15 @@ def _stage_row(name: str, results: Sequence[CaseResult]) -> dict[str, Any]:
         "max_abs": max(c.max_abs for c in found),
         "max_ulp": max(c.max_ulp for c in found),
         "budget_used": max(c.budget_used for c in found),
-        "worst": {"case": worst.case} | worst.worst if worst.worst else None,
+        "worst": _place(worst),
         "smallest_detectable": min(sizes, default=None),
         "relative": max(shown, default=None),
         "note": worst.note,
     }
+
+
+def _place(comparison: Comparison) -> dict[str, Any] | None:
+    return {"case": comparison.case} | comparison.worst if comparison.worst else None
 
 
 def _severity(comparison: Comparison) -> tuple[int, float]:

@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, SubElement
 
 from sdpo.parity.render.judgement import improvement_lines, judgement
 from sdpo.parity.render.rows import share, worst
-from sdpo.parity.render.text import RUN, first_line, number
+from sdpo.parity.render.text import RUN, explanations, first_line, number
 from sdpo.parity.stages import STAGES
 
 FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -42,7 +42,7 @@ def suite(root: Element, run: RUN, what: str) -> Element:
         element.set("timestamp", run["created"].removesuffix("+00:00"))
     properties = SubElement(element, "properties")
     found = {name: str(run[name] or "") for name in ("verdict", "first_stage", "kind", "repro")}
-    found["explained_by"] = "; ".join(run["explained_by"])
+    found["explained_by"] = explanations(run)
     found["judgement"] = "; ".join([*judgement(run), *improvement_lines(run)])
     for name, value in found.items():
         SubElement(properties, "property", name=name, value=allowed(value))

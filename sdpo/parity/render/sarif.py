@@ -14,7 +14,7 @@ from sdpo import __version__
 from sdpo.parity.render.judgement import improvement_lines, judgement
 from sdpo.parity.render.rows import REPOSITORY, digits
 from sdpo.parity.render.sections import reference_commit
-from sdpo.parity.render.text import RUN, first_line, number
+from sdpo.parity.render.text import RUN, explanations, first_line, number
 from sdpo.parity.stages import ORDERED, STAGES
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -117,7 +117,7 @@ def message(run: RUN, row: dict[str, Any]) -> str:
     if run["first_stage"] and row["status"] != "DECLARED":
         how = " (inferred)" if run["first_stage_inferred"] else ""
         parts.append(f"first departs at {run['first_stage']}{how}")
-        parts += [f"explained by {', '.join(run['explained_by'])}"] if run["explained_by"] else []
+        parts += [f"explained by {explanations(run)}"] if run["explained_by"] else []
     return "; ".join(parts)
 
 

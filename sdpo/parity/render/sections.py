@@ -9,10 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from sdpo.parity.explained import phrase
 from sdpo.parity.render.judgement import counted, judgement
 from sdpo.parity.render.rows import FAILING, permalink, stage_view
-from sdpo.parity.render.text import RUN, certificate, chosen, first_row, number
+from sdpo.parity.render.text import RUN, certificate, chosen, first_places, first_row, number
 from sdpo.parity.stages import STAGES
+
+OF_A_SCALAR = ("aggregate", "gradient")
+"""What every callable shows: its loss and what follows from it."""
 
 MOST_CASES = 20
 MOST_REASONS = 6
@@ -85,7 +89,9 @@ def sections(run: RUN) -> dict[str, Any]:
         "failing": failing[:MOST_CASES],
         "failing_count": len(failing),
         "not_covered": grouped(c for c in run["cases"] if c["status"] == "NOT_COVERED"),
-        "explained_by": run["explained_by"],
+        "explained_by": explained_by(run, also=False),
+        "also": explained_by(run, also=True),
+        "cases_are": "scenarios" if run["trainer"] else "cases",
         "searched": searched(run),
         "bundles": [bundle(row) for row in run["bundles"]],
         "reasons": reasons[:MOST_REASONS],
@@ -223,11 +229,25 @@ def first_divergence(run: RUN, commit: str | None) -> dict[str, Any] | None:
         "url": permalink(STAGES[run["first_stage"]], commit),
         "inferred": run["first_stage_inferred"],
         "observed": run["first_observed"],
+        "shows": shows(run),
+        "places": first_places(run),
         "row": stage_view(row, commit) if row else None,
         "ladder": rungs,
         "failing": row is not None and row["status"] == "ERROR",
         "departing": sum("departs" in rung["result"] for rung in rungs),
     }
+
+
+def shows(run: RUN) -> str:
+    """What a callable shows of its loss, as the end of a sentence."""
+    stages = [name for name in run["claims"] if name not in OF_A_SCALAR]
+    return f"shows only {names(run['claims'])}" if stages else "returns only a scalar"
+
+
+def explained_by(run: RUN, *, also: bool) -> list[dict[str, str]]:
+    """Known faults with their share of the diverging cases; those of few cases are `also`."""
+    rows = [row for row in run["explanations"] if row["also"] == also]
+    return [{"fault": row["fault"], "share": phrase(row)} for row in rows]
 
 
 def effects(run: RUN) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from sdpo.parity.explained import phrase
 from sdpo.parity.render.judgement import improvement_lines, judgement
 
 RUN = dict[str, Any]
@@ -24,7 +25,7 @@ def first_line(run: RUN) -> str:
         fields.append(f"first={run['first_stage']}")
     row = first_row(run)
     if run["verdict"] == "DIVERGENT" and row is not None:
-        fields.extend(introduced(row["worst"] or {}))
+        fields.extend(introduced(row["introduced"] or row["worst"] or {}))
         if row["relative"] is not None:
             fields.append(f"relative={number(row['relative'])}")
     if run["verdict"] == "DIVERGENT" and (only := run.get("departs_only")):
@@ -33,7 +34,7 @@ def first_line(run: RUN) -> str:
     total = len(covered) + len(run["coverage"]["not_covered"])
     fields.append(f"coverage={len(covered)}/{total}")
     if run["explained_by"]:
-        fields.append(f"explained_by={'; '.join(run['explained_by'])}")
+        fields.append(f"explained_by={explanations(run)}")
     if run["message"]:
         fields.append(f'message="{one_line(run["message"])}"')
     if run["repro"]:
@@ -63,6 +64,21 @@ def chosen(run: RUN, effect: dict[str, Any]) -> list[str]:
     return [label for label in labels if label in run["explained_by"]] or labels
 
 
+def explanations(run: RUN) -> str:
+    """The explaining faults, each with its share of the diverging cases, small ones as `also`."""
+    parts: dict[bool, list[str]] = {False: [], True: []}
+    for row in run["explanations"]:
+        parts[row["also"]].append(f"{row['fault']} ({phrase(row)})")
+    main, also = ("; ".join(parts[small]) for small in (False, True))
+    return f"{main}; also {also}" if also else main
+
+
+def first_places(run: RUN) -> str:
+    """At which stages failing cases first depart, and how many at each; empty if none fails."""
+    rows = [row for row in run["stages"] if row["first_in"]]
+    return ", ".join(f"{row['name']} in {row['first_in']}" for row in rows)
+
+
 def one_line(text: str) -> str:
     """A message without line breaks and double quotes."""
     return " ".join(text.split()).replace('"', "'")
@@ -74,6 +90,8 @@ def text_report(run: RUN) -> str:
     if run["first_stage_inferred"]:
         how = "by intervention" if run["ladder"] else "from the known fault that explains it"
         lines.append(f"  first stage inferred {how}; first observed at {run['first_observed']}")
+    if places := first_places(run):
+        lines.append(f"  first departures by case: {places}")
     lines.append("")
     lines.append(
         f"  {'stage':<18} {'status':<11} {'compared':>8} {'bit-equal':>9} {'max |Δ|':>9} "

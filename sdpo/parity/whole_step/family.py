@@ -4,7 +4,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.run import TrainingFailedError, quiet
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
 from sdpo.parity.explain import Search, explain
+from sdpo.parity.explained import fewest, united
+from sdpo.parity.first import BEFORE
 from sdpo.parity.prepared import Observation
 from sdpo.parity.replica import weights_of
 from sdpo.parity.verdict import CaseResult
@@ -47,8 +49,9 @@ class TrainerFindings:
     results: list[CaseResult] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
-    explained: list[str] = field(default_factory=list)
-    in_loss: list[list[str]] = field(default_factory=list)
+    explained: dict[str, set[str]] = field(default_factory=dict)
+    """Scenarios that each known fault explains."""
+    in_loss: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     trains: bool = False
     """Whether the trainer is known to train, so that a later failure is telling."""
@@ -73,23 +76,8 @@ def run_trainer_family(
             with tempfile.TemporaryDirectory(prefix="sdpo-trainer-") as folder:
                 run_scenario(candidate, scenario, Path(folder), findings)
     progress("trainer", len(scenarios), len(scenarios))
-    add_new(findings.explained, fewest(findings.in_loss))
+    findings.explained = united(findings.explained, fewest(findings.in_loss))
     return findings
-
-
-def fewest(alternatives: Sequence[Sequence[str]]) -> list[str]:
-    """Few faults that explain every scenario: of each the alternatives that explain it are given.
-
-    Scenarios differ in one setting, so that a single fault explains what shows in one; faults that
-    one scenario cannot tell apart another may.
-    """
-    open_, chosen = [set(labels) for labels in alternatives if labels], []
-    while open_:
-        labels = sorted(set().union(*open_))
-        best = max(labels, key=lambda label: sum(label in labels for labels in open_))
-        chosen.append(best)
-        open_ = [labels for labels in open_ if best not in labels]
-    return chosen
 
 
 def run_scenario(
@@ -108,8 +96,9 @@ def run_scenario(
     findings.effects.append(
         effect_of(scenario, run, walk.natural(), result, [*dict.fromkeys(walk.explained), *in_loss])
     )
-    findings.in_loss.append(in_loss)
-    add_new(findings.explained, walk.explained)
+    findings.in_loss[scenario.id] = in_loss
+    in_scenario = {label: [scenario.id] for label in walk.explained}
+    findings.explained = united(findings.explained, in_scenario)
     add_new(findings.notes, [*run.notes, *other_rows(scenario, run)])
 
 
@@ -204,20 +193,27 @@ class Walk:
         self.explained: list[str] = []
         self.optimised: list[float | None] = []
         self.moved: tuple[Tensors, list[Tensors]] = ({}, [])
+        self.at = BEFORE
 
     def comparisons(self) -> Iterator[Comparison]:
-        """All comparisons, update by update."""
+        """All comparisons with their places, update by update."""
+        return (replace(found, place=self.at) for found in self.followed())
+
+    def followed(self) -> Iterator[Comparison]:
+        """All comparisons in the order of the training; `at` is the place of the present one."""
         yield from self.settings()
         weights, teacher = dict(self.run.initial), dict(self.run.initial_teacher)
         yield from chain.compare_start(self.scenario, teacher, self.plain_weights(weights))
         for number, update in enumerate(self.run.updates):
+            self.at = (number, 0, 0)
             generation = self.scenario.generations[number]
             batch, prompt = whole_batch(self.scenario, generation, self.tokenizer)
             yield from self.prompts(generation, update, prompt, batch)
             self.student.load(weights)
             old = self.old_log_probs(batch)
             path, stepped = [weights], False
-            for step in update.steps:
+            for place, step in enumerate(update.steps):
+                self.at = (number, place, 0)
                 self.student.load(weights)
                 self.plain.load(teacher)
                 self.moved = (teacher, [self.plain_weights(w) for w in path])
@@ -263,7 +259,8 @@ class Walk:
     ) -> Iterator[Comparison]:
         """Micro-batches of an optimizer step, and their sum."""
         scales = []
-        for micro_batch in step.micro_batches:
+        for place, micro_batch in enumerate(step.micro_batches):
+            self.at = (*self.at[:2], place)
             mask = self.signal(update, micro_batch, prompt)
             found, scale = self.micro_batch(micro_batch, batch, mask, old)
             scales.append(scale)
@@ -327,7 +324,10 @@ class Walk:
             ]
         if self.scenario.self_distillation["teacher_regularization"] == "trust-region":
             return found  # mixed from two models, which one model cannot repeat
-        found.append(chain.compare_forward(self.scenario, "teacher", self.plain, micro_batch, mask))
+        teacher = chain.compare_forward(self.scenario, "teacher", self.plain, micro_batch, mask)
+        if self.at[1:] != (0, 0):  # its weights are recorded between updates only
+            teacher = replace(teacher, may_follow=("teacher_update",))
+        found.append(teacher)
         if found[-1].status == DIVERGENT:
             self.explained += explained_forward(
                 self.scenario, self.plain, self.moved, micro_batch, mask

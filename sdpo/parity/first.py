@@ -1,0 +1,54 @@
+"""First means first: which of a candidate's departures came before all others.
+
+Within a case time decides: the place of a value (update, optimizer step, micro-batch), and at one
+place the order of the stages. What a teacher that was not updated does to the log-probs of the next
+update is later than the teacher, though its stage has a lower number. Between cases, which are
+trained apart, the order of the stages decides, with two reservations:
+
+- a probe says that something moved, and is charged to the stage that it is about; where the case of
+  a scenario or a recording departs, that says where, and probes are not asked;
+- a value whose weights were not recorded since the last one that held (`may_follow`) may follow
+  from them; where another case departs at those weights, that is the place.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sdpo.parity.compare import DIVERGENT, ERROR, Comparison
+from sdpo.parity.stages import NAMES, first_in_order
+
+if TYPE_CHECKING:
+    from sdpo.parity.verdict import CaseResult
+
+FAILING = (DIVERGENT, ERROR)
+PROBE = "probe"
+BEFORE = (-1, 0, 0)
+"""The place of what is settled before the first update."""
+
+
+def moment(comparison: Comparison) -> tuple[tuple[int, ...], int]:
+    """When a value came about: its place, then its stage."""
+    return comparison.place, NAMES.index(comparison.stage)
+
+
+def earliest(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """The failing comparison of one case that came first; inherited ones only if all are."""
+    failing = [c for c in comparisons if c.status in FAILING]
+    return min([c for c in failing if not c.inherits] or failing, key=moment, default=None)
+
+
+def openers(result: "CaseResult") -> list[Comparison]:
+    """The failing comparisons of a case at its first stage, place and time."""
+    first = earliest(result.comparisons)
+    if first is None:
+        return []
+    return [c for c in result.comparisons if c.status in FAILING and moment(c) == moment(first)]
+
+
+def first_observed(results: Sequence["CaseResult"]) -> str | None:
+    """The stage at which a candidate was first seen to depart or fail; None if it was not."""
+    found = [(result.family, earliest(result.comparisons)) for result in results]
+    shown = [(family, first) for family, first in found if first is not None]
+    firsts = [first for family, first in shown if family != PROBE] or [f for _, f in shown]
+    certain = {first.stage for first in firsts if not first.may_follow}
+    return first_in_order({f.stage for f in firsts if not certain & set(f.may_follow)})
