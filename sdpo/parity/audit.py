@@ -342,7 +342,8 @@ def departure(
     found = Departure(observed)
     if any(o.diverges for o in findings.observations):
         judge_case = partial(judged, candidate) if isinstance(candidate, LossFunction) else None
-        found = locate(candidate, findings.observations, observed, judge_case)
+        kind, shown = candidate.kind, candidate.stages
+        found = locate(kind, shown, findings.observations, observed, judge_case)
     if not isinstance(candidate, TrainerAdapter):
         return found
     cases = united(findings.explained, {one.fault: one.cases for one in found.explanations})

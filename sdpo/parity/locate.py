@@ -7,7 +7,7 @@ against what was seen: `Departure` alone decides, whoever inferred.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -36,13 +36,6 @@ WITHOUT_LOG_PROBS = {"log_probs": "divergence", "support": "tail"}
 JudgeCase = Callable[[LossCase], CaseResult]
 
 
-class Audited(Protocol):
-    """What is asked of a candidate here."""
-
-    kind: str
-    stages: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class Departure:
     """What is known about a divergent candidate's first departure.
@@ -64,18 +57,22 @@ class Departure:
     search: dict[str, Any] | None = None
 
     @property
-    def inferred(self) -> bool:
-        """Whether the inferred stage can be the first one, and more is known than was seen.
+    def possible(self) -> tuple[str, ...]:
+        """The stages that may be the first one, in order, the observed one last.
 
-        It cannot be behind the observed one, nor before a stage that was seen to hold: values that
-        are right have only right ones before them. A gradient may be wrong by any of the stages.
+        None is behind the observed one, nor before a stage that was seen to hold: values that are
+        right have only right ones before them. A gradient may be wrong by any of the stages.
         """
-        if self.suspected is None or self.observed is None:
-            return False
+        if self.observed is None:
+            return ()
         last = None if self.observed == "gradient" else self.held
         least = NAMES.index(last) + 1 if last else NAMES.index(ORDER[0])
-        suspected, observed = NAMES.index(self.suspected), NAMES.index(self.observed)
-        return least < observed and least <= suspected <= observed
+        return NAMES[least : NAMES.index(self.observed) + 1] or (self.observed,)
+
+    @property
+    def inferred(self) -> bool:
+        """Whether the inferred stage may be the first one, and not all stages were seen."""
+        return len(self.possible) > 1 and self.suspected in self.possible
 
     @property
     def stage(self) -> str | None:
@@ -84,7 +81,8 @@ class Departure:
 
 
 def locate(
-    candidate: Audited,
+    kind: str,
+    shown: Sequence[str],
     observations: Sequence[Observation],
     observed: str | None,
     judge: JudgeCase | None,
@@ -92,15 +90,19 @@ def locate(
     """Explain a divergent candidate, and infer the first stage of one that does not show all.
 
     Args:
-        candidate: its kind, and the stages that it shows.
+        kind: of the candidate.
+        shown: the stages that it shows.
         observations: its results on the loss cases.
         observed: the first stage at which it was seen to diverge.
         judge: runs a further case; None for a candidate whose stages are all seen.
     """
-    if candidate.kind == STAGE_FUNCTIONS:
+    if kind == STAGE_FUNCTIONS:
         observations = [only_stage(observation, observed) for observation in observations]
     search = Search()
-    found = explain(observations, after_log_probs=given_log_probs(candidate), search=search)
+    # one that is given log-probs and shows none of its own can have no fault in them
+    from_log_probs = kind == FROM_LOG_PROBS
+    given = from_log_probs and "log_probs" not in shown
+    found = explain(observations, after_log_probs=given, search=search)
     cases = {explanation.label: explanation.cases for explanation in found}
     diverging = {o.on.case.id for o in observations if o.diverges}
     told: dict[str, Any] = {
@@ -109,18 +111,13 @@ def locate(
     }
     if judge is None:
         return Departure(observed, **told)
-    held = held_before(observed, candidate.stages)
-    if (stage := stage_of(found)) is not None:
-        return Departure(observed, stage, held, **told)
+    found_first = Departure(observed, stage_of(found), held_before(observed, shown), **told)
+    if found_first.inferred or len(found_first.possible) < 2:
+        return found_first
     stage, rungs = by_ladder(judge, observations, observed)
-    if candidate.kind == FROM_LOG_PROBS and stage is not None:
+    if from_log_probs and stage is not None:
         stage = WITHOUT_LOG_PROBS.get(stage, stage)
-    return Departure(observed, stage, held, rungs=rungs, **told)
-
-
-def given_log_probs(candidate: Audited) -> bool:
-    """Whether a candidate can have no fault in the log-probs: it is given them, and shows none."""
-    return candidate.kind == FROM_LOG_PROBS and "log_probs" not in candidate.stages
+    return replace(found_first, suspected=stage, rungs=rungs)
 
 
 def held_before(observed: str | None, shown: Iterable[str]) -> str | None:
