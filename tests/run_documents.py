@@ -149,7 +149,7 @@ def measured(case: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def case(name: str, status: str, note: str = "", first: str | None = None) -> dict[str, Any]:
     """A case row."""
     row = {"id": name, "family": "loss", "status": status, "first_stage": first, "note": note}
-    return row | {"tags": [], "comparisons": []}
+    return row | {"tags": [], "may_follow": False, "comparisons": []}
 
 
 def passing() -> Run:

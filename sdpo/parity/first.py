@@ -45,10 +45,14 @@ def openers(result: "CaseResult") -> list[Comparison]:
     return [c for c in result.comparisons if c.status in FAILING and moment(c) == moment(first)]
 
 
+def deciding(results: Sequence["CaseResult"]) -> list["CaseResult"]:
+    """The failing cases whose first departures count: those of the others may follow from them."""
+    firsts = [(result, first) for result in results if (first := earliest(result.comparisons))]
+    direct = [pair for pair in firsts if pair[0].family != PROBE] or firsts
+    certain = {first.stage for _, first in direct if not first.may_follow}
+    return [result for result, first in direct if not certain & set(first.may_follow)]
+
+
 def first_observed(results: Sequence["CaseResult"]) -> str | None:
     """The stage at which a candidate was first seen to depart or fail; None if it was not."""
-    found = [(result.family, earliest(result.comparisons)) for result in results]
-    shown = [(family, first) for family, first in found if first is not None]
-    firsts = [first for family, first in shown if family != PROBE] or [f for _, f in shown]
-    certain = {first.stage for first in firsts if not first.may_follow}
-    return first_in_order({f.stage for f in firsts if not certain & set(f.may_follow)})
+    return first_in_order({str(result.first_stage) for result in deciding(results)})

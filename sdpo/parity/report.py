@@ -15,7 +15,7 @@ from sdpo.parity import explained
 from sdpo.parity.compare import DIVERGENT, ERROR, MATCH, NOT_COVERED, Comparison
 from sdpo.parity.declared import Deviation
 from sdpo.parity.exit_codes import EXIT_CODES
-from sdpo.parity.first import first_observed
+from sdpo.parity.first import deciding, first_observed
 from sdpo.parity.improvements import improvement_rows
 from sdpo.parity.locate import Departure
 from sdpo.parity.stages import NAMES, STAGES
@@ -124,10 +124,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
         "explanation_search": found.search,
         "coverage": {"covered": covered, "not_covered": [n for n in NAMES if n not in covered]},
         "stages": rows,
-        "cases": [
-            result.row() | {"comparisons": [compact(c) for c in raw.comparisons]}
-            for result, raw in zip(results, evidence.results, strict=True)
-        ],
+        "cases": case_rows(results, evidence.results),
         "totals": totals(results),
         "sensitivity": {
             "smallest_detectable": {
@@ -153,6 +150,20 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
         "stage_locations": evidence.stage_locations,
         "repro": evidence.repro,
     }
+
+
+def case_rows(results: Sequence[CaseResult], raw: Sequence[CaseResult]) -> list[dict[str, Any]]:
+    """The cases as they were judged, with their comparisons as they were measured.
+
+    The first departure of a failing case `may_follow` from those of others, which then decide.
+    """
+    decisive = {id(result) for result in deciding(results)}
+    return [
+        result.row()
+        | {"may_follow": result.first_stage is not None and id(result) not in decisive}
+        | {"comparisons": [compact(c) for c in measured.comparisons]}
+        for result, measured in zip(results, raw, strict=True)
+    ]
 
 
 def stricter(result: CaseResult, share: float) -> CaseResult:

@@ -13,7 +13,7 @@ from sdpo.parity.compare import (
     Comparison,
     worst_status,
 )
-from sdpo.parity.first import earliest, openers
+from sdpo.parity.first import deciding, earliest, moment, openers
 from sdpo.parity.stages import NAMES
 
 INCONCLUSIVE = "INCONCLUSIVE"
@@ -43,7 +43,10 @@ class CaseResult:
 
     def row(self) -> dict[str, Any]:
         """The case in the report."""
-        worst_first = sorted(self.comparisons, key=lambda c: -SEVERITY.index(c.status))
+        worst_first = sorted(
+            self.comparisons,
+            key=lambda c: (-SEVERITY.index(c.status), bool(c.inherits), moment(c)),
+        )
         notes = [self.note] + [c.note for c in worst_first if c.status != PASSED]
         return {
             "id": self.id,
@@ -57,7 +60,7 @@ class CaseResult:
 
 def stage_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
     """One row for each of the sixteen stages, in order."""
-    opening = [openers(result) for result in results]
+    opening = [openers(result) for result in deciding(results)]
     return [_stage_row(name, results, opening) for name in NAMES]
 
 

@@ -5,12 +5,17 @@ a real checkout was not available where these tests are run.
 """
 
 import sys
+from dataclasses import replace
 
 import pytest
 from recording_stack import RECORDING_STACK
 
-from sdpo.parity.adapters.live_verl import COMMIT
+from sdpo.parity.adapters.live_verl import COMMIT, LiveVerl
 from sdpo.parity.audit import Request, audit
+from sdpo.parity.faults import BY_ID
+from sdpo.parity.render.html import html_report
+from sdpo.parity.render.markdown import markdown_report
+from sdpo.parity.render.text import text_report
 
 pytestmark = pytest.mark.usefixtures("relations_once")
 
@@ -93,28 +98,56 @@ def test_a_checkout_is_run_on_the_recording(checkout, goldens):
 
 
 @pytest.mark.parametrize(
-    ("core", "functional", "stage", "fault"),
+    ("core", "functional", "stage", "inferred", "fault"),
     [
         (
             ("loss_mat, loss_mask, loss_agg_mode, batch_num_tokens)",
              "loss_mat, loss_mask, MODES.get(loss_agg_mode, loss_agg_mode), batch_num_tokens)\n"
              "MODES = {'token-mean': 'seq-mean-token-mean'}"),
-            ("", ""), "aggregate", "M08",
+            ("", ""), "aggregate", False, "M08",
         ),
         (
             ('is_clip=config.get("is_clip", None)', "is_clip=None"),
-            ("", ""), "importance", "M",
+            ("", ""), "importance", True, "M",
         ),
-        (("", ""), ("(logits, labels)\n", "(logits * 1.01, labels)\n"), "log_probs", None),
+        (("", ""), ("(logits, labels)\n", "(logits * 1.01, labels)\n"), "log_probs", False, None),
+        (("", ""), ("(logits, labels)\n", "(logits, labels.roll(1, 1))\n"), "log_probs", False,
+         "M38"),
+        (("return total, {}", "return total.detach() + 0.5 * (total - total.detach()), {}"),
+         ("", ""), "gradient", True, "M"),
     ],
-    ids=["aggregate", "importance", "log_probs"],
+    ids=["aggregate", "importance", "log_probs", "one token late", "gradient"],
 )  # fmt: skip
-def test_a_planted_fault_is_found_at_its_stage(checkout, goldens, core, functional, stage, fault):
+def test_a_planted_fault_is_found_at_its_stage(
+    checkout, goldens, core, functional, stage, inferred, fault
+):
     checkout(core, functional)
     run = audit(Request("verl", goldens=(str(goldens),)))
-    assert run["verdict"] == "DIVERGENT", run["message"]
-    assert run["first_observed"] == stage
+    check_first(run, stage, inferred=inferred)
     assert fault is None or any(name.startswith(fault) for name in run["explained_by"])
+
+
+def check_first(run, stage, *, inferred):
+    """The stage is the first by all accounts, and no sentence speaks of a callable's one number."""
+    assert run["verdict"] == "DIVERGENT", run["message"]
+    found = run["first_stage"], run["first_stage_inferred"], run["first_observed"]
+    assert found == (stage, inferred, stage)
+    for report in (markdown_report(run), html_report(run), text_report(run)):
+        assert "returns only a scalar" not in report
+    assert ("shows only `log_probs`, `importance`" in markdown_report(run)) == inferred
+
+
+def test_a_fault_before_the_log_probs_is_explained(checkout, goldens, monkeypatch):
+    real = LiveVerl.trace
+
+    def without_temperature(self, case):
+        return real(self, replace(case, config=replace(case.config, temperature=1.0)))
+
+    monkeypatch.setattr(LiveVerl, "trace", without_temperature)
+    checkout()
+    run = audit(Request("verl", goldens=(str(goldens),)))
+    check_first(run, "log_probs", inferred=False)
+    assert run["explained_by"] == [BY_ID["M34"].label]
 
 
 def test_a_loss_that_bypasses_agg_loss_is_an_error(checkout, goldens):

@@ -13,6 +13,11 @@ import update_cases as cases
 
 import sdpo.reference.update as reference
 from sdpo import loss, teacher, update
+from sdpo.determinism import deterministic
+from sdpo.parity import update_family as library
+from sdpo.parity.adapters.own import Own
+from sdpo.parity.compare import DIVERGENT
+from sdpo.parity.first import first_observed
 from sdpo.support import Support, support
 
 Patch = pytest.MonkeyPatch
@@ -319,6 +324,61 @@ def test_a_fault_of_the_transcription_is_caught_at_its_stage(fault, monkeypatch)
     found = cases.tensor_differences(fault.case_id, run, exact=False)
     found += cases.metric_differences(fault.case_id, run, exact=False)
     assert cases.first_stage(fault.case_id, found) == fault.stage
+
+
+class Faulty(Own):
+    """Ours with a fault, which the runs that it is judged by do not have."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+
+    def update_run(self, *arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            self.fault.plant(patch)
+            return super().update_run(*arguments)
+
+
+NOT_UPDATED = Fault(
+    "teacher not updated",
+    "P-U011",
+    "teacher_update",
+    wrap(update, "teacher_update", lambda *_, **__: None),
+)
+SEVERAL = ("P-U001", "P-U002", "P-U010", "P-U011", "P-U014", "P-U017", "P-U018", "P-U023")
+"""One update and three, several steps, several micro-batches."""
+FEW = ("P-U001", "P-U011", "P-U014")
+ACCEPTED = {"teacher averaged per micro-batch": "teacher_update"}
+"""It shows in the log-probs where a step has several micro-batches, else in the teacher alone."""
+TELLING = (
+    "teacher not updated",
+    "teacher averaged before the step",
+    "gradient not clipped",
+    "momentum reset at each step",
+    "teacher's own top-k",
+)
+
+
+def headline(fault: Fault, ids) -> str | None:
+    """The first stage of the recorded updates of a candidate with a fault, as a report has it."""
+    with deterministic():
+        chosen = dict.fromkeys([*ids, fault.case_id])
+        run = [library.run_case(Faulty(fault), cases.family(), cases.case(id_)) for id_ in chosen]
+    assert DIVERGENT in {result.status for result in run}
+    return first_observed(run)
+
+
+@pytest.mark.parametrize(
+    "fault", [f for f in [NOT_UPDATED, *OUR_FAULTS] if f.name in TELLING], ids=name_of
+)
+def test_what_came_first_in_time_is_named_and_not_the_lowest_stage(fault):
+    """Later updates and steps see other weights, so that their log-probs depart as well."""
+    assert headline(fault, FEW) == fault.stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [NOT_UPDATED, *OUR_FAULTS], ids=name_of)
+def test_the_headline_of_every_fault_is_its_stage(fault):
+    assert headline(fault, SEVERAL) == ACCEPTED.get(fault.name, fault.stage)
 
 
 def test_every_stage_has_a_planted_fault():

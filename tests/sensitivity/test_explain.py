@@ -23,6 +23,7 @@ from sdpo.parity.explain import (
 )
 from sdpo.parity.faults import BY_ID, LOSS_FAULTS
 from sdpo.parity.faults_parts import loss_from_logits
+from sdpo.parity.intervene import VOCABULARY
 from sdpo.parity.prepared import Observation, loss_cases, prepared
 from sdpo.parity.selftest import families
 
@@ -97,6 +98,13 @@ def test_another_implementation_with_a_known_fault(function, ids, stage):
     run = run_of(from_logits(function), families()[0])
     assert run["explained_by"] == [" + ".join(BY_ID[id_].label for id_ in ids)]
     assert (run["first_stage"], run["first_stage_inferred"]) == (stage, True)
+    (row,) = run["explanations"]
+    diverging = [case["id"] for case in run["cases"] if case["status"] == "DIVERGENT"]
+    assert row["of"] == len(diverging)
+    assert set(row["cases"]) <= set(diverging)
+    assert row["explains"] > 0.8 * row["of"], (
+        "the others have inputs that are not finite, or hide it"
+    )
 
 
 def test_an_unknown_fault_is_not_explained_but_located():
@@ -104,6 +112,37 @@ def test_an_unknown_fault_is_not_explained_but_located():
     assert (run["verdict"], run["explained_by"]) == ("DIVERGENT", [])
     assert (run["first_stage"], run["first_stage_inferred"]) == ("aggregate", True)
     assert {row["factor"] for row in run["ladder"]} != {None}
+
+
+def half_a_gradient(loss, factor):
+    """A loss with half of its gradient, its value times a factor."""
+    return factor * loss.detach() + 0.5 * (loss - loss.detach())
+
+
+def off_in_wide_vocabularies(*tensors, **given):
+    wide = tensors[0].shape[-1] > VOCABULARY
+    return half_a_gradient(self_distillation_loss(*tensors, **given), 1.01 if wide else 1.0)
+
+
+def off_in_long_answers(*tensors, **given):
+    long = tensors[2].shape[1] > 4
+    return half_a_gradient(self_distillation_loss(*tensors, **given), 1.01 if long else 1.0)
+
+
+def off_where_weights_differ(*tensors, rollout_is_weights=None, **given):
+    loss = self_distillation_loss(*tensors, rollout_is_weights=rollout_is_weights, **given)
+    differ = rollout_is_weights is not None and bool(rollout_is_weights.std() > 0)
+    return half_a_gradient(loss, 1.02 if differ else 1.0)
+
+
+@pytest.mark.parametrize(
+    "function", [off_in_wide_vocabularies, off_in_long_answers, off_where_weights_differ]
+)
+def test_a_ladder_that_shows_only_gradients_is_not_believed_against_a_value(function):
+    """The value departs where no rung of the ladder goes, so that only gradients do there."""
+    run = run_of(from_logits(function), families()[0])
+    found = run["first_stage"], run["first_stage_inferred"], run["first_observed"]
+    assert (run["verdict"], *found) == ("DIVERGENT", "aggregate", False, "aggregate")
 
 
 def test_faults_that_give_the_same_numbers_are_all_named():

@@ -19,8 +19,11 @@ import audit_my_trainer as mine
 
 from sdpo.parity import faults
 from sdpo.parity.compare import DIVERGENT, ERROR
+from sdpo.parity.first import first_observed
 from sdpo.parity.stages import first_in_order
 from sdpo.parity.whole_step.family import run_trainer_family
+from sdpo.parity.whole_step.probe_table import PROBES
+from sdpo.parity.whole_step.probes import run_probe
 from sdpo.parity.whole_step.scenario_parts import SETTINGS
 from sdpo.parity.whole_step.scenarios import SCENARIOS
 
@@ -253,11 +256,51 @@ def test_a_planted_fault_is_found_at_its_stage_and_named(fault):
         for c in result.comparisons
         if c.status in (DIVERGENT, ERROR) and not c.inherits
     }
+    assert first_observed(findings.results) == stage, wrong
     assert first_in_order(wrong) == stage, wrong
     assert list(findings.effects[0].introduced)[:1] == ([stage] if stage else [])
     if name is not None:
-        assert name in [label.split()[0] for label in findings.explained]
+        named = {label.split()[0]: cases for label, cases in findings.explained.items()}
+        assert named[name] == {scenario}
         assert name in faults.BY_ID
+
+
+class MovedBeforeTheStep(Trainer):
+    """The teacher is averaged with the weights that the step is about to leave."""
+
+    def clip(self):
+        norm = super().clip()
+        super().update_teacher()
+        return norm
+
+    def update_teacher(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def moved_before_the_step():
+    """Three scenarios, and a probe that is charged to the log-probs."""
+    adapter = of(MovedBeforeTheStep)()
+    scenarios = [BY_ID[id_] for id_ in ("T01", "T05", "T07")]
+    findings = run_trainer_family(adapter, lambda *_: None, scenarios)
+    probe = next(probe for probe in PROBES if probe.id == "C06")
+    return findings.results, run_probe(adapter, probe, findings.runs)
+
+
+def test_a_probe_inherits_from_the_scenarios(moved_before_the_step):
+    results, probe = moved_before_the_step
+    assert [result.first_stage for result in results] == ["teacher_update"] * 3
+    assert probe.first_stage == "log_probs"
+    assert first_observed([*results, probe]) == "teacher_update"
+    assert first_observed([probe]) == "log_probs"
+
+
+def test_a_teacher_that_is_never_updated_is_named_over_several_updates():
+    adapter = of(rates(lambda scenario: 0.0))()
+    (result,) = run_trainer_family(adapter, lambda *_: None, [BY_ID["T07"]]).results
+    assert first_observed([result]) == "teacher_update"
+    places = {c.place for c in result.comparisons if c.status == DIVERGENT}
+    assert min(places) == (0, 0, 0)
 
 
 def test_the_settings_that_the_faults_change_are_not_the_default():
