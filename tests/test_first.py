@@ -12,6 +12,9 @@ from sdpo.parity.explained import fewest, ranked, rows
 from sdpo.parity.first import deciding, first_observed
 from sdpo.parity.locate import Departure, held_before
 from sdpo.parity.regate import regate
+from sdpo.parity.render.html import html_report
+from sdpo.parity.render.markdown import markdown_report
+from sdpo.parity.render.text import first_line
 from sdpo.parity.report import Evidence, Policy, assemble
 from sdpo.parity.stages import NAMES
 from sdpo.parity.verdict import CaseResult
@@ -150,3 +153,18 @@ def test_a_report_whose_explanations_do_not_add_up_is_refused():
     wrong = [row | {"explains": 2} for row in run["explanations"]]
     with pytest.raises(InconsistentReportError, match="cases of M07"):
         check(run | {"explanations": wrong})
+
+
+def test_each_rendering_says_how_much_an_explanation_explains():
+    run = run_documents.divergent()
+    line = first_line(run)
+    assert "explained_by=M07 mean over masked rows (24 of 25); also M15 | mask (1 of 25)" in line
+    for report in (markdown_report(run), html_report(run)):
+        assert "(24 of 25 diverging cases); also, in fewer: " in report
+
+
+def test_the_first_line_shows_what_was_introduced_and_not_what_followed():
+    run = run_documents.divergent()
+    row = next(row for row in run["stages"] if row["name"] == "aggregate")
+    row["introduced"] = row["worst"] | {"actual": 0.5, "expected": 0.25}
+    assert "introduced=0.25 " in first_line(run)
