@@ -8,7 +8,7 @@ import run_documents
 
 from sdpo.parity.compare import DIVERGENT, ERROR, MATCH, Comparison
 from sdpo.parity.consistency import InconsistentReportError, check
-from sdpo.parity.explained import fewest, ranked, rows
+from sdpo.parity.explained import fewest, in_all, ranked, rows
 from sdpo.parity.first import deciding, first_observed
 from sdpo.parity.locate import Departure, held_before
 from sdpo.parity.regate import regate
@@ -144,6 +144,12 @@ def test_explanations_are_ordered_by_their_cases_and_small_ones_told_apart():
 def test_few_faults_are_chosen_with_all_of_their_cases():
     alternatives = {"T1": ["a", "b"], "T2": ["b"], "T3": [], "T4": ["c", "b"], "T5": ["c"]}
     assert fewest(alternatives) == {"b": {"T1", "T2", "T4"}, "c": {"T4", "T5"}}
+
+
+def test_a_fault_that_gives_some_values_of_a_stage_does_not_explain_it():
+    tried = {"teacher_update": [["M110", "M25"], ["M25"]], "log_probs": [["M116"]], "optimizer": []}
+    assert in_all(tried) == ["M25", "M116"]
+    assert in_all({"accumulate": [["M11"], []]}) == []
 
 
 def test_a_report_whose_explanations_do_not_add_up_is_refused():

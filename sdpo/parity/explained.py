@@ -37,6 +37,18 @@ def united(*several: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
     return found
 
 
+def in_all(tried: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
+    """Faults that give all departing values of a stage, of one scenario.
+
+    A teacher that was averaged too early is one that was not updated, in the first update.
+
+    Args:
+        tried: by stage, of each departing value the faults that give it.
+    """
+    common = [[f for f in of[0] if all(f in found for found in of)] for of in tried.values() if of]
+    return list(dict.fromkeys(fault for faults in common for fault in faults))
+
+
 def fewest(alternatives: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
     """Few faults that explain every case, each with its cases.
 

@@ -332,10 +332,10 @@ class Faulty(Own):
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
 
-    def update_run(self, *arguments):
+    def update_run(self, family, golden, recorded):
         with pytest.MonkeyPatch.context() as patch:
             self.fault.plant(patch)
-            return super().update_run(*arguments)
+            return super().update_run(family, golden, recorded)
 
 
 NOT_UPDATED = Fault(

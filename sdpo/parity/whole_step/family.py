@@ -3,6 +3,7 @@
 import copy
 import math
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.run import TrainingFailedError, quiet
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison, compare_exact
 from sdpo.parity.explain import Search, explain
-from sdpo.parity.explained import fewest, united
+from sdpo.parity.explained import fewest, in_all, united
 from sdpo.parity.first import BEFORE
 from sdpo.parity.prepared import Observation
 from sdpo.parity.replica import weights_of
@@ -93,11 +94,10 @@ def run_scenario(
     findings.optimised[scenario.id] = walk.optimised
     findings.observations.extend(walk.observations)
     in_loss = [found.label for found in explain(walk.observations, search=Search(work_left=0))]
-    findings.effects.append(
-        effect_of(scenario, run, walk.natural(), result, [*dict.fromkeys(walk.explained), *in_loss])
-    )
+    outside = in_all(walk.tried)
+    findings.effects.append(effect_of(scenario, run, walk.natural(), result, [*outside, *in_loss]))
     findings.in_loss[scenario.id] = in_loss
-    in_scenario = {label: [scenario.id] for label in walk.explained}
+    in_scenario = {label: [scenario.id] for label in outside}
     findings.explained = united(findings.explained, in_scenario)
     add_new(findings.notes, [*run.notes, *other_rows(scenario, run)])
 
@@ -190,7 +190,7 @@ class Walk:
         self.plain = chain.Twins.of(merged(self.model) if scenario.lora else self.model)
         self.optimizers = chain.Optimizers(scenario, weights_of(self.model))
         self.observations: list[Observation] = []
-        self.explained: list[str] = []
+        self.tried: dict[str, list[list[str]]] = defaultdict(list)
         self.optimised: list[float | None] = []
         self.moved: tuple[Tensors, list[Tensors]] = ({}, [])
         self.at = BEFORE
@@ -244,9 +244,10 @@ class Walk:
         )
         for comparison in found:
             if comparison.status == DIVERGENT:
-                self.explained += explained_prompts(
+                faults = explained_prompts(
                     self.scenario, generation, update.prompt, comparison.stage, self.tokenizer
                 )
+                self.tried[comparison.stage].append(faults)
         return found
 
     def step(
@@ -270,7 +271,7 @@ class Walk:
             return  # the student's passes draw at random, and cannot be repeated
         found = chain.compare_gradient(self.scenario, self.student, step, scales)
         if any(comparison.status == DIVERGENT for comparison in found):
-            self.explained += explained_scale(scales, self.scenario.accumulation)
+            self.tried["accumulate"].append(explained_scale(scales, self.scenario.accumulation))
         yield from found
 
     def signal(self, update: Update, micro_batch: MicroBatch, prompt: dict[str, Any]) -> Tensor:
@@ -329,9 +330,8 @@ class Walk:
             teacher = replace(teacher, may_follow=("teacher_update",))
         found.append(teacher)
         if found[-1].status == DIVERGENT:
-            self.explained += explained_forward(
-                self.scenario, self.plain, self.moved, micro_batch, mask
-            )
+            faults = explained_forward(self.scenario, self.plain, self.moved, micro_batch, mask)
+            self.tried["log_probs"].append(faults)
         return found
 
     def optimizer(self, before: Tensors, step: OptimizerStep) -> tuple[list[Comparison], float]:
@@ -339,9 +339,8 @@ class Walk:
         after, truth, norm = self.optimizers.step(before, step.gradient)
         found = chain.compare_all("optimizer", self.scenario.id, after, truth, step.parameters)
         if any(comparison.status == DIVERGENT for comparison in found):
-            self.explained += explained_optimizer(
-                self.optimizers, before, step.gradient, step.parameters
-            )
+            faults = explained_optimizer(self.optimizers, before, step.gradient, step.parameters)
+            self.tried["optimizer"].append(faults)
         return found, norm
 
     def teacher(
@@ -351,7 +350,8 @@ class Walk:
         path = [self.plain_weights(weights) for weights in path]
         found = chain.compare_teacher(self.scenario, before, path[-1], update.teacher, stepped)
         if any(comparison.status == DIVERGENT for comparison in found):
-            self.explained += explained_teacher(self.scenario, before, path, update.teacher)
+            faults = explained_teacher(self.scenario, before, path, update.teacher)
+            self.tried["teacher_update"].append(faults)
         return found
 
     def plain_weights(self, weights: Tensors) -> Tensors:
