@@ -135,6 +135,7 @@ def located(path: str, roots: Sequence[Path]) -> str:
 
 def message(run: dict[str, Any], report: Path) -> str:
     """What a failing test says: first line, the stages that fail, and where the report is."""
+    from sdpo.parity.explained import phrase
     from sdpo.parity.render.text import first_line, one_line
 
     lines = [first_line(run)]
@@ -142,5 +143,8 @@ def message(run: dict[str, Any], report: Path) -> str:
         if row["status"] in ("DIVERGENT", "ERROR"):
             lines.append(f"  {row['name']}: {row['status']}, {one_line(row['note'])}")
     lines += [f"  {one_line(reason)}" for reason in run["reasons"]]
-    lines += [f"  explained by {fault}" for fault in run["explained_by"]]
+    for row in run["explanations"]:
+        lines.append(
+            f"  {'also' if row['also'] else 'explained'} by {row['fault']} ({phrase(row)})"
+        )
     return "\n".join([*lines, f"  report: {report / 'report.md'}"])

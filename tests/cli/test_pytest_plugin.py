@@ -97,8 +97,9 @@ def test_a_failing_test_names_stage_fault_and_report(tmp_path):
     said = message(run_documents.divergent(), tmp_path).splitlines()
     assert said[0].startswith("DIVERGENT candidate=loss.py:f first=tail")
     assert said[1] == "  aggregate: DIVERGENT, 1 of 1 over budget"
-    assert said[-2:] == [
-        "  explained by M07 mean over masked rows",
+    assert said[-3:] == [
+        "  explained by M07 mean over masked rows (24 of 25)",
+        "  also by M15 | mask (1 of 25)",
         f"  report: {tmp_path / 'report.md'}",
     ]
 
