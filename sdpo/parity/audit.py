@@ -347,8 +347,9 @@ def departure(
     if not isinstance(candidate, TrainerAdapter):
         return found
     cases = united(findings.explained, {one.fault: one.cases for one in found.explanations})
-    scenarios = [r for r in findings.results if r.family == "trainer" and r.status == DIVERGENT]
-    return replace(found, explanations=ranked(cases, len(scenarios)))
+    scenarios = [result for result in findings.results if result.family == "trainer"]
+    diverging = sum(DIVERGENT in {c.status for c in r.comparisons} for r in scenarios)
+    return replace(found, explanations=ranked(cases, diverging))
 
 
 def judged(candidate: LossCandidate, case: LossCase) -> CaseResult:
