@@ -102,15 +102,23 @@ def rollout_is_weights(
     """Truncated token-level rollout-correction weights, `(B, T)`, detached.
 
     Raises:
-        ValueError: the mask is all zero, or the threshold is not above 0.
+        ValueError: the mask is all zero, the shapes differ, or the threshold is not above 0.
     """
     if not response_mask.any():
         raise ValueError("rollout importance weights need at least one unmasked token")
+    shapes = [tuple(t.shape) for t in (old_log_probs, rollout_log_probs, response_mask)]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"old and rollout log-probs and the mask differ in shape: {shapes}")
     if threshold <= 0:
         raise ValueError(f"rollout_is_threshold must be above 0, not {threshold}")
     log_ratio = torch.clamp(old_log_probs - rollout_log_probs, min=-20.0, max=20.0)
     weights = torch.exp(log_ratio) * response_mask
     return weights.clamp(max=threshold).detach()
+
+
+def masked_sum(values: Tensor, mask: Tensor, axis: int | None = None) -> Tensor:
+    """Sum over the places where the mask is not zero; what the others hold does not reach it."""
+    return (torch.where(mask.bool(), values, 0.0) * mask).sum(axis)
 
 
 def agg_loss(
@@ -124,19 +132,23 @@ def agg_loss(
     Quirks: only `token-mean` guards masked places and empty batches; the `seq-mean-*` modes give
     0/0 on a batch without any unmasked row; `seq-mean-token-sum-norm` does not divide by rows.
 
+    Numerics: rows are counted in float32, so that the `seq-mean-token-*` modes give float32 where
+    the row sums are of a lower precision; a weight of 1 per row orders their sum as the original's.
+
     Raises:
         ValueError: unknown mode.
     """
     if loss_agg_mode == "token-mean":
         if batch_num_tokens is None:
             batch_num_tokens = loss_mask.sum()
-        guarded = torch.where(loss_mask != 0, loss_mat, torch.zeros_like(loss_mat))
-        return (guarded * loss_mask).sum() / batch_num_tokens
+        return masked_sum(loss_mat, loss_mask) / batch_num_tokens
     if loss_agg_mode in ("seq-mean-token-sum", "seq-mean-token-mean"):
+        tokens = torch.sum(loss_mask, dim=-1)
         seq_losses = torch.sum(loss_mat * loss_mask, dim=-1)
         if loss_agg_mode == "seq-mean-token-mean":
-            seq_losses = seq_losses / (torch.sum(loss_mask, dim=-1) + 1e-8)
-        return seq_losses[torch.sum(loss_mask, dim=-1) > 0].mean()
+            seq_losses = seq_losses / (tokens + 1e-8)
+        kept = (tokens > 0).float()
+        return masked_sum(seq_losses, kept) / kept.sum()
     if loss_agg_mode == "seq-mean-token-sum-norm":
         return torch.sum(torch.sum(loss_mat * loss_mask, dim=-1)) / loss_mask.shape[-1]
     raise ValueError(f"loss_agg_mode must be one of {LOSS_AGG_MODES}, not {loss_agg_mode!r}")

@@ -1,11 +1,10 @@
-"""The reference's actor update: forward passes, mini-batches, optimizer step, teacher update.
+"""The reference's actor update: mini-batches, optimizer step, teacher update.
 
 A transcription of the verl fork's actor, written from its specification and checked against
 recorded updates. It keeps the order of operations, the dtypes and the quirks of the original, also
-where they look wrong. Models are called like causal language models of transformers:
-`model(input_ids=, attention_mask=, position_ids=, use_cache=False).logits`.
+where they look wrong. Models are called as in `forward.py`.
 
-Out of scope: several ranks, fused kernels, flash-attention cross-entropy, other loss modes.
+Out of scope: several ranks, fused kernels, gradient scaling for float16, other loss modes.
 """
 
 import itertools
@@ -16,23 +15,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdpo.reference.forward import MODEL_INPUTS, Batch, forward_micro_batch, logit_outputs
 from sdpo.reference.loss import (
+    LOSS_AGG_MODES,
     agg_loss,
     compute_self_distillation_loss,
-    log_probs_from_logits,
-    topk_log_probs,
+    masked_sum,
 )
 
-Batch = dict[str, Tensor]
 Groups = Sequence[Sequence[int]]
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
-OTHERS = ("responses", "response_mask", "old_log_probs", "advantages", "self_distillation_mask")
+OTHERS = ("responses", "response_mask", "old_log_probs", "advantages")
 LOSS_SETTINGS = ("distillation_topk", "distillation_add_tail", "alpha", "is_clip", "loss_agg_mode")
-REQUIRED = (*MODEL_INPUTS, *(f"teacher_{name}" for name in MODEL_INPUTS), *OTHERS)
+TEACHER = (*(f"teacher_{name}" for name in MODEL_INPUTS), "self_distillation_mask")
+REQUIRED = (*MODEL_INPUTS, *OTHERS, *TEACHER)
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class UpdateSettings:
     ppo_micro_batch_size_per_gpu: int
     ppo_epochs: int = 1
     loss_agg_mode: str = "token-mean"
-    grad_clip: float = 1.0
+    grad_clip: float | None = 1.0  # None is refused only at the first step
     entropy_coeff: float = 0.0
     calculate_entropy: bool = False
     use_kl_loss: bool = False
@@ -68,8 +66,11 @@ class UpdateSettings:
             "teacher_regularization": self.teacher_regularization in ("ema", "trust-region"),
             "teacher_update_rate": 0.0 <= self.teacher_update_rate <= 1.0,
             "distillation_topk": self.distillation_topk is None or self.distillation_topk > 0,
-            "is_clip": self.is_clip is None or self.is_clip > 0,
-            "kl_loss_type": self.kl_loss_type == "low_var_kl",  # the only one recorded
+            "is_clip": self.is_clip is None or not self.is_clip <= 0,
+            "loss_agg_mode": self.loss_agg_mode in LOSS_AGG_MODES,
+            # the only ones transcribed: float16 scales its gradients
+            "kl_loss_type": self.kl_loss_type == "low_var_kl",
+            "compute_dtype": self.compute_dtype in ("float32", "bfloat16"),
         }
         if wrong := {name: getattr(self, name) for name, fine in accepted.items() if not fine}:
             raise ValueError(f"settings outside the accepted range: {wrong}")
@@ -91,110 +92,30 @@ class TrustRegionTeacher(nn.Module):
         return SimpleNamespace(logits=torch.lerp(reference, student, self.mix))
 
 
-def entropy_from_logits(logits: Tensor) -> Tensor:
-    """Entropy of the softmax: `(…, V)` to `(…)`; the softmax first, which orders the gradients."""
-    probs = F.softmax(logits, dim=-1)
-    return torch.logsumexp(logits, dim=-1) - torch.sum(probs * logits, dim=-1)
-
-
 def low_var_kl(log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
     """Low-variance estimate of the KL to the reference policy, per token."""
     log_ratio = torch.clamp(ref_log_probs - log_probs, min=-20.0, max=20.0)
     return torch.clamp(torch.exp(log_ratio) - log_ratio - 1, min=-10.0, max=10.0)
 
 
-def logit_outputs(
-    logits: Tensor,
-    labels: Tensor,
-    topk: int | None = None,
-    topk_indices: Tensor | None = None,
-    all_log_probs: bool = False,
-    entropy: bool = False,
-) -> dict[str, Tensor]:
-    """Log-probs of the labels `(…)`, and what is asked for, from scaled logits `(…, V)`.
-
-    Given `topk_indices` `(…, k)` replace the choice of the largest.
-    """
-    outputs = {"log_probs": log_probs_from_logits(logits, labels)}
-    if topk is not None:
-        values, indices = topk_log_probs(logits, topk, topk_indices)
-        outputs.update(topk_log_probs=values, topk_indices=indices)
-    if all_log_probs:
-        outputs["all_log_probs"] = F.log_softmax(logits, dim=-1)
-    if entropy:
-        outputs["entropy"] = entropy_from_logits(logits)
-    return outputs
-
-
-def packed_forward(
-    module: nn.Module, batch: Batch, temperature: float, topk_indices: Any = None, **options: Any
-) -> dict[str, Tensor]:
-    """Forward on one sequence of all tokens with attention 1; the rest comes back as zeros.
-
-    No attention mask is given: where the position ids restart, the model has to separate the rows
-    (transformers does for a single row without mask and cache). Quirks: the label of a token is the
-    next kept token, across holes and rows, and a removed position has log-prob 0 and indices 0.
-    """
-    rows, length = batch["input_ids"].shape
-    width = batch["responses"].size(-1)
-    kept = batch["attention_mask"].flatten().nonzero().squeeze(-1)
-    ids, positions = (batch[name].flatten()[kept][None] for name in ("input_ids", "position_ids"))
-    logits = module(
-        input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False
-    ).logits.squeeze(0)
-    logits.div_(temperature)
-    if topk_indices is not None:
-        spread = topk_indices.new_zeros(rows, length, topk_indices.size(-1))
-        spread[:, -width - 1 : -1] = topk_indices
-        topk_indices = spread.flatten(0, 1)[kept]
-    labels = torch.roll(ids, shifts=-1, dims=1).squeeze(0)
-    outputs = logit_outputs(logits, labels, topk_indices=topk_indices, **options)
-    for name, packed in outputs.items():
-        padded = packed.new_zeros(rows * length, *packed.shape[1:]).index_copy(0, kept, packed)
-        outputs[name] = padded.unflatten(0, (rows, length))[:, -width - 1 : -1]
-    return outputs
-
-
-def forward_micro_batch(
-    module: nn.Module,
-    batch: Batch,
-    temperature: float,
-    *,
-    remove_padding: bool = False,
-    compute_dtype: torch.dtype = torch.float32,
-    outputs: Callable[..., dict[str, Tensor]] = logit_outputs,
-    **options: Any,
-) -> dict[str, Tensor]:
-    """Log-probs of the response tokens by `outputs`, with the options of `logit_outputs`.
-
-    Shape: ids, attention mask and position ids `(B, P+T)`, responses `(B, T)`. `log_probs` and
-    `entropy` are `(B, T)`, `topk_log_probs` and `topk_indices` `(B, T, k)`, all log-probs with `V`.
-
-    Numerics: below float32 the model call and the log-probs run under autocast. Row `t` of the
-    logit slice `[-T-1, -1)` predicts response token `t`.
-    """
-    autocast, width = compute_dtype != torch.float32, batch["responses"].size(-1)
-    with torch.autocast(batch["input_ids"].device.type, dtype=compute_dtype, enabled=autocast):
-        if remove_padding:
-            return packed_forward(module, batch, temperature, **options)
-        logits = module(**{name: batch[name] for name in MODEL_INPUTS}, use_cache=False).logits
-        logits.div_(temperature)
-        return outputs(logits[:, -width - 1 : -1], batch["responses"], **options)
-
-
 def masked_mean(values: Tensor, mask: Tensor, axis: int | None = None) -> Tensor:
     """Mean over the places where the mask is 1, with 1e-8 added to the count."""
-    return (values * mask).sum(axis) / (mask.sum(axis) + 1e-8)
+    return masked_sum(values, mask, axis) / (mask.sum(axis) + 1e-8)
 
 
 def rollout_metrics(log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) -> dict[str, float]:
-    """How far the trained policy is from the sampler on the unmasked tokens of `(B, T)`."""
+    """How far the trained policy is from the sampler on the unmasked tokens of `(B, T)`.
+
+    Raises:
+        AssertionError: the mask is all zero.
+    """
+    assert mask.any(), "the metrics of the rollout need at least one unmasked token"
     training = masked_mean(log_probs, mask, axis=-1)
     rollout = masked_mean(rollout_log_probs, mask, axis=-1)
     log_ratio = log_probs - rollout_log_probs
     difference = rollout - training
     token_ratio = torch.clamp(log_ratio, min=-20.0, max=20.0).exp()
-    row_log_ratio = torch.clamp((log_ratio * mask).sum(-1), min=-20.0, max=20.0)
+    row_log_ratio = torch.clamp(masked_sum(log_ratio, mask, -1), min=-20.0, max=20.0)
     metrics = {
         "training_ppl": torch.exp(-training).mean(),
         "training_log_ppl": (-training).mean(),
@@ -240,9 +161,12 @@ class Actor:
         per optimizer step the rows of its micro-batches. Returns the reference's metrics.
 
         Raises:
-            AssertionError: a required tensor is missing; sampled-token mode with alpha not 1.
-            ValueError: trust region without teacher; fused kernels with top-k or full support;
-                EMA without a teacher of its own (quirk: only after the optimizer has stepped).
+            AssertionError: a tensor of the teacher's is missing; sampled-token mode with alpha not
+                1; `rollout_log_probs` with a micro-batch that has no response token; no grad_clip.
+            KeyError: another tensor is missing.
+            ValueError: trust region without a teacher of its own, or with fused kernels; these with
+                top-k or full support; EMA without a teacher of its own (quirk: only after the
+                optimizer has stepped).
             ZeroDivisionError: micro-batch larger than mini-batch.
         """
         self.actor_module.train()
@@ -271,13 +195,21 @@ class Actor:
         return self.metrics
 
     def _check(self, batch: Batch) -> None:
-        settings = self.settings
-        if settings.teacher_regularization == "trust-region" and self.teacher_module is None:
-            raise ValueError("trust-region needs a teacher module")
-        if settings.use_fused_kernels and settings.full_logit_distillation:
-            raise ValueError("use_fused_kernels gives no top-k or full log-probs: switch it off")
-        for name in REQUIRED:
+        for name in TEACHER:
             assert name in batch, f"the batch lacks {name}"
+        further = ["ref_log_prob"] if self.settings.use_kl_loss else []
+        if missing := [name for name in (*REQUIRED, *further) if name not in batch]:
+            raise KeyError(f"the batch lacks {missing}")
+
+    def _check_teacher(self) -> None:
+        settings, teacher = self.settings, self.teacher_module
+        trust_region = settings.teacher_regularization == "trust-region"
+        if trust_region and settings.use_fused_kernels:
+            raise ValueError("a trust-region teacher mixes logits: switch use_fused_kernels off")
+        if settings.full_logit_distillation and settings.use_fused_kernels:
+            raise ValueError("use_fused_kernels gives no top-k or full log-probs: switch it off")
+        if trust_region and (teacher is None or teacher is self.actor_module):
+            raise ValueError("trust-region needs a teacher module of its own")
 
     def _groups(self, rows: range, dynamic: Groups | None) -> list[tuple[Sequence[int], float]]:
         """Rows and scale of each micro-batch of a mini-batch."""
@@ -291,6 +223,7 @@ class Actor:
 
     def _forward(self, batch: Batch, temperature: float) -> tuple[dict[str, Tensor], ...]:
         """Outputs of student and teacher, the teacher's on the student's top-k indices."""
+        self._check_teacher()
         settings, module = self.settings, self.actor_module
         full, topk = settings.full_logit_distillation, settings.distillation_topk
         options: dict[str, Any] = {
@@ -364,6 +297,7 @@ class Actor:
         """Clip and step; drop the gradients instead if their norm is not finite."""
         named = dict(self.actor_module.named_parameters())
         parameters = named.values()
+        assert self.settings.grad_clip is not None, "the gradient must be clipped: give grad_clip"
         self._record(label, {f"grad.{name}": parameter.grad for name, parameter in named.items()})
         norm = nn.utils.clip_grad_norm_(parameters, max_norm=self.settings.grad_clip).item()
         if math.isfinite(norm):

@@ -32,22 +32,27 @@ def aggregate(
         loss_agg_mode: one of the four modes.
 
     Returns:
-        A scalar.
+        A scalar, of the dtype that the reference gives: float32 at least where rows are counted, or
+        tokens by a mask of integers.
 
     Raises:
         ValueError: unknown mode.
 
+    Numerics: a mean of rows is taken in float32 at least, whatever the losses' dtype; `1.0` as a
+    limit makes a count of integers float32.
+
     Source: `verl/trainer/ppo/core_algos.py` 1027-1082 at 0e6d5106.
     """
     weighted = torch.where(loss_mask != 0, per_token_loss * loss_mask, 0.0)
-    row_tokens = loss_mask.sum(-1)
-    rows = (row_tokens > 0).sum().clamp(min=1)
+    row_sums, row_tokens = weighted.sum(-1), loss_mask.sum(-1)
+    counted = (row_tokens > 0).float()
+    rows = counted.sum().clamp(min=1)
     if loss_agg_mode == "token-mean":
-        return weighted.sum() / row_tokens.sum().clamp(min=1)
+        return weighted.sum() / loss_mask.sum().clamp(min=1.0)
     if loss_agg_mode == "seq-mean-token-sum":
-        return weighted.sum() / rows
+        return (row_sums * counted).sum() / rows
     if loss_agg_mode == "seq-mean-token-mean":
-        return (weighted.sum(-1) / row_tokens.clamp(min=1)).sum() / rows
+        return (row_sums / row_tokens.clamp(min=1.0) * counted).sum() / rows
     if loss_agg_mode == "seq-mean-token-sum-norm":
-        return weighted.sum() / loss_mask.shape[-1]
+        return row_sums.sum() / loss_mask.shape[-1]
     raise ValueError(f"loss_agg_mode must be one of {LOSS_AGG_MODES}, not {loss_agg_mode!r}")

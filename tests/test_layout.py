@@ -60,9 +60,9 @@ def test_reference_imports_torch_only(path):
         assert module == "torch" or module in standard or module.startswith("sdpo.reference")
 
 
-def test_reference_is_three_files():
+def test_reference_is_four_files():
     names = {path.name for path in (ROOT / "reference").glob("*.py")}
-    assert names == {"__init__.py", "loss.py", "teacher_prompt.py", "update.py"}
+    assert names == {"__init__.py", "forward.py", "loss.py", "teacher_prompt.py", "update.py"}
 
 
 def test_sdpo_and_reference_do_not_import_each_other():

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdpo import softmax
 from sdpo.parity import piecewise
 from sdpo.parity.piecewise import outputs_by_piece
-from sdpo.reference.update import logit_outputs
+from sdpo.reference.forward import logit_outputs
 
 ROWS, TOKENS, VOCABULARY = 3, 7, 50
 MODES: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdpo.reference.forward import entropy_from_logits, logit_outputs
 from sdpo.reference.loss import log_probs_from_logits, topk_log_probs
-from sdpo.reference.update import entropy_from_logits, logit_outputs
 from sdpo.softmax import Piece, places
 
 Again = Callable[[Tensor, Tensor, Tensor], Tensor]

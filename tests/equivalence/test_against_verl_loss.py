@@ -9,6 +9,7 @@ import torch
 from loss_cases import FAMILY, IDS, case, comparisons, recorded, transcription
 from recording_stack import RECORDING_STACK
 
+from sdpo.aggregate import aggregate
 from sdpo.parity.adapters.base import same_bits
 from sdpo.parity.compare import DECLARED, MATCH, NOT_COVERED, PASS
 from sdpo.parity.verdict import CaseResult
@@ -120,6 +121,72 @@ def test_error_cases_of_the_loss():
         reference_weights(log_probs, log_probs, torch.ones(1, 2), 0)
     with pytest.raises(ValueError, match="unmasked"):
         reference_weights(log_probs, log_probs, torch.zeros(1, 2), 2.0)
+    with pytest.raises(ValueError, match="shape"):
+        reference_weights(log_probs, log_probs, torch.ones(2, 2), 2.0)
+
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MASKS = (torch.bool, torch.uint8, torch.int32, torch.int64, *FLOATS)
+
+
+def dtype_of_the_fork(mode: str, loss: torch.dtype, mask: torch.dtype) -> torch.dtype:
+    """What the fork's `agg_loss` returns, as measured by `test_against_live_fork.py`."""
+    counted = mask if mask.is_floating_point else torch.float32
+    product = torch.promote_types(loss, mask)
+    least = {"token-mean": counted, "seq-mean-token-sum-norm": product}.get(mode, torch.float32)
+    return torch.promote_types(product, least)
+
+
+@pytest.mark.parametrize("mode", LOSS_AGG_MODES)
+@pytest.mark.parametrize("loss", FLOATS, ids=str)
+def test_dtype_of_every_aggregation(mode, loss):
+    """Both sides, over all dtypes of masks; with bfloat16 losses a row mean stays float32."""
+    for mask in MASKS:
+        values, counts = torch.ones(2, 3, dtype=loss), torch.ones(2, 3, dtype=mask)
+        theirs = agg_loss(values, counts, mode, counts.sum().clamp(min=1.0))
+        ours = aggregate(values, counts, loss_agg_mode=mode)
+        expected = dtype_of_the_fork(mode, loss, mask)
+        assert (theirs.dtype, ours.dtype) == (expected, expected), (mask, theirs, ours)
+
+
+def test_rows_are_averaged_in_float32():
+    """Sums of rows are bfloat16 here, their mean is not rounded to it once more."""
+    values = torch.tensor([[1.0, 0.0], [1.0078125, 0.0], [9.0, 9.0]], dtype=torch.bfloat16)
+    mask = torch.tensor([[1, 1], [1, 1], [0, 0]])
+    rows = (values * mask).sum(-1)[:2]
+    expected = (rows[0].float() + rows[1].float()) / 2
+    assert expected != rows.mean().float()
+    for loss in (
+        agg_loss(values, mask, "seq-mean-token-sum"),
+        aggregate(values, mask, loss_agg_mode="seq-mean-token-sum"),
+    ):
+        assert same_bits(loss, expected)
+
+
+def test_the_order_in_which_rows_are_summed():
+    """A weight of 1 or 0 per row, so that left-out rows keep their place in the sum."""
+    generator = torch.Generator().manual_seed(0)
+    moved = 0
+    for _ in range(50):
+        values = torch.randn(61, 3, generator=generator)
+        mask = (torch.rand(61, 1, generator=generator) < 0.6).expand(61, 3).long()
+        kept = (mask.sum(-1) > 0).float()
+        sums = (values * mask).sum(-1)
+        expected = (sums * kept).sum() / kept.sum()
+        assert same_bits(agg_loss(values, mask, "seq-mean-token-sum"), expected)
+        moved += not torch.equal(sums[kept > 0].mean(), expected)
+    assert moved, "no batch tells a mean of chosen rows from a weighted sum"
+
+
+def test_ours_aggregates_the_recorded_token_losses_to_the_recorded_dtypes():
+    """All cases by their dtype, and the bfloat16 mean of rows by its bits."""
+    for case_id in IDS:
+        tensors, mode = recorded(case_id), case(case_id).config.loss_agg_mode
+        ours = aggregate(
+            tensors["out.per_token_loss"], tensors["out.loss_mask"], loss_agg_mode=mode
+        )
+        assert ours.dtype == tensors["out.loss"].dtype, case_id
+        assert case_id != "P-L072" or same_bits(ours, tensors["out.loss"])
 
 
 @pytest.mark.parametrize("mode", LOSS_AGG_MODES)

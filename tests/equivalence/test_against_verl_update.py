@@ -19,13 +19,14 @@ from sdpo import teacher as our_teacher
 from sdpo.fixtures.loader import read_verified
 from sdpo.fixtures.models import build_model
 from sdpo.parity.update_family import own_config
+from sdpo.reference import forward
+from sdpo.reference.forward import MODEL_INPUTS, forward_micro_batch, logit_outputs
 from sdpo.reference.update import (
-    MODEL_INPUTS,
     Actor,
     TrustRegionTeacher,
     UpdateSettings,
     ema_update,
-    forward_micro_batch,
+    rollout_metrics,
 )
 from sdpo.update import actor_update
 
@@ -209,6 +210,10 @@ def error_set_up(condition: str) -> tuple[Any, ...]:
     teacher = actor if chosen == "actor" else chosen
     _, batch, _ = next(cases.updates(golden))
     batch.pop(changes.pop("without", ""), None)
+    if zero := changes.pop("zero", ""):
+        batch[zero] = torch.zeros_like(batch[zero])
+    if changes.pop("rollout_log_probs", False):
+        batch["rollout_log_probs"] = batch["old_log_probs"].clone()
     return actor, teacher, optimizer, batch, SIZES | TOPK | changes
 
 
@@ -224,9 +229,110 @@ def test_the_transcription_raises_as_recorded(entry):
     assert changed == entry["actor_weights_changed_before_the_error"]
 
 
+FURTHER: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "trust region with the teacher being the actor object itself": (
+        {"teacher": "actor", "teacher_regularization": "trust-region"},
+        ValueError,
+        "of its own",
+    ),
+    "trust region with fused kernels and sampled tokens": (
+        {
+            "teacher_regularization": "trust-region",
+            "use_fused_kernels": True,
+            "full_logit_distillation": False,
+            "alpha": 1.0,
+        },
+        ValueError,
+        "mixes logits",
+    ),
+    "micro-batch too large, and the teacher the actor itself": (
+        {
+            "teacher": "actor",
+            "teacher_regularization": "trust-region",
+            "ppo_micro_batch_size_per_gpu": 5,
+        },
+        ZeroDivisionError,
+        "zero",
+    ),
+    "model inputs missing from the batch": ({"without": "input_ids"}, KeyError, "input_ids"),
+    "KL loss without the reference policy's log-probs": (
+        {"use_kl_loss": True, "without": "ref_log_prob"},
+        KeyError,
+        "ref_log_prob",
+    ),
+    "rollout log-probs and a micro-batch without response tokens": (
+        {"zero": "response_mask", "rollout_log_probs": True},
+        AssertionError,
+        "unmasked token",
+    ),
+    "no limit of the gradient": ({"grad_clip": None}, AssertionError, "grad_clip"),
+}
+"""Not recorded: the classes that the fork raised (`test_against_live_fork.py` compares them)."""
+ERRORS |= {condition: changes for condition, (changes, _, _) in FURTHER.items()}
+
+
+@pytest.mark.parametrize("condition", FURTHER)
+def test_the_transcription_raises_as_the_fork_does(condition):
+    _, kind, text = FURTHER[condition]
+    actor, teacher, optimizer, batch, settings = error_set_up(condition)
+    before = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
+    updater = Actor(actor, optimizer, UpdateSettings(**settings), teacher)
+    with pytest.raises(kind, match=text):
+        updater.update_policy(batch, 1.0)
+    assert all(torch.equal(before[name], t) for name, t in actor.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss_agg_mode", "mean"), ("is_clip", 0.0), ("compute_dtype", "float16"), ("alpha", 1.1)],
+)
+def test_settings_that_the_reference_rejects(name, value):
+    with pytest.raises(ValueError, match=name):
+        UpdateSettings(**SIZES, **{name: value})
+
+
+def test_a_packed_batch_adds_its_gradients_up_in_the_order_of_the_fork(models, monkeypatch):
+    """Rounding alone: three random updates of a hundred, all with an entropy bonus, show it."""
+    orders = []
+
+    def noted(*args, order, **options):
+        orders.append(order)
+        return logit_outputs(*args, order=order, **options)
+
+    monkeypatch.setattr(forward, "logit_outputs", noted)
+    _, batch, _ = next(cases.updates(cases.case("P-U001")))
+    options: dict[str, Any] = {"topk": 3, "entropy": True}
+    outputs = forward_micro_batch(models[0], batch, 1.0, remove_padding=True, **options)
+    assert orders == [("all_log_probs", "log_probs", "entropy", "topk")]
+    assert list(outputs) == ["log_probs", "entropy", "topk_log_probs", "topk_indices"]
+    padded = forward_micro_batch(models[0], batch, 1.0, outputs=logit_outputs, **options)
+    assert list(padded) == ["log_probs", "topk_log_probs", "topk_indices", "entropy"]
+
+
+def test_the_metrics_of_the_rollout_leave_out_what_is_masked():
+    """As the fork's masked sums do, whatever padding holds."""
+    log_probs, sampler = -torch.rand(2, 3), -torch.rand(2, 3)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    expected = rollout_metrics(log_probs, sampler, mask)
+    padded = torch.where(mask.bool(), sampler, float("nan"))
+    assert rollout_metrics(log_probs, padded, mask) == expected
+
+
+def test_a_packed_batch_without_any_token_is_all_zero(models):
+    """The fork sends one token of id 0 through the model, and drops what comes back."""
+    _, batch, _ = next(cases.updates(cases.case("P-U001")))
+    empty = batch | {"attention_mask": torch.zeros_like(batch["attention_mask"])}
+    outputs = forward_micro_batch(models[0], empty, 1.0, remove_padding=True, topk=3)
+    shape = batch["responses"].shape
+    assert outputs["log_probs"].shape == shape
+    assert outputs["topk_log_probs"].shape == (*shape, 3)
+    assert not any(value.any() for value in outputs.values())
+
+
 @pytest.mark.parametrize(
     ("condition", "error"),
     [
+        ("trust region with the teacher being the actor object itself", ValueError),
         ("micro-batch size larger than mini-batch size", ValueError),
         ("EMA rate above 0 without a teacher module", ValueError),
         ("trust region without a teacher module", ValueError),

@@ -18,6 +18,7 @@ from sdpo.parity import update_family as library
 from sdpo.parity.adapters.own import Own
 from sdpo.parity.compare import DIVERGENT
 from sdpo.parity.first import first_observed
+from sdpo.reference import forward
 from sdpo.support import Support, support
 
 Patch = pytest.MonkeyPatch
@@ -266,14 +267,14 @@ REFERENCE_FAULTS = [
         "hole quirk missing",
         "P-U045",
         "log_probs",
-        wrap(reference, "packed_forward", padded_instead),
+        wrap(forward, "packed_forward", padded_instead),
     ),
     Fault(
         "teacher's own top-k",
         "P-U001",
         "support",
         wrap(
-            reference,
+            forward,
             "topk_log_probs",
             lambda original, logits, topk, indices=None: original(logits, topk),
         ),
