@@ -37,7 +37,7 @@ def response_texts(responses: Tensor, tokenizer: Any) -> list[str]:
     Returns:
         One text per row.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
     """
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in responses.tolist()]
 
@@ -65,7 +65,7 @@ def feedback(
     Warns:
         RepromptWarning: there are entries, but not one per row; or one is neither text nor None.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 610-634 at 0e6d5106.
     """
     if not include_environment_feedback:
         return [None] * n_rows
@@ -104,7 +104,7 @@ def successes(token_level_rewards: Tensor, success_reward_threshold: float) -> l
     Numerics: sums in float32, or in float64 for float64 rewards, and rounds the threshold to that
     dtype, so that a float32 reward of 0.7 reaches the threshold 0.7.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 636-643 at 0e6d5106.
     """
     if token_level_rewards.dim() != 2:
         raise ValueError(
@@ -123,7 +123,7 @@ def remove_thinking(text: str) -> str:
 
     Numerics: linear in the length of the text, also for many tags, closed or not.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 645-648 at 0e6d5106.
     """
     kept, start = [], 0
     while True:
@@ -163,7 +163,7 @@ def demonstration(
     Raises:
         ValueError: the arguments disagree on B, or the rewards are not `(B, R)`.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 650-669 at 0e6d5106.
     """
     groups = group_ids(uids)
     succeeded = successes(token_level_rewards, success_reward_threshold)

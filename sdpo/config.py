@@ -44,7 +44,7 @@ class SDPOConfig:
     Raises:
         ConfigError: any field breaks its rule; all violations are listed.
 
-    Source: `verl/workers/config/actor.py` 39-112, `verl/trainer/config/actor/actor.yaml` and
+    Source: `verl/workers/config/actor.py` 38-112, `verl/trainer/config/actor/actor.yaml` and
     `verl/trainer/config/sdpo.yaml` at 0e6d5106.
     """
 

@@ -25,7 +25,7 @@ def divergence(student: Tensor, teacher: Tensor, *, alpha: float) -> Tensor:
     Returns:
         `(B, T)` in nats, at least 0 up to rounding; `+inf` only where the definition is infinite.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1085-1185 at 0e6d5106; paper equation for the
+    Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106; paper equation for the
     generalised Jensen-Shannon divergence.
     """
     if alpha == 0.0:
@@ -64,6 +64,6 @@ def sampled_token_divergence(student_log_probs: Tensor, teacher_log_probs: Tenso
         student_log_probs: `(B, T)` of the response tokens.
         teacher_log_probs: `(B, T)` of the response tokens.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1085-1185 at 0e6d5106.
+    Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
     """
     return (student_log_probs - teacher_log_probs).detach() * student_log_probs

@@ -35,7 +35,7 @@ def importance(
     Raises:
         ValueError: `is_clip` is set and `old_log_probs` is missing.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1085-1185 at 0e6d5106.
+    Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
     """
     if is_clip is not None:
         if old_log_probs is None:
@@ -76,7 +76,7 @@ def rollout_is_weights(
     Raises:
         ValueError: the threshold is not above 0, or no token counts.
 
-    Source: golden data README of the reference, section 1 (`in.rollout_is_weights`).
+    Source: `verl/trainer/ppo/rollout_corr_helper.py` 481-598 at 0e6d5106.
     """
     if rollout_is_threshold <= 0:
         raise ValueError(f"rollout_is_threshold must be above 0, not {rollout_is_threshold}")

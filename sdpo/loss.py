@@ -52,7 +52,7 @@ def self_distillation_loss(
     Numerics: places that the masks exclude are neutralised before anything is computed, so that
     NaN or infinity in padding reaches neither the loss nor the gradient.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1085-1185 at 0e6d5106.
+    Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
     """
     trace = {} if trace is None else trace
     loss_mask = response_mask

@@ -68,7 +68,7 @@ class TeacherBatch(NamedTuple):
 def needs_teacher_batch(loss_mode: str) -> bool:
     """Whether the loss uses a teacher batch: only for exactly `"sdpo"`.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106, which returns nothing otherwise.
+    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106, which returns nothing otherwise.
     """
     return loss_mode == "sdpo"
 
@@ -92,7 +92,7 @@ def used_feedback(
     Raises:
         ValueError: the arguments differ in length.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
     """
     check_rows(demonstrations=demonstrations, feedbacks=feedbacks)
     return [
@@ -133,7 +133,7 @@ def teacher_prompt(
         TypeError: a message's content is a list (multimodal), or the last one's is not text.
         ValueError: the arguments disagree on B, or a row has no message.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
     """
     check_template("reprompt_template", reprompt_template)
     check_template("solution_template", solution_template)
@@ -198,7 +198,7 @@ def distillation_mask(
     Raises:
         ValueError: the arguments differ in length.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
     """
     used = used_feedback(
         demonstrations,
@@ -239,7 +239,7 @@ def reprompt_metrics(
 
     Numerics: the last metric is a float32 mean, the others are float64 quotients.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
     """
     groups = group_ids(uids)
     check_rows(uids=groups, succeeded=succeeded, demonstrations=demonstrations, feedbacks=feedbacks)
@@ -308,7 +308,7 @@ def teacher_batch(
         ValueError: a template cannot be filled, sizes disagree, an option is out of range, or a
             prompt is too long where that is refused.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 594-797 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
     """
     only_without = environment_feedback_only_without_solution
     texts = response_texts(responses, tokenizer)

@@ -38,7 +38,7 @@ def log_probs(logits: Tensor | Softmax, responses: Tensor, *, temperature: float
     Returns:
         `(B, T)` in the dtype of `logits`, in nats.
 
-    Source: `verl/workers/actor/dp_actor.py` 171-587 at 0e6d5106.
+    Source: `verl/utils/torch_functional.py` 166-200 at 0e6d5106.
     """
     side = normalized(logits, temperature)
     return side.log_probs(responses.unsqueeze(-1)).squeeze(-1)
@@ -62,7 +62,7 @@ def support(
         distillation_topk: K, limited to V; None takes the full vocabulary.
         temperature: divides both logits.
 
-    Source: `verl/workers/actor/dp_actor.py` 171-587 at 0e6d5106; paper section 3 (top-K
+    Source: `verl/workers/actor/dp_actor.py` 174-560 at 0e6d5106; paper section 3 (top-K
     distillation).
     """
     student = normalized(student_logits, temperature)
@@ -91,7 +91,7 @@ def tail(log_probs: Tensor, *, distillation_add_tail: bool = True) -> Tensor:
     Numerics: the log of the tail loses about unit roundoff ÷ tail mass. The left-over mass is kept
     at 1e-7 or more, as in the reference; where that limit is active no gradient passes.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1085-1185 at 0e6d5106.
+    Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
     """
     log_mass = log_probs.logsumexp(-1, keepdim=True)
     if not distillation_add_tail:

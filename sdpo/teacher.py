@@ -32,7 +32,7 @@ def trust_region_logits(reference_logits: Tensor, student_logits: Tensor, mix: f
     Raises:
         ValueError: `mix` outside [0, 1].
 
-    Source: `verl/workers/actor/dp_actor.py` 51-66 at 0e6d5106.
+    Source: `verl/workers/actor/dp_actor.py` 51-64 at 0e6d5106.
     """
     _check_rate(mix)
     return torch.lerp(reference_logits, student_logits, mix)

@@ -76,7 +76,7 @@ def actor_update(
         ValueError: a tensor is missing from the batch, the micro-batch is larger than the
             mini-batch, or as `check_teacher`; nothing has been changed then.
 
-    Source: `verl/workers/actor/dp_actor.py` 674-921 at 0e6d5106.
+    Source: `verl/workers/actor/dp_actor.py` 675-921 at 0e6d5106.
     """
     if missing := [name for name in REQUIRED if name not in batch]:
         raise ValueError(f"the batch lacks {missing}; it must have {REQUIRED}")

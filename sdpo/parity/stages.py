@@ -25,13 +25,13 @@ def _stage(number: int, name: str, kind: str, family: str, source: str, compares
 
 
 ORDERED = (
-    _stage(1, "config", "exact", "config", f"{ACTOR_CONFIG}:39-112", "settings against the preset"),
+    _stage(1, "config", "exact", "config", f"{ACTOR_CONFIG}:38-112", "settings against the preset"),
     _stage(
         2,
         "feedback",
         "exact",
         "reprompt",
-        f"{RAY_TRAINER}:594-797",
+        f"{RAY_TRAINER}:610-634",
         "which feedback counts, per row",
     ),
     _stage(
@@ -39,7 +39,7 @@ ORDERED = (
         "demonstration",
         "exact",
         "reprompt",
-        f"{RAY_TRAINER}:594-797",
+        f"{RAY_TRAINER}:650-669",
         "chosen peer per row and its text after clean-up",
     ),
     _stage(
@@ -47,7 +47,7 @@ ORDERED = (
         "teacher_prompt",
         "exact",
         "reprompt",
-        f"{RAY_TRAINER}:594-797",
+        f"{RAY_TRAINER}:672-796",
         "messages of the teacher prompt",
     ),
     _stage(
@@ -55,7 +55,7 @@ ORDERED = (
         "teacher_tokens",
         "exact",
         "reprompt",
-        f"{RAY_TRAINER}:594-797",
+        f"{RAY_TRAINER}:672-796",
         "ids, attention mask and position ids",
     ),
     _stage(
@@ -63,7 +63,7 @@ ORDERED = (
         "distillation_mask",
         "exact",
         "reprompt",
-        f"{RAY_TRAINER}:594-797",
+        f"{RAY_TRAINER}:672-796",
         "rows with a teacher signal",
     ),
     _stage(
@@ -71,7 +71,7 @@ ORDERED = (
         "log_probs",
         "numeric",
         "loss",
-        f"{DP_ACTOR}:171-587",
+        f"{DP_ACTOR}:174-560",
         "log-probs of the sampled tokens, student and teacher",
     ),
     _stage(
@@ -79,7 +79,7 @@ ORDERED = (
         "support",
         "numeric",
         "loss",
-        f"{DP_ACTOR}:171-587",
+        f"{DP_ACTOR}:174-560",
         "top-k indices and both sides' log-probs on them",
     ),
     _stage(
@@ -87,18 +87,18 @@ ORDERED = (
         "tail",
         "numeric",
         "loss",
-        f"{CORE_ALGOS}:1085-1185",
+        f"{CORE_ALGOS}:1085-1188",
         "after tail bucket or renormalisation",
     ),
     _stage(
-        10, "divergence", "numeric", "loss", f"{CORE_ALGOS}:1085-1185", "divergence of each token"
+        10, "divergence", "numeric", "loss", f"{CORE_ALGOS}:1085-1188", "divergence of each token"
     ),
     _stage(
         11,
         "importance",
         "numeric",
         "loss",
-        f"{CORE_ALGOS}:1085-1185",
+        f"{CORE_ALGOS}:1085-1188",
         "per-token loss after ratio and rollout weights",
     ),
     _stage(12, "aggregate", "numeric", "loss", f"{CORE_ALGOS}:1027-1082", "loss of a micro-batch"),
@@ -107,7 +107,7 @@ ORDERED = (
         "gradient",
         "numeric",
         "loss",
-        f"{CORE_ALGOS}:1085-1185",
+        f"{CORE_ALGOS}:1085-1188",
         "d loss / d student logits",
     ),
     _stage(
@@ -115,7 +115,7 @@ ORDERED = (
         "accumulate",
         "numeric",
         "update",
-        f"{DP_ACTOR}:674-921",
+        f"{DP_ACTOR}:675-921",
         "parameter gradient at the optimizer step, before clipping",
     ),
     _stage(
@@ -123,7 +123,7 @@ ORDERED = (
         "optimizer",
         "numeric",
         "update",
-        f"{DP_ACTOR}:674-921",
+        f"{DP_ACTOR}:562-587",
         "parameters after the step, or the skipped step",
     ),
     _stage(
