@@ -36,11 +36,12 @@ from sdpo.parity.compare import DIVERGENT, ERROR, Comparison
 from sdpo.parity.conditional import departs_only
 from sdpo.parity.config_family import run_config_family
 from sdpo.parity.declared import DeclaredError, Deviation, load_for
+from sdpo.parity.dtypes import other_dtypes
 from sdpo.parity.environment import describe_environment, fingerprint
 from sdpo.parity.explained import ranked, united
 from sdpo.parity.invariants import invariants
 from sdpo.parity.locate import FROM_LOG_PROBS, Departure, locate
-from sdpo.parity.loss_family import compare_loss
+from sdpo.parity.loss_family import compare_loss, stage_of
 from sdpo.parity.own_precision import JUDGED_IN_FLOAT32, in_float32, measured, precision_rows
 from sdpo.parity.prepared import Observation, loss_cases, prepared, values_of
 from sdpo.parity.repeated import Scatter, scatter, withdrawn
@@ -283,12 +284,13 @@ def run_loss_case(
         # what differs from itself has no value that could be compared
         trace = {name: value for name, value in trace.items() if name not in own}
     compared, precision = compare_loss(on.standard, trace), {}
+    wrong_dtypes = other_dtypes(candidate, case.id, trace, on.standard.reference, stage_of)
     if case.dtype == torch.float64 and any(c.status == DIVERGENT for c in compared):
         precision = measured(candidate.trace, case)
     if in_float32(precision):
         on, result.note = on.single, result.note or JUDGED_IN_FLOAT32
         compared = compare_loss(on.standard, trace)
-    result.comparisons.extend(compared)
+    result.comparisons.extend([*compared, *wrong_dtypes])
     if observations is not None:
         diverges = result.status in (DIVERGENT, ERROR)
         values = values_of(on, trace)

@@ -20,7 +20,7 @@ from sdpo.parity.stages import STAGES
 from sdpo.parity.verdict import CaseResult
 
 LEDGERS = Path(__file__).parent / "ledgers"
-EFFECTS = ("value", FINITE, "nan", "failure")
+EFFECTS = ("value", FINITE, "nan", "dtype", "failure")
 ANY = "*"
 
 

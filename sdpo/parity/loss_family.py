@@ -28,6 +28,13 @@ ORDER = ("log_probs", "support", "tail", "divergence", "importance", "aggregate"
 
 Trace = Mapping[str, Tensor]
 
+
+def stage_of(name: str) -> str | None:
+    """The stage of a value, None for one that is not compared."""
+    stage = name.split(".")[0]
+    return stage if stage in ORDER else None
+
+
 GROUPS = (
     *((name,) for name in PER_TOKEN),
     ("support.student", "support.teacher", "support.indices"),

@@ -29,6 +29,7 @@ from sdpo.parity.compare import (
     compare_exact,
     compare_numeric,
 )
+from sdpo.parity.dtypes import other_dtypes
 from sdpo.parity.improvements import EMPTY_BATCH
 from sdpo.parity.oracle import array_of
 from sdpo.parity.update_noise import RUNS, a_little_over, round_anew, widest
@@ -116,6 +117,7 @@ def run_case(candidate: Any, family: GoldenFamily, golden: GoldenCase) -> CaseRe
         result.comparisons = compare_update(golden, recorded, truth, actual, spread)
         if result.status == PASS:
             result.note = f"budgets from {RUNS} more float32 runs: the recording is closer by luck"
+    result.comparisons += other_dtypes(candidate, golden.id, actual.tensors, recorded, stage_of)
     return result
 
 

@@ -51,6 +51,7 @@ class LiveVerl(FromLogProbs):
     """
 
     stages = ("log_probs", "importance", "aggregate", "gradient")
+    dtypes_are_judged = True
 
     def __init__(self) -> None:
         self.core, functional = live_module(CORE_ALGOS), live_module(TORCH_FUNCTIONAL)

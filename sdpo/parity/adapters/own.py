@@ -23,6 +23,7 @@ class Own:
 
     name = "sdpo"
     kind = "implementation"
+    dtypes_are_judged = True
     stages = NAMES
     notes = ()
     location = location_of(loss.self_distillation_loss)
@@ -105,6 +106,7 @@ class Transcription:
 
     name = "reference"
     kind = "transcription"
+    dtypes_are_judged = True
     stages = tuple(name for name in NAMES if name != "config")
     notes = ()
     location = location_of(loss_from_logits)
