@@ -6,7 +6,7 @@ Each function reads the trainer and leaves it as it was.
 import copy
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,12 @@ from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 from trl.trainer.utils import add_fused_lm_head
 
 from sdpo.config import SDPOConfig
-from sdpo.parity.lockstep import Step, reference_prompts, replayed
+from sdpo.parity.lockstep import Step, reference_corrections, reference_prompts, replayed
 from sdpo.parity.replica import Replica, State
 from sdpo.parity.step_compare import EXACT
-from sdpo.rollouts import TEACHER_KEYS
+from sdpo.rollouts import TEACHER_KEYS, as_messages
+from sdpo.schedule import Schedule
+from sdpo.source import Taken
 
 
 def teacher_weights(trainer: Any) -> dict[str, Tensor]:
@@ -72,9 +74,17 @@ def reference_config(trainer: Any) -> SDPOConfig:
     return replace(config, temperature=temperature, grad_clip=limit)
 
 
+def schedule_of(trainer: Any) -> Schedule:
+    """Micro-batches per step and per generation, and passes, as TRL's settings have them."""
+    args = trainer.args
+    return Schedule(
+        args.gradient_accumulation_steps, args.steps_per_generation, args.num_iterations
+    )
+
+
 def sizes(trainer: Any) -> dict[str, Any]:
     """The reference's batch settings; with `exact` a mini-batch is not split."""
-    schedule, micro = trainer.schedule, trainer.args.per_device_train_batch_size
+    schedule, micro = schedule_of(trainer), trainer.args.per_device_train_batch_size
     mini = micro * schedule.gradient_accumulation_steps
     exact = trainer.sdpo_config.micro_batch_semantics == "exact"
     padded = trainer.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm"
@@ -89,36 +99,77 @@ def sizes(trainer: Any) -> dict[str, Any]:
 # --- teacher prompts ------------------------------------------------------------------------
 
 
-def expected_prompts(trainer: Any, rollouts: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def template_arguments(trainer: Any) -> dict[str, Any]:
+    """Chat-template arguments by TRL's own attributes, those for the teacher added."""
+    own = {"tools": trainer.tools or None, "chat_template": trainer.chat_template}
+    given = {name: value for name, value in own.items() if value is not None}
+    return given | trainer.chat_template_kwargs | trainer.sdpo_config.apply_chat_template_kwargs
+
+
+def expected_prompts(trainer: Any, taken: Taken) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The reference's stage values and teacher inputs of this process's rows.
 
-    Both are empty where the reference cannot render prompts as the trainer does: plain text, or
-    template arguments that it does not have.
+    Where the reference cannot render prompts as the trainer does (plain text, or template arguments
+    that it does not have) both lack the tokens.
     """
-    config = trainer.sdpo_config
-    arguments = {**trainer._template_arguments(), **config.apply_chat_template_kwargs}
-    if isinstance(rollouts.prompts[0], str) or arguments.keys() - {"enable_thinking"}:
-        return {}, {}
+    arguments, rollouts = template_arguments(trainer), taken.rollouts
+    plain = isinstance(rollouts.prompts[0], str)
+    rendered = not plain and not arguments.keys() - {"enable_thinking"}
     everyone = everyones_rows(trainer, rollouts)
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     tensors, trace = reference_prompts(
         everyone["responses"],
         everyone["response_mask"],
         rollouts.rewards,
-        everyone["prompts"],
+        [as_messages(prompt) for prompt in everyone["prompts"]],
         everyone["feedbacks"],
-        getattr(trainer.processing_class, "tokenizer", trainer.processing_class),
-        config,
-        group_size=trainer.num_generations,
+        tokenizer if rendered else Unrendered(tokenizer),
+        trainer.sdpo_config,
+        uids=taken.uids,
         template_kwargs=arguments,
     )
+    if not rendered:
+        tensors = {"self_distillation_mask": tensors["self_distillation_mask"]}
+        del trace["teacher_tokens"]
     if trainer.accelerator.num_processes == 1:
         return comparable(trace), tensors
     rows, width = rollouts.responses.shape
     first = trainer.accelerator.process_index * rows
     own = {name: tensor[first : first + rows] for name, tensor in tensors.items()}
-    own |= without_padding(own, everyone["responses"].shape[1], width)
-    trace = {name: trace[name][first : first + rows] for name in EXACT if name != "teacher_tokens"}
-    return comparable(trace | {"teacher_tokens": own}), own
+    names = [name for name in EXACT if name in trace and name != "teacher_tokens"]
+    trace = {name: trace[name][first : first + rows] for name in names}
+    if rendered:
+        own |= without_padding(own, everyone["responses"].shape[1], width)
+        trace["teacher_tokens"] = own
+    return comparable(trace), own
+
+
+class Unrendered:
+    """A tokenizer that decodes, and renders nothing: for the stages before the tokens."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        """Text of some ids."""
+        return self.tokenizer.decode(ids, **options)
+
+    def apply_chat_template(self, conversations: Any, **options: Any) -> dict[str, Tensor]:
+        """A token of no meaning for each prompt."""
+        blank = torch.zeros(len(conversations), 1, dtype=torch.long)
+        return {"input_ids": blank, "attention_mask": blank}
+
+
+def trained_on(trainer: Any, steps: Sequence[Step]) -> dict[str, Tensor]:
+    """The rows that the trainer's own micro-batches of one pass held, in their order."""
+    parts = [inputs for step in steps for inputs in step.inputs]
+    return joined_rows(parts[: trainer.args.steps_per_generation])
+
+
+def joined_rows(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of a whole update from its micro-batches, which have one width."""
+    names = [name for name, value in parts[0].items() if isinstance(value, Tensor) and value.dim()]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
 def everyones_rows(trainer: Any, rollouts: Any) -> dict[str, Any]:
@@ -148,8 +199,8 @@ def without_padding(own: Mapping[str, Tensor], common: int, width: int) -> dict[
 
 def comparable(trace: Mapping[str, Any]) -> dict[str, Any]:
     """Stage values of the teacher prompt as plain values, under the stages' names."""
-    found = {name: trace[name] for name in EXACT}
-    tokens = found["teacher_tokens"]
+    found = {name: trace[name] for name in EXACT if name in trace}
+    tokens = found.get("teacher_tokens")
     if isinstance(tokens, dict):
         found["teacher_tokens"] = [tokens[name] for name in TEACHER_KEYS]
     return found
@@ -172,10 +223,24 @@ def step_weights(trainer: Any, batch: Mapping[str, Tensor]) -> list[float]:
     per_row = tokens if config.loss_agg_mode == "token-mean" else tokens > 0
     own = torch.stack([p.float().sum() for p in per_row.split(sizes(trainer)["mini_batch_size"])])
     if config.loss_agg_mode == "seq-mean-token-sum-norm":  # sums add up, nothing is shared out
-        return [float(ranks)] * len(own) * trainer.schedule.num_iterations
+        return [float(ranks)] * len(own) * trainer.args.num_iterations
     total: Any = trainer.accelerator.reduce(own.clone(), reduction="sum")
     shares = ranks * own / total.clamp(min=1)
-    return shares.tolist() * trainer.schedule.num_iterations
+    return shares.tolist() * trainer.args.num_iterations
+
+
+def corrections(
+    trainer: Any, replica: Replica, batch: Mapping[str, Tensor], sampled: Tensor | None
+) -> dict[str, Tensor]:
+    """Old log-probs and rollout weights of the reference's own, where the settings need them."""
+    config = reference_config(trainer)
+    known = None if config.rollout_is_threshold is None else sampled
+    off_policy = config.is_clip is not None and not schedule_of(trainer).on_policy
+    if not off_policy and known is None:
+        return {}
+    return reference_corrections(
+        replica, batch, config, trainer.args.per_device_train_batch_size, sampled=known
+    )
 
 
 def add_grpo(trainer: Any, model: nn.Module, step: Step) -> None:

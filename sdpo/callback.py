@@ -29,7 +29,8 @@ from sdpo.parity.lockstep import Record, Step, Surroundings, random_state, refer
 from sdpo.parity.replica import Replica, State, Weights, refreshed, weights_of
 from sdpo.parity.stages import STAGES
 from sdpo.parity.step_compare import Delta, budgets, deltas, farthest, first_moved, noise
-from sdpo.rollouts import update_batch
+from sdpo.rollouts import TEACHER_KEYS, update_batch
+from sdpo.source import Source
 from sdpo.trainer_checks import check_audited, has_dropout
 
 REPORTED = {"aggregate": "loss", "gradient": "gradient", "weights": "weights", "teacher": "teacher"}
@@ -75,7 +76,9 @@ class ParityCallback(TrainerCallback):
         self.scratch: Replica | None = None
         self.follower: Replica | None = None
         self.origin: State | None = None
+        self.source = Source(trainer)
         self.batch: dict[str, Tensor] = {}
+        self.sampled: Tensor | None = None
         self.weights: list[float] = []
         self.expected_prompts: dict[str, Any] = {}
         self.fingerprint = torch.zeros(0)
@@ -103,13 +106,20 @@ class ParityCallback(TrainerCallback):
             self.state = audited.state_of(self.trainer, self.state)
             self.record = Record(steps=self.steps)
         if self.due or self.lockstep:
-            self.expected_prompts, tensors = audited.expected_prompts(self.trainer, rollouts)
-            if self.record is not None and self.expected_prompts:
+            if self.record is not None:
                 self.record.prompts = audited.comparable(found.trace)
-            self.batch = update_batch(batch) | tensors
-            self.weights = audited.step_weights(self.trainer, self.batch)
+            self._take(batch)
             self.fingerprint = self._fingerprint()
         self.seconds += self.clock() - began
+
+    def _take(self, batch: dict[str, Any]) -> None:
+        """The rows of the update as they arose, with the reference's teacher inputs."""
+        taken = self.source.take()
+        self.expected_prompts, tensors = audited.expected_prompts(self.trainer, taken)
+        if TEACHER_KEYS[0] not in tensors:  # the reference cannot render them
+            tensors |= {name: batch[name] for name in TEACHER_KEYS}
+        self.batch, self.sampled = taken.tensors | tensors, taken.sampled
+        self.weights = audited.step_weights(self.trainer, self.batch)
 
     def before_micro_batch(self, inputs: dict[str, Any]) -> None:
         """A micro-batch is about to be processed."""
@@ -158,12 +168,13 @@ class ParityCallback(TrainerCallback):
             file.resume(state.global_step)
         inside = self.trainer._buffered_inputs
         if state.global_step and inside is not None and self.lockstep:
-            self.batch = update_batch(joined_rows(inside))
+            rows = audited.joined_rows(inside)
+            self.batch, self.sampled = update_batch(rows), rows.get("sampling_per_token_logps")
 
     def on_step_end(self, args, state, control, **kwargs):
         """After an optimizer step, and after the teacher: compare if the update is done."""
         began = self.clock()
-        done = self.trainer.schedule.ends_update(self.trainer._step)
+        done = audited.schedule_of(self.trainer).ends_update(self.trainer._step)
         if self.record is not None:
             self.steps[-1].weights = weights_of(self.trainer.model, copied=not done)
         if done:
@@ -192,6 +203,9 @@ class ParityCallback(TrainerCallback):
         self.scratch = self.scratch or audited.replica_of(self.trainer)
         expected = self._reference(self.scratch.load(self.state))
         expected.prompts = self.expected_prompts
+        used = audited.trained_on(self.trainer, record.steps)
+        record.prompts["teacher_tokens"] = [used[name] for name in TEACHER_KEYS]
+        record.prompts["distillation_mask"] = used["self_distillation_mask"]
         found = self._deltas(record, expected)
         names = {delta.name for delta in found}
         first = first_moved(found, budgets(self.noise, names))
@@ -216,9 +230,10 @@ class ParityCallback(TrainerCallback):
             random=[state for state in random if state is not None],
             before_step=self._before_step,
         )
+        corrected = audited.corrections(self.trainer, replica, self.batch, self.sampled)
         return reference_update(
             replica,
-            self.batch,
+            self.batch | corrected,
             audited.reference_config(self.trainer),
             **audited.sizes(self.trainer),
             surroundings=around,
@@ -348,12 +363,6 @@ class ParityCallback(TrainerCallback):
         """Some entries of every weight of the teacher."""
         rows = [p.detach().flatten() for p in self.trainer.teacher.parameters()]
         return torch.cat([row[:: max(1, len(row) // SAMPLES)].float() for row in rows])
-
-
-def joined_rows(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows of a whole update from its micro-batches, which have one width."""
-    names = [name for name, value in parts[0].items() if isinstance(value, Tensor) and value.dim()]
-    return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
 def calibrates(check: int) -> bool:

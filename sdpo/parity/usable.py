@@ -1,0 +1,31 @@
+"""Which measured budgets are budgets at all: a wide one admits the very faults it is there to show.
+
+A budget `b`, relative to the value, bounds what rounding may do. The least fault of size that it is
+for is a factor of two: a value that is half of what it should be is 1/2 away, twice it, missing or
+of the wrong sign at least 1. Rounding may bring such a value nearer by `b`. It is surely found only
+if what is left is over the budget: 1/2 - b > b, that is b < 1/4.
+"""
+
+import math
+
+LARGEST = 0.25
+"""Budgets of a quarter of the value, or more, show no factor of two."""
+
+
+def shows_a_factor_of_two(budget: float, size: float = 1.0) -> bool:
+    """Whether a value of half the size is surely over its budget.
+
+    Args:
+        budget: how far a value may be off, in the unit of `size`.
+        size: of the value itself. Nothing is required of a value that is zero: half of it is right.
+    """
+    return size == 0 or (math.isfinite(budget) and budget < LARGEST * abs(size))
+
+
+def refusal(name: str, budget: float, size: float = 1.0) -> str:
+    """Why a budget is refused, in a report."""
+    share = budget / abs(size)
+    return (
+        f"{name}: rounding alone may move it by {share:.2g} of its size; a budget from {LARGEST:g} "
+        "on shows no factor of two"
+    )
