@@ -28,7 +28,15 @@ from sdpo.parity.distances import distance
 from sdpo.parity.lockstep import Record, Step, Surroundings, random_state, reference_update
 from sdpo.parity.replica import Replica, State, Weights, refreshed, weights_of
 from sdpo.parity.stages import STAGES
-from sdpo.parity.step_compare import Delta, budgets, deltas, farthest, first_moved, noise
+from sdpo.parity.step_compare import (
+    Delta,
+    budgets,
+    deltas,
+    farthest,
+    first_moved,
+    noise,
+    refused,
+)
 from sdpo.rollouts import TEACHER_KEYS, update_batch
 from sdpo.source import Source
 from sdpo.trainer_checks import check_audited, has_dropout
@@ -37,7 +45,7 @@ REPORTED = {"aggregate": "loss", "gradient": "gradient", "weights": "weights", "
 COLUMNS = (
     *("step", "loss", "reference_loss", "delta_loss", "gradient_cosine"),
     *(f"{label}_{kind}" for label in REPORTED.values() for kind in ("relative", "budget")),
-    *("first_moved", "first_value", "first_step", "audited", "seconds"),
+    *("verdict", "reason", "first_moved", "first_value", "first_step", "audited", "seconds"),
 )
 SAMPLES = 64
 RESUMED_INSIDE = "nothing: the run was resumed inside this update"
@@ -298,6 +306,8 @@ class ParityCallback(TrainerCallback):
         for name, label in REPORTED.items():
             row[f"{label}_relative"] = max(d.value for d in found if d.name == name)
             row[f"{label}_budget"] = allowed[name]
+        row["reason"] = refused(found, allowed)
+        row["verdict"] = "DIVERGENT" if first else "INCONCLUSIVE" if row["reason"] else "PASS"
         row["first_moved"] = first.stage if first else ""
         row["first_value"] = first.name if first else ""
         row["first_step"] = first.step if first else ""
@@ -309,6 +319,7 @@ class ParityCallback(TrainerCallback):
             if isinstance(value, float) and name != "seconds":
                 metrics[f"parity/{name}"].append(value)
         metrics["parity/first_moved"].append(STAGES[first.stage].number if first else 0)
+        metrics["parity/inconclusive"].append(float(row["verdict"] == "INCONCLUSIVE"))
         if first is not None and self.main:
             warnings.warn(
                 f"step {step}: the reference would have made another update; {first.stage} moved "
@@ -321,6 +332,7 @@ class ParityCallback(TrainerCallback):
     def _not_checked(self, step: int) -> None:
         """Write down that the beginning of an update is not known any more."""
         row = dict.fromkeys(COLUMNS, "") | {"step": step, "audited": RESUMED_INSIDE}
+        row["verdict"] = "INCONCLUSIVE"
         self.checks.append(row)
 
     # --- checkpoints ------------------------------------------------------------------------

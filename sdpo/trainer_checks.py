@@ -180,7 +180,10 @@ def check_audited(trainer: Any) -> None:
     shared = config.shares_prompts("student")
     accumulated = trainer.schedule.gradient_accumulation_steps > 1
     exact = config.micro_batch_semantics == "exact" and accumulated
+    several = trainer.args.gradient_accumulation_steps > trainer.args.steps_per_generation
     problems = {
+        "gradient_accumulation_steps above steps_per_generation: an optimizer step of several "
+        "generations or passes, which the reference never makes": several,
         "reprompt_truncation='error': the reference always fails with it": (
             config.reprompt_truncation == "error"
         ),

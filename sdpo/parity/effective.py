@@ -1,8 +1,9 @@
 """A teacher of the reference for LoRA students whose effective weights `B·A` are averaged.
 
-The reference averages weights. Base weights are the same on both sides, so that averaging what an
-adapter adds to them is the same thing, and needs one dense matrix for each adapted layer. Nothing
-here is shared with the trainer's own teacher. Knows PEFT's layers by their attributes only.
+The average of whole weights, adapters merged in: base weights are the same on both sides, so that
+averaging what an adapter adds to them is the same thing, and needs one dense matrix for each
+adapted layer. The verl fork itself averages an adapter's factors (`docs/trainer.md`). Nothing here
+is shared with the trainer's own teacher. Knows PEFT's layers by their attributes only.
 """
 
 from collections.abc import Mapping

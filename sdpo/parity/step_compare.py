@@ -1,7 +1,8 @@
 """How far two records of one update are apart, stage by stage, and how far they may be.
 
 A budget is not chosen: the reference is also run in float64, and what float32 alone moves a value
-by, measured there, times `SLACK`, is what a candidate in float32 may deviate.
+by, measured there, times `SLACK`, is what a candidate in float32 may deviate. Where that is so much
+that no fault would show, nothing is said of the value (`usable`).
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sdpo.parity.distances import distance, match, relative
 from sdpo.parity.lockstep import Record, Step
+from sdpo.parity.usable import refusal, shows_a_factor_of_two
 
 SLACK = 16.0
 FLOOR = 4 * torch.finfo(torch.float32).eps
@@ -139,3 +141,12 @@ def budgets(noises: Mapping[str, float], names: set[str]) -> dict[str, float]:
 def first_moved(found: list[Delta], allowed: Mapping[str, float]) -> Delta | None:
     """The earliest distance beyond its budget."""
     return next((delta for delta in found if delta.value > allowed[delta.name]), None)
+
+
+def refused(found: Iterable[Delta], allowed: Mapping[str, float]) -> str:
+    """Why budgets of values that were compared are none; empty if all are budgets.
+
+    Such a value is divergent beyond its budget, and inconclusive within it.
+    """
+    names = dict.fromkeys(delta.name for delta in found)
+    return refusal({n: allowed[n] for n in names if not shows_a_factor_of_two(allowed[n])})

@@ -9,7 +9,7 @@ is taken from more float32 runs of the reference (`update_noise`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from sdpo.fixtures.models import build_model, build_optimizer
 from sdpo.parity.adapters.base import CandidateError, guarded, same_bits
 from sdpo.parity.compare import (
     ERROR,
+    NOT_COVERED,
     PASS,
     Comparison,
     Expected,
@@ -34,6 +35,7 @@ from sdpo.parity.improvements import EMPTY_BATCH
 from sdpo.parity.oracle import array_of
 from sdpo.parity.update_noise import RUNS, a_little_over, round_anew, widest
 from sdpo.parity.update_places import norms_placed, placed
+from sdpo.parity.usable import refusal, shows_a_factor_of_two
 from sdpo.parity.verdict import CaseResult
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
 from sdpo.update import actor_update
@@ -376,7 +378,8 @@ def compare_tensor(
 ) -> Comparison:
     """Compare with the budget `SLACK · spread · scale` plus roundings, for every element.
 
-    `excused` lets 0 stand for the reference's NaN on a micro-batch in which nothing counts.
+    `excused` lets 0 stand for the reference's NaN on a micro-batch in which nothing counts. Within
+    a budget that shows no factor of two nothing is said of the value: NOT_COVERED, with the reason.
     """
     epsilon = torch.finfo(expected.dtype).eps
     scale = scale_of(truth)
@@ -385,4 +388,8 @@ def compare_tensor(
     true = np.where(np.isnan(reference), 0.0, reference) if excused else reference
     limit = np.full(reference.shape, bound)
     wanted = Expected(reference, true, limit, epsilon, {EMPTY_BATCH: excused})
-    return compare_numeric(stage, case, array_of(actual), wanted)
+    found = compare_numeric(stage, case, array_of(actual), wanted)
+    widest = float(wanted.allowed.max(initial=0.0))
+    if found.status != PASS or shows_a_factor_of_two(widest, scale):
+        return found
+    return replace(found, status=NOT_COVERED, note=refusal({"the value": widest / scale}))

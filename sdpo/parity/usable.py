@@ -7,6 +7,7 @@ if what is left is over the budget: 1/2 - b > b, that is b < 1/4.
 """
 
 import math
+from collections.abc import Mapping
 
 LARGEST = 0.25
 """Budgets of a quarter of the value, or more, show no factor of two."""
@@ -22,10 +23,16 @@ def shows_a_factor_of_two(budget: float, size: float = 1.0) -> bool:
     return size == 0 or (math.isfinite(budget) and budget < LARGEST * abs(size))
 
 
-def refusal(name: str, budget: float, size: float = 1.0) -> str:
-    """Why a budget is refused, in a report."""
-    share = budget / abs(size)
+def refusal(shares: Mapping[str, float]) -> str:
+    """Why budgets are refused, for a report; empty for none.
+
+    Args:
+        shares: by the name of a value, its budget relative to its size.
+    """
+    if not shares:
+        return ""
+    named = ", ".join(f"{name} by {share:.2g}" for name, share in shares.items())
     return (
-        f"{name}: rounding alone may move it by {share:.2g} of its size; a budget from {LARGEST:g} "
-        "on shows no factor of two"
+        f"no budget: rounding alone may move {named} of its size; from {LARGEST:g} on no factor of "
+        "two shows"
     )

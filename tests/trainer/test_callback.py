@@ -4,6 +4,7 @@ Budget kind: measured, 16 times what float32 itself moves a value by against flo
 """
 
 import csv
+import math
 import warnings
 from typing import Any
 
@@ -30,6 +31,7 @@ from sdpo.callback import ParityWarning
 from sdpo.config import ConfigError, SDPOConfig
 from sdpo.parity.stages import NAMES
 from sdpo.parity.step_compare import Delta, budgets, noise
+from sdpo.parity.usable import LARGEST, shows_a_factor_of_two
 from sdpo.trainer import SDPOTrainer
 
 EFFECTIVE = {"teacher_mode": "lora_ema", "lora_average": "effective"}
@@ -121,6 +123,11 @@ def test_our_trainer_makes_the_updates_of_the_reference(settings, args, tmp_path
     rows = rows_of(trainer)
     assert len(rows) == trainer.recorder.updates >= 2
     assert [row["first_moved"] for row in rows] == [""] * len(rows)
+    assert {row["verdict"] for row in rows} <= {"PASS", "INCONCLUSIVE"}
+    for row in rows:
+        wide = [float(row[f"{n}_budget"]) >= LARGEST for n in ("loss", "gradient", "weights")]
+        assert row["verdict"] == "INCONCLUSIVE" or not any(wide)
+        assert ("no budget" in row["reason"]) == (row["verdict"] == "INCONCLUSIVE")
     assert all(float(row["gradient_cosine"]) > 1 - 1e-6 for row in rows)
     for name in ("loss", "gradient", "weights", "teacher"):
         assert all(float(row[f"{name}_relative"]) <= float(row[f"{name}_budget"]) for row in rows)
@@ -144,6 +151,44 @@ def test_a_gradient_in_bfloat16_has_a_budget_though_its_roundings_agreed_by_luck
     assert 0 < flips < allowed["gradient"] < 100 * flips
     assert allowed["weights"] == allowed["teacher"] == allowed["gradient"]
     assert budgets(noise(found), {"gradient"})["gradient"] < flips
+
+
+SAME_PROMPT = {
+    "reprompt_template": "{prompt}",
+    "solution_template": "{successful_previous_attempt}",
+    "feedback_template": "{feedback_raw}",
+}
+
+
+@pytest.mark.parametrize("kind", [SDPOTrainer, NotDivided])
+def test_a_budget_that_shows_no_factor_of_two_is_refused(kind, tmp_path):
+    """The teacher reads what the student reads: what is left of the gradient is rounding.
+
+    A trainer that makes it twice as large cannot be told from one that does not.
+    """
+    trainer = audited(tmp_path, kind=kind, **SAME_PROMPT)
+    trainer.train()
+    first, second = rows_of(trainer)
+    for row in (first, second):
+        assert (row["verdict"], row["first_moved"]) == ("INCONCLUSIVE", "")
+        assert float(row["gradient_budget"]) > 1
+        assert "gradient by" in row["reason"]
+        assert "no factor of two shows" in row["reason"]
+    assert float(second["gradient_relative"]) > 0.5
+    logged = [row for row in trainer.state.log_history if "parity/inconclusive" in row]
+    assert [row["parity/inconclusive"] for row in logged] == [1.0, 1.0]
+
+
+def test_a_value_of_half_the_size_is_over_every_budget_that_is_one():
+    below = math.nextafter(LARGEST, 0.0)
+    assert shows_a_factor_of_two(below)
+    assert 0.5 - below > below  # half of the value, brought nearer by all that rounding may do
+    assert not shows_a_factor_of_two(LARGEST)
+    assert not 0.5 - LARGEST > LARGEST
+    assert not shows_a_factor_of_two(math.nan)
+    assert shows_a_factor_of_two(1.0, size=-5.0)
+    assert not shows_a_factor_of_two(1.0, size=4.0)
+    assert shows_a_factor_of_two(1.0, size=0.0)
 
 
 def test_every_nth_update_is_checked(tmp_path):
@@ -421,6 +466,7 @@ def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch, u
     [
         ({"reprompt_truncation": "error"}, {}, "always fails"),
         ({}, {"fp16": True}, "loss scaling"),
+        ({}, {"per_device_train_batch_size": 4, "steps_per_generation": 1}, "never makes"),
         ({"loss_implementation": "fused"}, {"bf16": True}, "bf16 with loss_implementation"),
         ({"share_prompts": "teacher"}, {"bf16": True}, "bf16 with share_prompts"),
         ({"teacher_mode": "trust_region"}, {"model": 0.1}, "draws in another order"),

@@ -19,6 +19,7 @@ from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.invariants import Outcome, blamed, relation_row
 from sdpo.parity.relations import ERROR, HOLDS, NOT_COVERED, RELATIONS, VIOLATED, Relation
 from sdpo.parity.update_family import ROUNDINGS, SLACK, scale_of
+from sdpo.parity.usable import refusal, shows_a_factor_of_two
 from sdpo.parity.whole_step.effects import mean_loss
 from sdpo.parity.whole_step.family import merged
 from sdpo.parity.whole_step.record import Tensors, TrainerRun
@@ -141,6 +142,8 @@ def outcome_of(first: Any, pair: Pair) -> Outcome:
         return Outcome(ERROR, pair.case, note=str(error))
     scale_from = SHARE_OF if right is None else pair.left
     share = 2 * (SLACK * spread_of(scale_from) + ROUNDINGS * EPSILON / 2)
+    if not shows_a_factor_of_two(share):
+        return Outcome(NOT_COVERED, pair.case, note=refusal({"a gradient": share}))
     usual = reference_first(scale_from)
     found = [
         measured(

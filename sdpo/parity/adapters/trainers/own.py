@@ -21,9 +21,9 @@ PROMPTS = ("feedback", "demonstration", "teacher_prompt")
 class OwnTrainer(HFTrainerAdapter):
     """`sdpo.trainer.SDPOTrainer`, seen through the recorder that its audit callback uses.
 
-    The reference averages weights, so adapters are averaged by their effect on them
-    (`lora_average="effective"`); `OwnTrainerFactors` is audited with the default, which averages
-    the two factors and so differs in second order.
+    LoRA teachers are measured by the average of what adapters add to the weights, which
+    `lora_average="effective"` follows; `OwnTrainerFactors` is audited with the default, which
+    averages the two factors and so differs in second order.
     """
 
     name = "sdpo-trainer"
