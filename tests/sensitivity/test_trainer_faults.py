@@ -305,3 +305,12 @@ def test_a_teacher_that_is_never_updated_is_named_over_several_updates():
 
 def test_the_settings_that_the_faults_change_are_not_the_default():
     assert SETTINGS["teacher_update_rate"] not in (0.0, 0.95, 1.0)
+
+
+@pytest.mark.parametrize(("fault", "times"), [("none", 1), ("M11", 4), ("M12", 1 / 4)])
+def test_the_optimised_loss_is_what_the_gradient_followed(fault, times):
+    """Four micro-batches, each with the right loss, are summed, or divided twice."""
+    adapter, scenario, _, _ = FAULTS[fault]
+    (effect,) = run_trainer_family(adapter(), lambda *_: None, [BY_ID[scenario]]).effects
+    assert effect.optimised_loss == pytest.approx(times * effect.reference_loss, rel=1e-4)
+    assert effect.gradient_ratio == pytest.approx(times, rel=1e-4)

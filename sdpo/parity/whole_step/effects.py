@@ -26,9 +26,9 @@ class Effect:
     `gradient_ratio` is the ratio of the norms, `gradient_cosine` the cosine between the two,
     `gradient_distance` the distance ÷ the reference's norm; `parameters_distance` and
     `teacher_distance` are distances after the last update ÷ the way that the reference has gone.
-    Of the first step `logged_loss` is the loss that the trainer logged, `optimised_loss` the mean
-    over its micro-batches of what it optimised, and `reference_loss` the reference's. None where
-    there is nothing to compare.
+    Of the first step `logged_loss` is the loss that the trainer logged, `optimised_loss` what its
+    gradient followed (each micro-batch's loss times the scale found on its gradient), and
+    `reference_loss` the reference's. None where there is nothing to compare.
     """
 
     scenario: str
@@ -58,8 +58,12 @@ def effect_of(
     natural: Sequence[Any],
     result: CaseResult,
     explained_by: Sequence[str],
+    optimised: float | None,
 ) -> Effect:
-    """The effect of everything that a trainer does differently in a scenario."""
+    """The effect of everything that a trainer does differently in a scenario.
+
+    `optimised` is the loss that the first step followed.
+    """
     own = {c.stage for c in result.comparisons if c.status in (DIVERGENT, ERROR) and not c.inherits}
     first_step = run.updates[0].steps[0]
     ours, theirs = flat(first_step.gradient, natural[0].gradients[0])
@@ -73,7 +77,7 @@ def effect_of(
         parameters_distance=way(run.initial, natural[-1].parameters, last),
         teacher_distance=way(run.initial_teacher, natural[-1].teacher, run.updates[-1].teacher),
         logged_loss=first_step.logged.get("loss"),
-        optimised_loss=mean_loss(first_step),
+        optimised_loss=optimised,
         reference_loss=natural[0].losses[0],
     )
 

@@ -94,8 +94,9 @@ def run_scenario(
     findings.optimised[scenario.id] = walk.optimised
     findings.observations.extend(walk.observations)
     in_loss = [found.label for found in explain(walk.observations, search=Search(work_left=0))]
-    outside = in_all(walk.tried)
-    findings.effects.append(effect_of(scenario, run, walk.natural(), result, [*outside, *in_loss]))
+    outside, followed = in_all(walk.tried), next(iter(walk.optimised), None)
+    labels = [*outside, *in_loss]
+    findings.effects.append(effect_of(scenario, run, walk.natural(), result, labels, followed))
     findings.in_loss[scenario.id] = in_loss
     in_scenario = {label: [scenario.id] for label in outside}
     findings.explained = united(findings.explained, in_scenario)

@@ -1,7 +1,7 @@
 """Is what a trainer logs what it optimised? Three checks over all runs, reported as probes.
 
 What was optimised is the sum of the micro-batches' losses, each times the scale that was found on
-its gradient, and not what the trainer believes.
+its gradient, and not what the trainer believes. A metric of its own is a mean by its nature.
 """
 
 import math
@@ -20,7 +20,7 @@ RELATIVE = 1e-4
 LOSS, METRIC, NORM = "C31", "C32", "C33"
 QUESTIONS = {
     LOSS: "is the logged loss what was optimised?",
-    METRIC: "is the trainer's own metric of the loss what was optimised?",
+    METRIC: "is the trainer's own metric of the loss the mean over its micro-batches?",
     NORM: "is the logged norm that of the gradient before clipping?",
 }
 STAGES = {LOSS: "aggregate", METRIC: "aggregate", NORM: "accumulate"}
