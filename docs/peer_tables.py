@@ -226,7 +226,7 @@ from the same script by itself, and the figures say how far the trainer ends fro
 |---|---|
 | norm ×, cosine, distance | first gradient: ratio of norms, cosine, distance ÷ reference's norm |
 | weights, teacher | distance after the last update ÷ the way that the reference has gone |
-| logged, optimised, reference | loss of the first step: logged, that its gradient followed, reference's |
+| logged, optimised, reference | first step's loss: logged, followed by the gradient, reference's |
 
 "-" is a value that is not there or not finite. "faults" are ids of `sdpo mutants` that reproduce
 what was seen. A stage that only `follows` diverges because an earlier one does. A stage that a

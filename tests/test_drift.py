@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -11,7 +11,8 @@ from sdpo.config import SDPOConfig
 from sdpo.parity import drift as module
 from sdpo.parity.adapters import defaults
 from sdpo.parity.adapters.defaults import PEERS, Peer, read
-from sdpo.parity.drift import BASE, drift, first_line, markdown, verl_layers
+from sdpo.parity.drift import BASE, drift, first_line, markdown, provenance, verl_layers
+from sdpo.templates import SLOTS
 
 SETTINGS = """
 from dataclasses import dataclass, field
@@ -50,12 +51,15 @@ def test_defaults_come_from_importing_the_package(peer):
     assert cells(document, "distillation_topk")["a-peer"]["differs"] is False
     assert "a-peer" not in cells(document, "is_clip")
     assert document["elsewhere"] == [
-        {"package": "a-peer", "setting": "extra", "default": "a | b", "meaning": "Only | here"},
-        {"package": "a-peer", "setting": "needed", "default": "3", "meaning": ""},
+        row | {"package": "a-peer", "verl": ""}
+        for row in (
+            {"setting": "extra", "default": "a | b", "meaning": "Only | here"},
+            {"setting": "needed", "default": "3", "meaning": ""},
+        )
     ]
     text = markdown(document)
     assert "**`0.25`** (divergence=0.25)" in text
-    assert r"| a-peer | `extra` | `a \| b` | Only \| here |" in text
+    assert r"| a-peer | `extra` | `a \| b` | - | Only \| here |" in text
 
 
 def test_a_package_that_is_not_installed_is_a_column_that_says_so(peer, monkeypatch):
@@ -105,13 +109,48 @@ def test_every_setting_of_ours_has_a_row_and_a_meaning():
     }
 
 
+def test_no_cell_of_a_template_is_empty_and_texts_are_compared_whole():
+    layers = verl_layers()
+    for name in SLOTS:
+        assert layers[BASE][name] == layers["verl actor.yaml"][name] == getattr(SDPOConfig(), name)
+        row = cells(drift([]), name)
+        assert row["verl dataclass"]["differs"]  # by line breaks at the end alone
+        assert not row[BASE]["differs"]
+
+
+def test_a_setting_that_verl_has_by_another_name_is_given_with_it(peer):
+    asked = replace(peer, further={"extra": "rollout.n", "needed": "rollout.top_p and rollout.n"})
+    told = {row["setting"]: row["verl"] for row in drift([asked])["elsewhere"]}
+    assert told == {"extra": "rollout.n=8", "needed": "rollout.top_p=1, rollout.n=8"}
+    assert "setting absent is gone" in str(drift([replace(peer, further={"absent": "rollout.n"})]))
+
+
+def test_every_name_of_verl_has_its_value_written_down():
+    values = provenance()["further"]
+    asked = {n for peer in PEERS for names in peer.further.values() for n in names.split(" and ")}
+    assert asked == values.keys()
+
+
+def test_what_a_package_always_does_stands_where_verl_has_a_setting(peer):
+    always = drift([replace(peer, fixed={"loss_agg_mode": "always so"})])
+    cell = cells(always, "loss_agg_mode")["a-peer"]
+    assert cell == {"value": "always so", "there": "no setting", "differs": True}
+
+
+def test_no_setting_of_trl_is_called_what_it_is_not():
+    trl = next(peer for peer in PEERS if peer.name == "trl")
+    assert "loss_type" not in trl.names.values()
+    for name in ("max_prompt_length", "max_completion_length", "num_generations", "top_p"):
+        assert trl.further[name] in provenance()["further"]
+
+
 def test_layers_agree_with_the_presets():
     layers = verl_layers()
     assert {
         name: value
         for name, value in layers["verl actor.yaml"].items()
         if value != layers[BASE][name]
-    } == {"lr": 1e-6}
+    } == {"lr": 1e-6, "enabled": False}
     presets = {
         "script generalization": "paper_generalization",
         "script rich feedback": "paper_rich_feedback",

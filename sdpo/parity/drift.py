@@ -12,22 +12,39 @@ from itertools import pairwise
 from typing import Any
 
 from sdpo.config import SDPOConfig
+from sdpo.fixtures import packaged_family
 from sdpo.parity.adapters.defaults import PEERS, Defaults, Peer, read
 from sdpo.parity.config_family import reference_settings
+from sdpo.templates import SLOTS
 
 BASE = "verl sdpo.yaml"
 NOT_THERE = "-"
+FIXED = "no setting"
+SCRIPTS = ("script generalization", "script rich feedback")
 LIMIT = 48
 
 
-def verl_layers() -> dict[str, dict[str, Any]]:
-    """Layers of verl, from the provenance file, by the name of their column."""
+def provenance() -> dict[str, Any]:
+    """The reference's provenance file."""
     text = (importlib.resources.files("sdpo.reference") / "PROVENANCE.toml").read_text("utf-8")
-    layers, settings = tomllib.loads(text)["layers"], reference_settings()
+    return tomllib.loads(text)
+
+
+def verl_layers() -> dict[str, dict[str, Any]]:
+    """Layers of verl by the name of their column: from the provenance file, templates as recorded.
+
+    sdpo.yaml does not touch the templates that it takes from actor.yaml.
+    """
+    layers, settings = provenance()["layers"], reference_settings()
+    recorded = packaged_family("reprompt").manifest
+    in_class, in_yaml = (
+        {name: recorded[defaults][name] for name in SLOTS}
+        for defaults in ("defaults_dataclass", "defaults_yaml")
+    )
     return {
-        "verl dataclass": settings["dataclass"],
-        "verl actor.yaml": layers["actor_yaml"],
-        BASE: settings["sdpo_yaml"],
+        "verl dataclass": settings["dataclass"] | in_class,
+        "verl actor.yaml": layers["actor_yaml"] | in_yaml,
+        BASE: settings["sdpo_yaml"] | layers["sdpo_yaml"] | in_yaml,
         "script generalization": layers["script_generalization"],
         "script rich feedback": layers["script_rich_feedback"],
     }
@@ -49,12 +66,18 @@ def meanings() -> dict[str, str]:
 def drift(peers: Sequence[Peer] = PEERS) -> dict[str, Any]:
     """The table as a document: columns, one row for each setting, settings that others add."""
     layers, ours, said = verl_layers(), SDPOConfig(), meanings()
-    found = [read(peer) for peer in peers]
+    found, names = [read(peer) for peer in peers], provenance()["names"]
     rows = []
     for name in [f.name for f in fields(SDPOConfig)]:
-        cells = {column: cell(layer[name]) for column, layer in layers.items() if name in layer}
+        cells = {
+            column: cell(layer[name]) | {"there": "" if column in SCRIPTS else names.get(name, "")}
+            for column, layer in layers.items()
+            if name in layer
+        }
         cells["ours"] = cell(getattr(ours, name))
-        for peer in found:
+        for peer, known in zip(found, peers, strict=True):
+            if peer.version and not peer.problem and name in known.fixed:
+                cells[peer.name] = {"value": known.fixed[name], "there": FIXED}
             if name in peer.values:
                 value, theirs, raw = peer.values[name]
                 own = "" if (theirs, raw) == (name, value) else f"{theirs}={shown(raw)}"
@@ -70,10 +93,23 @@ def drift(peers: Sequence[Peer] = PEERS) -> dict[str, Any]:
         "peers": [state(peer, known) for peer, known in zip(found, peers, strict=True)],
         "settings": rows,
         "elsewhere": [
-            {"package": peer.name, "setting": name, "default": shown(value), "meaning": text}
-            for peer in found
+            further(known, name, value, text)
+            for peer, known in zip(found, peers, strict=True)
             for name, value, text in peer.other
         ],
+    }
+
+
+def further(peer: Peer, name: str, value: Any, meaning: str) -> dict[str, str]:
+    """A setting that is no part of SDPO, with verl's name and value if it has one."""
+    values, theirs = provenance()["further"], peer.further.get(name, "")
+    told = [f"{one}={shown(values[one])}" for one in theirs.split(" and ") if one]
+    return {
+        "package": peer.name,
+        "setting": name,
+        "default": shown(value),
+        "verl": ", ".join(told),
+        "meaning": "; ".join(text for text in (meaning, peer.remarks.get(name, "")) if text),
     }
 
 
@@ -126,15 +162,18 @@ def markdown(document: dict[str, Any]) -> str:
     lines += [
         "",
         f"Bold: differs from {document['base']}, or from ours where that has no such setting. "
-        f"{NOT_THERE}: no such setting there. In brackets: what it is called there.",
+        f"{NOT_THERE}: no such setting there; a script leaves it as it is. In brackets: what it is "
+        "called there. ⏎ is a line break; of a long text the middle is left out, but texts are "
+        "compared whole.",
     ]
     for peer in document["peers"]:
         lines += [f"- {peer['name']}: {remark}" for remark in peer["remarks"]]
     if document["elsewhere"]:
-        head = "| package | setting that verl lacks | default | meaning |"
-        lines += ["", head, "|---|---|---|---|"]
+        head = f"| package | further setting | default | the same in {BASE} | meaning |"
+        lines += ["", head, "|---|---|---|---|---|"]
         lines += [
-            f"| {e['package']} | `{e['setting']}` | `{cut(e['default'])}` | {plain(e['meaning'])} |"
+            f"| {e['package']} | `{e['setting']}` | `{cut(e['default'])}` | "
+            f"{plain(e['verl']) or NOT_THERE} | {plain(e['meaning'])} |"
             for e in document["elsewhere"]
         ]
     return "\n".join(lines)

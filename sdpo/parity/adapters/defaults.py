@@ -19,7 +19,9 @@ class Peer:
     """Where a package keeps its settings, and what they are called.
 
     `names` maps verl's names to the package's; `readings` says what a value means in verl's terms
-    where it is not the same.
+    where it is not the same. `fixed` says what a package always does where verl has a setting and
+    the package none. `further` maps settings that are no part of SDPO to verl's (one name, or
+    several joined by "and"), `remarks` says what one of them does.
     """
 
     name: str
@@ -29,6 +31,9 @@ class Peer:
     tested: str
     names: Mapping[str, str] = field(default_factory=dict)
     readings: Mapping[str, Reading] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    further: Mapping[str, str] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Defaults:
     """What was read: version or why there is none, values under verl's names, all other settings.
 
     `values` holds `(value in verl's terms, name there, value there)`; `other` holds
-    `(name, value, meaning)` of settings that verl does not have.
+    `(name, value, meaning)` of all other settings.
     """
 
     name: str
@@ -72,7 +77,6 @@ TRL = Peer(
         "full_logit_distillation": "distillation_mode",
         "alpha": "distillation_alpha",
         "is_clip": "distillation_is_clip",
-        "loss_agg_mode": "loss_type",
         "temperature": "temperature",
         "teacher_regularization": "teacher_model_kind",
         "max_reprompt_len": "max_reprompt_len",
@@ -83,6 +87,47 @@ TRL = Peer(
     {
         "full_logit_distillation": lambda mode: mode != "sampled_token",
         "hybrid_lambda": lambda weight: 1 - weight,
+    },
+    # sdpo_trainer.py of trl 1.16.0: _compute_self_distillation_loss, the teacher's tokenizer, and
+    # _compute_policy_loss, which is left out while distillation_weight is 1.
+    fixed={
+        "loss_agg_mode": "always the mean over all rows of their token means",
+        "reprompt_truncation": "always left",
+    },
+    further={
+        "loss_type": "actor.loss_agg_mode",
+        "max_prompt_length": "data.max_prompt_length",
+        "max_completion_length": "data.max_response_length",
+        "num_generations": "rollout.n",
+        "num_generations_eval": "rollout.val_kwargs.n",
+        "top_p": "rollout.top_p",
+        "top_k": "rollout.top_k",
+        "repetition_penalty": "rollout.repetition_penalty",
+        "use_vllm": "rollout.name",
+        "bf16": "actor.fsdp_config.dtype",
+        "shuffle_dataset": "data.shuffle",
+        "chat_template_kwargs": "data.apply_chat_template_kwargs",
+        "generation_batch_size": "data.train_batch_size and rollout.n",
+        "steps_per_generation": "data.train_batch_size and actor.ppo_mini_batch_size",
+        "num_iterations": "actor.ppo_epochs",
+        "beta": "actor.kl_loss_coef and actor.use_kl_loss",
+        "epsilon": "actor.clip_ratio_low",
+        "epsilon_high": "actor.clip_ratio_high",
+        "scale_rewards": "algorithm.norm_adv_by_std_in_grpo",
+        "gradient_checkpointing": "model.enable_gradient_checkpointing",
+        "use_liger_kernel": "model.use_liger",
+        "trust_remote_code": "model.trust_remote_code",
+        "model_init_kwargs": "model.override_config",
+        "vllm_gpu_memory_utilization": "rollout.gpu_memory_utilization",
+        "vllm_tensor_parallel_size": "rollout.tensor_model_parallel_size",
+        "vllm_max_model_length": "rollout.max_model_len",
+        "vllm_enable_sleep_mode": "rollout.free_cache_engine",
+    },
+    remarks={
+        "loss_type": "of the policy loss alone, which distillation_weight=1 leaves out: the "
+        "distillation loss does not read it",
+        "max_prompt_length": "prompts are cut to their last tokens; verl refuses or filters longer "
+        "ones",
     },
 )
 SDPO_RL = Peer(
@@ -101,7 +146,9 @@ SDPO_RL = Peer(
         "max_reprompt_len": "max_reprompt_length",
         "reprompt_truncation": "reprompt_truncation",
         "apply_chat_template_kwargs": "apply_chat_template_kwargs",
+        "teacher_mode": "teacher_mode",
     },
+    fixed={"loss_agg_mode": "always token-mean"},
 )
 PEERS = (TRL, SDPO_RL)
 
@@ -127,7 +174,8 @@ def read(peer: Peer) -> Defaults:
             value = default_of(settings[theirs])
             reading = peer.readings.get(name, lambda same: same)
             values[name] = (reading(value), theirs, value)
-    gone = tuple(theirs for theirs in peer.names.values() if theirs not in settings)
+    known = dict.fromkeys((*peer.names.values(), *peer.further))
+    gone = tuple(theirs for theirs in known if theirs not in settings)
     # only what the package itself declares, not what it inherits from elsewhere
     package = peer.module.split(".")[0]
     classes = [c for c in config.__mro__ if c.__module__.split(".")[0] == package]
