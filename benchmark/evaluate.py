@@ -100,7 +100,7 @@ def summarize(results: Sequence[Mapping[str, Any]], problems: Sequence[Problem])
     if samples == 1:
         interval = wilson(sum(map(int, rates)), len(rates))
     else:
-        interval = bootstrap(rates, resamples=2000)
+        interval = bootstrap(rates, limits=(0, 1), resamples=2000)
     return {
         "pass_at_1": interval.estimate,
         "low": interval.low,

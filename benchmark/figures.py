@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sdpo.benchmark.results import Run, band, by_name
+from sdpo.benchmark.results import Run, band, by_name, interval_at
 from sdpo.parity.render.drawing import FAINT, INK, MUTED, new_figure
 from sdpo.parity.render.plots import Plot, png
 
@@ -42,7 +42,7 @@ def figures(runs: Sequence[Run]) -> list[Plot]:
             "pass_at_1.png",
             "pass@1 on held-out problems",
             "Lines: mean over seeds. Bands: least and greatest seed. Bars at the right: 95 % "
-            "interval of the last evaluation of the first seed.",
+            "interval, over problems, of the mean at the end of each line.",
             png(lambda: draw_pass(groups, label)),
         ),
         Plot(
@@ -83,12 +83,12 @@ def draw_pass(groups: dict[str, list[Run]], label: str) -> "Figure":
         axes.fill_between(
             steps, [r[2] for r in rows], [r[3] for r in rows], color=colour, alpha=0.15, lw=0
         )
-        last = runs[0].last()
+        last = interval_at(runs, steps[-1])
         at = steps[-1] * (1.03 + 0.02 * place)
         axes.errorbar(
             [at],
-            [last["pass_at_1"]],
-            yerr=[[last["pass_at_1"] - last["low"]], [last["high"] - last["pass_at_1"]]],
+            [last.estimate],
+            yerr=[[last.estimate - last.low], [last.high - last.estimate]],
             color=colour,
             marker=marker,
             ms=4,

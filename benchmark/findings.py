@@ -58,6 +58,8 @@ def held_out(name: str, runs: Sequence[Run]) -> str:
         f"{name}: pass@1 {word} ({shown(gain, signed=True)}); in {risen} of {len(runs)} seeds "
         "the last interval lies above the first."
     )
+    if all(run.records["evals"][place]["pass_at_1"] == 0 for run in runs for place in (0, -1)):
+        said += f" Nothing was solved at either end: a gain below {gain.high:.3f} cannot be told."
     peak = statistics.fmean(max(e["pass_at_1"] for e in run.records["evals"]) for run in runs)
     last = statistics.fmean(run.last()["pass_at_1"] for run in runs)
     if peak - last > FAR_BELOW:
@@ -80,7 +82,7 @@ def training(runs: Sequence[Run]) -> str:
         first, last = ends(run, "reward")
         if len(first) + len(last) < 2 * ENDS:
             return ""
-        one, two = bootstrap(first, resamples=2000), bootstrap(last, resamples=2000)
+        one, two = (bootstrap(end, limits=(0, 1), resamples=2000) for end in (first, last))
         changes.append(f"{one.estimate:.2f} to {two.estimate:.2f}")
         clear += two.low > one.high
     return (

@@ -123,12 +123,18 @@ def parity(runs: Sequence[Run]) -> Table | None:
             continue
         moved = sum(row["parity/first_moved"] != 0 for row in audited)
         worst = [max(row[f"parity/{w}_relative"] for row in audited) for w in ("loss", "gradient")]
-        inside = f"{len(audited) - moved} of {len(audited)}"
+        unsaid = int(sum(row.get("parity/inconclusive", 0) for row in audited))
+        inside = f"{len(audited) - moved - unsaid} of {len(audited)}"
+        inside += f", {unsaid} inconclusive" if unsaid else ""
         rows.append((f"{run.name} seed {run.seed}", inside, *(f"{x:.2g}" for x in worst)))
     if not rows:
         return None
     head = ("run", "updates within budget", "largest loss distance", "largest gradient distance")
-    note = "Each update was repeated by the reference from the same weights and rollouts."
+    note = (
+        "Each update was repeated by the reference from the same weights and rollouts. "
+        "Inconclusive: rounding alone may move a value by a quarter of its size, which then cannot "
+        "be judged."
+    )
     return Table("Parity while training", note, head, tuple(rows))
 
 

@@ -98,11 +98,21 @@ def band(runs: Sequence[Run], kind: str, key: str) -> list[tuple[int, float, flo
 
 def rates(runs: Sequence[Run], place: int) -> list[float]:
     """pass@1 of each problem at an evaluation (0 first, -1 last), mean over the seeds."""
-    tables = [(run.records["evals"][place]["passes"], run.records["evals"][place]) for run in runs]
-    tasks = list(tables[0][0])
+    return mean_rates([run.records["evals"][place] for run in runs])
+
+
+def mean_rates(evaluations: Sequence[Row]) -> list[float]:
+    """pass@1 of each problem, mean over one evaluation of each seed."""
     return [
-        statistics.fmean(passes[task] / one["samples"] for passes, one in tables) for task in tasks
+        statistics.fmean(one["passes"][task] / one["samples"] for one in evaluations)
+        for task in evaluations[0]["passes"]
     ]
+
+
+def interval_at(runs: Sequence[Run], step: int) -> Interval:
+    """pass@1 at a step that every seed has: mean over the seeds, bootstrap over problems."""
+    at = [next(e for e in run.records["evals"] if e["step"] == step) for run in runs]
+    return bootstrap(mean_rates(at), limits=(0, 1), resamples=2000)
 
 
 def outcome(runs: Sequence[Run]) -> dict[str, Interval]:
@@ -110,7 +120,10 @@ def outcome(runs: Sequence[Run]) -> dict[str, Interval]:
     first, last = rates(runs, 0), rates(runs, -1)
     gain = [b - a for a, b in zip(first, last, strict=True)]
     named = {"first": first, "last": last, "gain": gain}
-    return {name: bootstrap(values, resamples=2000) for name, values in named.items()}
+    return {
+        name: bootstrap(values, limits=(-1 if name == "gain" else 0, 1), resamples=2000)
+        for name, values in named.items()
+    }
 
 
 def paired(one: Sequence[Run], two: Sequence[Run]) -> Row:
@@ -121,7 +134,7 @@ def paired(one: Sequence[Run], two: Sequence[Run]) -> Row:
     says the opposite, since one seed gone astray moves the mean of three.
     """
     difference = [b - a for a, b in zip(rates(one, -1), rates(two, -1), strict=True)]
-    found = bootstrap(difference, resamples=2000)
+    found = bootstrap(difference, limits=(-1, 1), resamples=2000)
     seeds = {run.seed: run for run in one}
     tests, gaps = [], []
     for run in two:

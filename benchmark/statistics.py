@@ -70,23 +70,62 @@ def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
     return statistics.fmean(pass_at_k(samples, passed, k) for samples, passed in counts)
 
 
+def unseen(problems: int, level: float = 0.95) -> float:
+    """Largest share of problems of another kind than all of a sample were, `(0, 1)`.
+
+    If the share were larger, the chance that none of them is among `problems` drawn ones would be
+    less than `(1 - level) / 2`.
+
+    Args:
+        problems: Number of problems, all of one kind.
+        level: Coverage of a two-sided interval.
+
+    Raises:
+        ValueError: If there are no problems.
+
+    Source: Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404, with no success: the
+    bound `1 - (α/2)^(1/n)`, about 3.7 / n ("rule of three" for a one-sided one).
+    """
+    _check_level(level)
+    if problems < 1:
+        raise ValueError(f"{problems} problems: needs at least one")
+    return 1 - ((1 - level) / 2) ** (1 / problems)
+
+
 def bootstrap(
-    values: Sequence[float], level: float = 0.95, *, resamples: int = 10_000, seed: int = 0
+    values: Sequence[float],
+    level: float = 0.95,
+    *,
+    limits: tuple[float, float],
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap interval of the mean over problems.
+
+    Where all values are equal, resampling shows no spread, which is not certainty: other problems
+    may have other values. The interval is then what a share `unseen` of them, with the least or the
+    greatest value possible, would make of the mean.
 
     Args:
         values: One value per problem, such as its pass@k or pass/fail as 1 and 0.
         level: Coverage aimed at.
+        limits: Least and greatest value that a problem may have.
         resamples: Number of resamples.
         seed: The same seed gives the same interval.
 
     Raises:
-        ValueError: If there are no values or no resamples.
+        ValueError: If there are no values or no resamples, or a value lies outside the limits.
     """
     _check_level(level)
     if not values or resamples < 1:
         raise ValueError(f"{len(values)} values, {resamples} resamples: needs at least one of each")
+    least, greatest = limits
+    if not least <= min(values) <= max(values) <= greatest:
+        raise ValueError(f"values from {min(values)} to {max(values)} must lie within {limits}")
+    if min(values) == max(values):
+        share, value = unseen(len(values), level), values[0]
+        low, high = value - share * (value - least), value + share * (greatest - value)
+        return Interval(value, low, high, level)
     generator = random.Random(seed)
     size = len(values)
     means = sorted(math.fsum(generator.choices(values, k=size)) / size for _ in range(resamples))

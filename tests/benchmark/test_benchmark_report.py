@@ -1,12 +1,21 @@
 """The report says what the records say: outcomes, pairs, collapse, parity."""
 
 import pytest
+from matplotlib.container import ErrorbarContainer
 
 from sdpo.benchmark import findings
-from sdpo.benchmark.figures import whole_decades
+from sdpo.benchmark.figures import draw_pass, whole_decades
 from sdpo.benchmark.records import Records, write_json
 from sdpo.benchmark.report import write_report
-from sdpo.benchmark.results import ResultsError, band, by_name, outcome, paired, read_runs
+from sdpo.benchmark.results import (
+    ResultsError,
+    band,
+    by_name,
+    interval_at,
+    outcome,
+    paired,
+    read_runs,
+)
 
 PROBLEMS = 60
 
@@ -32,7 +41,7 @@ def write_run(folder, name, seed, passed, *, sha="0" * 64, audited=False):
         records.append("steps", {"step": step, "reward": 0.5, "num_tokens": 100.0, "grad_norm": 1})
         records.append("cost", {"step": step, "seconds": 0.5, "peak_memory_mib": 100.0})
         if audited:
-            row = {"parity/first_moved": 0 if step > 1 else 13}
+            row = {"parity/first_moved": 0 if step > 1 else 13, "parity/inconclusive": step > 1}
             for what in ("loss", "gradient"):
                 row |= {f"parity/{what}_relative": 1e-7 * step, f"parity/{what}_budget": 1e-5}
             records.append("parity", {"step": step, **row})
@@ -56,6 +65,39 @@ def test_outcomes_and_pairs(tmp_path):
     assert band(groups["one"], "evals", "pass_at_1")[1] == (1, 20 / 60, 20 / 60, 20 / 60)
 
 
+@pytest.mark.parametrize("solved", [0, PROBLEMS])
+def test_nothing_solved_and_all_solved_are_no_certainty(solved, tmp_path):
+    for name in ("one", "two"):
+        write_run(tmp_path, name, 1, [solved, solved])
+    groups = by_name(read_runs(tmp_path))
+    width = 1 - 0.025 ** (1 / PROBLEMS)
+    gain = outcome(groups["one"])["gain"]
+    assert (gain.low, gain.high) == pytest.approx((-width, width))
+    last = outcome(groups["one"])["last"]
+    assert last.high - last.low == pytest.approx(width)
+    difference = paired(groups["one"], groups["two"])["difference"]
+    assert (difference.low, difference.high) == pytest.approx((-width, width))
+    said = findings.findings(groups)[0]
+    assert "did not clearly change (+0.000 [-0.060, +0.060])" in said
+    assert ("a gain below 0.060 cannot be told" in said) == (solved == 0)
+
+
+def test_bars_are_intervals_of_the_lines_that_they_stand_behind(tmp_path):
+    """Also of a seed that is ahead of another: lines end where every seed has been."""
+    write_run(tmp_path, "one", 1, [10, 20, 50])
+    write_run(tmp_path, "one", 2, [10, 40])
+    groups = by_name(read_runs(tmp_path))
+    axes = draw_pass(groups, "label").axes[0]
+    (line, *_), (bar,) = axes.get_lines(), axes.containers
+    assert isinstance(bar, ErrorbarContainer)
+    (centre,) = bar.lines[0].get_ydata()
+    assert centre == pytest.approx(line.get_ydata()[-1]) == pytest.approx(30 / PROBLEMS)
+    ((low, high),) = (segment[:, 1] for segment in bar.lines[2][0].get_segments())
+    expected = interval_at(groups["one"], 1)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert low < centre < high
+
+
 def test_one_seed_gone_astray_makes_no_method_better(tmp_path):
     for seed, last in ((1, 40), (2, 41), (3, 40)):
         write_run(tmp_path, "one", seed, [10, last])
@@ -76,7 +118,7 @@ def test_a_report_is_written_whole(tmp_path):
     assert "rises: pass@1 rose" in text
     assert "It ended 0.75 below its own best" in text
     assert "breaks against rises: rises ended higher" in text
-    assert "| rises seed 1 | 1 of 2 |" in text
+    assert "| rises seed 1 | 0 of 2, 1 inconclusive |" in text
     assert text.count("is unfinished") == 2
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;x&lt;/b&gt;" in page

@@ -13,6 +13,7 @@ from sdpo.benchmark.statistics import (
     mean_pass_at_k,
     minimum_detectable_effect,
     pass_at_k,
+    unseen,
     wilson,
 )
 
@@ -72,12 +73,33 @@ def test_wilson_covers_as_often_as_it_says() -> None:
 def test_bootstrap_agrees_with_the_exact_distribution() -> None:
     values = [1.0, 0.0, 0.0, 1.0, 1.0]
     exact = sorted(sum(choice) / 5 for choice in itertools.product(values, repeat=5))
-    interval = bootstrap(values, 0.8, resamples=20_000)
+    interval = bootstrap(values, 0.8, limits=(0, 1), resamples=20_000)
     assert interval.estimate == 0.6
     assert interval.low == exact[int(0.1 * (len(exact) - 1))]
     assert interval.high == exact[math.ceil(0.9 * (len(exact) - 1))]
-    assert bootstrap(values, seed=3) == bootstrap(values, seed=3)
-    assert bootstrap([0.5]).low == bootstrap([0.5]).high == 0.5
+    again = (bootstrap(values, limits=(0, 1), seed=3) for _ in range(2))
+    assert next(again) == next(again)
+
+
+@pytest.mark.parametrize("problems", [1, 10, 180])
+@pytest.mark.parametrize(("value", "limits"), [(0.0, (0, 1)), (1.0, (0, 1)), (0.0, (-1, 1))])
+def test_equal_values_are_no_certainty(problems, value, limits) -> None:
+    """The interval reaches as far as problems that 95 % of samples would have shown."""
+    found = bootstrap([value] * problems, limits=limits)
+    share = unseen(problems)
+    assert (1 - share) ** problems == pytest.approx(0.025)
+    assert found.estimate == value
+    assert found.low == pytest.approx(value - share * (value - limits[0]))
+    assert found.high == pytest.approx(value + share * (limits[1] - value))
+    assert found.high - found.low >= share
+
+
+def test_an_interval_of_equal_values_covers_as_often_as_it_says() -> None:
+    """A share of the problems that the bound just leaves out is missed in one sample of 40."""
+    problems, share = 30, unseen(30)
+    generator = random.Random(0)
+    draws = [sum(generator.random() < share for _ in range(problems)) for _ in range(20_000)]
+    assert draws.count(0) / len(draws) == pytest.approx(0.025, abs=0.005)
 
 
 def test_compare_counts_and_decides() -> None:
@@ -119,7 +141,9 @@ def test_minimum_detectable_effect_shrinks_with_problems_and_may_not_exist() -> 
         lambda: wilson(1, 0),
         lambda: wilson(3, 2),
         lambda: wilson(1, 2, 1.0),
-        lambda: bootstrap([]),
+        lambda: bootstrap([], limits=(0, 1)),
+        lambda: bootstrap([2.0], limits=(0, 1)),
+        lambda: unseen(0),
         lambda: mcnemar(-1, 2),
         lambda: compare([True], []),
         lambda: compare([], []),
