@@ -23,7 +23,12 @@ OVERRIDDEN = {
 }
 """Parameters, in order, of every method of the parent that is overridden."""
 
+LISTENED_TO = {"_generate": ["self", "prompts"]}
+"""The same for methods that the audit listens to (`sdpo.source`), beside those above."""
+RETURNED = "prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields"
+
 CALLED_BY = {
+    "_generate": "_generate_and_score_completions",
     "_calculate_rewards": "_generate_and_score_completions",
     "_generate_and_score_completions": "_prepare_inputs",
     "_prepare_inputs": "training_step",
@@ -41,6 +46,9 @@ ATTRIBUTES = (
     "_pending_extra_logs",
     "_step",
     "chat_template",
+    "environment_factories",
+    "eos_token_ids",
+    "pad_to_multiple_of",
     "chat_template_kwargs",
     "max_completion_length",
     "num_generations",
@@ -66,6 +74,16 @@ def changed(trainer: Any) -> list[str]:
 
 def test_overridden_methods_have_the_known_parameters():
     assert changed(GRPOTrainer) == []
+
+
+def test_methods_that_the_audit_listens_to_are_as_known():
+    for name, expected in LISTENED_TO.items():
+        assert parameters(GRPOTrainer, name) == expected
+    source = inspect.getsource(inspect.unwrap(GRPOTrainer._generate))
+    assert f"return {RETURNED}" in source
+    scored = inspect.getsource(inspect.unwrap(GRPOTrainer._calculate_rewards))
+    for name in ("prompts=prompts", "completion_ids=completion_ids_list", '"log_extra"'):
+        assert name in scored
 
 
 def test_a_changed_or_removed_method_is_noticed():
