@@ -234,13 +234,12 @@ def corrections(
 ) -> dict[str, Tensor]:
     """Old log-probs and rollout weights of the reference's own, where the settings need them."""
     config = reference_config(trainer)
-    known = None if config.rollout_is_threshold is None else sampled
+    weighted = sampled is not None and config.rollout_is_threshold is not None
     off_policy = config.is_clip is not None and not schedule_of(trainer).on_policy
-    if not off_policy and known is None:
+    if not off_policy and not weighted:
         return {}
-    return reference_corrections(
-        replica, batch, config, trainer.args.per_device_train_batch_size, sampled=known
-    )
+    size = trainer.args.per_device_train_batch_size
+    return reference_corrections(replica, batch, config, size, sampled=sampled)
 
 
 def add_grpo(trainer: Any, model: nn.Module, step: Step) -> None:

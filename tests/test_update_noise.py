@@ -12,7 +12,7 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity import update_family
-from sdpo.parity.compare import DIVERGENT, PASS, Comparison
+from sdpo.parity.compare import DIVERGENT, MATCH, NOT_COVERED, PASS, Comparison
 from sdpo.parity.regate import case_result
 from sdpo.parity.report import compact
 from sdpo.parity.update_noise import REACH, a_little_over, round_anew, widest
@@ -146,3 +146,20 @@ def test_a_run_with_other_entries_does_not_widen():
     same = {"x": torch.tensor([3.0]), "indices": torch.tensor([1])}
     found = widest([other, same], recorded, lambda run: {"x": float(run["x"])})
     assert found == {"x": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("spread", "times", "status"),
+    [
+        (0.1, 1.0, MATCH),
+        (0.1, 0.7, NOT_COVERED),  # within 0.4, which is no budget
+        (0.1, 3.0, DIVERGENT),
+        (0.01, 0.5, DIVERGENT),
+        (0.01, 0.99, PASS),
+    ],
+)
+def test_within_a_budget_that_shows_no_factor_of_two_nothing_is_said(spread, times, status):
+    value = torch.linspace(-1, 1, 9)
+    found = update_family.compare_tensor("accumulate", "", value, value, times * value, spread)
+    assert found.status == status
+    assert ("no budget: rounding alone" in found.note) == (status == NOT_COVERED)

@@ -277,11 +277,10 @@ def reference_corrections(
     replica.student.train(training)
     old = torch.cat(found)
     corrected = {"old_log_probs": old}
-    if sampled is not None and batch["response_mask"].any():
+    limit = config.rollout_is_threshold
+    if sampled is not None and limit is not None and batch["response_mask"].any():
         known = torch.where(sampled.isnan(), old, sampled.to(old.dtype))
-        weights = rollout_is_weights(
-            old, known, batch["response_mask"], config.rollout_is_threshold
-        )
+        weights = rollout_is_weights(old, known, batch["response_mask"], limit)
         corrected["rollout_is_weights"] = weights
     return corrected
 

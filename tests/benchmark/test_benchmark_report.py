@@ -1,7 +1,9 @@
 """The report says what the records say: outcomes, pairs, collapse, parity."""
 
+import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
+from matplotlib.lines import Line2D
 
 from sdpo.benchmark import findings
 from sdpo.benchmark.figures import draw_pass, whole_decades
@@ -88,11 +90,14 @@ def test_bars_are_intervals_of_the_lines_that_they_stand_behind(tmp_path):
     write_run(tmp_path, "one", 2, [10, 40])
     groups = by_name(read_runs(tmp_path))
     axes = draw_pass(groups, "label").axes[0]
-    (line, *_), (bar,) = axes.get_lines(), axes.containers
+    line, (bar,) = axes.get_lines()[0], axes.containers
     assert isinstance(bar, ErrorbarContainer)
-    (centre,) = bar.lines[0].get_ydata()
-    assert centre == pytest.approx(line.get_ydata()[-1]) == pytest.approx(30 / PROBLEMS)
-    ((low, high),) = (segment[:, 1] for segment in bar.lines[2][0].get_segments())
+    marker, _, (stick,) = bar.lines
+    assert isinstance(marker, Line2D)
+    centre = float(np.asarray(marker.get_ydata())[0])
+    assert centre == pytest.approx(float(np.asarray(line.get_ydata())[-1]))
+    assert centre == pytest.approx(30 / PROBLEMS)
+    low, high = np.asarray(stick.get_segments()[0])[:, 1]
     expected = interval_at(groups["one"], 1)
     assert (low, high) == pytest.approx((expected.low, expected.high))
     assert low < centre < high

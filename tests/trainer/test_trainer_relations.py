@@ -16,13 +16,14 @@ import audit_my_trainer as mine
 from sdpo.parity.adapters.trainers.recorder import Recorder
 from sdpo.parity.compare import DIVERGENT, MATCH, NOT_COVERED
 from sdpo.parity.relations import RELATION_NAMES, RELATIONS, VIOLATED
+from sdpo.parity.whole_step import trainer_relations
 from sdpo.parity.whole_step.logged import LOSS, METRIC, NORM, compare_logged
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
 from sdpo.parity.whole_step.scenario import Generation
 from sdpo.parity.whole_step.scenario_parts import SUMS
 from sdpo.parity.whole_step.tiny_model import completion_ids
 from sdpo.parity.whole_step.trainer_claims import EVEN, PAIRS, all_scripts
-from sdpo.parity.whole_step.trainer_relations import row_of, teacher_gradient
+from sdpo.parity.whole_step.trainer_relations import First, row_of, teacher_gradient
 
 BY_NAME = {relation.name: relation for relation in RELATIONS}
 
@@ -147,6 +148,18 @@ def test_a_metric_is_judged_in_one_process_alone():
     run.ranks = [replace(run)]
     (_, metric, _) = compare_logged({"T31": run}, {}, ("own",))
     assert metric.status == NOT_COVERED
+
+
+def test_a_relation_without_a_budget_says_nothing(monkeypatch):
+    """A trainer that sums its micro-batches violates it, if rounding is not of that size."""
+    pair, first = PAIRS["micro-batch split"][0], First(1.0, {"w": torch.ones(2)})
+    monkeypatch.setattr(trainer_relations, "reference_first", lambda scenario: first)
+    for spread, status in ((1e-7, VIOLATED), (0.1, NOT_COVERED)):
+        monkeypatch.setattr(trainer_relations, "spread_of", lambda scenario, value=spread: value)
+        sides = iter([first, First(1.5, {"w": 1.5 * torch.ones(2)})])
+        found = trainer_relations.outcome_of(lambda scenario, s=sides: next(s), pair)
+        assert found.status == status
+        assert ("no budget" in found.note) == (status == NOT_COVERED)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e-30])
