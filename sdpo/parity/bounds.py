@@ -259,6 +259,19 @@ def slope_bound(
     return bound + ops * (np.abs(direct) + p * size)
 
 
+def on_support(
+    token: Token, p_side: LogProbs, q_side: LogProbs, mode: str, alpha: float, u: float
+) -> tuple[dict[str, Entries], Array, Array]:
+    """Both sides on the support with their bounds, and the bounds of D `(N,)`, dD/dz `(N, V)`."""
+    a = entries(token.log_a, p_side, token.chosen, mode, u)
+    b = entries(token.log_b, q_side, token.chosen, mode, u)
+    d_bound = divergence_bound(a, b, token.g, alpha, u)
+    if mode == "topk_tail":
+        d_bound = d_bound + tail_corners(a, b, alpha)[0]
+    slope = slope_bound(token, p_side, a, b, mode, alpha, u)
+    return {"student": a, "teacher": b}, d_bound, slope
+
+
 def sampled_bounds(token: Token, p_bound: Array, q_bound: Array, u: float) -> tuple[Array, Array]:
     """Bounds of D `(N,)` and dD/dz `(N, V)` in sampled-token mode."""
     at = token.chosen

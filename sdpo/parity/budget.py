@@ -1,8 +1,8 @@
 """Budgets: how far a correct evaluation may be from the definition, element by element.
 
 `truth` evaluates the oracle on a case and bounds each stage (`bounds.py`). Switch points admit both
-branches within rounding: the tail's limit, the ratio's cap, and the choice among logits that are
-equal within rounding at the edge of the top-k.
+branches within rounding: the tail's limit, the ratio's cap, and the choice among entries that tie
+at the edge of the top-k (`ties.py`).
 
 `ROUNDINGS` is the one constant. It was fixed by running correct evaluation orders that differ in
 summation order, in the form of the expressions and in compilation (`tests/test_budget.py` repeats
@@ -10,18 +10,17 @@ that): none may use more than half of a budget.
 """
 
 from dataclasses import dataclass, field
-from itertools import combinations
-from math import comb
 
 import numpy as np
 
 from sdpo.parity import bounds, oracle
-from sdpo.parity.bounds import Entries, LogProbs
+from sdpo.parity.bounds import LogProbs
 from sdpo.parity.case import LossCase
+from sdpo.parity.choices import OpenToken, open_token
 from sdpo.parity.oracle import Array, Token
+from sdpo.parity.ties import Ties, settled, ties_of
 
 ROUNDINGS = 2.5
-MOST_CHOICES = 64
 
 
 @dataclass
@@ -29,9 +28,9 @@ class Truth:
     """Oracle values and budgets of a loss case, keyed by stage, as float64 arrays.
 
     Per-token values are `(N, …)` for the tokens that count, in row-major order of `counts`
-    `(B, T)`; `aggregate` is a scalar and `gradient` `(B, T, V)`. `log_p`, `log_q` and their bounds
-    cover the vocabulary; `certain` and `possible` `(N, V)` mark the entries that must and may be in
-    the support. `weight` `(N,)` is ratio times rollout weight, `share` that times the weight in the
+    `(B, T)`; `aggregate` is a scalar and `gradient` `(B, T, V)`. `log_p`, `log_q` and, with their
+    bounds, `sides` cover the vocabulary; `ties` tells which entries must and may be in the support. `spread` `(N,)`
+    is the part of the divergence's bound that comes from other choices among them; `weight` `(N,)` is ratio times rollout weight, `share` that times the weight in the
     gradient, and `rounded` `(N, 2)` the largest number on the way to a token's log-probs of student
     and teacher. `unit` is the natural scale of the gradient: of the largest share, which in
     sampled-token mode multiplies a difference of log-probs.
@@ -42,29 +41,50 @@ class Truth:
     bounds: dict[str, Array]
     log_p: Array
     log_q: Array
-    log_p_bound: Array
-    log_q_bound: Array
-    certain: Array
-    possible: Array
+    sides: tuple[LogProbs, LogProbs]
+    ties: Ties
+    spread: Array = field(default_factory=lambda: np.zeros(0))
     unit: float = 0.0
     weight: Array = field(default_factory=lambda: np.zeros(0))
     share: Array = field(default_factory=lambda: np.zeros(0))
     rounded: Array = field(default_factory=lambda: np.zeros((0, 2)))
 
+    @property
+    def log_p_bound(self) -> Array:
+        """Bound of the student's log-probs, `(N, V)`."""
+        return self.sides[0].bound
 
-def truth(case: LossCase) -> Truth:
-    """Oracle values and budgets of all loss stages of a case."""
-    u = ROUNDINGS * bounds.unit_roundoff(case.dtype)
+    @property
+    def log_q_bound(self) -> Array:
+        """Bound of the teacher's log-probs, `(N, V)`."""
+        return self.sides[1].bound
+
+    def open_token(self, case: LossCase, n: int) -> OpenToken:
+        """Token `n`, whose support is open."""
+        return open_token(self.ties, n, self.sides, case.mode, case.config.alpha, roundings(case))
+
+
+def roundings(case: LossCase) -> float:
+    """The unit roundoff of a case's dtype, times the calibrated constant."""
+    return ROUNDINGS * bounds.unit_roundoff(case.dtype)
+
+
+def truth(case: LossCase, *, all_choices: bool = True) -> Truth:
+    """Oracle values and budgets of all loss stages of a case.
+
+    With `all_choices` the budgets leave room for each choice among ties; without, for none but the
+    one that was recorded.
+    """
+    u = roundings(case)
     with np.errstate(all="ignore"):
         counts, student, teacher = oracle.scaled_logits(case, oracle.FLOAT64)
-        certain, possible = choice_limits(case, student)
         token = oracle.evaluate(case, reference_choice(case, counts))
+        ties = ties_at_edge(case, student, token.log_p) if all_choices else settled(token.chosen)
         divided = case.config.temperature != 1.0
         p_side = bounds.log_prob_bounds(student, token.log_p, divided, u)
         q_side = bounds.log_prob_bounds(teacher, token.log_q, divided, u)
-        found = Truth(
-            counts, {}, {}, token.log_p, token.log_q, p_side.bound, q_side.bound, certain, possible
-        )
+        found = Truth(counts, {}, {}, token.log_p, token.log_q, (p_side, q_side), ties)
+        found.spread = np.zeros(len(token.log_p))
         sides = ((student, token.log_p), (teacher, token.log_q))
         found.rounded = np.stack([bounds.largest_rounded(*side) for side in sides], axis=-1)
         add_log_probs(found, case)
@@ -85,23 +105,14 @@ def reference_choice(case: LossCase, counts: Array) -> Array | None:
     return oracle.marked(indices.numpy()[counts], case.student_logits.shape[-1])
 
 
-def choice_limits(case: LossCase, scaled: Array) -> tuple[Array, Array]:
-    """Entries that must, and that may, be in the support `(N, V)`: ties at the edge are open.
-
-    Logits tie if they are equal, or closer than the roundings of the division by temperature.
-    """
+def ties_at_edge(case: LossCase, scaled: Array, log_p: Array) -> Ties:
+    """Which entries must, and which may be in the support."""
     width = scaled.shape[-1]
     count = min(case.config.distillation_topk or width, width)
-    if case.mode in ("sampled", "full_vocab") or count == width or not len(scaled):
-        every = np.ones_like(scaled, dtype=bool)
-        return every, every
-    ordered = -np.sort(-scaled, axis=-1)
-    last_in, first_out = ordered[:, count - 1 : count], ordered[:, count : count + 1]
+    if not case.mode.startswith("topk") or count == width:
+        return settled(np.ones_like(scaled, dtype=bool))
     divided = case.config.temperature != 1.0
-    slack = 2 * bounds.unit_roundoff(case.dtype) * divided
-    certain = scaled > first_out + slack * (np.abs(scaled) + np.abs(first_out))
-    possible = scaled >= last_in - slack * (np.abs(scaled) + np.abs(last_in))
-    return certain, possible
+    return ties_of(scaled, log_p, count, divided, bounds.unit_roundoff(case.dtype))
 
 
 def add_log_probs(found: Truth, case: LossCase) -> None:
@@ -124,61 +135,42 @@ def add_divergence(
         d_bound, slope = bounds.sampled_bounds(token, p_side.bound, q_side.bound, u)
         found.bounds["divergence"] = d_bound
         return slope
-    sides, d_bound, slope = divergence_bounds(case, token, p_side, q_side, u)
+    how = (case.mode, case.config.alpha, u)
+    sides, d_bound, slope = bounds.on_support(token, p_side, q_side, *how)
     for side, log_on in (("student", token.log_a), ("teacher", token.log_b)):
         tail = bounds.tail_bound(sides[side])[:, None] if case.mode == "topk_tail" else 0
         found.values[f"tail.{side}"] = log_on
         found.bounds[f"tail.{side}"] = sides[side].bound + np.where(
             np.arange(log_on.shape[-1]) == log_on.shape[-1] - 1, tail, 0
         )
-    for n in np.flatnonzero((found.certain != found.possible).any(axis=-1)):
-        choices = other_choices(found, case, token, int(n))
-        at = np.repeat(n, len(choices.divergence))
-        _, d_there, slope_there = divergence_bounds(case, choices, p_side.of(at), q_side.of(at), u)
-        # a choice that gives NaN leaves no room for finite values: `fmax` passes it over
-        d_there = d_there + np.abs(choices.divergence - token.divergence[n])
-        slope_there = slope_there + np.abs(choices.slope - token.slope[n])
-        d_bound[n] = np.fmax(d_bound[n], np.fmax.reduce(d_there))
-        slope[n] = np.fmax(slope[n], np.fmax.reduce(slope_there))
+    for n in np.flatnonzero(found.ties.open):
+        add_choices(found, case, token, int(n), (d_bound, slope))
     found.bounds["divergence"] = d_bound
     return slope
 
 
-def divergence_bounds(
-    case: LossCase, token: Token, p_side: LogProbs, q_side: LogProbs, u: float
-) -> tuple[dict[str, Entries], Array, Array]:
-    """Both sides on the support with their bounds, and the bounds of D `(N,)`, dD/dz `(N, V)`."""
-    alpha, mode = case.config.alpha, case.mode
-    a = bounds.entries(token.log_a, p_side, token.chosen, mode, u)
-    b = bounds.entries(token.log_b, q_side, token.chosen, mode, u)
-    d_bound = bounds.divergence_bound(a, b, token.g, alpha, u)
-    if mode == "topk_tail":
-        d_bound = d_bound + bounds.tail_corners(a, b, alpha)[0]
-    slope = bounds.slope_bound(token, p_side, a, b, mode, alpha, u)
-    return {"student": a, "teacher": b}, d_bound, slope
-
-
-def other_choices(found: Truth, case: LossCase, token: Token, n: int) -> Token:
-    """The values of token `n` for each choice among its tied logits, `(choices, …)`."""
-    certain, open_ = found.certain[n], np.flatnonzero(found.possible[n] & ~found.certain[n])
-    places = int(token.chosen[n].sum() - certain.sum())
-    if comb(len(open_), places) <= MOST_CHOICES:
-        picks = list(combinations(open_, places))
-    else:
-        by_teacher = open_[np.argsort(found.log_q[n, open_])]
-        picks = [tuple(by_teacher[:places]), tuple(by_teacher[len(open_) - places :])]
-    chosen = np.repeat(certain[None], len(picks), axis=0)
-    for row, pick in enumerate(picks):
-        chosen[row, list(pick)] = True
-    _, student, teacher = oracle.scaled_logits(case, oracle.FLOAT64)
-    return oracle.evaluate_tokens(
-        np.repeat(student[n : n + 1], len(picks), axis=0),
-        np.repeat(teacher[n : n + 1], len(picks), axis=0),
-        chosen,
-        case.mode,
-        case.config.alpha,
-        oracle.FLOAT64,
+def add_choices(
+    found: Truth, case: LossCase, token: Token, n: int, limits: tuple[Array, Array]
+) -> None:
+    """Widen the bounds of D and dD/dz of token `n` so that they hold for each choice among ties."""
+    d_bound, slope = limits
+    tied = found.open_token(case, n)
+    picks = tied.choices()
+    chosen = np.zeros((len(picks), token.chosen.shape[-1]), dtype=bool)
+    chosen[:, tied.entries] = picks
+    at, alpha = np.repeat(n, len(picks)), case.config.alpha
+    # log-probs are logits of themselves
+    there = oracle.evaluate_tokens(
+        token.log_p[at], token.log_q[at], chosen, case.mode, alpha, oracle.FLOAT64
     )
+    p_side, q_side = (side.of(at) for side in found.sides)
+    _, d_there, slope_there = bounds.on_support(there, p_side, q_side, case.mode, alpha, tied.u)
+    # a choice that gives NaN leaves no room for finite values: `fmax` passes it over
+    away = [abs(end - token.divergence[n]) for end in tied.divergences()]
+    found.spread[n] = np.fmax.reduce([0.0, *away])
+    d_bound[n] = np.fmax(d_bound[n], np.fmax.reduce(d_there)) + found.spread[n]
+    slope_there = slope_there + np.abs(there.slope - token.slope[n])
+    slope[n] = np.fmax(slope[n], np.fmax.reduce(slope_there))
 
 
 def ratio_interval(found: Truth, case: LossCase, u: float) -> tuple[Array, Array, Array]:
@@ -212,8 +204,12 @@ def add_importance(found: Truth, case: LossCase, token: Token, slope: Array, u: 
     share = oracle.aggregation_weights(mask, case.config.loss_agg_mode)[found.counts]
     loss = np.asarray((share * value).sum())
     rounding = u * (4 + bounds.growth(len(share), u)) * np.abs(share * value).sum()
+    # choices among ties are no roundings: all may go the same way
+    of_choice = weight * found.spread * high
+    of_rounding = np.where(np.isfinite(of_choice), bound - of_choice, bound)
+    limit = bounds.together(share * of_rounding) + (share * of_choice).sum()
     found.values["aggregate"] = loss
-    found.bounds["aggregate"] = np.asarray(bounds.together(share * bound) + rounding)
+    found.bounds["aggregate"] = np.asarray(limit + rounding)
 
     scale = (share * weight / case.config.temperature)[:, None]
     found.weight, found.share = ratio * weight, scale[:, 0] * ratio

@@ -1,6 +1,6 @@
 """Loss stages of a candidate against the reference, on one case."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.adapters.base import same_bits
-from sdpo.parity.budget import Truth
-from sdpo.parity.case import LossCase
+from sdpo.parity.budget import Truth, truth
+from sdpo.parity.case import LossCase, transcription_trace
 from sdpo.parity.clamped import with_clamps
 from sdpo.parity.compare import (
     DIVERGENT,
@@ -18,8 +18,9 @@ from sdpo.parity.compare import (
     compare_exact,
     compare_numeric,
 )
+from sdpo.parity.followed import choice_shown
 from sdpo.parity.improvements import EMPTY_BATCH, ZERO_PROBABILITY, ZERO_WEIGHT
-from sdpo.parity.oracle import Array, array_of
+from sdpo.parity.oracle import Array, array_of, marked
 from sdpo.parity.whole import limit_as_a_whole, size_and_direction
 
 DIVERGING = ("divergence", "importance")
@@ -53,13 +54,27 @@ class Standard:
         case: the inputs.
         truth: oracle values and budgets.
         reference: stage values of the reference.
+        widen: what was done to the budgets of the case, to be done to those of a choice too.
     """
 
     case: LossCase
     truth: Truth
     reference: Trace
+    widen: Callable[[Truth], Truth] = lambda found: found
     _expected: dict[str, Expected] = field(default_factory=dict, init=False)
     _of_itself: dict[tuple[str, ...], list[Comparison]] = field(default_factory=dict, init=False)
+    _choosing: dict[bytes, "Standard"] = field(default_factory=dict, init=False)
+
+    def choosing(self, indices: Tensor) -> "Standard":
+        """What judges a candidate that chose this support `(B, T, K)` among ties."""
+        key = indices.numpy()[self.truth.counts].tobytes()
+        if key not in self._choosing:
+            case = replace(self.case, recorded={"support.indices": indices})
+            own = self.reference
+            if not torch.equal(indices, own["support.indices"]):
+                own = transcription_trace(case, indices)
+            self._choosing[key] = Standard(case, self.widen(truth(case, all_choices=False)), own)
+        return self._choosing[key]
 
     @property
     def epsilon(self) -> float:
@@ -95,18 +110,37 @@ def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
     """
     found: list[Comparison] = []
     own = standard.reference
+    following = followed(standard, actual) if standard.truth.ties.open.any() else {}
     for names in GROUPS:
         if names[0] in actual:
             shown = {name: actual[name] for name in names if name in actual}
             if all(name in own and same_bits(shown[name], own[name]) for name in shown):
                 found.extend(standard.of_itself(tuple(shown)))
             else:
-                found.extend(compare_group(names[0], standard, shown))
+                by = following.get(names[0], standard)
+                found.extend(compare_group(names[0], by, shown))
     for place, comparison in enumerate(found):
         if comparison.stage == "gradient" and comparison.status == DIVERGENT:
-            undefined = zero_probability(standard)
-            found[place] = with_clamps(comparison, standard, actual, undefined)
+            by = following.get("gradient", standard)
+            found[place] = with_clamps(comparison, by, actual, zero_probability(by))
     return sorted(found, key=lambda comparison: ORDER.index(comparison.stage))
+
+
+def followed(standard: Standard, actual: Trace) -> dict[str, Standard]:
+    """What judges the values behind a choice among ties, by their names: the choice that was made.
+
+    A gradient that is not that of any choice says nothing about the loss, which then may be that of
+    all choices.
+    """
+    indices = choice_shown(standard.case, standard.truth, standard.reference, actual)
+    if indices is None:
+        return {}
+    of_choice = standard.choosing(indices)
+    behind = {name: of_choice for name in ("divergence", "importance", "aggregate", "gradient")}
+    if "support.indices" in actual:
+        return behind
+    found = compare_output("gradient", of_choice, actual["gradient"])
+    return {"gradient": of_choice} if found.status == DIVERGENT else behind
 
 
 def compare_group(first: str, standard: Standard, actual: Trace) -> list[Comparison]:
@@ -258,12 +292,7 @@ def same_order(reference: Trace, at: Array, truth: Truth) -> bool:
 
 def compare_choice(case: LossCase, truth: Truth, reference: Trace, at: Array) -> Comparison:
     """Compare which entries of the vocabulary are in the support."""
-    count = reference["support.indices"].shape[-1]
-    chosen = np.zeros_like(truth.possible)
-    np.put_along_axis(chosen, at, True, axis=-1)
-    wrong = (truth.certain & ~chosen) | (chosen & ~truth.possible)
-    short = chosen.sum(axis=-1) != count
-    bad = np.flatnonzero(wrong.any(axis=-1) | short)
+    bad = np.flatnonzero(~truth.ties.admits(marked(at, truth.log_p.shape[-1])))
     if not len(bad):
         return compare_exact("support", case.id, "indices", True, True)
     token = int(bad[0])

@@ -6,7 +6,7 @@ many elements do not all go the same way: the distance of the whole tensor from 
 depends on the order of operations, and the reference's own distance measures it.
 
 A correct evaluation stays within `TIMES` the larger of the reference's distance and of what a few
-roundings make. Both numbers were fixed by the correct programs of `tests/test_budget.py`, of which
+roundings make, and any distance between choices among ties. Both numbers were fixed by the correct programs of `tests/test_budget.py`, of which
 none may use more than half. Where values are as small as one rounding of their natural scale the
 rule says nothing; in float32 and float64 the bounds of the elements are the sharper ones.
 """
@@ -52,6 +52,7 @@ def limit_as_a_whole(
         error = share * distance_of(reference["importance"], truth, truth.values["importance"])
         scales = share * truth.weight * of_divergence
         size, distance, unit = (np.abs(v).sum() for v in (value, error, scales))
+        of_choice = float((share * truth.weight * truth.spread).sum())
     else:
         value = truth.values[name][truth.counts] if name == "gradient" else truth.values[name]
         scales = {
@@ -61,10 +62,12 @@ def limit_as_a_whole(
         }[name]
         error = distance_of(reference[name], truth, value)
         size, distance, unit = (float(np.linalg.norm(v)) for v in (value, error, scales))
+        spread = {"divergence": truth.spread, "importance": truth.weight * truth.spread}
+        of_choice = float(np.linalg.norm(spread.get(name, 0.0)))
     if not np.isfinite(size + distance + unit) or size <= MEANINGFUL * u * unit:
         return None
     few = max(ROUNDINGS_OF_VALUE * size, ROUNDINGS_OF_UNIT[name] * unit)
-    return float(TIMES * max(distance, u * few))
+    return float(TIMES * max(distance, u * few)) + of_choice
 
 
 def natural_scales(case: LossCase, truth: Truth) -> tuple[Array, Array]:

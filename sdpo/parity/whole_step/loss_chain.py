@@ -8,6 +8,7 @@ inherited.
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -125,7 +126,8 @@ def compare_micro_batch(
     raw = micro_batch.logits["gradient"]
     gradient, scale = unscaled(raw.to(case.dtype), on.reference["gradient"], scenario.accumulation)
     trace["gradient"] = gradient
-    standard = Standard(case, rounded_to(raw.dtype, on.truth), on.reference)
+    stored = partial(rounded_to, raw.dtype)
+    standard = Standard(case, stored(on.truth), on.reference, stored)
     found = compare_loss(standard, trace)
     found = [replace(comparison, case=scenario.id) for comparison in found]
     diverges = any(c.status == DIVERGENT for c in found)
