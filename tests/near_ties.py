@@ -126,3 +126,38 @@ def alternating(run: Run) -> Tensor:
     return torch.where(even, first, last)
 
 
+
+
+def crowded_case(seed: int) -> LossCase:
+    """A near-tie case in which 12 to 30 entries are equal at the edge, all of them now and then."""
+    numbers = np.random.default_rng(seed)
+    case = near_tie_case(seed)
+    width, shape = 40, case.responses.shape
+    tied = width if seed % 5 == 0 else int(numbers.integers(12, 31))
+    above = 0 if tied == width else int(numbers.integers(0, 6))
+    random = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn((2, *shape, width), generator=random, dtype=torch.float64)
+    student, teacher = logits.to(case.dtype)
+    for place in np.ndindex(*shape):
+        order = student[place].argsort(descending=True)[above : above + tied]
+        student[place][order] = student[place][order[0]].clone()
+    count = above + int(numbers.integers(3, min(tied, 30) - 2))
+    return replace(
+        case,
+        id=f"crowded {seed}",
+        config=replace(case.config, distillation_topk=count),
+        student_logits=student,
+        teacher_logits=teacher,
+    )
+
+
+def drawn(seed: int) -> Part:
+    """The K largest logits; of equal ones any, by lot."""
+
+    def choose(run: Run) -> Tensor:
+        lots = torch.rand(run.student.shape, generator=torch.Generator().manual_seed(seed))
+        order = lots.argsort(-1)
+        kept = run.student.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices
+        return order.gather(-1, kept)[..., : run.count]
+
+    return choose

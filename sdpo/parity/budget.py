@@ -112,7 +112,7 @@ def ties_at_edge(case: LossCase, scaled: Array, log_p: Array) -> Ties:
     if not case.mode.startswith("topk") or count == width:
         return settled(np.ones_like(scaled, dtype=bool))
     divided = case.config.temperature != 1.0
-    return ties_of(scaled, log_p, count, divided, bounds.unit_roundoff(case.dtype))
+    return ties_of(scaled, log_p, count, divided, case.dtype)
 
 
 def add_log_probs(found: Truth, case: LossCase) -> None:

@@ -7,14 +7,15 @@ A program takes the K largest of a key that orders the entries as the logits x d
 Each arrow rounds, so that the keys of two logits may become equal or change places. An entry's key
 is taken for an interval: its z, give or take all roundings on the longest of these ways. Entries
 whose intervals overlap tie. What moves all keys of a token alike (the normalizer, a factor) leaves
-their order as it is and is no part of it. An underflow is no rounding: probabilities that are zero
-have lost their order, and a program that chooses by them is wrong.
+their order as it is and is no part of it. Zero is no rounding of a probability: those below the
+smallest number of the dtype have lost their order, and a program that chooses by them is wrong.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from sdpo.parity import bounds
 from sdpo.parity.oracle import Array
@@ -24,25 +25,29 @@ ROUNDINGS_OF_EXP = 4
 and rounds once."""
 
 
-def key_errors(scaled: Array, log_p: Array, divided: bool, u: float) -> Array:
+def key_errors(scaled: Array, log_p: Array, divided: bool, dtype: torch.dtype) -> Array:
     """How far each key may be from its z, `(N, V)`; zero where z or log p is not finite.
 
     The largest may be taken away before the division or after it, so that either |z| or |z - m| is
-    rounded by the division; z - m is rounded when it is made, and log p; the quotient of
-    exponentials is rounded by one in the logarithm.
+    rounded by the division; z - m is rounded when it is made, and so is log p. The exponential and
+    its quotient by the sum are rounded by one unit each in the logarithm, by more below the normal
+    numbers.
 
     Args:
         scaled: z `(N, V)`, logits ÷ temperature.
         log_p: `(N, V)`.
         divided: whether the temperature is another than 1.
-        u: unit roundoff.
+        dtype: of the computation.
     """
+    u, tiny = bounds.unit_roundoff(dtype), torch.finfo(dtype).tiny
     finite = np.isfinite(scaled) & np.isfinite(log_p)
     z, log_p = np.where(finite, scaled, 0), np.where(finite, log_p, 0)
     below = np.abs(np.where(finite, scaled - scaled.max(axis=-1, keepdims=True), 0))
     of_exp = 1 if u > bounds.HALF_PRECISION else ROUNDINGS_OF_EXP
     of_division = np.maximum(np.abs(z), below) * divided
-    roundings = of_division + below + np.maximum(np.abs(log_p), 1) + of_exp
+    p = np.exp(log_p)
+    one = np.where(p < 2 * u * tiny, 1, np.maximum(tiny / np.maximum(p, 2 * u * tiny), 1))
+    roundings = of_division + below + np.maximum(np.abs(log_p), one) + of_exp * one
     return np.where(finite, u * roundings, 0)
 
 
@@ -91,9 +96,11 @@ def at_rank(keys: Array, rank: int) -> Array:
     return -np.partition(-keys, rank, axis=-1)[:, rank : rank + 1]
 
 
-def ties_of(scaled: Array, log_p: Array, count: int, divided: bool, u: float) -> Ties:
+def ties_of(
+    scaled: Array, log_p: Array, count: int, divided: bool, dtype: torch.dtype
+) -> Ties:
     """The intervals of the keys; NaN is above all, as in `torch.topk`."""
-    error = key_errors(scaled, log_p, divided, u)
+    error = key_errors(scaled, log_p, divided, dtype)
     keys = np.where(np.isnan(scaled), np.inf, scaled)
     return Ties(keys - error, keys + error, count)
 
