@@ -97,6 +97,8 @@ def from_golden(golden: GoldenCase) -> LossCase:
     where = f"loss case {golden.id}"
     try:
         dtype = DTYPES[golden.config["dtype"]]
+        if not dtype.is_floating_point:
+            raise GoldenDataError(f"{where}: dtype {dtype} of the computation is not floating")
         config = SDPOConfig(**{name: golden.config[name] for name in LOSS_SETTINGS})
         optional = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
         return LossCase(
