@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from sdpo.shapes import check_alike
+
 LOSS_AGG_MODES = (
     "token-mean",
     "seq-mean-token-sum",
@@ -36,13 +38,14 @@ def aggregate(
         tokens by a mask of integers.
 
     Raises:
-        ValueError: unknown mode.
+        ValueError: unknown mode, or another shape of the mask.
 
     Numerics: a mean of rows is taken in float32 at least, whatever the losses' dtype; `1.0` as a
     limit makes a count of integers float32.
 
     Source: `verl/trainer/ppo/core_algos.py` 1027-1082 at 0e6d5106.
     """
+    check_alike(per_token_loss=per_token_loss, loss_mask=loss_mask)
     weighted = torch.where(loss_mask != 0, per_token_loss * loss_mask, 0.0)
     row_sums, row_tokens = weighted.sum(-1), loss_mask.sum(-1)
     counted = (row_tokens > 0).float()
@@ -54,5 +57,5 @@ def aggregate(
     if loss_agg_mode == "seq-mean-token-mean":
         return (row_sums / row_tokens.clamp(min=1.0) * counted).sum() / rows
     if loss_agg_mode == "seq-mean-token-sum-norm":
-        return row_sums.sum() / loss_mask.shape[-1]
+        return row_sums.sum() / max(loss_mask.shape[-1], 1)
     raise ValueError(f"loss_agg_mode must be one of {LOSS_AGG_MODES}, not {loss_agg_mode!r}")

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from sdpo.shapes import check_alike
+
 
 def divergence(student: Tensor, teacher: Tensor, *, alpha: float) -> Tensor:
     """Divergence between two distributions, summed over their support.
@@ -25,9 +27,13 @@ def divergence(student: Tensor, teacher: Tensor, *, alpha: float) -> Tensor:
     Returns:
         `(B, T)` in nats, at least 0 up to rounding; `+inf` only where the definition is infinite.
 
+    Raises:
+        ValueError: shapes differ.
+
     Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106; paper equation for the
     generalised Jensen-Shannon divergence.
     """
+    check_alike(student=student, teacher=teacher)
     if alpha == 0.0:
         return kl(teacher, student)
     if alpha == 1.0:
@@ -64,6 +70,10 @@ def sampled_token_divergence(student_log_probs: Tensor, teacher_log_probs: Tenso
         student_log_probs: `(B, T)` of the response tokens.
         teacher_log_probs: `(B, T)` of the response tokens.
 
+    Raises:
+        ValueError: shapes differ.
+
     Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
     """
+    check_alike(student_log_probs=student_log_probs, teacher_log_probs=teacher_log_probs)
     return (student_log_probs - teacher_log_probs).detach() * student_log_probs

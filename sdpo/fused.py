@@ -36,6 +36,7 @@ from sdpo.heads import (
 )
 from sdpo.log_probs import entries_of
 from sdpo.loss import Trace, token_losses, token_losses_on
+from sdpo.shapes import check_loss_arguments
 from sdpo.softmax import Softmax
 from sdpo.support import Support
 from sdpo.teacher import trust_region_logits
@@ -80,13 +81,16 @@ def fused_self_distillation_loss(
         can go backward once.
 
     Raises:
-        ValueError: `is_clip` is set and `old_log_probs` missing, or `chunk_tokens` below 1.
+        ValueError: `is_clip` is set and `old_log_probs` missing, `chunk_tokens` is below 1, or a
+            shape or dtype is another one.
 
     Numerics: everything after the hidden states is float32, or float64. Bit-stable for the same
     `chunk_tokens` and number of threads.
     """
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be 1 or more, not {chunk_tokens}")
+    optional = old_log_probs, self_distillation_mask, rollout_is_weights
+    check_loss_arguments(student.hidden.shape[:2], responses, response_mask, *optional)
     loss_mask = response_mask
     if self_distillation_mask is not None:
         loss_mask = response_mask * self_distillation_mask.unsqueeze(-1)

@@ -7,6 +7,8 @@ the update, and the rollout weights that correct for the sampler's own probabili
 import torch
 from torch import Tensor
 
+from sdpo.shapes import check_alike
+
 LOG_RATIO_LIMIT = 20.0
 
 
@@ -33,10 +35,13 @@ def importance(
         `(B, T)`.
 
     Raises:
-        ValueError: `is_clip` is set and `old_log_probs` is missing.
+        ValueError: `is_clip` is set and `old_log_probs` is missing, or shapes differ.
 
     Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
     """
+    check_alike(per_token_loss=per_token_loss, student_log_probs=student_log_probs)
+    check_alike(per_token_loss=per_token_loss, old_log_probs=old_log_probs)
+    check_alike(per_token_loss=per_token_loss, rollout_is_weights=rollout_is_weights)
     if is_clip is not None:
         if old_log_probs is None:
             raise ValueError(
@@ -74,10 +79,12 @@ def rollout_is_weights(
         `(B, T)`, 0 at masked places, without gradient.
 
     Raises:
-        ValueError: the threshold is not above 0, or no token counts.
+        ValueError: the threshold is not above 0, no token counts, or shapes differ.
 
     Source: `verl/trainer/ppo/rollout_corr_helper.py` 481-598 at 0e6d5106.
     """
+    check_alike(old_log_probs=old_log_probs, rollout_log_probs=rollout_log_probs)
+    check_alike(old_log_probs=old_log_probs, response_mask=response_mask)
     if rollout_is_threshold <= 0:
         raise ValueError(f"rollout_is_threshold must be above 0, not {rollout_is_threshold}")
     if not response_mask.any():

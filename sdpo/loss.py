@@ -12,6 +12,7 @@ from sdpo.aggregate import aggregate
 from sdpo.config import SDPOConfig
 from sdpo.divergence import divergence, sampled_token_divergence
 from sdpo.importance import importance
+from sdpo.shapes import check_logits, check_loss_arguments
 from sdpo.softmax import Softmax
 from sdpo.support import Support, log_probs, support, tail
 
@@ -47,13 +48,16 @@ def self_distillation_loss(
         A scalar, in nats.
 
     Raises:
-        ValueError: a setting needs a tensor that is missing.
+        ValueError: a setting needs a tensor that is missing, or a shape or dtype is another one.
 
     Numerics: places that the masks exclude are neutralised before anything is computed, so that
     NaN or infinity in padding reaches neither the loss nor the gradient.
 
     Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
     """
+    optional = old_log_probs, self_distillation_mask, rollout_is_weights
+    check_logits(student_logits, teacher_logits)
+    check_loss_arguments(student_logits.shape[:2], responses, response_mask, *optional)
     trace = {} if trace is None else trace
     loss_mask = response_mask
     if self_distillation_mask is not None:

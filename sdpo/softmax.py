@@ -55,7 +55,7 @@ class Softmax:
     def by_piece(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """A function `(…, V)` to `(…, K)` of z at all places."""
         found = [function(z) for _, z in pieces(self.logits, self.temperature, self.counts)]
-        return torch.cat(found).view(*self.logits.shape[:-1], -1)
+        return torch.cat(found).view(*self.logits.shape[:-1], found[0].shape[-1])
 
 
 class LogProbs(torch.autograd.Function):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdpo.shapes import check_alike, check_token_ids
 from sdpo.softmax import Softmax
 
 LARGEST_LOG_MASS = -1e-7
@@ -38,9 +39,13 @@ def log_probs(logits: Tensor | Softmax, responses: Tensor, *, temperature: float
     Returns:
         `(B, T)` in the dtype of `logits`, in nats.
 
+    Raises:
+        ValueError: `responses` are no int64 `(B, T)`.
+
     Source: `verl/utils/torch_functional.py` 166-200 at 0e6d5106.
     """
     side = normalized(logits, temperature)
+    check_token_ids("responses", responses, side.logits.shape[:-1])
     return side.log_probs(responses.unsqueeze(-1)).squeeze(-1)
 
 
@@ -62,11 +67,15 @@ def support(
         distillation_topk: K, limited to V; None takes the full vocabulary.
         temperature: divides both logits.
 
+    Raises:
+        ValueError: shapes differ.
+
     Source: `verl/workers/actor/dp_actor.py` 174-560 at 0e6d5106; paper section 3 (top-K
     distillation).
     """
     student = normalized(student_logits, temperature)
     teacher = normalized(teacher_logits, temperature)
+    check_alike(student_logits=student.logits, teacher_logits=teacher.logits)
     if distillation_topk is None:
         return Support(None, student.all_log_probs(), teacher.all_log_probs())
     indices = student.likeliest(distillation_topk)

@@ -39,10 +39,10 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("name", [*MATHS, *FUSED, "softmax", "teacher"])
+@pytest.mark.parametrize("name", [*MATHS, *FUSED, "softmax", "teacher", "shapes"])
 def test_maths_imports_torch_and_maths_only(name):
     allowed = TORCH_ONLY | {"sdpo", "sdpo.config"} | FURTHER.get(name, set())
-    known = (*MATHS, *(FUSED if name in FUSED else ()), "config", "softmax", "teacher")
+    known = (*MATHS, *(FUSED if name in FUSED else ()), "config", "softmax", "teacher", "shapes")
     for module in imports(ROOT / "sdpo" / f"{name}.py"):
         own = module.startswith("sdpo.") and module.split(".")[1] in known
         assert own or module in allowed, module

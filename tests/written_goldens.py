@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,31 +21,42 @@ INPUTS = (
 )
 
 
+SIDES = ("student", "teacher")
+
+
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def write_loss(folder: Path, cases: Sequence[LossCase]) -> Path:
-    """Write cases with what the transcription gives on them; returns the folder."""
+def write_loss(folder: Path, cases: Sequence[LossCase], **changed: torch.Tensor) -> Path:
+    """Write cases with what the transcription gives on them; returns the folder.
+
+    `changed` are tensors to write in place of a case's, by their names in the file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    entries = [written(folder, case) for case in cases]
+    entries = [written(folder, case, changed) for case in cases]
     manifest = {"family": "loss", "cases": entries, "case_count": len(entries), "error_cases": []}
     (folder / "cases.json").write_text(json.dumps(manifest))
     return folder
 
 
-def written(folder: Path, case: LossCase) -> dict:
+def written(folder: Path, case: LossCase, changed: Mapping[str, torch.Tensor]) -> dict:
     """Write a case's tensors; returns its entry of the manifest."""
     inputs = {f"in.{name}": getattr(case, name) for name in INPUTS}
     trace = transcription_trace(case)
     kind = "topk" if case.mode.startswith("topk") else "all"
     names = RECORDED_NAMES | {f"support.{s}": f"out.{s}_{kind}_log_probs" for s in SIDES}
     outputs = {name: trace[stage] for stage, name in names.items() if stage in trace}
-    tensors = {n: t.clone(memory_format=torch.contiguous_format) for n, t in (inputs | outputs).items() if t is not None}
+    tensors = {
+        n: t.clone(memory_format=torch.contiguous_format)
+        for n, t in (inputs | outputs).items()
+        if t is not None
+    }
     for side in SIDES:
         tensors[f"in.{side}_logits"] = tensors[f"in.{side}_logits"].float()
     if case.dtype == torch.float64:
         raise ValueError("logits are stored in float32, which would round those of the case")
+    tensors |= changed
     data = save(tensors)
     (folder / f"{case.id}.safetensors").write_bytes(data)
     settings = {name: getattr(case.config, name) for name in LOSS_SETTINGS}
@@ -59,6 +70,3 @@ def written(folder: Path, case: LossCase) -> dict:
         "sha256": hashlib.sha256(data).hexdigest(),
         "tensors": {n: [name_of(t.dtype), list(t.shape)] for n, t in tensors.items()},
     }
-
-
-SIDES = ("student", "teacher")

@@ -11,6 +11,7 @@ from sdpo.config import SDPOConfig
 from sdpo.fixtures import GoldenCase, GoldenDataError
 from sdpo.fixtures.loader import DTYPES
 from sdpo.reference.loss import loss_from_logits
+from sdpo.shapes import check_logits, check_loss_arguments
 
 LOSS_SETTINGS = (
     "full_logit_distillation",
@@ -91,7 +92,8 @@ def from_golden(golden: GoldenCase) -> LossCase:
     """A recorded loss case.
 
     Raises:
-        GoldenDataError: damaged file, unknown dtype, or settings that the loss does not allow.
+        GoldenDataError: damaged file, unknown dtype, tensors that do not fit together, or settings
+            that the loss does not allow.
     """
     tensors = golden.tensors()
     where = f"loss case {golden.id}"
@@ -101,7 +103,7 @@ def from_golden(golden: GoldenCase) -> LossCase:
             raise GoldenDataError(f"{where}: dtype {dtype} of the computation is not floating")
         config = SDPOConfig(**{name: golden.config[name] for name in LOSS_SETTINGS})
         optional = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
-        return LossCase(
+        case = LossCase(
             id=golden.id,
             config=config,
             student_logits=tensors["in.student_logits"].to(dtype),
@@ -112,6 +114,10 @@ def from_golden(golden: GoldenCase) -> LossCase:
             recorded=recorded_values(tensors),
             **{name: tensors.get(f"in.{name}") for name in optional},
         )
+        check_logits(case.student_logits, case.teacher_logits)
+        given = {name: getattr(case, name) for name in ("responses", "response_mask", *optional)}
+        check_loss_arguments(case.student_logits.shape[:2], **given)
+        return case
     except KeyError as error:
         raise GoldenDataError(f"{where}: {error} is missing") from error
     except ValueError as error:
