@@ -6,7 +6,6 @@ logits are a few units in the last place apart, keys become equal, or change pla
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -14,10 +13,8 @@ from torch import Tensor
 
 from sdpo.aggregate import LOSS_AGG_MODES
 from sdpo.config import SDPOConfig
-from sdpo.parity.budget import truth
 from sdpo.parity.case import LossCase
 from sdpo.parity.faults_parts import Part, Run
-from sdpo.parity.faults_support import choice_of, teachers_choice
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TEMPERATURES = (0.7, 1.0, 1.3)
@@ -104,12 +101,12 @@ KEYS: Mapping[str, Callable[[Run], Tensor]] = {
     "log_softmax of centred logits": lambda run: centred(run).log_softmax(-1),
     "softmax": lambda run: run.student.softmax(-1),
     "exp of log_softmax": lambda run: run.student.log_softmax(-1).exp(),
-    "exp over its sum": lambda run: (
-        centred(run).exp() / centred(run).exp().sum(-1, keepdim=True)
+    "exp over its sum": lambda run: centred(run).exp() / centred(run).exp().sum(-1, keepdim=True),
+    "log_softmax in float32": lambda run: (
+        run.student.float().log_softmax(-1)
+        if run.student.dtype != torch.float64
+        else run.student.log_softmax(-1)
     ),
-    "log_softmax in float32": lambda run: run.student.float().log_softmax(-1)
-    if run.student.dtype != torch.float64
-    else run.student.log_softmax(-1),
 }
 CORRECT: Mapping[str, Part] = {
     f"{name}, {'last' if last else 'first'}": largest(key, last=last)
@@ -124,8 +121,6 @@ def alternating(run: Run) -> Tensor:
     first, last = (largest(KEYS["log_softmax"], last=at)(run) for at in (False, True))
     even = torch.arange(first.shape[1])[None, :, None] % 2 == 0
     return torch.where(even, first, last)
-
-
 
 
 def crowded_case(seed: int) -> LossCase:

@@ -53,7 +53,7 @@ def chosen_by(case: LossCase, choice: Part) -> np.ndarray:
 
 
 def check_correct(seed: int) -> bool:
-    """Three correct programs on a random case; whether one of them chose as the reference did not."""
+    """Three correct programs on a random case; whether one chose as the reference did not."""
     case = near_tie_case(seed)
     own = prepared(case).reference["support.indices"]
     other = False
@@ -220,7 +220,7 @@ def with_another_choice(dtype: torch.dtype) -> LossCase:
     """A case on which the last of equal keys is another support than the reference's."""
     for seed in range(100):
         case = near_tie_case(seed)
-        if case.dtype == dtype and case.config.distillation_topk > 2:
+        if case.dtype == dtype and (case.config.distillation_topk or 0) > 2:
             counts = prepared(case).truth.counts
             own = prepared(case).reference["support.indices"].numpy()[counts]
             marked = oracle.marked(own, case.student_logits.shape[-1])

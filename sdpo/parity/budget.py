@@ -29,10 +29,11 @@ class Truth:
 
     Per-token values are `(N, …)` for the tokens that count, in row-major order of `counts`
     `(B, T)`; `aggregate` is a scalar and `gradient` `(B, T, V)`. `log_p`, `log_q` and, with their
-    bounds, `sides` cover the vocabulary; `ties` tells which entries must and may be in the support. `spread` `(N,)`
-    is the part of the divergence's bound that comes from other choices among them; `weight` `(N,)` is ratio times rollout weight, `share` that times the weight in the
-    gradient, and `rounded` `(N, 2)` the largest number on the way to a token's log-probs of student
-    and teacher. `unit` is the natural scale of the gradient: of the largest share, which in
+    bounds, `sides` cover the vocabulary; `ties` tells which entries must and may be in the support,
+    and `spread` `(N,)` is the part of the divergence's bound that other choices among them take.
+    `weight` `(N,)` is ratio times rollout weight, `share` that times the weight in the gradient,
+    and `rounded` `(N, 2)` the largest number on the way to a token's log-probs of student and
+    teacher. `unit` is the natural scale of the gradient: of the largest share, which in
     sampled-token mode multiplies a difference of log-probs.
     """
 

@@ -104,9 +104,9 @@ class OpenToken:
         return float(np.fmin.reduce(values)), float(np.fmax.reduce(values))
 
     def nearest(self, slope: Array, start: Array) -> Array:
-        """The choice `(M,)` that a candidate's dD/dz is nearest to, of those whose budgets it keeps.
+        """The choice `(M,)` that a candidate's dD/dz is nearest to, if it keeps its budget.
 
-        Where it keeps none, the one whose budget it exceeds least.
+        Where it keeps none, the one that it exceeds least.
 
         Args:
             slope: `(M+1,)` the candidate's dD/dz, that of the rest summed up.
@@ -220,12 +220,13 @@ def enclosed(token: OpenToken) -> tuple[float, float]:
         shift = np.log(inside)[::-1] if token.mode == "topk_renorm" else np.zeros(2)
         sides.append([log[:-1] - shift[0], log[:-1] - shift[1]])
         tails.append(np.log(np.maximum(outside, -np.expm1(-oracle.SMALLEST_TAIL))))
-    low, high = term_limits(*sides[0], *sides[1], token.alpha)
+    (low_p, high_p), (low_q, high_q) = sides
+    low, high = term_limits(low_p, high_p, low_q, high_q, token.alpha)
     lowest = low[certain].sum() + sums_of(low[~certain], places)[0]
     highest = high[certain].sum() + sums_of(high[~certain], places)[1]
     if token.mode == "topk_tail":
-        ends = [np.asarray([end]) for end in (*tails[0], *tails[1])]
-        of_tail = term_limits(*ends, token.alpha)
+        (low_p, high_p), (low_q, high_q) = (tail[:, None] for tail in tails)
+        of_tail = term_limits(low_p, high_p, low_q, high_q, token.alpha)
         lowest, highest = lowest + of_tail[0][0], highest + of_tail[1][0]
     return float(lowest), float(highest)
 

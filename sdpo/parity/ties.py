@@ -96,9 +96,7 @@ def at_rank(keys: Array, rank: int) -> Array:
     return -np.partition(-keys, rank, axis=-1)[:, rank : rank + 1]
 
 
-def ties_of(
-    scaled: Array, log_p: Array, count: int, divided: bool, dtype: torch.dtype
-) -> Ties:
+def ties_of(scaled: Array, log_p: Array, count: int, divided: bool, dtype: torch.dtype) -> Ties:
     """The intervals of the keys; NaN is above all, as in `torch.topk`."""
     error = key_errors(scaled, log_p, divided, dtype)
     keys = np.where(np.isnan(scaled), np.inf, scaled)

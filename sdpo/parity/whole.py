@@ -6,9 +6,10 @@ many elements do not all go the same way: the distance of the whole tensor from 
 depends on the order of operations, and the reference's own distance measures it.
 
 A correct evaluation stays within `TIMES` the larger of the reference's distance and of what a few
-roundings make, and any distance between choices among ties. Both numbers were fixed by the correct programs of `tests/test_budget.py`, of which
-none may use more than half. Where values are as small as one rounding of their natural scale the
-rule says nothing; in float32 and float64 the bounds of the elements are the sharper ones.
+roundings make, besides the distance between choices among ties. Both numbers were fixed by the
+correct programs of `tests/test_budget.py`, of which none may use more than half. Where values are
+as small as one rounding of their natural scale the rule says nothing; in float32 and float64 the
+bounds of the elements are the sharper ones.
 """
 
 from collections.abc import Mapping
