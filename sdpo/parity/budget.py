@@ -51,6 +51,16 @@ class Truth:
     rounded: Array = field(default_factory=lambda: np.zeros((0, 2)))
 
     @property
+    def certain(self) -> Array:
+        """Entries that must be in the support, `(N, V)`."""
+        return self.ties.certain
+
+    @property
+    def possible(self) -> Array:
+        """Entries that may be in the support, `(N, V)`."""
+        return self.ties.possible
+
+    @property
     def log_p_bound(self) -> Array:
         """Bound of the student's log-probs, `(N, V)`."""
         return self.sides[0].bound

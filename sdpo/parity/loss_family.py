@@ -1,7 +1,8 @@
 """Loss stages of a candidate against the reference, on one case."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from sdpo.parity.compare import (
     compare_exact,
     compare_numeric,
 )
+from sdpo.parity.counted import counting_exactly, difference
 from sdpo.parity.followed import choice_shown
 from sdpo.parity.improvements import EMPTY_BATCH, ZERO_PROBABILITY, ZERO_WEIGHT
 from sdpo.parity.oracle import Array, array_of, marked
@@ -26,6 +28,8 @@ from sdpo.parity.whole import limit_as_a_whole, size_and_direction
 DIVERGING = ("divergence", "importance")
 PER_TOKEN = ("log_probs.student", "log_probs.teacher", "divergence", "importance")
 ORDER = ("log_probs", "support", "tail", "divergence", "importance", "aggregate", "gradient")
+
+OUTCOMES = ("aggregate", "gradient")
 
 Trace = Mapping[str, Tensor]
 
@@ -76,6 +80,15 @@ class Standard:
             self._choosing[key] = Standard(case, self.widen(truth(case, all_choices=False)), own)
         return self._choosing[key]
 
+    @cached_property
+    def exact(self) -> "Standard | None":
+        """What judges a candidate that counts tokens exactly; None if the reference does too."""
+        case = counting_exactly(self.case)
+        if case is None:
+            return None
+        own = transcription_trace(case, self.reference.get("support.indices"))
+        return Standard(case, self.widen(truth(case)), own, self.widen)
+
     @property
     def epsilon(self) -> float:
         """Distance from one to the next number of the case's dtype."""
@@ -108,6 +121,24 @@ def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
     Returns:
         One comparison for each value, in stage order.
     """
+    found = compare_values(standard, actual)
+    if outcome_diverges(found) and standard.exact is not None:
+        again = compare_values(standard.exact, actual)
+        if not outcome_diverges(again):
+            before = [comparison for comparison in found if comparison.stage not in OUTCOMES]
+            after = [comparison for comparison in again if comparison.stage in OUTCOMES]
+            note = difference(standard.case)
+            return before + [replace(comparison, note=note) for comparison in after]
+    return found
+
+
+def outcome_diverges(found: Sequence[Comparison]) -> bool:
+    """Whether loss or gradient diverge."""
+    return any(c.status == DIVERGENT for c in found if c.stage in OUTCOMES)
+
+
+def compare_values(standard: Standard, actual: Trace) -> list[Comparison]:
+    """Compare every stage value that is exposed, counts of tokens as in the standard."""
     found: list[Comparison] = []
     own = standard.reference
     following = followed(standard, actual) if standard.truth.ties.open.any() else {}
