@@ -88,6 +88,20 @@ def mean_loss(step: OptimizerStep) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def optimised(scenario: Scenario, step: OptimizerStep, scales: Sequence[float]) -> float | None:
+    """What an optimizer step followed: each micro-batch's loss times its gradient's scale.
+
+    None if the trainer does not show a loss; a scale that is not known counts as right.
+    """
+    usual, found = 1 / scenario.accumulation, 0.0
+    for micro_batch, scale in zip(step.micro_batches, scales, strict=True):
+        if "aggregate" not in micro_batch.values:
+            return None
+        weight = scale if math.isfinite(scale) else usual
+        found += weight * micro_batch.values["aggregate"].item()
+    return found / scenario.processes
+
+
 def flat(ours: Tensors, theirs: Tensors) -> tuple[Tensor, Tensor]:
     """Two sets of gradients as vectors in float64; a missing one of ours is zero."""
     names = list(theirs)

@@ -23,8 +23,9 @@ from sdpo.parity.replica import weights_of
 from sdpo.parity.verdict import CaseResult
 from sdpo.parity.whole_step import weights_chain as chain
 from sdpo.parity.whole_step.apart import Apart
-from sdpo.parity.whole_step.effects import Effect, effect_of
+from sdpo.parity.whole_step.effects import Effect, effect_of, optimised
 from sdpo.parity.whole_step.loss_chain import compare_micro_batch, loss_case
+from sdpo.parity.whole_step.own_batch import asked_batch, compare_answers, teacher_tokens_apart
 from sdpo.parity.whole_step.prompt_chain import compare_prompts
 from sdpo.parity.whole_step.ranks import compare_ranks, first_apart
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, Tensors, TrainerRun, Update
@@ -195,6 +196,7 @@ class Walk:
         self.optimised: list[float | None] = []
         self.moved: tuple[Tensors, list[Tensors]] = ({}, [])
         self.at = BEFORE
+        self.asked_otherwise = ""
 
     def comparisons(self) -> Iterator[Comparison]:
         """All comparisons with their places, update by update."""
@@ -208,8 +210,10 @@ class Walk:
         for number, update in enumerate(self.run.updates):
             self.at = (number, 0, 0)
             generation = self.scenario.generations[number]
-            batch, prompt = whole_batch(self.scenario, generation, self.tokenizer)
-            yield from self.prompts(generation, update, prompt, batch)
+            batch, prompt = asked_batch(self.scenario, generation, update.prompt, self.tokenizer)
+            found = self.prompts(generation, update, prompt, batch)
+            yield from found
+            self.asked_otherwise = teacher_tokens_apart(found)
             self.student.load(weights)
             old = self.old_log_probs(batch)
             path, stepped = [weights], False
@@ -310,30 +314,28 @@ class Walk:
         case = loss_case(self.scenario, self.scenario.id, micro_batch, chosen, mask)
         found = chain.compare_student_tokens(self.scenario, micro_batch, batch)
         if (case.loss_mask != 0).any():
-            found += self.forward(micro_batch, case.loss_mask)
+            found += self.forward(micro_batch, case.loss_mask, batch)
             if old is not None and shown is not None:
                 found.append(chain.compare_old(self.scenario, old, shown, case.loss_mask))
         compared, observation, scale = compare_micro_batch(self.scenario, case, micro_batch)
         self.observations.append(observation)
         return found + compared, scale
 
-    def forward(self, micro_batch: MicroBatch, mask: Tensor) -> list[Comparison]:
+    def forward(self, micro_batch: MicroBatch, mask: Tensor, batch: Tensors) -> list[Comparison]:
         """Both sides' forward passes, and the known faults behind a wrong teacher's."""
-        found = []
+        found, given = [], (micro_batch, mask, batch)
         if not self.scenario.dropout:
-            found = [
-                chain.compare_forward(self.scenario, "student", self.student, micro_batch, mask)
-            ]
+            found = compare_answers(self.scenario, "student", self.student, *given)
         if self.scenario.self_distillation["teacher_regularization"] == "trust-region":
             return found  # mixed from two models, which one model cannot repeat
-        teacher = chain.compare_forward(self.scenario, "teacher", self.plain, micro_batch, mask)
+        inherits = self.asked_otherwise
+        answers = compare_answers(self.scenario, "teacher", self.plain, *given, inherits)
         if self.at[1:] != (0, 0):  # its weights are recorded between updates only
-            teacher = replace(teacher, may_follow=("teacher_update",))
-        found.append(teacher)
-        if found[-1].status == DIVERGENT:
+            answers = [replace(answer, may_follow=("teacher_update",)) for answer in answers]
+        if answers[0].status == DIVERGENT:
             faults = explained_forward(self.scenario, self.plain, self.moved, micro_batch, mask)
             self.tried["log_probs"].append(faults)
-        return found
+        return found + answers
 
     def optimizer(self, before: Tensors, step: OptimizerStep) -> tuple[list[Comparison], float]:
         """Weights after a step, the known faults behind wrong ones, and the gradient's norm."""
@@ -371,20 +373,6 @@ class Walk:
         ]
         gather = merged if self.scenario.lora else None
         return run_reference(self.scenario, self.model, self.tokenizer, groups, merged=gather)
-
-
-def optimised(scenario: Scenario, step: OptimizerStep, scales: Sequence[float]) -> float | None:
-    """What an optimizer step followed: each micro-batch's loss times its gradient's scale.
-
-    None if the trainer does not show a loss; a scale that is not known counts as right.
-    """
-    usual, found = 1 / scenario.accumulation, 0.0
-    for micro_batch, scale in zip(step.micro_batches, scales, strict=True):
-        if "aggregate" not in micro_batch.values:
-            return None
-        weight = scale if math.isfinite(scale) else usual
-        found += weight * micro_batch.values["aggregate"].item()
-    return found / scenario.processes
 
 
 def merged(model: nn.Module) -> nn.Module:

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdpo.parity.adapters.trainers.layout import padding_inside
 from sdpo.parity.compare import ERROR, Comparison, compare_exact
 from sdpo.parity.stages import PROMPT_STAGES
 from sdpo.parity.whole_step.scenario import Generation, Scenario
 from sdpo.reference import teacher_prompt as reference
 
 Shown = Mapping[str, Sequence[Any]]
+PADDING = "padding_inside"
 
 
 def compare_prompts(
@@ -110,16 +112,23 @@ def encoded(
     messages: Sequence[Any], scenario: Scenario, batch: Mapping[str, Tensor], tokenizer: Any
 ) -> list[dict[str, list[int]]]:
     """Ids and relative positions of the tokens that the teacher attends to, per row."""
+    tensors = teacher_tensors(messages, scenario, batch, tokenizer)
+    return attended(tensors["teacher_input_ids"], tensors["teacher_attention_mask"])
+
+
+def teacher_tensors(
+    messages: Sequence[Any], scenario: Scenario, batch: Mapping[str, Tensor], tokenizer: Any
+) -> dict[str, Tensor]:
+    """The reference's teacher inputs for some prompts, `(B, L)` int64, by name."""
     reference.set_tokenizer_sides(tokenizer, scenario.self_distillation)
     prompt = reference.encode_prompts(messages, tokenizer, scenario.self_distillation, None)
-    tensors = reference.append_responses(*prompt, batch["responses"], batch["response_mask"])
-    return attended(tensors["teacher_input_ids"], tensors["teacher_attention_mask"])
+    return dict(reference.append_responses(*prompt, batch["responses"], batch["response_mask"]))
 
 
 def attended(
     ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None
 ) -> list[dict[str, list[int]]]:
-    """Per row the attended ids, and their positions relative to the first.
+    """Per row the attended ids, their positions relative to the first, and padding among them.
 
     Without `position_ids` `(B, L)` the positions count the attended tokens.
     """
@@ -130,7 +139,13 @@ def attended(
         kept = attention_mask[row] != 0
         positions = position_ids[row][kept]
         relative = (positions - positions[:1]).tolist()
-        found.append({"input_ids": ids[row][kept].tolist(), "position_ids": relative})
+        found.append(
+            {
+                "input_ids": ids[row][kept].tolist(),
+                "position_ids": relative,
+                PADDING: padding_inside(kept),
+            }
+        )
     return found
 
 
@@ -139,10 +154,18 @@ def first_difference(
 ) -> Comparison:
     """Compare the judged rows exactly and name the first that differs."""
     for row in rows:
-        ours, theirs = plain(actual[row]), plain(expected[row])
+        ours, theirs = comparable(actual[row], expected[row])
         if ours != theirs:
             return compare_exact(stage, case, f"row {row}", *where_they_part(ours, theirs))
     return compare_exact(stage, case, stage, True, True)
+
+
+def comparable(actual: Any, expected: Any) -> tuple[Any, Any]:
+    """Both plain; padding among tokens is left out where an adapter does not show it."""
+    ours, theirs = plain(actual), plain(expected)
+    if isinstance(ours, dict) and isinstance(theirs, dict) and PADDING not in ours:
+        theirs.pop(PADDING, None)
+    return ours, theirs
 
 
 def plain(value: Any) -> Any:

@@ -55,7 +55,8 @@ class Update:
     `prompt` has the prompt stages that the trainer shows, one entry per row of the generation:
     `feedback` text or None, `demonstration` (row, text) or text alone or None, `teacher_prompt`
     messages, `teacher_tokens` a dict of lists `input_ids` and `position_ids` of the tokens that the
-    teacher attends to, `distillation_mask` float. `teacher` are the teacher's weights afterwards
+    teacher attends to, with `padding_inside`, the number of columns of padding among them,
+    `distillation_mask` float. `teacher` are the teacher's weights afterwards
     (of a LoRA teacher the effective weights of the adapted layers).
     """
 

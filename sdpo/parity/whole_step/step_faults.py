@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdpo.parity.compare import DIVERGENT
 from sdpo.parity.faults import BY_ID
-from sdpo.parity.whole_step.prompt_chain import Shown, expectations, plain
+from sdpo.parity.whole_step.prompt_chain import Shown, comparable, expectations
 from sdpo.parity.whole_step.record import MicroBatch, Tensors
 from sdpo.parity.whole_step.reference_run import whole_batch
 from sdpo.parity.whole_step.scenario import Generation, Scenario
@@ -87,7 +87,8 @@ def gives(
     mask = expected["distillation_mask"]
     rows = [row for row in range(len(mask)) if mask[row] or not about_teacher]
     value, wanted = shown[stage], as_texts(shown[stage], expected[stage])
-    return all(plain(value[row]) == plain(wanted[row]) for row in rows)
+    pairs = [comparable(value[row], wanted[row]) for row in rows]
+    return all(ours == theirs for ours, theirs in pairs)
 
 
 def as_texts(shown: Sequence[Any], expected: Sequence[Any]) -> list[Any]:

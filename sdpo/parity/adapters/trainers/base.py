@@ -147,6 +147,13 @@ class HFTrainerAdapter(TrainerAdapter):
     def teacher(self, trainer: Any) -> nn.Module | None:
         """The module that answers as the teacher; the student itself if they share weights."""
 
+    def teacher_adapters(self, trainer: Any) -> tuple[str, ...]:
+        """The adapters that are active while the teacher answers, where it is the student's model.
+
+        By them its passes are told from the student's; `()` if it answers with all disabled.
+        """
+        return (self.teacher_adapter,)
+
     def observe(self, trainer: Any, recorder: "Recorder") -> None:
         """Add hooks that show stage values: `recorder.watch.function(module, name, seen)`.
 

@@ -68,6 +68,10 @@ class OwnTrainer(HFTrainerAdapter):
         """A copy; with LoRA the student, which has the teacher as a second adapter."""
         return getattr(trainer.teacher, "module", trainer.model)
 
+    def teacher_adapters(self, trainer: Any) -> tuple[str, ...]:
+        """The teacher's, or none where averages of effective weights are added to the model's."""
+        return () if hasattr(trainer.teacher, "deltas") else super().teacher_adapters(trainer)
+
     def teacher_weights(self, trainer: Any) -> dict[str, Tensor]:
         """The teacher's weights by name; of a LoRA teacher the effective ones."""
         deltas = getattr(trainer.teacher, "deltas", None)

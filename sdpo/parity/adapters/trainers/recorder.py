@@ -6,7 +6,7 @@
     on_step_end ─► weights            the teacher's only when the next update's first micro-batch
                                       begins: whatever follows an optimizer step has then happened
 
-The student is what runs with gradients inside `compute_loss`, the teacher what runs without.
+Which pass is whose `passes.py` says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from sdpo.parity.adapters.base import NotCoveredError
+from sdpo.parity.adapters.trainers.layout import MODEL_INPUTS
+from sdpo.parity.adapters.trainers.passes import (
+    EITHER,
+    NEITHER,
+    STUDENT,
+    TEACHER,
+    Passes,
+    ToBatch,
+    side_of,
+)
 from sdpo.parity.adapters.trainers.script import Script
 from sdpo.parity.adapters.trainers.watch import Watch
 from sdpo.parity.adapters.trainers.weights import gradients
@@ -33,7 +43,6 @@ LOWER = 0.25
 FURTHER = ("rollout_is_weights", "response_mask")
 WEIGHT = 0.5
 """Of every token, where the weights of rollouts are moved alone."""
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 HOOKS = (
     "model.generate",
     "Trainer.compute_loss",
@@ -58,8 +67,8 @@ class Recorder:
         self.adapter, self.trainer, self.script, self.watch = adapter, trainer, script, watch
         self.run = TrainerRun()
         self.micro: MicroBatch | None = None
-        self.signal: Tensor | None = None
-        self.width = 0
+        self.passes: Passes | None = None
+        self.hooked: dict[int, nn.Module] = {}
         self.positions: Tensor | None = None
         self.closed = 0
         self.step_open = False
@@ -75,14 +84,24 @@ class Recorder:
         watch.replace(trainer, "compute_loss", self.compute_loss)
         self._clip = trainer.accelerator.clip_grad_norm_
         watch.replace(trainer.accelerator, "clip_grad_norm_", self.clip)
-        teacher = self.adapter.teacher(trainer)
-        for module in {id(m): m for m in (trainer.model, teacher) if m is not None}.values():
+        self.attach_to_models()
+        for name in HOOKS:
+            watch.expect(name)
+
+    def attach_to_models(self) -> None:
+        """Listen to student and teacher, also to a teacher that the trainer has made anew."""
+        for module in (self.trainer.model, self.adapter.teacher(self.trainer)):
+            if module is None or id(module) in self.hooked:
+                continue
+            self.hooked[id(module)] = module
             self.hook(module, self.forwarded)
             for name, part in module.named_modules():
                 if name.endswith("rotary_emb"):
                     self.hook(part, self.placed)
-        for name in HOOKS:
-            watch.expect(name)
+
+    def __deepcopy__(self, memo: Any) -> "Recorder":
+        """Itself: a copy of a model takes the hooks of the model along."""
+        return self
 
     def nudge_weights(self) -> None:
         """Move a weight of student or teacher alone, if the scenario says so.
@@ -152,9 +171,11 @@ class Recorder:
         """Record everything that happens in the loss of one micro-batch."""
         self.watch.calls["Trainer.compute_loss"] += 1
         self.nudge_inputs(inputs)
+        self.attach_to_models()
         micro = self.micro = self.open(inputs)
-        self.signal = inputs.get("self_distillation_mask")
+        passes = self.passes = self.passes_of(micro, inputs)
         loss = self._compute_loss(model, inputs, *args, **kwargs)
+        self.answered(micro, passes)
         if self.adapter.returns_unscaled_loss:
             self.values({"aggregate": loss[0] if isinstance(loss, tuple) else loss})
         self.micro = None
@@ -174,7 +195,6 @@ class Recorder:
             steps.append(OptimizerStep())
             self.step_open = True
         responses = inputs["completion_ids"]
-        self.width = responses.shape[1]
         micro = MicroBatch([self.script.row_of(ids) for ids in responses.tolist()])
         steps[-1].micro_batches.append(micro)
         found = {"responses": responses, "response_mask": inputs["completion_mask"]}
@@ -183,71 +203,58 @@ class Recorder:
         micro.inputs.update({name: copied(value) for name, value in found.items()})
         return micro
 
+    def passes_of(self, micro: MicroBatch, inputs: dict[str, Any]) -> Passes:
+        """Room for the passes of a micro-batch."""
+        completions = self.script.completions[self.script.generation]
+        width, signal = inputs["completion_ids"].shape[1], inputs.get("self_distillation_mask")
+        return Passes([completions[row] for row in micro.rows], width, signal)
+
     def placed(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The model turned positions into angles: those are in effect, whoever chose them."""
         self.positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
 
     def forwarded(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """A model answered: the student if gradients are on, else the teacher."""
-        if self.micro is None:
+        """A model answered: note it, if it is one side's answer."""
+        if self.micro is None or self.passes is None:
             return
-        side = "student" if torch.is_grad_enabled() else "teacher"
-        self.watch.calls[f"forward pass of the {side}"] += 1
+        side = side_of(self.adapter, self.trainer, module)
+        with_gradient = torch.is_grad_enabled()
+        if side == NEITHER:
+            return
         logits = output.logits if hasattr(output, "logits") else output[0]
-        if logits.requires_grad:
-            self.follow(self.micro, logits)
-        if side in self.micro.logits:
-            return
-        answered = self.answered(len(logits))
-        self.micro.logits[side] = spread(self.aligned(logits), answered)
         given = dict(zip(MODEL_INPUTS, args, strict=False)) | kwargs
         given = {name: given[name] for name in MODEL_INPUTS if given.get(name) is not None}
-        prefix = "teacher_" if side == "teacher" else ""
-        found = {prefix + name: spread(value, answered) for name, value in given.items()}
-        self.micro.inputs.update(found)
-        if side == "teacher":
-            shown: list[Any] = [None] * len(answered)
-            places = answered.nonzero().flatten().tolist()
-            for place, tokens in zip(places, self.attended(given), strict=True):
-                shown[place] = tokens
-            self.by_row("teacher_tokens", self.micro, shown)
-
-    def answered(self, count: int) -> Tensor:
-        """`(B,)` bool: which rows of the micro-batch a pass over `count` rows is about.
-
-        Fewer than all are those with a teacher signal, or the first row where there is none.
-        """
-        assert self.micro is not None
-        rows = torch.ones(len(self.micro.rows), dtype=torch.bool)
-        if count == len(rows) or self.signal is None:
-            return rows
-        signal = self.signal.cpu() != 0
-        return signal if signal.any() else rows.cumsum(0) == 1
-
-    def attended(self, given: dict[str, Tensor]) -> list[dict[str, list[int]]]:
-        """Ids and positions in effect of the tokens that each row attends to."""
-        ids = given["input_ids"]
-        mask = given.get("attention_mask", torch.ones_like(ids)).bool()
         assert self.positions is not None, "the tiny model always asks for positions"
-        places = self.positions.expand_as(ids)
-        return [
-            {"input_ids": i[m].tolist(), "position_ids": p[m].tolist()}
-            for i, p, m in zip(ids, places, mask, strict=True)
-        ]
+        to_batch = self.passes.add(side, given, self.positions, logits)
+        if side == EITHER:
+            side = STUDENT if with_gradient else TEACHER
+        if side == STUDENT and not with_gradient:
+            return
+        self.watch.calls[f"forward pass of the {side}"] += 1
+        if side == STUDENT and logits.requires_grad:
+            self.follow(self.micro, logits, to_batch)
 
-    def follow(self, micro: MicroBatch, logits: Tensor) -> None:
+    def answered(self, micro: MicroBatch, passes: Passes) -> None:
+        """The loss is done: put the passes of each side together."""
+        passes.check_teacher()
+        for side, start in ((STUDENT, ""), (TEACHER, "teacher_")):
+            answer = passes.together(side)
+            if answer is None:
+                continue
+            micro.logits.setdefault(side, answer.logits)  # a hook of the adapter comes first
+            micro.inputs.update({start + name: value for name, value in answer.inputs.items()})
+            if side == TEACHER:
+                self.by_row("teacher_tokens", micro, answer.tokens)
+
+    def follow(self, micro: MicroBatch, logits: Tensor, to_batch: ToBatch) -> None:
         """Record the gradient that comes back to some logits; of several uses the sum."""
 
         def arrived(gradient: Tensor) -> None:
-            found = copied(gradient[:, -micro.inputs["responses"].shape[1] - 1 : -1])
+            found = to_batch(gradient)
             before = micro.logits.get("gradient")
             micro.logits["gradient"] = found if before is None else before + found
 
         logits.register_hook(arrived)
-
-    def aligned(self, logits: Tensor) -> Tensor:
-        """The `(B, T, V)` logits that predict the response tokens."""
-        return logits[:, -self.width - 1 : -1]
 
     def clip(self, parameters: Any, *args: Any, **kwargs: Any) -> Any:
         """All micro-batches of a step are done: record the gradients before they are clipped."""
@@ -310,15 +317,6 @@ class Recorder:
         rows = self.run.updates[-1].prompt.setdefault(stage, [None] * size)
         for row, value in zip(micro.rows, found, strict=True):
             rows[row] = value
-
-
-def spread(tensor: Tensor, rows: Tensor) -> Tensor:
-    """A copy with the values at those rows and zeros at the others; whole if it is of all rows."""
-    if len(tensor) == len(rows) or rows.all():
-        return copied(tensor)
-    whole = tensor.new_zeros(len(rows), *tensor.shape[1:]).detach()
-    whole[rows] = tensor.detach()
-    return whole
 
 
 def copied(tensor: Tensor) -> Tensor:
