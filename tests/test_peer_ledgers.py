@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sdpo.parity.adapters.load import TRAINERS, find, packaged_bases
 from sdpo.parity.compare import DECLARED, DIVERGENT, MATCH, Comparison
 from sdpo.parity.declared import Deviation, judge, load_for
 from sdpo.parity.faults import BY_ID
@@ -72,6 +73,22 @@ def test_an_entry_holds_for_what_was_measured_and_for_nothing_else(peer, entry):
         for factor, word in ((1.03, "grew"), (0.97, "shrank")):
             _, (complaint,) = gate(peer, [entry], shown_by(entry, grown=factor))
             assert word in complaint
+
+
+@pytest.mark.parametrize(("peer", "entry"), ENTRIES[:1] + ENTRIES[-1:])
+def test_a_ledger_holds_for_a_subclass_of_the_adapter_and_for_no_other(peer, entry):
+    results = shown_by(entry)
+
+    def status(derives_from: tuple[str, ...]) -> set[str]:
+        found = judge(results, "mine.py:Mine", [entry], today=TODAY, derives_from=derives_from)
+        return {result.status for result in found.results}
+
+    kind = find(TRAINERS[peer])
+    mine = type("Mine", (kind,), {"name": "mine"})()
+    assert packaged_bases(mine) == packaged_bases(kind()) == (peer,)
+    assert status(packaged_bases(mine)) == {DECLARED}
+    other = find(TRAINERS["sdpo-trainer"])()
+    assert status(packaged_bases(other)) == status(()) == {DIVERGENT}
 
 
 def as_match(result: CaseResult) -> CaseResult:

@@ -25,7 +25,7 @@ from sdpo.parity.adapters.base import (
     NotCoveredError,
 )
 from sdpo.parity.adapters.callables import LossFunction
-from sdpo.parity.adapters.load import load_candidate
+from sdpo.parity.adapters.load import load_candidate, packaged_bases
 from sdpo.parity.adapters.own import WHOLE, Own
 from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.alone import Alone
@@ -163,6 +163,7 @@ def judge(
         proved,
         precision=precision_of(candidate, findings, isolation),
         departs_only=departs_only(findings.observations),
+        derives_from=packaged_bases(candidate),
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
 

@@ -32,8 +32,8 @@ class DeclaredError(Exception):
 class Deviation:
     """One declared deviation of a candidate from the reference.
 
-    The entry is about divergent comparisons of one of the `candidates`, at one of `stages`, with
-    that `effect`, in cases that have the `tag` and, if `cases` names some, are among them; `*` is
+    The entry is about divergent comparisons of one of the `candidates`, or of an adapter derived
+    from that one's, at one of `stages`, with that `effect`, in cases that have the `tag` and, if `cases` names some, are among them; `*` is
     any candidate or tag. Its size is the largest |Δ| where the effect is a `value` of a numeric
     stage, else the number of cases; `measured` is the size when it was declared, and `range` the
     sizes that are allowed. What is a documented improvement (`improvements.py`) needs no entry; one
@@ -58,23 +58,22 @@ class Deviation:
         """Whether the size is the largest |Δ|, and not a number of cases."""
         return self.effect == "value" and all(STAGES[s].kind == "numeric" for s in self.stages)
 
-    def covers(self, candidate: str, result: CaseResult, comparison: Comparison) -> bool:
+    def covers(self, result: CaseResult, comparison: Comparison) -> bool:
         """Whether this entry is about a divergent comparison, whatever its size."""
         effect = FINITE if comparison.effect in improvements() else comparison.effect
-        return self.is_about(candidate, result, comparison) and effect == self.effect
+        return self.is_about(result, comparison) and effect == self.effect
 
-    def is_about(self, candidate: str, result: CaseResult, comparison: Comparison) -> bool:
-        """Whether this entry speaks of a candidate, case and stage."""
+    def is_about(self, result: CaseResult, comparison: Comparison) -> bool:
+        """Whether this entry speaks of a case and stage."""
         return (
-            self.concerns(candidate)
-            and comparison.stage in self.stages
+            comparison.stage in self.stages
             and self.tag in (ANY, *result.tags)
             and (not self.cases or result.id in self.cases)
         )
 
-    def concerns(self, candidate: str) -> bool:
-        """Whether this entry is about a candidate."""
-        return candidate in self.candidates or ANY in self.candidates
+    def concerns(self, names: Sequence[str]) -> bool:
+        """Whether this entry is about a candidate, by its name or one that it derives from."""
+        return bool({ANY, *names} & set(self.candidates))
 
     def expired(self, today: date) -> bool:
         """Whether the entry no longer holds."""
@@ -226,6 +225,7 @@ def judge(
     *,
     today: date,
     stages: Sequence[str] = (),
+    derives_from: Sequence[str] = (),
 ) -> Judged:
     """Turn declared divergences into DECLARED, and complain of entries that no longer hold.
 
@@ -235,18 +235,21 @@ def judge(
         declared: the ledger.
         today: the day that decides what has expired.
         stages: the stages that are judged; all if empty.
+        derives_from: names of packaged candidates whose adapters the candidate's derives from:
+            what is declared of them is declared of it.
     """
+    names = (candidate, *derives_from)
     entries = [
         entry
         for entry in declared
-        if entry.concerns(candidate) and (not stages or set(entry.stages) & set(stages))
+        if entry.concerns(names) and (not stages or set(entry.stages) & set(stages))
     ]
     shown: dict[str, list[Comparison]] = {entry.id: [] for entry in entries}
     judged = []
     for result in results:
         comparisons = []
         for comparison in result.comparisons:
-            about = [e for e in entries if e.covers(candidate, result, comparison)]
+            about = [e for e in entries if e.covers(result, comparison)]
             departs = comparison.status == DIVERGENT
             if about and not comparison.inherits and (departs or comparison.status == DECLARED):
                 for entry in about:
@@ -258,7 +261,7 @@ def judge(
         entry.id
         for entry in entries
         for result in results
-        if any(entry.is_about(candidate, result, c) for c in result.comparisons)
+        if any(entry.is_about(result, c) for c in result.comparisons)
     }
     rows = [entry.row() | found(entry, shown[entry.id], entry.id in ran) for entry in entries]
     said = [complaint(entry, row, today) for entry, row in zip(entries, rows, strict=True)]

@@ -28,7 +28,11 @@ def draft(run: Mapping[str, Any]) -> str:
     """
     evidence, policy = evidence_of(run), policy_of(run)
     results = judge(
-        evidence.results, evidence.candidate, policy.declared, today=date.today()
+        evidence.results,
+        evidence.candidate,
+        policy.declared,
+        today=date.today(),
+        derives_from=evidence.derives_from,
     ).results
     groups: dict[tuple[str, str], list[tuple[CaseResult, Comparison]]] = {}
     other = []

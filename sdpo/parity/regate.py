@@ -82,6 +82,7 @@ def evidence_of(run: Mapping[str, Any]) -> Evidence:
         run["sensitivity"].get("faults"),
         precision=list(run.get("precision", [])),  # reports of before have none of these
         departs_only=run.get("departs_only"),
+        derives_from=tuple(run.get("derives_from", ())),
     )
 
 

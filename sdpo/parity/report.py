@@ -64,7 +64,8 @@ class Evidence:
     deviations, scenario by scenario, `invariants` a row for each metamorphic relation,
     `certificate` how many known faults its cases would have shown (`certificate.py`), `precision`
     where it computes in less than it is given (`own_precision.py`), `departs_only` the one dtype in
-    which it departs (`conditional.py`).
+    which it departs (`conditional.py`), `derives_from` the packaged candidates whose adapters the
+    candidate's derives from.
     """
 
     candidate: str
@@ -81,6 +82,7 @@ class Evidence:
     certificate: dict[str, Any] | None = None
     precision: list[dict[str, Any]] = field(default_factory=list)
     departs_only: dict[str, Any] | None = None
+    derives_from: tuple[str, ...] = ()
 
 
 def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, Any]:
@@ -99,6 +101,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
         policy.declared,
         today=policy.today,
         stages=policy.stages,
+        derives_from=evidence.derives_from,
     )
     results = [selected(result, policy.stages) for result in judged.results]
     rows = stage_rows(results)
@@ -112,6 +115,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
     return {
         "candidate": evidence.candidate,
         "kind": evidence.kind,
+        "derives_from": list(evidence.derives_from),
         "verdict": verdict,
         "exit_code": EXIT_CODES[verdict],
         "first_stage": found.stage,

@@ -42,6 +42,12 @@ def load_candidate(name: str) -> LossCandidate | TrainerAdapter:
     return adapt(name, find(name))
 
 
+def packaged_bases(candidate: LossCandidate | TrainerAdapter) -> tuple[str, ...]:
+    """The packaged trainers whose adapter a candidate's class is or derives from, by name."""
+    classes = {f"{kind.__module__}:{kind.__qualname__}" for kind in type(candidate).__mro__}
+    return tuple(name for name, path in TRAINERS.items() if path in classes)
+
+
 def find(name: str) -> Any:
     """Import the module of a candidate and get its attribute.
 
