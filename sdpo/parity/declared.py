@@ -33,11 +33,12 @@ class Deviation:
     """One declared deviation of a candidate from the reference.
 
     The entry is about divergent comparisons of one of the `candidates`, or of an adapter derived
-    from that one's, at one of `stages`, with that `effect`, in cases that have the `tag` and, if `cases` names some, are among them; `*` is
-    any candidate or tag. Its size is the largest |Δ| where the effect is a `value` of a numeric
-    stage, else the number of cases; `measured` is the size when it was declared, and `range` the
-    sizes that are allowed. What is a documented improvement (`improvements.py`) needs no entry; one
-    with the effect `finite_where_reference_is_not` may speak of it all the same, and then shows.
+    from that one's, at one of `stages`, with that `effect`, in cases that have the `tag` and, if
+    `cases` names some, are among them; `*` is any candidate or tag. Its size is the largest |Δ|
+    where the effect is a `value` of a numeric stage, else the number of cases; `measured` is the
+    size when it was declared, and `range` the sizes that are allowed. What is a documented
+    improvement (`improvements.py`) needs no entry; one with the effect
+    `finite_where_reference_is_not` may speak of it all the same, and then shows.
     """
 
     id: str
