@@ -25,6 +25,7 @@ from sdpo.parity.adapters.own import WHOLE, Transcription
 from sdpo.parity.case import LossCase
 from sdpo.parity.oracle import Array
 from sdpo.parity.prepared import Values, allowances, prepared, values_of
+from sdpo.parity.received import differences
 from sdpo.parity.relation_cases import Claim, Part
 from sdpo.parity.relations import (
     ERROR,
@@ -46,6 +47,8 @@ SEED = 20262
 
 PARTIAL = "stage functions give no loss and gradient from logits"
 FROM_LOG_PROBS = "is given log-probs, and the teacher's arrive without gradient"
+SAME_GIVEN = "is given log-probs, which the change leaves as they are"
+NOTHING_CHANGED = "the change of this relation changes nothing, so that nothing is tested"
 
 Progress = Callable[[str, int, int], None]
 
@@ -104,6 +107,8 @@ def evaluate(candidate: LossCandidate, case: LossCase) -> Given:
 def outcome_of(candidate: LossCandidate, relation: Relation, claim: Claim) -> Outcome:
     """Test one claim on a candidate."""
     name = claim.case.id
+    if refused := nothing_changed(candidate, claim):
+        return refused
     try:
         left = evaluate(candidate, claim.case)
         rights = [(part, evaluate(candidate, part.case)) for part in claim.parts]
@@ -122,6 +127,20 @@ def outcome_of(candidate: LossCandidate, relation: Relation, claim: Claim) -> Ou
     found = [measured(v, left, rights, name, relation.kind) for v in shared]
     worst = max(found, key=lambda outcome: outcome.used or 0.0)
     return Outcome(**{**vars(worst), "note": "; ".join(sorted(notes))})
+
+
+def nothing_changed(candidate: LossCandidate, claim: Claim) -> Outcome | None:
+    """Why a claim tests nothing: the candidate is given the same on all of its cases.
+
+    Not covered where that comes from what the candidate takes; else a claim that changes nothing,
+    which is an error of its own.
+    """
+    parts = [part.case for part in claim.parts]
+    if not parts or all(differences(candidate, claim.case, case) for case in parts):
+        return None
+    if all(differences(None, claim.case, case) for case in parts):
+        return Outcome(NOT_COVERED, claim.case.id, note=SAME_GIVEN)
+    return Outcome(ERROR, claim.case.id, note=NOTHING_CHANGED)
 
 
 def measured(

@@ -3,6 +3,8 @@
 What the reference itself violates is listed here, so that it cannot change unseen.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,9 +16,18 @@ from sdpo.parity.adapters.stage_functions import StageFunctions
 from sdpo.parity.audit import Request, judge
 from sdpo.parity.faults import BY_ID
 from sdpo.parity.faults_parts import loss_from_log_probs, loss_from_logits
-from sdpo.parity.invariants import FROM_LOG_PROBS, PARTIAL, invariants, outcome_of, row_of
+from sdpo.parity.invariants import (
+    FROM_LOG_PROBS,
+    NOTHING_CHANGED,
+    PARTIAL,
+    SAME_GIVEN,
+    invariants,
+    outcome_of,
+    row_of,
+)
 from sdpo.parity.prepared import prepared
-from sdpo.parity.relation_cases import bases
+from sdpo.parity.received import differences
+from sdpo.parity.relation_cases import Claim, Part, bases
 from sdpo.parity.relations import RELATION_NAMES, RELATIONS, claims_of
 
 BY_NAME = {relation.name: relation for relation in RELATIONS}
@@ -39,6 +50,7 @@ BROKEN_BY_REFERENCE = {
         f"alpha {end}, top-k {topk}" for end in (0, 1) for topk in ("None", "6")
     },
 }
+ROWWISE = ("student_logits", "teacher_logits", "responses", "response_mask")
 OURS_IS_FINITE = "nothing counts"
 
 
@@ -182,6 +194,72 @@ def test_what_cannot_be_tested_says_why():
 
     rows = invariants(StageFunctions("stages", Stages()))
     assert {(row["status"], row["note"]) for row in rows} == {("NOT_COVERED", PARTIAL)}
+
+
+CHANGED = {
+    "micro-batch split": set(ROWWISE),
+    "process split": set(ROWWISE),
+    "gradient accumulation": set(ROWWISE),
+    "padding side": set(ROWWISE),
+    "extra padding": set(ROWWISE),
+    "row order": set(ROWWISE),
+    "logit shift": {"student_logits", "teacher_logits"},
+    "vocabulary order": {"student_logits", "teacher_logits", "responses"},
+    "continuity in alpha": {"config"},
+}
+"""What each relation changes in all of its claims; the others compare with zero, or look inside."""
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_each_relation_changes_what_a_loss_is_given(name):
+    for claim in claims_of(BY_NAME[name]):
+        assert claim.parts
+        for part in claim.parts:
+            found = differences(None, claim.case, part.case)
+            optional = {"old_log_probs", "rollout_is_weights"}
+            assert found - optional == CHANGED[name], part.case.id
+
+
+def test_a_row_that_does_not_count_is_removed_whole():
+    for claim in claims_of(BY_NAME["masked row"]):
+        (part,) = claim.parts
+        assert differences(None, claim.case, part.case) >= set(ROWWISE)
+        kept = claim.case.response_mask.any(1)
+        if claim.case.self_distillation_mask is not None:
+            kept &= claim.case.self_distillation_mask != 0
+        assert kept.tolist() == [True, False, True, True]
+
+
+def test_what_is_compared_with_zero_has_its_premise():
+    assert {name for name in RELATION_NAMES if name not in CHANGED} == {
+        *("masked row", "nothing counts", "equal sides", "never negative"),
+        "teacher gets no gradient",
+    }
+    for claim in claims_of(BY_NAME["nothing counts"]):
+        assert not claim.case.loss_mask.any()
+    for claim in claims_of(BY_NAME["equal sides"]):
+        assert claim.case.student_logits.equal(claim.case.teacher_logits)
+        assert claim.case.loss_mask.any()
+    for claim in claims_of(BY_NAME["never negative"]):
+        assert claim.case.loss_mask.sum() == 1
+        assert not claim.case.student_logits.equal(claim.case.teacher_logits)
+
+
+def test_a_change_that_changes_nothing_is_an_error():
+    case = bases()[0]
+    idle = replace(BY_NAME["row order"], make=lambda: [Claim(case, (Part(replace(case, id="b")),))])
+    row = row_of(Own(), idle)
+    assert (row["status"], row["note"]) == ("ERROR", NOTHING_CHANGED)
+
+
+def test_log_probs_on_a_support_do_not_know_the_numbering_of_the_vocabulary():
+    row = row_of(FromLogProbs("planted", loss_from_log_probs({})), BY_NAME["vocabulary order"])
+    assert row["cases"] == {"HOLDS": 2, "NOT_COVERED": 4}
+    (claim,) = [c for c in claims_of(BY_NAME["vocabulary order"]) if c.case.id == "usual settings"]
+    found = outcome_of(
+        FromLogProbs("p", loss_from_log_probs({})), BY_NAME["vocabulary order"], claim
+    )
+    assert (found.status, found.note) == ("NOT_COVERED", SAME_GIVEN)
 
 
 def test_a_candidate_that_fails_or_has_no_gradient_says_so():
