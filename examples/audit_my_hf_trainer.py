@@ -7,9 +7,13 @@ reference lets it follow once per generation. The two are the same thing as long
 used for one step, so training looks right; the audit finds it where a generation is used for more.
 """
 
+from dataclasses import replace
+from typing import ClassVar
+
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 import sdpo.trainer
+from sdpo.parity.adapters.base import NotCoveredError
 from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
 
 
@@ -25,24 +29,36 @@ class MyAdapter(HFTrainerAdapter):
     """Says how `MyTrainer` is built, which module its teacher is, and where its values are."""
 
     name = "my-trainer"
-    stages = (*HFTrainerAdapter.stages, "distillation_mask", "teacher_prompt", "aggregate")
+    stages = (
+        *HFTrainerAdapter.stages,
+        "config",
+        "distillation_mask",
+        "teacher_prompt",
+        "aggregate",
+    )
+    further_inputs: ClassVar = {
+        "rollout_is_weights": "rollout_is_weights",
+        "response_mask": "tool_mask",
+    }
+    trainer = MyTrainer
 
     def build(self, parts: Parts):
         """The trainer on the parts that the audit scripts, and the settings it ended up with."""
-        trainer = MyTrainer(
+        refuse(parts)
+        trainer = self.trainer(
             model=parts.model,
             args=GRPOConfig(**parts.arguments),
-            sdpo_config=parts.settings,
+            sdpo_config=replace(parts.settings, loss_agg_mode=parts.scenario.loss_agg_mode),
             processing_class=parts.tokenizer,
             reward_funcs=parts.rewards,
             train_dataset=parts.dataset,
             optimizers=(parts.optimizer, None),
         )
         config = trainer.sdpo_config
-        return trainer, {"alpha": config.alpha, "distillation_topk": config.distillation_topk}
+        return trainer, {name: getattr(config, name) for name in parts.scenario.self_distillation}
 
     def teacher(self, trainer):
-        """A second model; with LoRA it would be `trainer.model` and `teacher_adapter` its name."""
+        """A second model. A teacher that is an adapter of the student's model: `trainer.model`."""
         return trainer.teacher.module
 
     def observe(self, trainer, recorder):
@@ -57,3 +73,15 @@ class MyAdapter(HFTrainerAdapter):
             "self_distillation_loss",
             lambda given, loss: recorder.values({"aggregate": loss}),
         )
+
+
+def refuse(parts: Parts) -> None:
+    """Say what the audit cannot follow with this adapter, so that the report lists it."""
+    cannot = {
+        "a teacher that is an adapter: it names a module only": parts.scenario.lora,
+        "a teacher of mixed logits: no module answers with them": (
+            parts.settings.teacher_regularization != "ema"
+        ),
+    }
+    if found := [text for text, needed in cannot.items() if needed]:
+        raise NotCoveredError("the adapter cannot show " + "; ".join(found))

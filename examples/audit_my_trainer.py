@@ -23,7 +23,7 @@ from sdpo.parity.whole_step.prompt_chain import attended
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
 from sdpo.parity.whole_step.reference_run import student_batch
 from sdpo.parity.whole_step.scenario import Generation, Scenario
-from sdpo.parity.whole_step.tiny_model import tiny_model, tiny_tokenizer
+from sdpo.parity.whole_step.tiny_model import handed_tokenizer, tiny_model
 from sdpo.support import log_probs, support, tail
 
 
@@ -112,6 +112,7 @@ class MyAdapter(TrainerAdapter):
 
     name = "my_trainer"
     stages = (
+        "config",
         "feedback",
         "demonstration",
         "teacher_prompt",
@@ -134,9 +135,14 @@ class MyAdapter(TrainerAdapter):
         """Train through a scenario."""
         refuse(scenario)
         trainer = self.trainer(tiny_model(scenario, folder), scenario)
-        tokenizer = tiny_tokenizer()
+        tokenizer = handed_tokenizer(scenario)
+        run = TrainerRun(
+            settings=dict(scenario.self_distillation),
+            initial=weights(trainer.model),
+            initial_teacher=weights(trainer.teacher),
+            given={"tokenizer": tokenizer.padding_side},
+        )
         tokenizer.padding_side = "left"
-        run = TrainerRun(initial=weights(trainer.model), initial_teacher=weights(trainer.teacher))
         for generation in scenario.generations:
             run.updates.append(self.update(trainer, generation, tokenizer))
         return run

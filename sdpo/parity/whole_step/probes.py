@@ -6,7 +6,7 @@ value moves is compared with the reference in the scenarios; a probe compares th
 loss moves, and the order of size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError, same_bits
 from sdpo.parity.adapters.trainers.run import quiet
-from sdpo.parity.compare import DIVERGENT, ERROR, MATCH, Comparison
+from sdpo.parity.compare import DIVERGENT, ERROR, MATCH, NOT_COVERED, Comparison
 from sdpo.parity.prepared import prepared
 from sdpo.parity.verdict import CaseResult
 from sdpo.parity.whole_step.effects import mean_loss
@@ -24,6 +24,7 @@ from sdpo.parity.whole_step.loss_chain import loss_case
 from sdpo.parity.whole_step.probe_table import BASES, PROBES, Probe
 from sdpo.parity.whole_step.record import TrainerRun, Update
 from sdpo.parity.whole_step.scenario import Scenario
+from sdpo.parity.whole_step.takes_hold import Refusal, refusal, unseen_settings
 
 FACTOR = 5.0
 """A loss that moves more than this many times as far as the reference's, or as little, is wrong."""
@@ -53,8 +54,23 @@ def run_probe(candidate: Any, probe: Probe, runs: dict[str, TrainerRun]) -> Case
     except CandidateError as error:
         result.comparisons.append(Comparison(error.stage, ERROR, probe.id, note=str(error)))
         return result
-    result.comparisons.extend(judged(probe, runs[probe.base], changed))
+    refused = refusal(base, probe.change(base), runs[probe.base], changed)
+    if refused is None and not probe.moves:
+        refused = unseen_settings(base, probe.change(base), changed)
+    if refused is None and probe.moves and not shows(probe.moves, runs[probe.base], changed):
+        refused = Refusal(NOT_COVERED, f"the trainer shows none of {', '.join(probe.moves)}")
+    if refused is None:
+        result.comparisons.extend(judged(probe, runs[probe.base], changed))
+    elif refused.status == NOT_COVERED:
+        result.note = f"not covered: {probe.question} {refused.note}"
+    else:
+        result.comparisons.append(Comparison(probe.stage, ERROR, probe.id, note=refused.note))
     return result
+
+
+def shows(names: Iterable[str], *runs: TrainerRun) -> bool:
+    """Whether all runs show some of the named values, so that a move of it would be seen."""
+    return any(all(value_of(run, name) is not None for run in runs) for name in names)
 
 
 def moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:

@@ -72,8 +72,9 @@ class TrainerRun:
     `settings` are the effective ones under verl's names, for those that the trainer has;
     `initial` and `initial_teacher` are the weights before the first update. Of several processes
     the first one's run has the micro-batches of all, and the other ones' runs in `ranks`.
-    `teacher_gradient` is the largest gradient found on weights that are the teacher's alone, None
-    if there are none such.
+    `given` has fingerprints of what the trainer was handed, by name (`given.py`): by them a
+    relation or probe knows that its change reached the trainer. `teacher_gradient` is the largest
+    gradient found on weights that are the teacher's alone, None if there are none such.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -83,3 +84,4 @@ class TrainerRun:
     notes: list[str] = field(default_factory=list)
     teacher_gradient: float | None = None
     ranks: list["TrainerRun"] = field(default_factory=list)
+    given: dict[str, str] = field(default_factory=dict)

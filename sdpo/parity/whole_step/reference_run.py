@@ -29,6 +29,9 @@ from sdpo.reference.update import (
 
 REQUIRED_BUT_UNUSED = "advantages"
 
+EXTRA = 5
+"""Columns of padding behind the responses under the disguise of that name."""
+
 Groups = Sequence[Sequence[Sequence[int]]]
 
 
@@ -62,7 +65,8 @@ def student_batch(scenario: Scenario, generation: Generation, tokenizer: Any) ->
         None,
     )
     completions = completion_ids(generation)
-    width = max(len(ids) for ids in completions)
+    further = EXTRA if scenario.disguise == "extra padding" else 0
+    width = max(len(ids) for ids in completions) + further
     responses = torch.full((len(completions), width), int(tokenizer.pad_token_id))
     response_mask = torch.zeros_like(responses)
     for row, ids in enumerate(completions):

@@ -20,7 +20,7 @@ NUDGES = {
 
 DISGUISES = {
     "": "none",
-    "right padding": "the tokenizer is handed over as one that pads on the right",
+    "left padding": "the tokenizer is handed over as one that pads on the left, not on the right",
     "extra padding": "the sampler returns five further columns of padding",
     "shifted head": "all logits of a token are moved by one number",
     "exchanged head": "two entries of the vocabulary, of no text, exchange places in the head",

@@ -28,6 +28,18 @@ def tiny_tokenizer() -> Any:
     return copy.deepcopy(recorded_tokenizer())
 
 
+def handed_tokenizer(scenario: Scenario) -> Any:
+    """The tokenizer as a trainer is handed it: the recorded one pads on the right.
+
+    Under the disguise `left padding` it pads on the left. Which side a trainer pads on is its own
+    business, so that this must not show.
+    """
+    tokenizer = tiny_tokenizer()
+    if scenario.disguise == "left padding":
+        tokenizer.padding_side = "left"
+    return tokenizer
+
+
 @cache
 def recorded_tokenizer() -> Any:
     """The recorded tokenizer, read once."""

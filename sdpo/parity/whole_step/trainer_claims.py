@@ -98,7 +98,7 @@ PAIRS: dict[str, list[Pair]] = {
     "micro-batch split": splits(HALVES),
     "process split": splits(PROCESSES),
     "gradient accumulation": splits(QUARTERS),
-    "padding side": disguised("right padding"),
+    "padding side": disguised("left padding"),
     "extra padding": disguised("extra padding"),
     "row order": row_order(),
     "masked row": [Pair("group", BY_ID["T10"], PLAIN)],

@@ -25,23 +25,29 @@ from sdpo.parity.whole_step.family import merged
 from sdpo.parity.whole_step.record import Tensors, TrainerRun
 from sdpo.parity.whole_step.reference_run import run_reference
 from sdpo.parity.whole_step.scenario import Scenario
-from sdpo.parity.whole_step.tiny_model import tiny_model, tiny_tokenizer
+from sdpo.parity.whole_step.takes_hold import Refusal, refusal
+from sdpo.parity.whole_step.tiny_model import handed_tokenizer, tiny_model
 from sdpo.parity.whole_step.trainer_claims import PAIRS, SHARE_OF, Pair
 from sdpo.parity.whole_step.weights_chain import distance
 
 EPSILON = torch.finfo(torch.float32).eps
 CONTINUITY = "a matter of the loss alone: a trainer passes alpha on"
 NO_DIVERGENCE = "the trainer does not show the divergence of its tokens"
+NEVER_LEARNS = "the trainer's gradient is zero whatever it is given"
 SHARED = "the trainer does not show gradients of the teacher"
 NEVER_NEGATIVE, TEACHER = "never negative", "teacher gets no gradient"
 
 
 @dataclass(frozen=True)
 class First:
-    """Loss and gradient of a first update; no loss where a trainer shows none."""
+    """Loss and gradient of a first update; no loss where a trainer shows none.
+
+    `run` is the trainer's, None for the reference.
+    """
 
     loss: float | None
     gradient: Tensors
+    run: TrainerRun | None = None
 
 
 def trainer_relations(candidate: Any, runs: Mapping[str, TrainerRun]) -> list[dict[str, Any]]:
@@ -85,7 +91,7 @@ def train(candidate: Any, scenario: Scenario) -> TrainerRun:
 def first_of(run: TrainerRun) -> First:
     """What the first optimizer step of a trainer learnt from."""
     step = run.updates[0].steps[0]
-    return First(mean_loss(step), step.gradient)
+    return First(mean_loss(step), step.gradient, run)
 
 
 @cache
@@ -100,7 +106,7 @@ def reference_runs(script: "Script", dtype: torch.dtype) -> First:
         for _ in range(steps)
     ]
     with TemporaryDirectory(prefix="sdpo-relation-") as folder:
-        model, tokenizer = tiny_model(scenario, Path(folder)), tiny_tokenizer()
+        model, tokenizer = tiny_model(scenario, Path(folder)), handed_tokenizer(scenario)
     gather = merged if scenario.lora else None
     (update,) = run_reference(scenario, model, tokenizer, [groups], merged=gather, dtype=dtype)
     return First(update.losses[0], update.gradients[0])
@@ -136,10 +142,13 @@ def outcome_of(first: Any, pair: Pair) -> Outcome:
     try:
         left = first(pair.left)
         right = None if pair.right is None else first(pair.right)
+        refused = nothing_tested(first, pair, left, right)
     except NotCoveredError as error:
         return Outcome(NOT_COVERED, pair.case, note=str(error))
     except CandidateError as error:
         return Outcome(ERROR, pair.case, note=str(error))
+    if refused is not None:
+        return Outcome(refused.status, pair.case, note=refused.note)
     scale_from = SHARE_OF if right is None else pair.left
     share = 2 * (SLACK * spread_of(scale_from) + ROUNDINGS * EPSILON / 2)
     usual = reference_first(scale_from)
@@ -162,6 +171,27 @@ def outcome_of(first: Any, pair: Pair) -> Outcome:
     if worst.status == HOLDS and worst.used and not shows_a_factor_of_two(share):
         return Outcome(NOT_COVERED, pair.case, note=refusal({"a gradient": share}))
     return worst
+
+
+def nothing_tested(first: Any, pair: Pair, left: First, right: First | None) -> Refusal | None:
+    """Why two updates tell nothing: one experiment, or a trainer that does not learn.
+
+    Of a relation that wants zero the plain script's update is looked at.
+    """
+    if left.run is None:
+        return None
+    if right is not None and right.run is not None and pair.right is not None:
+        refused = refusal(pair.left, pair.right, left.run, right.run)
+        if refused is not None or learns(left) or learns(right):
+            return refused
+    elif learns(first(SHARE_OF)):
+        return None
+    return Refusal(NOT_COVERED, NEVER_LEARNS)
+
+
+def learns(update: First) -> bool:
+    """Whether a gradient has any entry that is not zero."""
+    return any(bool((value != 0).any()) for value in update.gradient.values())
 
 
 def largest_gap(left: torch.Tensor, right: torch.Tensor | None) -> float:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo.parity.adapters.base import NotCoveredError
+from sdpo.parity.adapters.trainers.given import fingerprint
 from sdpo.parity.adapters.trainers.layout import MODEL_INPUTS
 from sdpo.parity.adapters.trainers.passes import (
     EITHER,
@@ -115,7 +116,14 @@ class Recorder:
             return
         if sides["student"] is sides["teacher"]:
             raise NotCoveredError("student and teacher are one module")
+        before = fingerprint(side.state_dict())
         nudge(side)
+        self.nudged(before, fingerprint(side.state_dict()))
+
+    def nudged(self, before: str, after: str) -> None:
+        """Note that a value was moved, by its fingerprints, if it was."""
+        if before != after:
+            self.run.given["nudge"] = self.run.given.get("nudge", "") + after
 
     def nudge_inputs(self, inputs: dict[str, Any]) -> None:
         """Move an input of the loss alone, if the scenario says so.
@@ -133,12 +141,13 @@ class Recorder:
         if not given:
             raise NotCoveredError(f"compute_loss is not given {' or '.join(names)}")
         for name in given:
-            value = inputs[name].clone()
+            value, before = inputs[name].clone(), fingerprint(inputs[name])
             if wanted == "old_log_probs":
                 value -= LOWER
             else:
                 value[0] = 0
             inputs[name] = value
+            self.nudged(before, fingerprint(value))
 
     def further_input(self, inputs: dict[str, Any], wanted: str) -> None:
         """Give an input that only other samplers and tools have, under the trainer's name of it.
@@ -150,10 +159,12 @@ class Recorder:
         if name is None:
             raise NotCoveredError(f"the trainer has no input for {wanted}")
         mask = inputs["completion_mask"]
+        usual = torch.ones(mask.shape) if wanted == "rollout_is_weights" else torch.ones_like(mask)
         if wanted == "rollout_is_weights":
-            inputs[name] = torch.full(mask.shape, WEIGHT)
+            inputs[name] = usual * WEIGHT
         else:
-            inputs[name] = torch.ones_like(mask).index_fill(1, torch.tensor([1]), 0)
+            inputs[name] = usual.index_fill(1, torch.tensor([1]), 0)
+        self.nudged(fingerprint(usual * mask), fingerprint(inputs[name] * mask))
 
     def hook(self, module: nn.Module, seen: Any) -> None:
         """Call `seen(module, args, kwargs, output)` after each forward pass of a module."""

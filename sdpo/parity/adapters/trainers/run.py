@@ -15,12 +15,13 @@ import torch
 from sdpo.config import SDPOConfig
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.callables import location_of
+from sdpo.parity.adapters.trainers import given
 from sdpo.parity.adapters.trainers.recorder import Recorder
 from sdpo.parity.adapters.trainers.script import Script, ScriptedReward
 from sdpo.parity.adapters.trainers.watch import Watch, installed_versions
 from sdpo.parity.whole_step.record import TrainerRun
 from sdpo.parity.whole_step.scenario import Scenario
-from sdpo.parity.whole_step.tiny_model import tiny_model, tiny_tokenizer
+from sdpo.parity.whole_step.tiny_model import handed_tokenizer, tiny_model
 
 if TYPE_CHECKING:
     from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts, TrainerAdapter
@@ -42,6 +43,7 @@ def run_hf_trainer(adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path
     rank = rank_in(scenario)
     with quiet(), Watch(adapter.package) as watch:
         parts, script = parts_of(adapter, scenario, folder, rank)
+        handed = given.of_parts(parts)
         trainer, settings = build(adapter, parts)
         locate(adapter, trainer)
         recorder = Recorder(adapter, trainer, script, watch)
@@ -54,6 +56,7 @@ def run_hf_trainer(adapter: "HFTrainerAdapter", scenario: Scenario, folder: Path
         watch.check()
     check_complete(recorder.run, scenario)
     recorder.run.settings = dict(settings)
+    recorder.run.given |= handed | given.of_script(script)
     recorder.run.notes.append(f"installed: {installed_versions(adapter.package)}")
     return recorder.run
 
@@ -178,9 +181,7 @@ def parts_of(
     """Everything that a trainer is built from, and the script behind it."""
     from sdpo.parity.adapters.trainers.base import Parts
 
-    model, tokenizer = tiny_model(scenario, folder), tiny_tokenizer()
-    if scenario.disguise == "right padding":
-        tokenizer.padding_side = "right"
+    model, tokenizer = tiny_model(scenario, folder), handed_tokenizer(scenario)
     script = Script(scenario, tokenizer.pad_token_id, rank)
     parameters = [p for p in model.parameters() if p.requires_grad]
     arguments = dict(scenario.optimizer)

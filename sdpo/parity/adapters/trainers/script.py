@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.adapters.base import CandidateError
+from sdpo.parity.whole_step.reference_run import EXTRA
 from sdpo.parity.whole_step.scenario import Generation, Scenario
 from sdpo.parity.whole_step.tiny_model import completion_ids, prompt_ids
-
-EXTRA = 5
-"""Columns of padding under the disguise of that name."""
 
 
 class Script:
@@ -24,6 +22,8 @@ class Script:
 
     Attributes:
         generation: number of the generation that is being learnt from; -1 before the first.
+        sampled: what each call of the sampler has returned.
+        scored: rewards and feedback of each call of a reward function.
         completions: token ids of each row of each generation.
     """
 
@@ -32,6 +32,8 @@ class Script:
         self.completions = [completion_ids(generation) for generation in scenario.generations]
         self.prompts = [prompt_ids(generation) for generation in scenario.generations]
         self.generation, self.served = -1, 0
+        self.sampled: list[Tensor] = []
+        self.scored: list[list[Any]] = []
 
     @property
     def present(self) -> Generation:
@@ -83,7 +85,8 @@ class Script:
         padded = torch.nn.utils.rnn.pad_sequence(answers, True, self.pad_token_id)
         if self.scenario.disguise == "extra padding":
             padded = torch.nn.functional.pad(padded, (0, EXTRA), value=self.pad_token_id)
-        return torch.cat([input_ids, padded.to(input_ids)], dim=1)
+        self.sampled.append(torch.cat([input_ids, padded.to(input_ids)], dim=1))
+        return self.sampled[-1]
 
     def row_of(self, ids: list[int]) -> int:
         """The row whose completion these ids are, padding after it allowed.
@@ -145,4 +148,5 @@ class ScriptedReward:
         rollouts = self.script.present.rollouts
         rows = [rollouts[self.script.row_of(list(ids))] for ids in completion_ids]
         self.last_feedback = [row.feedback for row in rows]
+        self.script.scored.append([[row.reward for row in rows], self.last_feedback])
         return [row.reward for row in rows]
