@@ -54,6 +54,26 @@ class PositionsRestart(Laid):
         return ids, mask, torch.cat([places[:, :prompt], counted(mask[:, prompt:])], dim=1)
 
 
+class TokenizerDecides(PromptPaddedRight):
+    """Pads the teacher's prompts on the side on which the tokenizer pads that it was handed."""
+
+    def __init__(self, *args, **kwargs):
+        self.side = kwargs["processing_class"].padding_side
+        super().__init__(*args, **kwargs)
+
+    def laid_out(self, ids, mask, places, prompt):
+        if self.side == "left":
+            return ids, mask, places
+        return super().laid_out(ids, mask, places, prompt)
+
+
+class SummedOverProcesses(SDPOTrainer):
+    """Gradients of several processes are added, not averaged."""
+
+    def _scale(self, inputs):
+        return super()._scale(inputs) * self.accelerator.num_processes
+
+
 class OldInside(SDPOTrainer):
     """Log-probs of the student are computed anew inside the loss, before the teacher's."""
 

@@ -3,6 +3,8 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,15 @@ import audit_my_trainer as mine
 
 from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.base import TrainerAdapter
+from sdpo.parity.adapters.trainers.given import PARTS, fingerprint, of_parts
 from sdpo.parity.adapters.trainers.own import OwnTrainer
+from sdpo.parity.adapters.trainers.recorder import Recorder
+from sdpo.parity.adapters.trainers.run import parts_of
 from sdpo.parity.compare import DIVERGENT, ERROR, MATCH
-from sdpo.parity.whole_step.probe_table import PROBES
+from sdpo.parity.whole_step.probe_table import BASES, PROBES
 from sdpo.parity.whole_step.probes import run_probe
+from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
+from sdpo.parity.whole_step.scenario import Scenario
 
 BY_ID = {probe.id: probe for probe in PROBES}
 
@@ -135,6 +142,108 @@ def test_a_loss_that_moves_the_wrong_way_is_found(kind, status, monkeypatch):
 def test_what_is_nudged_alone_moves_what_it_must(probe):
     (comparison,) = run_probe(OwnTrainer(), BY_ID[probe], {}).comparisons
     assert comparison.status == MATCH, comparison.note
+
+
+# --- every probe checks something ------------------------------------------------------------
+
+
+def a_run(number: float, handed: float | None = None) -> TrainerRun:
+    """A record of two updates in which every value that a probe names is one number."""
+    values = {"aggregate": torch.tensor(number)}
+    logits = {side: torch.full((1, 1, 2), number) for side in ("student", "teacher")}
+    micro = MicroBatch([0], {"response_mask": torch.ones(1, 1)}, logits, values)
+    tensors = {"w": torch.tensor([number])}
+    step = OptimizerStep([micro], tensors, parameters=tensors)
+    prompt = {"teacher_tokens": [{"input_ids": [int(number)]}], "distillation_mask": [number]}
+    run = TrainerRun(updates=[Update(prompt, [step], tensors) for _ in range(2)])
+    given = dict.fromkeys(PARTS, str(number if handed is None else handed))
+    return replace(run, given=given)
+
+
+class Replayed(TrainerAdapter):
+    """Gives one record for the base of a probe, and another for what it is changed to."""
+
+    name = "replayed"
+
+    def __init__(self, base: Scenario, before: TrainerRun, after: TrainerRun):
+        self.base, self.before, self.after = base, before, after
+
+    def run(self, scenario, folder):
+        if scenario == self.base:
+            return self.before
+        return replace(self.after, settings=dict(scenario.self_distillation))
+
+
+def probed(probe, before: TrainerRun, after: TrainerRun):
+    undirected = replace(probe, directed=False)
+    return run_probe(Replayed(BASES[probe.base], before, after), undirected, {})
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.id)
+def test_a_probe_fails_where_nothing_moves_or_nothing_stays(probe):
+    before = a_run(1.0)
+    deaf, restless = a_run(1.0, handed=2.0), a_run(2.0)
+    (nothing_moves,) = probed(probe, before, deaf).comparisons
+    assert nothing_moves.status == (DIVERGENT if probe.moves else MATCH)
+    (everything_moves,) = probed(probe, before, restless).comparisons
+    assert everything_moves.status == (DIVERGENT if probe.stays else MATCH)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.id)
+def test_a_probe_that_changes_nothing_is_an_error(probe):
+    (comparison,) = probed(probe, a_run(1.0), a_run(1.0)).comparisons
+    assert comparison.status == ERROR
+    assert "hands the trainer nothing else" in comparison.note
+    idle = replace(probe, change=lambda scenario: scenario)
+    (comparison,) = run_probe(
+        Replayed(BASES[probe.base], a_run(1.0), a_run(2.0)), idle, {}
+    ).comparisons
+    assert comparison.status == ERROR
+    assert "the script is not changed" in comparison.note
+
+
+def test_what_a_probe_cannot_see_is_not_covered():
+    blind = a_run(2.0)
+    for update in blind.updates:
+        update.prompt = {}
+    result = probed(BY_ID["C23"], a_run(1.0), blind)
+    assert not result.comparisons
+    assert "shows none of teacher_tokens, distillation_mask" in result.note
+
+    class Silent(Replayed):
+        def run(self, scenario, folder):
+            return replace(super().run(scenario, folder), settings={})
+
+    probe = BY_ID["C13"]
+    result = run_probe(Silent(BASES[probe.base], a_run(1.0), a_run(2.0)), probe, {})
+    assert not result.comparisons
+    assert "does not show max_reprompt_len among the settings in effect" in result.note
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.id)
+def test_each_probe_changes_what_a_trainer_is_handed(probe, tmp_path):
+    base = BASES[probe.base]
+    changed = probe.change(base)
+    if changed.nudge:
+        pytest.skip("moved after the trainer is built; the recorder notes whether it was")
+    handed = []
+    for name, scenario in (("base", base), ("changed", changed)):
+        parts, script = parts_of(OwnTrainer(), scenario, tmp_path / name)
+        rows = [[script.completions, rollout_values(scenario)]]
+        handed.append(of_parts(parts) | {"script": fingerprint(rows)})
+    assert handed[0] != handed[1]
+
+
+def rollout_values(scenario: Scenario) -> list:
+    return [[r.reward, r.feedback] for g in scenario.generations for r in g.rollouts]
+
+
+def test_a_nudge_that_moves_nothing_leaves_no_trace():
+    recorder: Any = SimpleNamespace(run=TrainerRun())
+    Recorder.nudged(recorder, "a", "a")
+    assert recorder.run.given == {}
+    Recorder.nudged(recorder, "a", "b")
+    assert recorder.run.given == {"nudge": "b"}
 
 
 def test_what_a_trainer_cannot_express_is_not_covered_and_a_failure_is_an_error():

@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,18 +12,31 @@ from spread import slow_are
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import audit_my_trainer as mine
+import laid_out_trainers as laid_out
 
+from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, TrainerAdapter
+from sdpo.parity.adapters.trainers.given import of_parts, of_script
 from sdpo.parity.adapters.trainers.recorder import Recorder
+from sdpo.parity.adapters.trainers.run import parts_of
 from sdpo.parity.compare import DIVERGENT, MATCH, NOT_COVERED
-from sdpo.parity.relations import RELATION_NAMES, RELATIONS, VIOLATED
+from sdpo.parity.relations import HOLDS, INHERITED, RELATION_NAMES, RELATIONS, VIOLATED
 from sdpo.parity.whole_step import trainer_relations
+from sdpo.parity.whole_step.apart import Apart
 from sdpo.parity.whole_step.logged import LOSS, METRIC, NORM, compare_logged
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
 from sdpo.parity.whole_step.scenario import Generation
 from sdpo.parity.whole_step.scenario_parts import SUMS
+from sdpo.parity.whole_step.takes_hold import changed, refusal
 from sdpo.parity.whole_step.tiny_model import completion_ids
 from sdpo.parity.whole_step.trainer_claims import EVEN, PAIRS, all_scripts
-from sdpo.parity.whole_step.trainer_relations import First, row_of, teacher_gradient
+from sdpo.parity.whole_step.trainer_relations import (
+    NEVER_LEARNS,
+    First,
+    never_negative,
+    row_of,
+    teacher_gradient,
+)
+from sdpo.trainer import SDPOTrainer
 
 BY_NAME = {relation.name: relation for relation in RELATIONS}
 
@@ -74,8 +87,19 @@ class NeverSilent(mine.MyTrainer):
         return values | {"aggregate": values["aggregate"] + 0.01 * student.square().mean()}
 
 
+class PaddingCounts(mine.MyTrainer):
+    """The mean is over the columns of a batch, padding included."""
+
+    def loss(self, student, teacher, batch, old):
+        values = super().loss(student, teacher, batch, old)
+        mask = batch["response_mask"]
+        return values | {"aggregate": values["aggregate"] * mask.sum() / mask.numel()}
+
+
 FAULTS = {
+    "micro-batch split": Summed,
     "gradient accumulation": Summed,
+    "extra padding": PaddingCounts,
     "masked row": AllRowsCount,
     "row order": FirstRowWins,
     "logit shift": ClampedLogits,
@@ -85,11 +109,135 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_are(("nothing counts",), FAULTS))
+@pytest.mark.parametrize("name", slow_are(("nothing counts", "micro-batch split"), FAULTS))
 def test_a_fault_violates_its_relation(name):
     row = row_of(adapter(FAULTS[name]), BY_NAME[name], {})
     assert row["status"] == "VIOLATED", row
     assert row["worst"]["used"] > 2
+
+
+def test_a_trainer_whose_padding_follows_the_tokenizer_violates_the_padding_side():
+    rows = [
+        row_of(laid_out.adapter_of(kind), BY_NAME["padding side"], {})
+        for kind in (laid_out.TokenizerDecides, SDPOTrainer)
+    ]
+    assert [row["status"] for row in rows] == [VIOLATED, HOLDS]
+
+
+@pytest.mark.slow
+def test_gradients_that_are_added_over_processes_violate_the_process_split():
+    (relation,) = [r for r in RELATIONS if r.name == "process split"]
+    for kind, status in ((laid_out.SummedOverProcesses, VIOLATED), (SDPOTrainer, INHERITED)):
+        with Apart(laid_out.adapter_of(kind), all_scripts(), twice=False) as apart:
+            assert row_of(apart, relation, {})["status"] == status
+
+
+def test_a_negative_divergence_violates_never_negative():
+    micro = MicroBatch([0], values={"divergence": torch.tensor([[0.2, -1e-3]])})
+    run = TrainerRun(updates=[Update(steps=[OptimizerStep([micro])])])
+    (outcome,) = never_negative({"T01": run})
+    assert outcome.status == VIOLATED
+
+
+# --- a change that changes nothing -----------------------------------------------------------
+
+
+class Handed(TrainerAdapter):
+    """Records what it is handed, and learns the same from everything."""
+
+    name = "handed"
+    hands = staticmethod(lambda scenario: scenario)
+
+    def run(self, scenario, folder):
+        parts, script = parts_of(cast("HFTrainerAdapter", self), self.hands(scenario), folder)
+        start = script.rank * script.share
+        rows = script.prompts[0][start : start + script.share]
+        width = max(map(len, rows))
+        padded = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        script.generate(padded, mask)
+        for reward in parts.rewards:
+            reward([list(row) for row in script.completions[0]])
+        step = OptimizerStep(gradient={"w": torch.ones(1)})
+        given = of_parts(parts) | of_script(script)
+        return TrainerRun(updates=[Update(steps=[step])], given=given)
+
+    feedback_columns = ()
+
+
+REACHES = {
+    "micro-batch split": {"arguments"},
+    "process split": {"arguments", "sampled"},
+    "gradient accumulation": {"arguments"},
+    "padding side": {"tokenizer"},
+    "extra padding": {"sampled"},
+    "row order": {"data", "sampled", "rewards"},
+    "masked row": {"arguments", "data", "sampled", "rewards"},
+    "logit shift": {"model"},
+    "vocabulary order": {"model"},
+}
+"""What a trainer is handed otherwise in each relation; the others compare with zero."""
+
+
+@pytest.mark.parametrize("name", REACHES)
+def test_each_relation_changes_what_a_trainer_is_handed(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found: set[str] = set()
+    for number, pair in enumerate(PAIRS[name]):
+        assert pair.right is not None
+        runs = [
+            Handed().run(script, tmp_path / f"{number}{side}")
+            for side, script in (("left", pair.left), ("right", pair.right))
+        ]
+        reached = changed(runs[0].given, runs[1].given)
+        assert reached
+        assert refusal(pair.left, pair.right, *runs) is None
+        found |= reached
+    assert found == REACHES[name]
+
+
+def test_every_relation_is_one_of_two_scripts_or_of_zero():
+    zero = {name for name, pairs in PAIRS.items() if all(pair.right is None for pair in pairs)}
+    assert zero == {"nothing counts", "equal sides"}
+    assert PAIRS.keys() - zero == REACHES.keys()
+
+
+def test_a_change_that_hands_the_trainer_nothing_else_is_an_error():
+    class Undisguised(Handed):
+        hands = staticmethod(lambda scenario: replace(scenario, disguise=""))
+
+    row = row_of(Undisguised(), BY_NAME["padding side"], {})
+    assert row["status"] == "ERROR"
+    assert "hands the trainer nothing else" in row["note"]
+
+
+class Unplayed(mine.MyAdapter):
+    """Plays no disguise."""
+
+    def run(self, scenario, folder):
+        run = super().run(replace(scenario, disguise=""), folder)
+        return replace(run, given={})
+
+
+@pytest.mark.parametrize("name", ["padding side", "logit shift"])
+def test_a_loop_that_does_not_play_the_change_is_not_covered(name):
+    row = row_of(Unplayed(), BY_NAME[name], {})
+    assert row["status"] == "NOT_COVERED"
+    assert "does not play it" in row["note"]
+
+
+class Frozen(mine.MyTrainer):
+    """Learns nothing."""
+
+    def loss(self, student, teacher, batch, old):
+        values = super().loss(student, teacher, batch, old)
+        return values | {"aggregate": values["aggregate"] * 0.0}
+
+
+@pytest.mark.parametrize("name", ["equal sides", "row order"])
+def test_a_trainer_that_never_learns_keeps_no_relation(name):
+    row = row_of(adapter(Frozen), BY_NAME[name], {})
+    assert (row["status"], row["note"]) == ("NOT_COVERED", NEVER_LEARNS)
 
 
 @pytest.mark.slow
