@@ -19,9 +19,9 @@ class Laid(SDPOTrainer):
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
         names = [f"teacher_{name}" for name in ("input_ids", "attention_mask", "position_ids")]
-        given = [batch[name] for name in names]
-        width = given[0].shape[1] - batch["completion_ids"].shape[1]
-        return batch | dict(zip(names, self.laid_out(*given, width), strict=True))
+        ids, mask, places = (batch[name] for name in names)
+        width = ids.shape[1] - batch["completion_ids"].shape[1]
+        return batch | dict(zip(names, self.laid_out(ids, mask, places, width), strict=True))
 
 
 def counted(mask):

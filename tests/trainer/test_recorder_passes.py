@@ -162,6 +162,22 @@ def test_passes_over_rows_of_any_width_are_put_together():
         }
 
 
+def test_passes_of_the_student_that_are_not_its_answer_are_left_aside():
+    passes = Passes(COMPLETIONS, WIDTH, None)
+    asked(passes, STUDENT, [0, 1, 2], graded=True)
+    own = passes.seen[0].whole
+    passes.add_aside(own)
+    passes.add_aside({"input_ids": torch.tensor([[7, 7, 7]])})
+    passes.check_teacher()
+    passes.add_aside({"input_ids": torch.tensor([[7, 7, *COMPLETIONS[1]]])})
+    with pytest.raises(
+        CandidateError, match="the trainer's teacher is the student, or the adapter"
+    ):
+        passes.check_teacher()
+    asked(passes, TEACHER, [0, 1, 2])
+    passes.check_teacher()
+
+
 def test_of_a_module_that_is_both_sides_the_students_question_is_not_the_teachers():
     passes = Passes(COMPLETIONS, WIDTH, None)
     asked(passes, EITHER, [0, 1, 2])

@@ -22,6 +22,7 @@ from sdpo.parity.adapters.trainers.layout import (
     at_the_end,
     columns_of,
     joined,
+    mask_of,
     tokens_of,
     widened,
 )
@@ -124,6 +125,7 @@ class Passes:
         self.completions, self.width = completions, width
         self.signal = None if signal is None else signal.cpu() != 0
         self.seen: list[Pass] = []
+        self.aside: list[list[int]] = []
 
     def add(
         self, side: str, given: dict[str, Tensor], positions: Tensor, logits: Tensor
@@ -158,6 +160,11 @@ class Passes:
         with_gradient = torch.is_grad_enabled()
         self.seen.append(Pass(side, with_gradient, places, inputs, whole, taken(logits), tokens))
         return to_batch
+
+    def add_aside(self, given: dict[str, Tensor]) -> None:
+        """Note the rows of a pass of the student that is not its answer, as for old log-probs."""
+        ids, mask = given["input_ids"], mask_of(given)
+        self.aside += [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
 
     def places(self, side: str, tokens: Sequence[Sequence[int]]) -> list[int]:
         """Rows of the micro-batch that a pass answers, by the completions that its tokens end with.
@@ -197,9 +204,8 @@ class Passes:
     def of(self, side: str) -> list[Pass]:
         """The passes of a side.
 
-        The student's are those with gradient: its others are about old log-probs. Where one module
-        is both sides, the teacher's are those without gradient, but for those that ask what the
-        student's asks if there are further ones.
+        The student's are those with gradient. Where one module is both sides, the teacher's are
+        those without, but for those that ask what the student's asks if there are further ones.
         """
         if side == STUDENT:
             return [p for p in self.seen if p.side in (STUDENT, EITHER) and p.with_gradient]
@@ -209,12 +215,12 @@ class Passes:
 
     def asks_otherwise(self, seen: Pass) -> bool:
         """Whether a pass asks something else than the student's passes with gradient."""
-        asked = {
-            place: tokens
-            for other in self.of(STUDENT)
-            for place, tokens in zip(other.places, other.tokens, strict=True)
-        }
-        return any(asked.get(p) != t for p, t in zip(seen.places, seen.tokens, strict=True))
+        own = self.asked_of_student()
+        return any(tokens["input_ids"] not in own for tokens in seen.tokens)
+
+    def asked_of_student(self) -> list[list[int]]:
+        """The tokens of all rows of the student's passes with gradient."""
+        return [tokens["input_ids"] for seen in self.of(STUDENT) for tokens in seen.tokens]
 
     def check_teacher(self) -> None:
         """Check that it was not the student that answered in place of the teacher.
@@ -222,8 +228,9 @@ class Passes:
         Raises:
             CandidateError: nothing that the adapter names as teacher answered, but the student did.
         """
-        others = [p for p in self.seen if p.side == STUDENT and not p.with_gradient]
-        if not self.of(TEACHER) and any(self.asks_otherwise(p) for p in others):
+        own = self.asked_of_student()
+        others = [row for row in self.aside if row not in own and self.place_of(row) is not None]
+        if others and not self.of(TEACHER):
             raise CandidateError(
                 "log_probs",
                 "what the adapter names as teacher (`teacher`, `teacher_adapters`) answered "
@@ -272,12 +279,13 @@ class Passes:
         for seen in passes:
             for place, tokens, logits in zip(seen.places, seen.tokens, seen.logits, strict=True):
                 first_tokens, first = known.setdefault(place, (tokens, logits))
-                if first_tokens != tokens or (side == TEACHER and not same_bits(first, logits)):
+                same = first_tokens["input_ids"] == tokens["input_ids"]
+                if not same or (side == TEACHER and not same_bits(first, logits)):
                     raise CandidateError(
                         "log_probs",
                         f"the {side} is asked about row {place} of a micro-batch twice, with other "
-                        f"{'answers' if first_tokens == tokens else 'tokens'}: which pass the loss "
-                        "takes cannot be told",
+                        f"{'answers' if same else 'tokens'}: which pass the loss takes cannot be "
+                        "told",
                     )
         signal = [] if self.signal is None else self.signal.nonzero().flatten().tolist()
         if missing := sorted(set(signal) - set(known)):

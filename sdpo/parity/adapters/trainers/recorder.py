@@ -232,15 +232,16 @@ class Recorder:
         with_gradient = torch.is_grad_enabled()
         if side == NEITHER:
             return
-        logits = output.logits if hasattr(output, "logits") else output[0]
         given = dict(zip(MODEL_INPUTS, args, strict=False)) | kwargs
         given = {name: given[name] for name in MODEL_INPUTS if given.get(name) is not None}
+        if side == STUDENT and not with_gradient:
+            self.passes.add_aside(given)
+            return
+        logits = output.logits if hasattr(output, "logits") else output[0]
         assert self.positions is not None, "the tiny model always asks for positions"
         to_batch = self.passes.add(side, given, self.positions, logits)
         if side == EITHER:
             side = STUDENT if with_gradient else TEACHER
-        if side == STUDENT and not with_gradient:
-            return
         self.watch.calls[f"forward pass of the {side}"] += 1
         if side == STUDENT and logits.requires_grad:
             self.follow(self.micro, logits, to_batch)
