@@ -55,7 +55,7 @@ def test_settings_reach_the_trainer_of_the_example(probe):
 def test_the_mistake_of_the_example_is_found_and_named():
     found, explained = statuses(example.MyAdapter(), ["T01", "T05"])
     assert (found["T01"] in (MATCH, PASS), found["T05"]) == (True, DIVERGENT)
-    assert explained == ["M109 teacher averaged per optimizer step"]
+    assert explained == {"M109 teacher averaged per optimizer step": {"T05"}}
 
 
 HONEST = """

@@ -26,7 +26,7 @@ from sdpo.parity.whole_step.logged import LOSS, METRIC, NORM, compare_logged
 from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
 from sdpo.parity.whole_step.scenario import Generation
 from sdpo.parity.whole_step.scenario_parts import SUMS
-from sdpo.parity.whole_step.takes_hold import changed, refusal
+from sdpo.parity.whole_step.takes_hold import changed, why_one_experiment
 from sdpo.parity.whole_step.tiny_model import completion_ids
 from sdpo.parity.whole_step.trainer_claims import EVEN, PAIRS, all_scripts
 from sdpo.parity.whole_step.trainer_relations import (
@@ -191,7 +191,7 @@ def test_each_relation_changes_what_a_trainer_is_handed(name, tmp_path, monkeypa
         ]
         reached = changed(runs[0].given, runs[1].given)
         assert reached
-        assert refusal(pair.left, pair.right, *runs) is None
+        assert why_one_experiment(pair.left, pair.right, *runs) is None
         found |= reached
     assert found == REACHES[name]
 

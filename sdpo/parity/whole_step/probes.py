@@ -24,7 +24,7 @@ from sdpo.parity.whole_step.loss_chain import loss_case
 from sdpo.parity.whole_step.probe_table import BASES, PROBES, Probe
 from sdpo.parity.whole_step.record import TrainerRun, Update
 from sdpo.parity.whole_step.scenario import Scenario
-from sdpo.parity.whole_step.takes_hold import Refusal, refusal, unseen_settings
+from sdpo.parity.whole_step.takes_hold import Refusal, unseen_settings, why_one_experiment
 
 FACTOR = 5.0
 """A loss that moves more than this many times as far as the reference's, or as little, is wrong."""
@@ -54,7 +54,7 @@ def run_probe(candidate: Any, probe: Probe, runs: dict[str, TrainerRun]) -> Case
     except CandidateError as error:
         result.comparisons.append(Comparison(error.stage, ERROR, probe.id, note=str(error)))
         return result
-    refused = refusal(base, probe.change(base), runs[probe.base], changed)
+    refused = why_one_experiment(base, probe.change(base), runs[probe.base], changed)
     if refused is None and not probe.moves:
         refused = unseen_settings(base, probe.change(base), changed)
     if refused is None and probe.moves and not shows(probe.moves, runs[probe.base], changed):

@@ -29,7 +29,7 @@ class Refusal:
     note: str
 
 
-def refusal(
+def why_one_experiment(
     before: Scenario, after: Scenario, ours: TrainerRun, theirs: TrainerRun
 ) -> Refusal | None:
     """Why two runs are one experiment; None if they are two.

@@ -25,7 +25,7 @@ from sdpo.parity.whole_step.family import merged
 from sdpo.parity.whole_step.record import Tensors, TrainerRun
 from sdpo.parity.whole_step.reference_run import run_reference
 from sdpo.parity.whole_step.scenario import Scenario
-from sdpo.parity.whole_step.takes_hold import Refusal, refusal
+from sdpo.parity.whole_step.takes_hold import Refusal, why_one_experiment
 from sdpo.parity.whole_step.tiny_model import handed_tokenizer, tiny_model
 from sdpo.parity.whole_step.trainer_claims import PAIRS, SHARE_OF, Pair
 from sdpo.parity.whole_step.weights_chain import distance
@@ -181,7 +181,7 @@ def nothing_tested(first: Any, pair: Pair, left: First, right: First | None) -> 
     if left.run is None:
         return None
     if right is not None and right.run is not None and pair.right is not None:
-        refused = refusal(pair.left, pair.right, left.run, right.run)
+        refused = why_one_experiment(pair.left, pair.right, left.run, right.run)
         if refused is not None or learns(left) or learns(right):
             return refused
     elif learns(first(SHARE_OF)):
