@@ -30,7 +30,7 @@ class Honest(example.MyAdapter):
     trainer = sdpo.trainer.SDPOTrainer
 
 
-def statuses(adapter: Any, names: list[str]) -> tuple[dict[str, str], list[str]]:
+def statuses(adapter: Any, names: list[str]) -> tuple[dict[str, str], dict[str, set[str]]]:
     found = run_trainer_family(adapter, lambda *_: None, [BY_ID[name] for name in names])
     for result in found.results:
         assert CANNOT.get(result.id, "") in result.note
