@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sdpo.parity.adapters.returned import CPU, loss_in, no_scalar
 from sdpo.parity.case import LossCase
 from sdpo.parity.stages import NAMES
 
@@ -114,26 +115,15 @@ def guarded(stage: str, function: Callable[..., Any], *args: Any, **kwargs: Any)
         ) from error
 
 
-def scalar_of(result: Any) -> Tensor:
+def scalar_of(result: Any, device: torch.device = CPU) -> Tensor:
     """The loss in what a candidate returned: a scalar, or a tuple that starts with one.
 
     Raises:
-        CandidateError: anything else.
+        CandidateError: anything else, a number included; `device` is where the inputs were.
     """
-    value = result[0] if isinstance(result, tuple) and result else result
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = torch.tensor(float(value), dtype=torch.float64)
-    if not isinstance(value, Tensor):
-        raise CandidateError(
-            "aggregate", f"returned {type(value).__name__}; expected a scalar tensor"
-        )
-    if value.dim() != 0:
-        raise CandidateError(
-            "aggregate", f"returned shape {tuple(value.shape)}; expected a scalar, shape ()"
-        )
-    if not value.is_floating_point():
-        raise CandidateError("aggregate", f"returned dtype {value.dtype}; expected floating point")
-    return value
+    if problem := no_scalar(result, device):
+        raise CandidateError("aggregate", problem)
+    return loss_in(result)[0]
 
 
 def checked_call(
@@ -163,11 +153,12 @@ def checked_call(
         BrokenGradientError: no graph to the student, or a gradient into the teacher.
     """
     before = {name: tensor.detach().clone() for name, tensor in inputs.items()}
-    loss = scalar_of(guarded("aggregate", function, *positional, **arguments))
+    student, teacher = leaves
+    result = guarded("aggregate", function, *positional, **arguments)
+    loss = scalar_of(result, student.device)
     changed = [name for name, tensor in inputs.items() if not same_bits(tensor, before[name])]
     if changed:
         raise CandidateError("aggregate", f"changed its input {changed[0]} in place")
-    student, teacher = leaves
     trace = {"aggregate": loss.detach()}
     if not loss.requires_grad:
         raise BrokenGradientError(NO_GRAPH, trace)

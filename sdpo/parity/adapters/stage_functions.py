@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sdpo.parity.adapters.base import CandidateError, Location, guarded
 from sdpo.parity.adapters.callables import location_of, signature_of
+from sdpo.parity.adapters.returned import no_indices, no_tensor
 from sdpo.parity.case import LossCase, reference_trace
 from sdpo.parity.stages import PROMPT_STAGES
 
@@ -50,10 +51,10 @@ def tensor_of(stage: str, value: Any) -> Tensor:
     """A stage's result as a tensor.
 
     Raises:
-        CandidateError: it is none.
+        CandidateError: it is none, or one whose numbers cannot be read here.
     """
-    if not isinstance(value, Tensor):
-        raise CandidateError(stage, f"returned {type(value).__name__}; expected a tensor")
+    if problem := no_tensor(value):
+        raise CandidateError(stage, f"returned {problem}; expected a tensor")
     return value.detach()
 
 
@@ -100,12 +101,26 @@ class StageFunctions:
         )
         if not isinstance(result, tuple) or len(result) != 3:
             raise CandidateError("support", "expected (indices or None, student, teacher)")
-        names = ("support.indices", "support.student", "support.teacher")
-        return {
-            name: tensor_of("support", value)
-            for name, value in zip(names, result, strict=True)
-            if value is not None
+        indices, student, teacher = result
+        sides = {
+            "support.student": tensor_of("support", student),
+            "support.teacher": tensor_of("support", teacher),
         }
+        if indices is None and case.config.distillation_topk is None:
+            return sides
+        if indices is None:
+            raise CandidateError("support", "returned no indices; distillation_topk needs them")
+        chosen = tensor_of("support", indices)
+        if problem := no_indices(chosen, case.student_logits):
+            raise CandidateError("support", f"returned {problem}")
+        if case.config.distillation_topk is not None:
+            return sides | {"support.indices": chosen}
+        return {name: in_vocabulary_order(value, chosen) for name, value in sides.items()}
+
+
+def in_vocabulary_order(values: Tensor, indices: Tensor) -> Tensor:
+    """Values of the whole vocabulary, `(B, T, V)`, in its order; others stay as they are."""
+    return values.gather(-1, indices.argsort(-1)) if values.shape == indices.shape else values
 
 
 def offers(
