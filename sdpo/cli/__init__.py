@@ -1,17 +1,39 @@
 """Command line: thin commands, heavy imports inside them so that `--help` answers at once."""
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from sdpo.cli import audit, drift, mbpp, mutants, replay, trend
+from sdpo.parity.failure import FAILED, CrashError, ended, refuse
 
 # typer carries its own copy of click: its exceptions are reached through typer's names
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
+
+class Commands(TyperGroup):
+    """All commands; what one raises passes typer by, which would end some of it by exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for.
+
+        Raises:
+            CrashError: it failed otherwise than by an exit code or a usage error.
+        """
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, ClickException):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            raise CrashError from error
+
+
 app = typer.Typer(
     name="sdpo",
     help="Verify SDPO implementations against the verl reference, stage by stage.",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -26,14 +48,22 @@ app.add_typer(mbpp.app, name="mbpp")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; usage errors print one `ERROR` line and exit with code 2."""
+    """Run the command line and exit.
+
+    A usage error or failure prints one line, with `--json` one document, and exits with code 2.
+    """
     command = typer.main.get_command(app)
-    try:
-        code = command.main(args=argv, prog_name="sdpo", standalone_mode=False)
-    except ClickException as error:
-        print(f"ERROR {' '.join(str(error).split())} (see `sdpo --help`)")
-        code = 2
-    except (typer.Abort, KeyboardInterrupt):
-        print("ERROR interrupted")
-        code = 130
-    sys.exit(code)
+    as_json = "--json" in (sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        try:
+            return command.main(args=argv, prog_name="sdpo", standalone_mode=False)
+        except ClickException as error:
+            message = " ".join(str(error).split())
+            if not message:  # nothing was asked for, and the help was printed
+                return FAILED
+            return refuse(f"{message} (see `sdpo --help`)", as_json)
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+
+    sys.exit(ended(run, as_json=as_json))

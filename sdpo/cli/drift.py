@@ -25,5 +25,5 @@ def drift(
     from sdpo.parity.drift import markdown
 
     document = table()
-    print(json.dumps(document, ensure_ascii=False) if json_ else markdown(document))
+    print(json.dumps(document) if json_ else markdown(document))
     raise typer.Exit(3 if any(peer["broken"] for peer in document["peers"]) else 0)

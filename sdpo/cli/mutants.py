@@ -51,7 +51,7 @@ def mutants(
             "faults": rows,
             "outside_the_loss": listed,
         }
-        print(json.dumps(document, ensure_ascii=False))
+        print(json.dumps(document))
     else:
         print(text_of(rows, outside, failed))
     raise typer.Exit(4 if failed else 0)

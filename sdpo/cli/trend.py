@@ -43,7 +43,7 @@ def trend(
         print(f"ERROR {error}")
         raise typer.Exit(2) from error
     if json_:
-        print(json.dumps({"schema_version": 1, "candidates": rows}, ensure_ascii=False))
+        print(json.dumps({"schema_version": 1, "candidates": rows}))
     else:
         print(text_of(rows))
     raise typer.Exit(1 if any(row["alarms"] for row in rows) else 0)

@@ -3,7 +3,6 @@
 Beside the reports it writes `comment.md`, the step's outputs and summary, and prints annotations.
 """
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.parity.exit_codes import EXIT_ORDER
-from sdpo.parity.launch import audit_all, slug
+from sdpo.parity.failure import ended
+from sdpo.parity.launch import audit_all
 from sdpo.parity.render.markdown import markdown_report
 from sdpo.parity.render.sarif import address, message, repository_root
-from sdpo.parity.render.text import first_line
+from sdpo.parity.render.text import RUN, first_line
 
 MOST = 65_000
 COMMANDS = {"DIVERGENT": "error", "ERROR": "error", "INCONCLUSIVE": "warning", "DECLARED": "notice"}
@@ -32,9 +32,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         return 2
     out = Path(environ.get("SDPO_OUT") or "sdpo-parity")
     history = environ.get("SDPO_HISTORY", "")
-    reports = [out / slug(candidate) / "report.json" for candidate in candidates]
-    for path in reports:
-        path.unlink(missing_ok=True)
+    runs: list[RUN] = []
     code = audit_all(
         candidates,
         stages=names(environ.get("SDPO_STAGES", "")),
@@ -47,8 +45,8 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         out=out,
         as_json=False,
         quiet=False,
+        each=runs.append,
     )
-    runs = [read(path) for path in reports if path.exists()]
     for run in runs:
         for annotation in annotations(run):
             print(annotation)
@@ -64,11 +62,6 @@ def lines(text: str) -> list[str]:
 def names(text: str) -> list[str]:
     """The names in a list with commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The one RUN document of a report."""
-    return json.loads(path.read_text(encoding="utf-8"))["runs"][0]
 
 
 def annotations(run: Mapping[str, Any]) -> list[str]:
@@ -138,4 +131,4 @@ def tell(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main))

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.parity.exit_codes import worst_exit_code
+from sdpo.parity.failure import refuse
 from sdpo.parity.launch import (
     UsageError,
     check_stages,
     document,
     in_child,
-    refuse,
     show,
     slug,
     write_reports,
 )
-from sdpo.parity.render.text import number, one_line
+from sdpo.parity.render.text import number, one_line, started
 
 
 def regate_all(
@@ -37,9 +37,9 @@ def regate_all(
 
     What is empty or None stays as the report was judged.
     """
+    from sdpo.parity.child import plain
     from sdpo.parity.declared import DeclaredError, load_for
     from sdpo.parity.regate import ReportError, policy_of, read_runs, regate, tightened
-    from sdpo.parity.worker import plain
 
     runs = []
     try:
@@ -59,7 +59,7 @@ def regate_all(
     except (UsageError, ReportError, DeclaredError) as error:
         return refuse(str(error), as_json)
     for run in runs:
-        folder = out and out / slug(run["candidate"])
+        folder = out / slug(run["candidate"]) if out and started(run) else None
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             write_reports(run, folder)
@@ -91,9 +91,9 @@ def replay_one(bundle: Path, candidate: str, *, as_json: bool, log: Path | None 
             shutil.copyfile(output, log)
     if found is None:
         return refuse(f"the candidate ended the process (exit code {returncode})", as_json)
-    if found.get("problem"):
-        return refuse(found["problem"], as_json)
-    print(json.dumps(found, ensure_ascii=False) if as_json else replay_text(found))
+    if problem := found.get("crash") or found.get("problem"):
+        return refuse(problem, as_json)
+    print(json.dumps(found) if as_json else replay_text(found))
     return found["exit_code"]
 
 

@@ -311,7 +311,12 @@ def run_prompt_stages(
 
 
 def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progress) -> None:
-    """All scenarios through a trainer, each in a process of its own."""
+    """All scenarios through a trainer, each in a process of its own.
+
+    Raises:
+        CandidateError: what every run needs is not installed or cannot be imported.
+    """
+    from sdpo.parity.adapters.trainers.ready import check_ready
     from sdpo.parity.whole_step.apart import Apart
     from sdpo.parity.whole_step.family import differs_from_itself, run_trainer_family
     from sdpo.parity.whole_step.logged import compare_logged
@@ -320,6 +325,7 @@ def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progr
     from sdpo.parity.whole_step.trainer_claims import all_scripts
     from sdpo.parity.whole_step.trainer_relations import trainer_relations
 
+    check_ready(candidate)
     with Apart(candidate, [*SCENARIOS, *all_probes(), *all_scripts()]) as apart:
         found = run_trainer_family(apart, progress)
         findings.results.extend(found.results)

@@ -4,8 +4,6 @@ The candidate's code runs here. MODE `make` turns failing cases of a report into
 `replay` runs the case of a bundle again.
 """
 
-import json
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from sdpo.parity.adapters.trainers.base import TrainerAdapter
 from sdpo.parity.audit import SEEDS, load_goldens, run_loss_case
 from sdpo.parity.bundle import Bundle, BundleError, read, write
 from sdpo.parity.case import LossCase
+from sdpo.parity.child import answer
 from sdpo.parity.compare import DIVERGENT, ERROR
 from sdpo.parity.environment import describe_environment
 from sdpo.parity.exit_codes import EXIT_CODES
@@ -30,7 +29,6 @@ from sdpo.parity.shrink import shrink
 from sdpo.parity.stages import STAGES
 from sdpo.parity.verdict import CaseResult, run_verdict
 from sdpo.parity.whole_step.trainer_bundle import TrainerBundle, is_trainer_bundle, seen_in
-from sdpo.parity.worker import plain
 
 Signature = frozenset[tuple[str, str, str]]
 
@@ -214,14 +212,15 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, li
 
 def main(mode: str, request_file: str, result_file: str) -> None:
     """Read the request, do what MODE says, write the result."""
-    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    try:
-        result = {"make": make, "replay": replay}[mode](request)
-    except (CandidateError, GoldenDataError, BundleError) as error:
-        result = {"bundles": [], "problem": str(error)}
-    partial = Path(result_file + ".partial")
-    partial.write_text(json.dumps(plain(result), ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, result_file)
+    work = {"make": make, "replay": replay}[mode]
+
+    def done(request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return work(request)
+        except (CandidateError, GoldenDataError, BundleError) as error:
+            return {"bundles": [], "problem": str(error)}
+
+    answer(request_file, result_file, done)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sdpo.parity.consistency import check
 from sdpo.parity.exit_codes import worst_exit_code
+from sdpo.parity.failure import described, refuse
 from sdpo.parity.history import HistoryError, append
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.junit import junit_report
 from sdpo.parity.render.markdown import markdown_report
 from sdpo.parity.render.plots import FILES, draw_plots, load_ahead
 from sdpo.parity.render.sarif import sarif_report
-from sdpo.parity.render.text import first_line, text_report
+from sdpo.parity.render.text import RUN, error_line, first_line, started, text_report
 from sdpo.parity.stages import NAMES
+from sdpo.parity.unstarted import absent, cleared, lost, tidy, unstarted
 
 SCHEMA_VERSION = 1
 
@@ -43,14 +46,18 @@ def audit_all(
     history: Path | None = None,
     ledger: Path | None = None,
     bundles: int = 0,
+    each: Callable[[RUN], None] = lambda run: None,
 ) -> int:
     """Audit candidates one after the other, write their reports, print, return the exit code.
 
     A line for each run is appended to `history`; the draft of a ledger of the one candidate is
-    written to `ledger`; `bundles` is the number of failing cases to pack for replay.
+    written to `ledger`; `bundles` is the number of failing cases to pack for replay; `each` gets
+    every RUN document. Of an audit that cannot start nothing is written; the others still run.
     """
+    only = candidates[0] if len(candidates) == 1 else ""
+    made = absent(out)
     try:
-        if ledger is not None and len(candidates) != 1:
+        if ledger is not None and not only:
             raise UsageError("--write-ledger needs exactly one candidate")
         if ledger is not None and ledger.exists():
             raise UsageError(f"--write-ledger: {ledger} exists; a ledger is never overwritten")
@@ -58,10 +65,11 @@ def audit_all(
         check_stages("--require", require)
         out.mkdir(parents=True, exist_ok=True)
     except UsageError as error:
-        return refuse(str(error), as_json)
+        return refuse_audit(str(error), only, as_json)
     except OSError as error:
-        return refuse(f"cannot write to {out}: {error.strerror}", as_json)
-    runs = []
+        return refuse_audit(f"cannot write to {out}: {error.strerror}", only, as_json)
+    runs: list[RUN] = []
+    problems = []
     load_ahead()
     for candidate in candidates:
         request = {
@@ -73,23 +81,48 @@ def audit_all(
             "coverage": coverage,
             "repro": repro(candidate, stages, goldens, declared, require, coverage),
         }
-        folder = out / slug(candidate)
+        kept = partial(keep, history=history, ledger=ledger)
+        run, folder, problem = audited(request, out, bundles, kept)
+        runs.append(run)
+        each(run)
+        problems += [problem] * bool(problem)
+        if not as_json:
+            tell(run, folder, problem, quiet)
+    tidy([*(out / slug(candidate) for candidate in candidates), *made])
+    if as_json:
+        print(document(runs, error="; ".join(dict.fromkeys(problems))))
+    return worst_exit_code([*(run["exit_code"] for run in runs), *([2] * len(problems))])
+
+
+def audited(
+    request: dict[str, Any], out: Path, bundles: int, kept: Callable[[RUN], None]
+) -> tuple[RUN, Path | None, str]:
+    """Audit one candidate and write what belongs to it.
+
+    Returns:
+        The RUN document; the folder of its reports, None without any; and why something could not
+        be written, empty if all was.
+    """
+    folder = out / slug(request["candidate"])
+    try:
         run = run_worker(request, folder)
+        if not started(run):
+            return cleared(run, folder), None, ""
+    except OSError as error:
+        return unstarted(request, f"cannot write to {folder}: {described(error)}"), None, ""
+    try:
         add_bundles(run, request, folder, bundles)
         write_reports(run, folder)
-        runs.append(run)
-        if not as_json:
-            show(run, folder, quiet)
-        try:
-            keep(run, history, ledger)
-        except (HistoryError, OSError) as error:
-            return refuse(str(error), as_json)
-    if as_json:
-        print(document(runs))
-    return worst_exit_code(run["exit_code"] for run in runs)
+    except OSError as error:
+        return run, None, f"cannot write to {folder}: {described(error)}"
+    try:
+        kept(run)
+    except (HistoryError, OSError) as error:
+        return run, folder, str(error)
+    return run, folder, ""
 
 
-def keep(run: dict[str, Any], history: Path | None, ledger: Path | None) -> None:
+def keep(run: RUN, history: Path | None, ledger: Path | None) -> None:
     """Append a run to a history, and write the draft of its ledger, where asked for.
 
     Raises:
@@ -112,12 +145,18 @@ def show(run: dict[str, Any], folder: Path | None, quiet: bool) -> None:
         print(f"  report: {folder / 'report.md'}, .html, .json, .junit.xml, .sarif")
 
 
-def refuse(message: str, as_json: bool) -> int:
-    """Print a usage error; the exit code is 2."""
-    if as_json:
-        print(json.dumps({"schema_version": SCHEMA_VERSION, "runs": [], "error": message}))
-    else:
-        print(f"ERROR {message}")
+def tell(run: RUN, folder: Path | None, problem: str, quiet: bool) -> None:
+    """Print a run as text, below what could not be written of it."""
+    if problem:
+        print(error_line(run["candidate"], f"{problem}; the verdict was {run['verdict']}"))
+    show(run, folder, quiet)
+
+
+def refuse_audit(message: str, candidate: str, as_json: bool) -> int:
+    """Print why no audit was begun; the exit code is 2. `candidate` is empty for several."""
+    if as_json or not candidate:
+        return refuse(message, as_json)
+    print(error_line(candidate, message))
     return 2
 
 
@@ -162,7 +201,7 @@ def run_worker(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     log = folder / "candidate.log"
     log.unlink(missing_ok=True)
     run, returncode = in_child(["sdpo.parity.worker"], request, log)
-    return run if run is not None else lost(request, returncode)
+    return lost(request, run, returncode) if run is None or "crash" in run else run
 
 
 def in_child(
@@ -204,7 +243,9 @@ def add_bundles(run: dict[str, Any], request: dict[str, Any], folder: Path, coun
         "count": count,
     }
     made, returncode = in_child(["sdpo.parity.bundler", "make"], wanted, folder / "candidate.log")
-    problem = made["problem"] if made else f"the process ended with exit code {returncode}"
+    problem = f"the process ended with exit code {returncode}"
+    if made:
+        problem = made.get("crash") or made["problem"]
     if problem:
         run["notes"].append(f"no replay bundles: {problem}")
         return
@@ -214,19 +255,14 @@ def add_bundles(run: dict[str, Any], request: dict[str, Any], folder: Path, coun
         run["notes"].append(f"{more} more failing cases have no replay bundle: raise --bundles")
 
 
-def lost(request: dict[str, Any], returncode: int) -> dict[str, Any]:
-    """The RUN document of an audit whose process ended without one."""
-    from sdpo.parity.report import failed
-
-    how = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    message = f"the candidate ended the process ({how}) before the audit was complete"
-    run = failed(request["candidate"], request["repro"], message)
-    return run | {"environment": {}, "created": "", "seconds": 0.0}
+def document(runs: Sequence[RUN], *, error: str = "") -> str:
+    """The one JSON document of some runs, in ASCII; `error` is what could not be written."""
+    return json.dumps(wrapped(runs) | ({"error": error} if error else {}))
 
 
-def document(runs: Sequence[dict[str, Any]]) -> str:
-    """The one JSON document of some runs."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, "runs": list(runs)}, ensure_ascii=False)
+def wrapped(runs: Sequence[RUN]) -> dict[str, Any]:
+    """Some runs as one document."""
+    return {"schema_version": SCHEMA_VERSION, "runs": list(runs)}
 
 
 def write_reports(run: dict[str, Any], folder: Path) -> None:
@@ -236,7 +272,8 @@ def write_reports(run: dict[str, Any], folder: Path) -> None:
         InconsistentReportError: the document contradicts itself; nothing is written.
     """
     check(run)
-    (folder / "report.json").write_text(document([run]) + "\n", encoding="utf-8")
+    text = json.dumps(wrapped([run]), ensure_ascii=False) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8")
     for file in FILES:
         (folder / file).unlink(missing_ok=True)
     plots = draw_plots(run)

@@ -72,6 +72,8 @@ def audited(
 ) -> tuple[dict[str, Any], Path]:
     """The RUN document of an audit in a process of its own, and the folder of its report."""
     from sdpo.parity.launch import check_stages, repro, run_worker, slug, write_reports
+    from sdpo.parity.render.text import started
+    from sdpo.parity.unstarted import cleared
 
     candidate = name_of(given["candidate"], roots)
     request = {
@@ -91,6 +93,8 @@ def audited(
     report = folder / slug(candidate)
     with same_imports():
         run = run_worker(request, report)
+    if not started(run):
+        return cleared(run, report), report
     write_reports(run, report)
     return run, report
 
@@ -136,9 +140,11 @@ def located(path: str, roots: Sequence[Path]) -> str:
 def message(run: dict[str, Any], report: Path) -> str:
     """What a failing test says: first line, the stages that fail, and where the report is."""
     from sdpo.parity.explained import phrase
-    from sdpo.parity.render.text import first_line, one_line
+    from sdpo.parity.render.text import first_line, one_line, started
 
     lines = [first_line(run)]
+    if not started(run):
+        return lines[0]
     for row in run["stages"]:
         if row["status"] in ("DIVERGENT", "ERROR"):
             lines.append(f"  {row['name']}: {row['status']}, {one_line(row['note'])}")

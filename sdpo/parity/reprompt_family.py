@@ -87,9 +87,7 @@ def run_case(
                     function = getattr(candidate.owner, stage)
                     values[stage] = call_by_name(stage, function, offered)
                 value = guarded(stage, normal, stage, values[stage])
-                found = guarded(
-                    stage, compare_record, stage, golden.id, value, expected[stage]
-                )
+                found = guarded(stage, compare_record, stage, golden.id, value, expected[stage])
             except CandidateError as error:
                 found = Comparison(stage, ERROR, golden.id, note=str(error))
             result.comparisons.append(found)

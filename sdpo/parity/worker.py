@@ -4,36 +4,31 @@ The candidate's code runs here, away from the process that reports: it may print
 """
 
 import gc
-import json
-import math
-import os
 import sys
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
+from sdpo.parity.child import answer, plain
 
-def plain(value: Any) -> Any:
-    """A document without NaN and infinities, which JSON lacks: they become texts."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+__all__ = ["main", "plain"]
 
 
 def main(request_file: str, result_file: str) -> None:
     """Read the request, audit with a progress bar on standard error, write the RUN document."""
+    answer(request_file, result_file, audited)
+
+
+def audited(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The RUN document of a request."""
     gc.disable()  # searching what imports leave for garbage is a sixth of the time torch takes
     from sdpo.parity.audit import Request, audit
 
     gc.freeze()
     gc.enable()
-    request = Request.from_fields(json.loads(Path(request_file).read_text(encoding="utf-8")))
+    request = Request.from_fields(dict(fields))
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
@@ -43,10 +38,7 @@ def main(request_file: str, result_file: str) -> None:
                 tasks[family] = bar.add_task(f"{request.candidate}: {family}", total=total)
             bar.update(tasks[family], completed=done)
 
-        run = audit(request, advance)
-    partial = Path(result_file + ".partial")
-    partial.write_text(json.dumps(plain(run), ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, result_file)
+        return audit(request, advance)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_unwritable_output_folder(tmp_path):
     (tmp_path / "taken").write_text("a file")
     done = sdpo("audit", "--out", "taken", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stdout.startswith("ERROR cannot write to taken")
+    assert done.stdout.startswith('ERROR candidate=sdpo message="cannot write to taken')
 
 
 def test_damaged_goldens_end_each_candidate_with_one_line_and_exit_code_two(

@@ -1,7 +1,6 @@
 """What a candidate offers, what can go wrong with one, and one checked call of a loss function."""
 
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from sdpo.parity.adapters.returned import CPU, loss_in, no_scalar
 from sdpo.parity.case import LossCase
+from sdpo.parity.failure import missing
 from sdpo.parity.stages import NAMES
 
 NO_GRAPH = "the loss has no graph to student_logits; expected a gradient"
@@ -84,17 +84,6 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def missing(module: str) -> str:
-    """Why a module cannot be imported, and what to do."""
-    package, _, inner = module.partition(".")
-    if inner and package in sys.modules:
-        return (
-            f"there is no module {module!r} in the package {package!r}, which is installed: check "
-            "the name, or install a version that has it"
-        )
-    return f"needs the package {module!r}, which is not installed: install it"
 
 
 def guarded(stage: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -54,6 +54,9 @@ def find(name: str) -> Any:
     Raises:
         CandidateError: no such file, module or attribute, or importing it failed.
     """
+    if "::" in name:
+        fixed = name.replace("::", ":")
+        raise CandidateError("config", f"no candidate is called {name!r}: write {fixed}")
     target, _, attribute = name.rpartition(":") if ":" in name else (name, "", "")
     path = Path(target)
     is_file = path.suffix == ".py" or path.is_file()
@@ -94,7 +97,10 @@ def import_module(name: str) -> ModuleType:
         CandidateError: there is none, or importing it failed.
     """
     sys.path.insert(0, str(Path.cwd()))
-    if "." not in name and guarded("config", importlib.util.find_spec, name) is None:
+    known = all(part.isidentifier() for part in name.split("."))
+    if known and "." not in name:
+        known = guarded("config", importlib.util.find_spec, name) is not None
+    if not known:
         raise CandidateError(
             "config",
             f"no module is called {name!r}; built in are {[*BUILT_IN, *TRAINERS]}, others are "
@@ -119,8 +125,19 @@ def adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
         return shape(name, value)
     if any(callable(getattr(value, stage, None)) for stage in NAMES):
         return StageFunctions(name, value)
+    own = functions_of(value)
+    such = f", such as {name.rstrip(':')}:{own[-1]}" if own else ""
     raise CandidateError(
         "config",
-        f"{type(value).__name__} is no candidate: give a loss function, or a module or object "
-        f"with functions named as the stages ({', '.join(NAMES)})",
+        f"{type(value).__name__} is no candidate: give a loss function{such}, or a module or "
+        f"object with functions named as the stages ({', '.join(NAMES)})",
     )
+
+
+def functions_of(value: Any) -> list[str]:
+    """Names of the public functions that a module defines itself; none of anything else."""
+    if not inspect.ismodule(value):
+        return []
+    found = inspect.getmembers_static(value, inspect.isfunction)
+    mine = [name for name, function in found if function.__module__ == value.__name__]
+    return [name for name in mine if not name.startswith("_")]

@@ -30,9 +30,10 @@ def first_line(run: RUN) -> str:
             fields.append(f"relative={number(row['relative'])}")
     if run["verdict"] == "DIVERGENT" and (only := run.get("departs_only")):
         fields.append(f"only={only['dtype']}")
-    covered = run["coverage"]["covered"]
-    total = len(covered) + len(run["coverage"]["not_covered"])
-    fields.append(f"coverage={len(covered)}/{total}")
+    if started(run):
+        covered = run["coverage"]["covered"]
+        total = len(covered) + len(run["coverage"]["not_covered"])
+        fields.append(f"coverage={len(covered)}/{total}")
     if run["explained_by"]:
         fields.append(f"explained_by={explanations(run)}")
     if run["message"]:
@@ -40,6 +41,16 @@ def first_line(run: RUN) -> str:
     if run["repro"]:
         fields.append(f'repro="{run["repro"]}"')
     return " ".join(fields)
+
+
+def error_line(candidate: str, message: str) -> str:
+    """The first line where there is no verdict."""
+    return f'ERROR candidate={candidate} message="{one_line(message)}"'
+
+
+def started(run: RUN) -> bool:
+    """Whether an audit came to judge anything, so that there is something to report."""
+    return bool(run["cases"]) or run["verdict"] != "ERROR"
 
 
 def introduced(worst: dict[str, Any]) -> list[str]:
@@ -85,7 +96,9 @@ def one_line(text: str) -> str:
 
 
 def text_report(run: RUN) -> str:
-    """First line, stage table, totals and reasons."""
+    """First line, stage table, totals and reasons; the first line alone without an audit."""
+    if not started(run):
+        return first_line(run)
     lines = [first_line(run)]
     if run["first_stage_inferred"]:
         how = "by intervention" if run["ladder"] else "from the known fault that explains it"
