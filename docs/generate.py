@@ -16,6 +16,7 @@ from pathlib import Path
 
 import peer_tables as peers
 
+from sdpo.parity.render import counts
 from sdpo.parity.render.text import number
 from sdpo.parity.stages import STAGES
 
@@ -76,7 +77,7 @@ def table(reference: dict, own: dict) -> str:
 
 def share(row: dict) -> str:
     """How many of the comparisons that had an element were bit-equal."""
-    compared = row["comparisons"] - row["empty"]
+    compared = counts.compared(row)
     return f"{row['bit_equal']} of {compared}" if compared else "-"
 
 
@@ -87,12 +88,8 @@ def used(kind: str, row: dict) -> str:
 
 def summary(run: dict) -> str:
     """Verdict and totals of a run in one line."""
-    totals = run["totals"]
-    counts = ", ".join(f"{count} {status}" for status, count in totals["by_status"].items())
-    return (
-        f"`sdpo audit {run['candidate']}`: **{run['verdict']}**, {totals['cases']} cases "
-        f"({counts}); {totals['comparisons']} comparisons of {totals['elements']} elements."
-    )
+    what = f"{counts.cases(run)}; {counts.comparisons(run)}"
+    return f"`sdpo audit {run['candidate']}`: **{run['verdict']}**, {what}."
 
 
 def replaced(text: str, name: str, block: str) -> str:

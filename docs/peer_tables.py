@@ -6,6 +6,7 @@ from typing import Any
 
 from sdpo.parity.declared import load_for
 from sdpo.parity.faults import BY_ID
+from sdpo.parity.render.counts import statuses
 from sdpo.parity.render.text import number
 from sdpo.parity.stages import STAGES
 
@@ -43,12 +44,11 @@ def title(run: Run) -> str:
 def summary(run: Run) -> str:
     """Verdict, totals and cost of a run in one line."""
     totals = run["totals"]
-    counts = ", ".join(f"{count} {status}" for status, count in totals["by_status"].items())
     first = f", first at `{run['first_stage']}`" if run["first_stage"] else ""
     probes = sum(case["family"] == "probe" for case in run["cases"])
     return (
         f"`sdpo audit {run['candidate']}`: **{run['verdict']}**{first}; "
-        f"{totals['cases'] - probes} scenarios and {probes} probes ({counts}); "
+        f"{totals['cases'] - probes} scenarios and {probes} probes ({statuses(run)}); "
         f"{totals['elements']} elements compared in {run['seconds']:.0f} s."
     )
 

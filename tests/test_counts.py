@@ -1,154 +1,129 @@
-"""Masks whose dtype cannot hold the number of tokens: 301 in bfloat16 are 300 in the reference."""
+"""One counter: terminal, Markdown, HTML, JUnit and the README's tables give the same numbers."""
 
 import json
+import re
+import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-import torch
-from test_masks import audited
-from written_goldens import write_loss
+import run_documents
 
-from sdpo.config import SDPOConfig
-from sdpo.determinism import deterministic
-from sdpo.parity.adapters.callables import FromLogits
-from sdpo.parity.audit import run_loss_case
-from sdpo.parity.case import LossCase
-from sdpo.parity.compare import DIVERGENT, MATCH, PASS
-from sdpo.parity.faults_parts import Run, aggregate, loss_from_logits
-from sdpo.parity.prepared import prepared
-from sdpo.reference.loss import agg_loss
+from sdpo.fixtures import PACKAGED
+from sdpo.parity.audit import Request, audit
+from sdpo.parity.child import plain
+from sdpo.parity.consistency import InconsistentReportError, check
+from sdpo.parity.render import counts
+from sdpo.parity.render.html import html_report
+from sdpo.parity.render.junit import junit_report
+from sdpo.parity.render.markdown import markdown_report
+from sdpo.parity.render.text import text_report
 
-TOKENS, WIDTH = 301, 310
-NOTE = "counts 301 tokens, of which the reference's bfloat16 mask makes 300"
+USUAL = ("P-L001", "P-L005", "P-L018")
 
 
-def case_of(
-    loss_agg_mode: str = "token-mean",
-    dtype: torch.dtype = torch.float32,
-    signal: torch.dtype | None = None,
-) -> LossCase:
-    """One row of 301 tokens and padding; the mask, or with `signal` the row's, is bfloat16."""
-    generator = torch.Generator().manual_seed(1)
-    student, teacher = torch.randn(2, 1, WIDTH, 8, generator=generator).to(dtype)
-    mask = (torch.arange(WIDTH) < TOKENS)[None]
-    return LossCase(
-        id=f"count-{loss_agg_mode}",
-        config=SDPOConfig(distillation_topk=4, is_clip=None, loss_agg_mode=loss_agg_mode),
-        student_logits=student,
-        teacher_logits=teacher,
-        responses=torch.zeros(1, WIDTH, dtype=torch.int64),
-        response_mask=mask.to(torch.int64 if signal else torch.bfloat16),
-        self_distillation_mask=torch.ones(1, dtype=signal) if signal else None,
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A real audit in which some comparisons have no element that counts."""
+    home = tmp_path_factory.mktemp("goldens") / "loss"
+    home.mkdir()
+    manifest = json.loads((PACKAGED / "loss" / "cases.json").read_text())
+    wanted = [entry for entry in manifest["cases"] if "all_masked_by_sd_mask" in entry["tags"]][:2]
+    wanted += [entry for entry in manifest["cases"] if entry["id"] in USUAL]
+    for entry in wanted:
+        shutil.copy(PACKAGED / "loss" / entry["file"], home)
+    (home / "cases.json").write_text(json.dumps(manifest | {"cases": wanted}))
+    found = plain(audit(Request("reference", goldens=(str(home.parent),))))
+    assert any(row["empty"] for row in found["stages"])
+    check(found)
+    return found
+
+
+def from_text(run):
+    rows = [line.split() for line in text_report(run).splitlines() if line.startswith("  ")]
+    names = {row["name"] for row in run["stages"]}
+    return {row[0]: (int(row[2]), int(row[3])) for row in rows if row and row[0] in names}
+
+
+def from_markdown(run):
+    part = markdown_report(run).partition("### Stages")[2].partition("\n\n")[2]
+    rows = [line.split(" | ") for line in part.partition("\n\n")[0].splitlines()[2:]]
+    return {row[1].strip("`"): (int(row[4]), int(row[5])) for row in rows}
+
+
+def from_html(run):
+    pattern = (
+        r'<code>([a-z_]+)</code>(?:(?!</tr>).)*?data-label="compared">(\d+)<'
+        r'(?:(?!</tr>).)*?data-label="bit-equal">(\d+)<'
     )
+    page = html_report(run).replace("<wbr>", "")
+    return {name: (int(a), int(b)) for name, a, b in re.findall(pattern, page, re.DOTALL)}
 
 
-def exactly(run: Run) -> torch.Tensor:
-    """Tokens counted in float32."""
-    mask = run.mask.float()
-    return agg_loss(run.per_token, mask, run.config.loss_agg_mode, mask.sum().clamp(min=1.0))
+def from_junit(run):
+    found = {}
+    for element in ElementTree.fromstring(junit_report(run)).iter("testcase"):
+        values = {p.get("name"): p.get("value") for p in element.iter("property")}
+        if "compared" in values:
+            found[element.get("name")] = (int(values["compared"]), int(values["bit_equal"]))
+    return found
 
 
-def divided_by(count: float):
-    """The sum over tokens ÷ a number."""
-    return lambda run: (run.per_token * run.mask).sum() / count
+def from_readme(run, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
+    import generate
+
+    pattern = re.compile(r"`([a-z_]+)` .* \| (?:(\d+) of (\d+)|-) \| [A-Z_]+ \|")
+    rows = [pattern.search(line) for line in generate.table(run, run).splitlines()]
+    numbers = {row[1]: (int(row[3] or 0), int(row[2] or 0)) for row in rows if row}
+    return numbers, generate.summary(run)
 
 
-def all_places(run: Run) -> torch.Tensor:
-    """Padding is counted."""
-    return divided_by(run.mask.numel())(run)
+def test_every_rendering_counts_the_same(run, monkeypatch):
+    expected = {
+        row["name"]: (row["comparisons"] - row["empty"], row["bit_equal"]) for row in run["stages"]
+    }
+    assert from_text(run) == from_markdown(run) == from_junit(run) == expected
+    covered = {name: pair for name, pair in expected.items() if pair[0]}
+    assert {name: pair for name, pair in from_html(run).items() if pair[0]} == covered
+    readme, summary = from_readme(run, monkeypatch)
+    assert readme == expected
+    total = sum(number for number, _ in expected.values())
+    assert total < run["totals"]["comparisons"]
+    sentence = counts.comparisons(run)
+    assert sentence.startswith(f"{total} comparisons of {run['totals']['elements']} elements, ")
+    for text in (text_report(run), markdown_report(run), html_report(run), summary):
+        assert sentence in text
+    for text in (markdown_report(run), html_report(run)):
+        assert f"{run['totals']['bit_equal']} of {total} comparisons" in text
+    assert run["totals"]["empty"] == run["totals"]["comparisons"] - total
 
 
-def loss_alone_exact(run: Run) -> torch.Tensor:
-    """The loss counts exactly, its gradient as the reference does."""
-    rounded = aggregate(run)
-    return rounded + (exactly(run) - rounded).detach()
+def test_cases_add_up_in_every_rendering(run, monkeypatch):
+    assert sum(run["totals"]["by_status"].values()) == run["totals"]["cases"] == len(run["cases"])
+    sentence = counts.cases(run)
+    _, summary = from_readme(run, monkeypatch)
+    for text in (text_report(run), markdown_report(run), html_report(run), summary):
+        assert sentence in text
 
 
-def result_of(case: LossCase, part):
-    with deterministic():
-        return run_loss_case(FromLogits("loss", loss_from_logits({"aggregate": part})), case)[0]
+def test_a_report_that_only_has_comparisons_without_element_compares_nothing():
+    rows = [run_documents.stage("log_probs", "NOT_COVERED", [["P-1", "NOT_COVERED", 0, 0, 0]])]
+    rows[0] |= {"empty": 1, "by_case": []}
+    run = run_documents.run("INCONCLUSIVE", rows)
+    assert counts.compared_in(run) == 0
+    assert "Nothing was compared" in markdown_report(run)
 
 
-CASES = {
-    "token-mean": case_of(),
-    "seq-mean-token-mean": case_of("seq-mean-token-mean"),
-    "mask of rows": case_of(signal=torch.bfloat16),
-    "in bfloat16": case_of(dtype=torch.bfloat16),
-}
+def test_a_total_that_does_not_add_up_is_refused(run):
+    changed = run | {"totals": run["totals"] | {"empty": run["totals"]["empty"] + 1}}
+    with pytest.raises(InconsistentReportError, match="comparisons without element"):
+        check(changed)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_exact_count_is_right_and_so_is_the_references(name):
-    for part in (exactly, aggregate):
-        assert result_of(CASES[name], part).status in (MATCH, PASS), part.__name__
-    reference = float(prepared(CASES["token-mean"]).reference["aggregate"])
-    exact = float(prepared(CASES["token-mean"]).truth.values["aggregate"])
-    assert abs(exact / reference - 300 / 301) < 1e-5
+def test_the_page_of_peers_counts_as_the_reports_do(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
+    import peer_tables
 
-
-def test_the_report_says_what_it_is():
-    notes = {c.stage: c.note for c in result_of(CASES["token-mean"], exactly).comparisons}
-    assert notes == {"aggregate": NOTE, "gradient": NOTE}
-    assert not any(c.note for c in result_of(CASES["token-mean"], aggregate).comparisons)
-
-
-@pytest.mark.parametrize(
-    "part", [all_places, loss_alone_exact, divided_by(302), divided_by(299), divided_by(256)]
-)
-def test_any_other_count_is_wrong(part):
-    assert result_of(CASES["token-mean"], part).status == DIVERGENT
-
-
-def test_twice_the_count_is_wrong_in_half_precision_too():
-    result = result_of(CASES["in bfloat16"], divided_by(2 * TOKENS))
-    assert result.status == DIVERGENT
-
-
-LOSSES = """
-from sdpo.loss import self_distillation_loss
-
-
-def exact(student_logits, teacher_logits, responses, response_mask, *, config, **optional):
-    given = student_logits, teacher_logits, responses, response_mask.float()
-    return self_distillation_loss(*given, config=config, **optional)
-
-
-def padding(student_logits, teacher_logits, responses, response_mask, *, config, **optional):
-    loss = exact(student_logits, teacher_logits, responses, response_mask, config=config)
-    return loss * response_mask.float().sum() / response_mask.numel()
-"""
-
-
-def test_golden_data_of_such_masks_accuse_nobody_who_counts_right(tmp_path):
-    folder = write_loss(tmp_path / "loss", [CASES["token-mean"], CASES["seq-mean-token-mean"]])
-    assert "bfloat16" in json.dumps(json.loads((folder / "cases.json").read_text()))
-    (tmp_path / "losses.py").write_text(LOSSES)
-    named = {name: f"{tmp_path / 'losses.py'}:{name}" for name in ("exact", "padding")}
-    statuses = {}
-    for name in ("reference", "sdpo", *named):
-        cases = audited(named.get(name, name), folder)["cases"]
-        statuses[name] = {case["status"] for case in cases if case["family"] == "loss"}
-    assert statuses["reference"] == {MATCH}
-    assert statuses["sdpo"] <= {MATCH, PASS}
-    assert statuses["exact"] == {PASS}
-    assert statuses["padding"] == {DIVERGENT}
-
-
-def test_the_traps_that_the_references_page_names_are_there():
-    page = (Path(__file__).parents[1] / "reference" / "README.md").read_text()
-    code = page.split("```python\n")[1].split("```")[0]
-    known: dict = {}
-    shown = 0
-    for line in code.splitlines():
-        statement, _, said = (part.strip() for part in line.partition("#"))
-        if not said:
-            exec(statement, known)
-            continue
-        name, _, expression = statement.rpartition(" = ")
-        value = eval(expression, known)
-        known |= {name: value} if name else {}
-        expected = torch.tensor(eval(said, {"inf": float("inf"), "nan": float("nan")}))
-        found = torch.as_tensor(value).double()
-        assert torch.allclose(found, expected.double(), atol=5e-5, equal_nan=True), line
-        shown += 1
-    assert shown == 6
+    run = run_documents.divergent()
+    assert f"({counts.statuses(run)})" in peer_tables.summary(run)

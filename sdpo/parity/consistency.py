@@ -6,6 +6,7 @@ from typing import Any
 
 from sdpo.parity.exit_codes import EXIT_CODES
 from sdpo.parity.relations import RELATION_NAMES, gravest
+from sdpo.parity.render.counts import compared_in, without_element
 from sdpo.parity.stages import NAMES
 
 AGREEING = {"MATCH", "PASS", "NOT_COVERED"}
@@ -28,7 +29,7 @@ def check(run: Mapping[str, Any]) -> None:
     check_relations(run)
     check_first(run)
     statuses = {row["status"] for row in run["stages"]}
-    verdict, compared = run["verdict"], run["totals"]["comparisons"]
+    verdict, compared = run["verdict"], compared_in(run)
     allowed = AGREEING | {"DECLARED"} if verdict == "DECLARED" else AGREEING
     if verdict in ("PASS", "DECLARED") and (statuses - allowed or run["doubts"] or not compared):
         raise InconsistentReportError(
@@ -90,6 +91,8 @@ def equalities(run: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     yield "cases by status", totals["by_status"], dict(sorted(statuses.items()))
     yield "comparisons of stages", totals["comparisons"], sum(r["comparisons"] for r in rows)
     yield "comparisons of cases", totals["comparisons"], len(listed)
+    if "empty" in totals:
+        yield "comparisons without element", totals["empty"], without_element(run)
     yield "bit-equal values", totals["bit_equal"], sum(r["bit_equal"] for r in rows)
     yield "elements", totals["elements"], sum(c.get("compared", 0) for _, c in listed)
     yield "covered stages", run["coverage"]["covered"], covered

@@ -233,6 +233,7 @@ def totals(results: Sequence[CaseResult]) -> dict[str, Any]:
         "cases": len(results),
         "by_status": {status: statuses.count(status) for status in sorted(set(statuses))},
         "comparisons": len(comparisons),
+        "empty": sum(c.status == NOT_COVERED for c in comparisons),
         "bit_equal": sum(c.status == MATCH for c in comparisons),
         "elements": sum(c.compared for c in comparisons),
     }

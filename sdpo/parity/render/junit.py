@@ -5,6 +5,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
+from sdpo.parity.render.counts import compared
 from sdpo.parity.render.judgement import improvement_lines, judgement
 from sdpo.parity.render.rows import share, worst
 from sdpo.parity.render.text import RUN, explanations, first_line, number
@@ -62,7 +63,7 @@ def stage_case(parent: Element, run: RUN, row: dict[str, Any]) -> None:
     properties = SubElement(element, "properties")
     figures = {
         "status": row["status"],
-        "compared": row["comparisons"] - row["empty"],
+        "compared": compared(row),
         "bit_equal": row["bit_equal"],
         "max_abs": number(row["max_abs"]),
         "max_ulp": number(row["max_ulp"]),

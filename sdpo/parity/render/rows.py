@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sdpo.parity.render.counts import compared
 from sdpo.parity.render.text import number
 from sdpo.parity.stages import STAGES, Stage
 
@@ -19,11 +20,11 @@ def stage_view(row: dict[str, Any], commit: str | None) -> dict[str, Any]:
         "name": stage.name,
         "status": row["status"],
         "compares": stage.compares,
-        "compared": row["comparisons"] - row.get("empty", 0),
+        "compared": compared(row),
         "bit_equal": row["bit_equal"],
         "max_abs": number(row["max_abs"]) if numeric else "-",
         "max_ulp": number(row["max_ulp"]) if numeric else "-",
-        "share": share(row) if numeric else ("exact" if row["comparisons"] else "-"),
+        "share": share(row) if numeric else ("exact" if compared(row) else "-"),
         "worst": worst(row),
         "note": row["note"],
         "detectable": number(row["smallest_detectable"]),

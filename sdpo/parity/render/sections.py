@@ -10,9 +10,18 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdpo.parity.explained import phrase
+from sdpo.parity.render.counts import compared_in
 from sdpo.parity.render.judgement import counted, judgement
 from sdpo.parity.render.rows import FAILING, permalink, stage_view
-from sdpo.parity.render.text import RUN, certificate, chosen, first_places, first_row, number
+from sdpo.parity.render.text import (
+    RUN,
+    certificate,
+    chosen,
+    first_places,
+    first_row,
+    number,
+    totals_line,
+)
 from sdpo.parity.stages import STAGES
 
 OF_A_SCALAR = ("aggregate", "gradient")
@@ -125,7 +134,7 @@ def headline(run: RUN) -> str:
             return "departs from its declared deviations"
         case "INCONCLUSIVE":
             return f"no verdict; {of_all}"
-        case _ if run["totals"]["comparisons"]:
+        case _ if compared_in(run):
             failed = run["totals"]["by_status"].get("ERROR", 0)
             return f"the candidate fails in {failed} of {run['totals']['cases']} cases; {of_all}"
         case _:
@@ -135,12 +144,12 @@ def headline(run: RUN) -> str:
 def summary(run: RUN) -> list[str]:
     """What the report shows, in full sentences."""
     totals, counts = run["totals"], run["totals"]["by_status"]
-    if not totals["comparisons"]:
+    if not compared_in(run):
         return ["Nothing was compared, so this report says nothing about the candidate's numbers."]
     compared = totals["cases"] - counts.get("NOT_COVERED", 0)
     lines = [
         f"{cases(compared, origin(run) + ' ')} compared with the reference, stage by stage: "
-        f"{totals['bit_equal']} of {totals['comparisons']} values "
+        f"{totals['bit_equal']} of {compared_in(run)} comparisons "
         f"({totals['elements']} elements) are bit-equal."
     ]
     if divergent := counts.get("DIVERGENT", 0):
@@ -152,7 +161,7 @@ def summary(run: RUN) -> list[str]:
     lines += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in judgement(run)]
     if divergent or failed:
         return lines
-    if totals["bit_equal"] < totals["comparisons"] - empty(run):
+    if totals["bit_equal"] < compared_in(run):
         lines.append(
             "The other values stay within the rounding budget."
             if run["verdict"] != "DECLARED"
@@ -166,11 +175,6 @@ def summary(run: RUN) -> list[str]:
 def cases(count: int, which: str = "") -> str:
     """A number of cases, with its verb."""
     return f"{count} {which}{'case is' if count == 1 else 'cases are'}"
-
-
-def empty(run: RUN) -> int:
-    """Comparisons in which no element counts."""
-    return sum(row.get("empty", 0) for row in run["stages"])
 
 
 def covers(run: RUN) -> dict[str, str]:
@@ -203,17 +207,6 @@ def legend(run: RUN) -> str:
     """The meaning of the statuses that occur."""
     present = {row["status"] for row in run["stages"]}
     return "; ".join(f"{status}: {text}" for status, text in LEGEND.items() if status in present)
-
-
-def totals_line(run: RUN) -> str:
-    """Counts of cases and comparisons, and the time."""
-    totals = run["totals"]
-    counts = ", ".join(f"{count} {status}" for status, count in totals["by_status"].items())
-    without = f", {empty(run)} without an element that counts" if empty(run) else ""
-    return (
-        f"{totals['cases']} cases ({counts or 'none'}); {totals['comparisons']} values compared, "
-        f"{totals['bit_equal']} bit-equal{without}; {run['seconds']:.1f} s"
-    )
 
 
 def first_divergence(run: RUN, commit: str | None) -> dict[str, Any] | None:

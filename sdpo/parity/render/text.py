@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 from sdpo.parity.explained import phrase
+from sdpo.parity.render import counts
+from sdpo.parity.render.counts import compared
 from sdpo.parity.render.judgement import improvement_lines, judgement
 
 RUN = dict[str, Any]
@@ -112,17 +114,12 @@ def text_report(run: RUN) -> str:
     )
     for row in run["stages"]:
         lines.append(
-            f"  {row['name']:<18} {row['status']:<11} {row['comparisons']:>8} "
+            f"  {row['name']:<18} {row['status']:<11} {compared(row):>8} "
             f"{row['bit_equal']:>9} {number(row['max_abs']):>9} {number(row['max_ulp']):>9} "
             f"{number(row['budget_used']):>9} {number(row['relative']):>9}"
         )
-    totals = run["totals"]
-    counts = ", ".join(f"{count} {status}" for status, count in totals["by_status"].items())
     lines.append("")
-    lines.append(
-        f"  {totals['cases']} cases ({counts or 'none'}); {totals['comparisons']} comparisons of "
-        f"{totals['elements']} elements, {totals['bit_equal']} bit-equal; {run['seconds']:.1f} s"
-    )
+    lines.append(f"  {totals_line(run)}")
     if (search := run["explanation_search"]) and not run["explained_by"]:
         lines.append(
             f"  no explanation among {search['faults']} known faults and "
@@ -140,6 +137,11 @@ def text_report(run: RUN) -> str:
         for case in [c for c in run["cases"] if c["status"] in ("DIVERGENT", "ERROR")][:8]
     )
     return "\n".join(lines)
+
+
+def totals_line(run: RUN) -> str:
+    """Counts of cases and comparisons, and the time."""
+    return f"{counts.cases(run)}; {counts.comparisons(run)}; {run['seconds']:.1f} s"
 
 
 def certificate(run: RUN) -> str:
