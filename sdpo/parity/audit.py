@@ -35,6 +35,7 @@ from sdpo.parity.certificate import certificate
 from sdpo.parity.compare import DIVERGENT, ERROR, Comparison
 from sdpo.parity.conditional import departs_only
 from sdpo.parity.config_family import run_config_family
+from sdpo.parity.coverable import beyond_goldens, said
 from sdpo.parity.declared import DeclaredError, Deviation, load_for
 from sdpo.parity.dtypes import other_dtypes
 from sdpo.parity.environment import describe_environment, fingerprint
@@ -148,13 +149,16 @@ def judge(
         findings.invariants.extend(invariants(candidate, progress) if isolation else [])
     proved = certified(candidate, families) if isolation else None
     collect(beside, families, findings, progress)
+    beyond: tuple[str, ...] = ()
+    if not isinstance(candidate, TrainerAdapter):
+        beyond = beyond_goldens(candidate.stages, findings.results, families)
     evidence = Evidence(
         request.candidate,
         candidate.kind,
         tuple(candidate.stages),
         findings.results,
         findings.doubts,
-        (*candidate.notes, *findings.notes),
+        (*candidate.notes, *findings.notes, *said(beyond)),
         vars(candidate.location) if candidate.location else None,
         {stage: vars(place) for stage, place in getattr(candidate, "locations", {}).items()},
         request.repro,
@@ -164,6 +168,7 @@ def judge(
         precision=precision_of(candidate, findings, isolation),
         departs_only=departs_only(findings.observations),
         derives_from=packaged_bases(candidate),
+        beyond_goldens=beyond,
     )
     return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sdpo.parity.compare import DIVERGENT, PASS, Comparison
 from sdpo.parity.consistency import InconsistentReportError, check
+from sdpo.parity.coverable import beyond_families
 from sdpo.parity.declared import Deviation
 from sdpo.parity.explained import from_rows
 from sdpo.parity.locate import Departure
@@ -83,6 +84,9 @@ def evidence_of(run: Mapping[str, Any]) -> Evidence:
         precision=list(run.get("precision", [])),  # reports of before have none of these
         departs_only=run.get("departs_only"),
         derives_from=tuple(run.get("derives_from", ())),
+        beyond_goldens=tuple(
+            run.get("beyond_goldens", beyond_families(run["claims"], run["cases"]))
+        ),
     )
 
 

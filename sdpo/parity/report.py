@@ -18,7 +18,7 @@ from sdpo.parity.exit_codes import EXIT_CODES
 from sdpo.parity.first import deciding, first_observed
 from sdpo.parity.improvements import improvement_rows
 from sdpo.parity.locate import Departure
-from sdpo.parity.stages import NAMES, STAGES
+from sdpo.parity.stages import NAMES
 from sdpo.parity.verdict import CaseResult, run_verdict, stage_rows
 
 USUAL = vars(Comparison("", ""))
@@ -65,7 +65,8 @@ class Evidence:
     `certificate` how many known faults its cases would have shown (`certificate.py`), `precision`
     where it computes in less than it is given (`own_precision.py`), `departs_only` the one dtype in
     which it departs (`conditional.py`), `derives_from` the packaged candidates whose adapters the
-    candidate's derives from.
+    candidate's derives from, `beyond_goldens` the claims that this golden data cannot show
+    (`coverable.py`).
     """
 
     candidate: str
@@ -83,6 +84,7 @@ class Evidence:
     precision: list[dict[str, Any]] = field(default_factory=list)
     departs_only: dict[str, Any] | None = None
     derives_from: tuple[str, ...] = ()
+    beyond_goldens: tuple[str, ...] = ()
 
 
 def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
     results = [selected(result, policy.stages) for result in judged.results]
     rows = stage_rows(results)
     covered = [row["name"] for row in rows if row["status"] != NOT_COVERED]
-    doubts = list(evidence.doubts) + gaps(evidence, policy, results, covered)
+    doubts = list(evidence.doubts) + gaps(evidence, policy, covered)
     statuses = [row["status"] for row in rows] + [DIVERGENT] * bool(judged.complaints)
     verdict = run_verdict(statuses, doubts=doubts)
     observed = first_observed(results)
@@ -148,6 +150,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
         "departs_only": evidence.departs_only,
         "policy": policy.row(),
         "claims": list(evidence.claims),
+        "beyond_goldens": list(evidence.beyond_goldens),
         "doubts": list(evidence.doubts),
         "notes": list(evidence.notes),
         "location": evidence.location,
@@ -191,13 +194,9 @@ def selected(result: CaseResult, stages: Sequence[str]) -> CaseResult:
     return replace(result, comparisons=[c for c in result.comparisons if c.stage in stages])
 
 
-def gaps(
-    evidence: Evidence, policy: Policy, results: Sequence[CaseResult], covered: Sequence[str]
-) -> list[str]:
+def gaps(evidence: Evidence, policy: Policy, covered: Sequence[str]) -> list[str]:
     """Why too little was covered for a pass."""
-    families = {result.family for result in results}
-    whole = "trainer" in families
-    claimed = [s for s in evidence.claims if whole or STAGES[s].family in families | {"config"}]
+    claimed = [stage for stage in evidence.claims if stage not in evidence.beyond_goldens]
     if policy.stages:
         claimed = [stage for stage in claimed if stage in policy.stages]
     required = [name for name in NAMES if name in claimed or name in policy.require]
