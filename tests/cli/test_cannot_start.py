@@ -22,10 +22,15 @@ FILES = {
     "ok.py": "number = 3\ndef f(x): return x\n",
     "exits.py": "import sys\nsys.exit(3)\n",
     "needs.py": "import a_package_that_is_not_there\n",
-    "needs_trl.py": "raise ModuleNotFoundError(name='trl.experimental')\n",
+    "needs_trl.py": "raise ModuleNotFoundError(name='trl')\n",
     "broken.py": "def (\n",
     "half.py": "raise RuntimeError('half of a character: \\ud800')\n",
     "builds.py": "class Loss:\n    def __init__(self): raise ValueError('no settings')\n",
+    "trainer.py": (
+        "from sdpo.parity.adapters.trainers.trl import TRL\n"
+        "class Old(TRL):\n    versions = '<1'\n"
+        "class Gone(TRL):\n    imports = ('a_package_that_is_not_there',)\n"
+    ),
     "empty.toml": "",
     "bad.toml": "x",
     "golden/loss/cases.json": "{",
@@ -72,6 +77,8 @@ WAYS = [
     (["broken.py:f"], "raised SyntaxError"),
     (["half.py:f"], "half of a character: \\ud800"),
     (["builds.py:Loss"], "raised ValueError: no settings"),
+    (["trainer.py:Old"], "but its adapter was written for trl<1"),
+    (["trainer.py:Gone"], "trl needs the package 'a_package_that_is_not_there', which is not"),
     (["verl"], "no checkout of verl found"),
     (["sdpo", "--goldens", "absent"], "absent is not a folder"),
     (["sdpo", "--goldens", "nothing"], "nothing has neither a cases.json"),
@@ -87,7 +94,11 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), WAYS, ids=lambda value: " ".join(value[:40]))
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    WAYS,
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
 def test_one_line_and_no_report(arguments, words, here, capsys):
     before = sorted(here.rglob("*"))
     code, printed = sdpo(capsys, "audit", *arguments, "--history", "history.jsonl")
@@ -101,7 +112,11 @@ def test_one_line_and_no_report(arguments, words, here, capsys):
     assert [path for path in left if "__pycache__" not in path.parts] == []
 
 
-@pytest.mark.parametrize(("arguments", "words"), WAYS[::5], ids=lambda value: " ".join(value[:40]))
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    WAYS[::5],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
 def test_json_stays_one_document_with_the_error(arguments, words, here, capsys):
     code, printed = sdpo(capsys, "audit", *arguments, "--json")
     document = json.loads(printed)
