@@ -40,7 +40,8 @@ def free_port() -> str:
 def accelerate(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` on CPUs."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    paths = [str(SCRIPT.parents[1] / "equivalence"), os.environ.get("PYTHONPATH", "")]
+    tests = SCRIPT.parents[1]
+    paths = [str(tests), str(tests / "equivalence"), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *arguments],

@@ -7,18 +7,24 @@ import copy
 import functools
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
+from measured import Gap, assert_telling, gap_of, rounding_of
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from sdpo.config import SDPOConfig
 from sdpo.fixtures import PACKAGED
+from sdpo.parity.distances import distance
+from sdpo.rollouts import update_batch
 from sdpo.trainer import SDPOTrainer
+from sdpo.update import response_logits
 
 VOCABULARY = 426
+WIDE = 0.2
+"""Spread of initial weights at which student and teacher are much further apart than rounding."""
 
 
 @functools.cache
@@ -130,24 +136,58 @@ def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def trained(folder: Path, settings: dict[str, Any], args: dict[str, Any], **changes: Any) -> Any:
-    """The student's weights before and after a short training, and tokens of each pass."""
+class Training(NamedTuple):
+    """The student's weights before and after, tokens of each pass, and what rounding makes of it.
+
+    `rounding` is relative to the way that the weights went.
+    """
+
+    before: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+    tokens: list[int]
+    rounding: float
+
+
+def trained(
+    folder: Path, settings: dict[str, Any], args: dict[str, Any], **changes: Any
+) -> Training:
+    """A short training by SGD, with weights and a rate that make its step many roundings."""
     config = SDPOConfig(**{"distillation_topk": 20, **settings})
-    args = {"optim": "sgd", "generation_batch_size": 8, "steps_per_generation": None, **args}
+    args = {"optim": "sgd", "learning_rate": 1.0, "generation_batch_size": 8, **args}
+    args = {"steps_per_generation": None, **args}
+    changes = {"model": model(initializer_range=WIDE), **changes}
     own = trainer(folder, config, args=args, **changes)
-    before, tokens = weights(own.model), []
+    before, tokens, gaps = weights(own.model), [], gaps_of(own)
     own.model.register_forward_pre_hook(
         lambda module, inputs, named: tokens.append(named["input_ids"].numel()), with_kwargs=True
     )
     own.train()
-    return before, weights(own.model), tokens
+    after = weights(own.model)
+    return Training(before, after, tokens, rounding_of(gaps, before, after))
 
 
-def near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], before: Any) -> bool:
-    """Within 1e-3 of the way gone."""
-    gap = sum(float((one[name] - other[name]).square().sum()) for name in one)
-    way = sum(float((other[name] - before[name]).square().sum()) for name in one)
-    return way > 0 and gap**0.5 <= 1e-3 * way**0.5
+def gaps_of(own: Any) -> list[Gap]:
+    """Filled in training: how far student and teacher are apart, at each generation."""
+    found: list[Gap] = []
+    real = own._generate_and_score_completions
+
+    @torch.no_grad()
+    def noted(inputs: Any) -> Any:
+        rollouts = real(inputs)
+        batch = update_batch(rollouts)
+        sides = response_logits(own.model, batch), own.teacher.logits(own.model, batch)
+        counts = batch["response_mask"] * batch["self_distillation_mask"].unsqueeze(-1)
+        found.append(gap_of(*sides, counts != 0))
+        return rollouts
+
+    own._generate_and_score_completions = noted
+    return found
+
+
+def near(actual: Training, expected: Training, tolerance: float = 1e-3) -> bool:
+    """Within a tolerance of the way gone, which must be many times what rounding makes of it."""
+    assert_telling(expected.rounding, tolerance)
+    return distance(actual.after, expected.after, expected.before) <= tolerance
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -1,9 +1,9 @@
 """Causal probes: change one input alone, and see what moves in a trainer and what does not.
 
-What must matter has to move the named values; what must not matter has to leave them bit-equal.
-So a part that is computed but has no effect shows, and an effect that nobody declared. How far a
-value moves is compared with the reference in the scenarios; a probe compares the side to which the
-loss moves, and the order of size.
+What must matter has to move the named values, by more than rounding; what must not matter has to
+leave them bit-equal. So a part that is computed but has no effect shows, and an effect that nobody
+declared. How far a value moves is compared with the reference in the scenarios; a probe compares
+the side to which the loss moves, and the order of size.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.parity.adapters.base import CandidateError, NotCoveredError, same_bits
+from sdpo.parity.adapters.base import CandidateError, NotCoveredError
 from sdpo.parity.adapters.trainers.run import quiet
 from sdpo.parity.compare import DIVERGENT, ERROR, MATCH, NOT_COVERED, Comparison
 from sdpo.parity.prepared import prepared
+from sdpo.parity.roundings import equal, moved
 from sdpo.parity.verdict import CaseResult
 from sdpo.parity.whole_step.effects import mean_loss
 from sdpo.parity.whole_step.loss_chain import loss_case
@@ -127,7 +128,7 @@ def judged(probe: Probe, before: TrainerRun, after: TrainerRun) -> Iterator[Comp
             if ours is None or theirs is None:
                 continue
             compared += 1
-            if equal(ours, theirs) == must_move:
+            if not (moved(ours, theirs) if must_move else equal(ours, theirs)):
                 wrong.append(f"{name} {'does not move' if must_move else 'moves'}")
     if not compared:
         return
@@ -177,14 +178,3 @@ def of_micro_batches(update: Update, name: str) -> list[Tensor] | None:
                 return None
             found.append(value)
     return found
-
-
-def equal(before: Any, after: Any) -> bool:
-    """Whether two values are the same to the bit."""
-    if isinstance(before, dict) and before and isinstance(next(iter(before.values())), Tensor):
-        return before.keys() == after.keys() and all(
-            same_bits(before[key], after[key]) for key in before
-        )
-    if isinstance(before, list) and before and isinstance(before[0], Tensor):
-        return len(before) == len(after) and all(map(same_bits, before, after))
-    return before == after
