@@ -1,9 +1,13 @@
-"""What a comparison can tell on this machine, by measurement: steps against their own rounding.
+"""What a comparison can tell on this machine, by measurement: of two steps, and of recorded bits.
 
 Two programs that compute the same add in another order, and so do two processors. A comparison of
 two trainings tells something only where the step is many roundings of its own parts: of the
 log-probs whose difference drives it, and of the weights that it is added to. Otherwise the test
 needs larger weights or rates; it is an error of the test, never a reason to leave it out.
+
+The bits of a recording can be asked of a program only where the products, exponentials and sums of
+this machine give them: a canary, the same arithmetic without the program under test, is compared
+with the recording (`equivalence/canaries.py`). Where it has other bits, the budget is asked for.
 """
 
 import math
@@ -13,8 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdpo.parity.distances import norms
+from sdpo.parity.adapters.base import same_bits
+from sdpo.parity.distances import distance, norms
 from sdpo.parity.update_family import SLACK
+
+TELLING = 1e-3
+"""The share of a step that a comparison may leave open; faults move steps by far more."""
 
 
 class Gap(NamedTuple):
@@ -66,13 +74,36 @@ def rounding_of(
     return math.hypot(found, epsilon / 2 * size / way) if way else math.inf
 
 
-def assert_telling(rounding: float, tolerance: float) -> None:
-    """That a tolerance is several times what rounding may do, both relative to a step.
+def alike(
+    actual: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    rounding: float,
+    before: Mapping[str, Tensor] | None = None,
+) -> bool:
+    """Whether two steps are the same within a few times what rounding may make of them.
+
+    Args:
+        actual: gradients, or weights after.
+        expected: the same.
+        rounding: of the expected step, by `rounding_of`.
+        before: the weights before, None for gradients.
 
     Raises:
-        AssertionError: it is not, so that the comparison would be one of roundings.
+        AssertionError: rounding may be so much of the step that a fault would not show.
     """
-    assert SLACK * rounding <= tolerance, (
-        f"the step is {1 / rounding:.3g} times its own rounding, too little to be compared within "
-        f"{tolerance:g}: give the model larger weights, or the optimizer a larger rate"
+    assert SLACK * rounding <= TELLING, (
+        f"the step is {1 / rounding:.3g} times its own rounding, too little to compare it: give the "
+        "model larger weights, or the optimizer a larger rate"
     )
+    return distance(actual, expected, before) <= SLACK * rounding
+
+
+def gives_bits(canary: Mapping[str, Tensor], recorded: Mapping[str, Tensor]) -> bool:
+    """Whether a canary has the recording's bits, in all values that both have.
+
+    Raises:
+        AssertionError: they have none in common, so that nothing was measured.
+    """
+    names = [name for name in canary if name in recorded]
+    assert names, "a canary needs values that were recorded"
+    return all(same_bits(canary[name], recorded[name]) for name in names)

@@ -10,6 +10,7 @@ from typing import Any
 
 import tiny
 import torch
+from measured import rounding_of
 from safetensors.torch import save_file
 
 from sdpo.config import SDPOConfig
@@ -21,7 +22,7 @@ END = 420
 
 def model() -> torch.nn.Module:
     """Large initial weights, so that teacher and student differ by much more than rounding."""
-    return tiny.model(initializer_range=0.2)
+    return tiny.model(initializer_range=tiny.WIDE)
 
 
 def completions(prompts: list[Any], trainer: Any) -> dict[str, Any]:
@@ -146,8 +147,11 @@ def run(
     signal: list[float] = []
     if loss == "logits":  # the fused loss leaves rows out where nobody looks
         trainer.recorder = trainer.recorder or Signal(signal)
+    before, gaps = tiny.weights(trainer.model), tiny.gaps_of(trainer)
     trainer.train()
-    found = {f"student.{n}": p for n, p in tiny.weights(trainer.model).items()}
+    after = tiny.weights(trainer.model)
+    found = {f"student.{n}": p for n, p in after.items()}
+    found |= {"rounding": torch.tensor(rounding_of(gaps, before, after))}
     found |= {f"teacher.{n}": p for n, p in trainer.teacher.state_dict().items()}
     found |= {"moves": torch.tensor(len(moves)), "signal": torch.tensor(signal)}
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]

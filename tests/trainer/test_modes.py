@@ -1,15 +1,17 @@
 """Plain GRPO, hybrid, micro-batch semantics, and when the teacher follows."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import tiny
 import torch
+from measured import alike, rounding_of
 from spread import slow_are
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 import sdpo.trainer
 from sdpo.config import ConfigError, SDPOConfig
+from sdpo.parity.distances import distance
 from sdpo.trainer import SDPOTrainer
 from sdpo.trainer_checks import check_sharding
 
@@ -37,16 +39,29 @@ class Gradients:
         self.steps.append({n: p.grad.clone() for n, p in named if p.grad is not None})
 
 
-def first_gradient(folder, config, **args):
-    trainer = tiny.trainer(folder, config, args={"max_steps": 1, **args})
+class Step(NamedTuple):
+    """A gradient before clipping, and what rounding makes of it, relative to its norm."""
+
+    gradient: dict[str, torch.Tensor]
+    rounding: float
+
+
+def first_gradient(folder, config, **changes):
+    trainer = tiny.trainer(
+        folder,
+        config,
+        model=tiny.model(initializer_range=tiny.WIDE),
+        args={"max_steps": 1, **changes.pop("args", {})},
+        **changes,
+    )
     trainer.recorder = Gradients()
+    gaps = tiny.gaps_of(trainer)
     trainer.train()
-    return trainer.recorder.steps[0]
+    return Step(trainer.recorder.steps[0], rounding_of(gaps))
 
 
-def distance(one, other):
-    gap = sum(float((one[name] - other[name]).square().sum()) for name in one)
-    return (gap / sum(float(g.square().sum()) for g in other.values())) ** 0.5
+def mixed(one, other, share):
+    return {name: share * one[name] + (1 - share) * other[name] for name in one}
 
 
 def test_switched_off_it_is_grpo_bit_for_bit(tmp_path):
@@ -70,9 +85,8 @@ def test_hybrid_is_the_weighted_sum_of_both_gradients(tmp_path):
     grpo = first_gradient(tmp_path, SDPOConfig(hybrid_lambda=1.0, **SMALL))
     pure = first_gradient(tmp_path, SDPOConfig(**SMALL))
     both = first_gradient(tmp_path, SDPOConfig(hybrid_lambda=0.3, **SMALL))
-    expected = {name: 0.3 * grpo[name] + 0.7 * pure[name] for name in grpo}
-    assert distance(both, expected) < 1e-5
-    assert distance(both, {name: 0.7 * grpo[name] + 0.3 * pure[name] for name in grpo}) > 0.1
+    assert alike(both.gradient, mixed(grpo.gradient, pure.gradient, 0.3), pure.rounding)
+    assert distance(both.gradient, mixed(grpo.gradient, pure.gradient, 0.7)) > 0.1
 
 
 def test_a_parent_with_a_loss_of_its_own_does_not_replace_ours(tmp_path, monkeypatch):
@@ -83,18 +97,20 @@ def test_a_parent_with_a_loss_of_its_own_does_not_replace_ours(tmp_path, monkeyp
         raise AssertionError("this would be GRPO")
 
     monkeypatch.setattr(GRPOTrainer, "compute_loss", compute_loss)
-    assert tiny.same(first_gradient(tmp_path, SDPOConfig(**SMALL)), expected)
+    found = first_gradient(tmp_path, SDPOConfig(**SMALL))
+    assert tiny.same(found.gradient, expected.gradient)
     with pytest.raises(ConfigError, match="importing unsloth replaces it"):
         tiny.trainer(tmp_path, SDPOConfig(hybrid_lambda=0.3, **SMALL))
 
 
 def test_hybrid_at_one_has_the_gradient_of_grpo(tmp_path):
-    plain = tiny.trainer(tmp_path, SDPOConfig(enabled=False), args={"max_steps": 1})
+    model = tiny.model(initializer_range=tiny.WIDE)
+    plain = tiny.trainer(tmp_path, SDPOConfig(enabled=False), model=model, args={"max_steps": 1})
     plain.recorder = Gradients()
     plain.train()
     grpo = first_gradient(tmp_path, SDPOConfig(hybrid_lambda=1.0, **SMALL))
     # Not bitwise: rows keep the order of generation, which TRL shuffles.
-    assert distance(grpo, plain.recorder.steps[0]) < 1e-5
+    assert alike(grpo.gradient, plain.recorder.steps[0], grpo.rounding)
 
 
 MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
@@ -109,10 +125,10 @@ def test_exact_semantics_do_not_depend_on_the_split(mode, tmp_path):
         config = SDPOConfig(micro_batch_semantics=semantics, **settings)
         for size, steps in splits:
             found[semantics, size] = uneven_gradient(tmp_path, config, size, steps)
-    assert distance(found["exact", 4], found["exact", 8]) < 1e-5
-    assert distance(found["exact", 2], found["exact", 8]) < 1e-5
-    assert distance(found["verl", 8], found["exact", 8]) < 1e-5
-    assert distance(found["verl", 2], found["verl", 8]) > 1e-2
+    whole = found["exact", 8]
+    for split in (("exact", 4), ("exact", 2), ("verl", 8)):
+        assert alike(found[split].gradient, whole.gradient, whole.rounding)
+    assert distance(found["verl", 2].gradient, found["verl", 8].gradient) > 1e-2
 
 
 class OneSuccess(tiny.Alternating):
@@ -128,12 +144,8 @@ def uneven_gradient(folder, config, size, steps):
         "per_device_train_batch_size": size,
         "gradient_accumulation_steps": steps,
         "num_generations": 8,
-        "max_steps": 1,
     }
-    trainer = tiny.trainer(folder, config, args=args, reward_funcs=[OneSuccess()])
-    trainer.recorder = Gradients()
-    trainer.train()
-    return trainer.recorder.steps[0]
+    return first_gradient(folder, config, args=args, reward_funcs=[OneSuccess()])
 
 
 @pytest.mark.parametrize(
@@ -179,7 +191,8 @@ def test_off_policy_rollouts_get_old_log_probs_and_on_policy_ones_do_not(tmp_pat
 def test_on_policy_a_cap_below_one_still_acts(tmp_path):
     whole = first_gradient(tmp_path, SDPOConfig(**SMALL))
     capped = first_gradient(tmp_path, SDPOConfig(is_clip=0.5, **SMALL))
-    assert distance(capped, {name: 0.5 * g for name, g in whole.items()}) < 1e-6
+    half = {name: 0.5 * g for name, g in whole.gradient.items()}
+    assert distance(capped.gradient, half) < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from measured import Gap, assert_telling, gap_of, rounding_of
+from measured import Gap, alike, gap_of, rounding_of
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from sdpo.config import SDPOConfig
 from sdpo.fixtures import PACKAGED
-from sdpo.parity.distances import distance
 from sdpo.rollouts import update_batch
 from sdpo.trainer import SDPOTrainer
 from sdpo.update import response_logits
@@ -177,17 +176,17 @@ def gaps_of(own: Any) -> list[Gap]:
         batch = update_batch(rollouts)
         sides = response_logits(own.model, batch), own.teacher.logits(own.model, batch)
         counts = batch["response_mask"] * batch["self_distillation_mask"].unsqueeze(-1)
-        found.append(gap_of(*sides, counts != 0))
+        if counts.any():
+            found.append(gap_of(*sides, counts != 0))
         return rollouts
 
     own._generate_and_score_completions = noted
     return found
 
 
-def near(actual: Training, expected: Training, tolerance: float = 1e-3) -> bool:
-    """Within a tolerance of the way gone, which must be many times what rounding makes of it."""
-    assert_telling(expected.rounding, tolerance)
-    return distance(actual.after, expected.after, expected.before) <= tolerance
+def near(actual: Training, expected: Training) -> bool:
+    """Whether two trainings went the same way, within what rounding makes of it."""
+    return alike(actual.after, expected.after, expected.rounding, expected.before)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
