@@ -1,22 +1,26 @@
 """Every recorded loss case through both sides: all stage values, the loss and the gradient.
 
-Budget: bit-equality for the transcription on the recording's stack, elsewhere the largest change
-that the recording saw under another vector instruction set; the oracle's budget for ours.
+Budget: bit-equality for the transcription where this machine's kernels give the recorded bits, by
+the measurement of `canaries.py`; elsewhere the largest change that the recording saw under another
+vector instruction set, and the oracle's budget where the loss is no more than its own rounding; the
+oracle's budget for ours.
 """
 
 import pytest
 import torch
+from canaries import loss_has_recorded_bits
 from loss_cases import FAMILY, IDS, case, comparisons, recorded, transcription
-from recording_stack import RECORDING_STACK
+from measured import gap_of, rounding_of
 
 from sdpo.aggregate import aggregate
 from sdpo.parity.adapters.base import same_bits
+from sdpo.parity.case import RECORDED_NAMES
 from sdpo.parity.compare import DECLARED, MATCH, NOT_COVERED, PASS
 from sdpo.parity.verdict import CaseResult
 from sdpo.reference.loss import LOSS_AGG_MODES, agg_loss, compute_self_distillation_loss
 from sdpo.reference.loss import rollout_is_weights as reference_weights
 
-BIT_EQUAL_CASES = 148
+CASES = 148
 OTHER_STACK = {  # (absolute, relative to the largest entry), per dtype: README of the golden data
     torch.float32: (2e-6, 3e-6),
     torch.float64: (0.0, 2e-16 * 8),
@@ -36,21 +40,51 @@ def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
     return bool((gap <= absolute + relative * scale).all())
 
 
+OF_THE_LOSS = ("out.per_token_loss", "out.loss", "out.grad_student_logits")
+
+
 @pytest.mark.parametrize("case_id", IDS)
 def test_transcription_reproduces_every_recorded_value(case_id):
-    obtained = transcription(case_id)
+    assert departures(case_id, transcription(case_id)) == []
+
+
+def departures(case_id: str, obtained: dict[str, torch.Tensor]) -> list[str]:
+    """Recorded values that are missed: by a bit where bits can be asked for, else by a budget."""
+    bits, noise = loss_has_recorded_bits(case_id), is_rounding(case_id)
+    found = []
     for name, expected in recorded(case_id).items():
-        if name.startswith("out."):
-            actual = obtained[name]
-            assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), name
-            if RECORDING_STACK:
-                assert same_bits(actual, expected), name
-            else:
-                assert close(actual, expected, case(case_id).dtype), name
+        if not name.startswith("out."):
+            continue
+        actual = obtained[name]
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), name
+        if bits:
+            fits = same_bits(actual, expected)
+        elif noise and name in OF_THE_LOSS:
+            fits = within_oracle(case_id, name, actual)
+        else:
+            fits = close(actual, expected, case(case_id).dtype)
+        found += [] if fits else [name]
+    return found
 
 
-@pytest.mark.skipif(not RECORDING_STACK, reason="needs torch 2.13.0 on an AMD CPU with AVX2")
-def test_number_of_bit_equal_cases_is_the_one_stated():
+def is_rounding(case_id: str) -> bool:
+    """Whether both sides are so near that the loss is no more than its own rounding."""
+    inputs = case(case_id)
+    counts = inputs.response_mask != 0
+    if not counts.any():
+        return False
+    return rounding_of([gap_of(inputs.student_logits, inputs.teacher_logits, counts)]) >= 1
+
+
+def within_oracle(case_id: str, name: str, actual: torch.Tensor) -> bool:
+    """Whether a value is within the budget that the oracle derives for it."""
+    stage = next(stage for stage, recorded_as in RECORDED_NAMES.items() if recorded_as == name)
+    found = comparisons(case_id, {stage: actual})
+    return bool(found) and all(comparison.status in (MATCH, PASS) for comparison in found)
+
+
+def test_the_transcription_has_the_recorded_bits_wherever_this_machine_gives_them():
+    """Also the other way: a canary that were stricter than it must be would ask for too little."""
     equal = [
         case_id
         for case_id in IDS
@@ -60,7 +94,8 @@ def test_number_of_bit_equal_cases_is_the_one_stated():
             if name.startswith("out.")
         )
     ]
-    assert len(equal) == BIT_EQUAL_CASES == len(IDS)
+    assert equal == [case_id for case_id in IDS if loss_has_recorded_bits(case_id)]
+    assert len(IDS) == CASES
 
 
 @pytest.mark.parametrize(
@@ -75,10 +110,11 @@ def test_rollout_weights_are_reproduced(case_id):
         threshold,
     )
     expected = tensors["in.rollout_is_weights"]
-    if RECORDING_STACK:
+    gap = tensors["in.old_log_probs"] - tensors["in.rollout_log_probs"]
+    plain = gap.clamp(-20, 20).exp() * tensors["in.response_mask"]
+    if same_bits(plain.clamp(max=threshold), expected):
         assert same_bits(weights, expected)
-    else:
-        assert close(weights, expected, expected.dtype)
+    assert close(weights, expected, expected.dtype)
 
 
 @pytest.mark.parametrize("case_id", IDS)
