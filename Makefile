@@ -6,7 +6,7 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 QUICK = $(PY) -m sdpo mbpp bench --quick --configs grpo,sdpo-audit --seeds 1 --name quick
 
-.PHONY: parity test check format docs benchmark benchmark-quick clean
+.PHONY: parity test test-processors test-processors-numeric check format docs benchmark benchmark-quick clean
 
 parity: $(VENV)/.installed-train
 	$(PY) -m sdpo audit reference sdpo
@@ -21,6 +21,12 @@ benchmark-quick: $(VENV)/.installed-train
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest -n 2 --dist loadfile
+
+test-processors: $(VENV)/.installed-dev
+	$(PY) tests/on_processors.py
+
+test-processors-numeric: $(VENV)/.installed-dev
+	$(PY) tests/on_processors.py --numeric
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

@@ -65,7 +65,9 @@ def rounding_of(
         before: the weights before, None for a step that is a gradient.
         after: the weights after.
     """
-    parts = [gap.epsilon * gap.size / gap.difference if gap.difference else math.inf for gap in gaps]
+    parts = [
+        gap.epsilon * gap.size / gap.difference if gap.difference else math.inf for gap in gaps
+    ]
     found = max(parts, default=math.inf)
     if before is None or after is None:
         return found
@@ -92,8 +94,8 @@ def alike(
         AssertionError: rounding may be so much of the step that a fault would not show.
     """
     assert SLACK * rounding <= TELLING, (
-        f"the step is {1 / rounding:.3g} times its own rounding, too little to compare it: give the "
-        "model larger weights, or the optimizer a larger rate"
+        f"the step is {1 / rounding:.3g} times its own rounding, too little to compare it: give "
+        "the model larger weights, or the optimizer a larger rate"
     )
     return distance(actual, expected, before) <= SLACK * rounding
 

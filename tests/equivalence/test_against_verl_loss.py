@@ -17,6 +17,7 @@ from sdpo.parity.adapters.base import same_bits
 from sdpo.parity.case import RECORDED_NAMES
 from sdpo.parity.compare import DECLARED, MATCH, NOT_COVERED, PASS
 from sdpo.parity.verdict import CaseResult
+from sdpo.reference import loss as reference
 from sdpo.reference.loss import LOSS_AGG_MODES, agg_loss, compute_self_distillation_loss
 from sdpo.reference.loss import rollout_is_weights as reference_weights
 
@@ -65,6 +66,26 @@ def departures(case_id: str, obtained: dict[str, torch.Tensor]) -> list[str]:
             fits = close(actual, expected, case(case_id).dtype)
         found += [] if fits else [name]
     return found
+
+
+def of_the_sum(share):
+    """The transcription with every divergence scaled."""
+    real = reference.divergence
+    return lambda *arguments: real(*arguments) * share
+
+
+@pytest.mark.parametrize("case_id", ["P-L001", "P-L018", "P-L146"])
+def test_a_fault_is_found_on_every_processor(case_id, monkeypatch):
+    monkeypatch.setattr(reference, "divergence", of_the_sum(1 + 1e-3))
+    assert "out.per_token_loss" in departures(case_id, transcription(case_id))
+
+
+def test_a_fault_of_one_rounding_is_found_wherever_bits_can_be_asked_for(monkeypatch):
+    asked = [c for c in IDS if loss_has_recorded_bits(c) and case(c).dtype != torch.bfloat16]
+    monkeypatch.setattr(reference, "divergence", of_the_sum(1 + 2**-23))
+    found = [case_id for case_id in asked if departures(case_id, transcription(case_id))]
+    # the scale leaves what is zero or infinite as it is, and modes that have no divergence
+    assert len(found) >= len(asked) / 2
 
 
 def is_rounding(case_id: str) -> bool:

@@ -50,9 +50,7 @@ def whole_logits(model: torch.nn.Module, batch: dict[str, Tensor], prefix: str =
     return model(**inputs, use_cache=False).logits[:, -batch["responses"].shape[-1] - 1 : -1]
 
 
-def autocast_logits(
-    model: torch.nn.Module, batch: dict[str, Tensor], prefix: str = ""
-) -> Tensor:
+def autocast_logits(model: torch.nn.Module, batch: dict[str, Tensor], prefix: str = "") -> Tensor:
     """As `whole_logits`, under autocast to bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
         return whole_logits(model, batch, prefix)
@@ -94,15 +92,30 @@ def run_with_reference_loss(case_id: str, **replaced: Any) -> UpdateRun:
         return library.run_own(family, golden, golden.tensors())
 
 
-def forward_pass(case_id: str) -> dict[str, Tensor]:
-    """Student's log-probs of the first micro-batch, where they count, under the golden name."""
+def first_micro_batch(case_id: str) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    """The initial student, and the rows that it meets first."""
     family = packaged_family("update")
     golden = family.case(case_id)
     actor, _, _ = library.build(family, golden)
-    sizes, tensors = golden.config["actor"], golden.tensors()
-    prefix, batch, _ = next(library.updates(golden, tensors))
-    part = {n: t[: sizes["ppo_micro_batch_size_per_gpu"]] for n, t in batch.items()}
-    logits_of = packed_logits if sizes["use_remove_padding"] else whole_logits
+    _, batch, _ = next(library.updates(golden, golden.tensors()))
+    size = golden.config["actor"]["ppo_micro_batch_size_per_gpu"]
+    return actor, {name: tensor[:size] for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def rows_alone_have_the_same_bits(case_id: str) -> bool:
+    """Whether logits of the responses alone are those cut out of the logits of all tokens."""
+    actor, part = first_micro_batch(case_id)
+    return torch.equal(whole_logits(actor, part), sdpo.update.response_logits(actor, part))
+
+
+def forward_pass(case_id: str) -> dict[str, Tensor]:
+    """Student's log-probs of the first micro-batch, where they count, under the golden name."""
+    golden = packaged_family("update").case(case_id)
+    actor, part = first_micro_batch(case_id)
+    prefix, tensors = "u0.", golden.tensors()
+    packs = golden.config["actor"]["use_remove_padding"]
+    logits_of = packed_logits if packs else whole_logits
     with torch.no_grad():
         logits = logits_of(actor, part) / golden.config["temperature"]
         found = label_log_probs(logits, part["responses"])

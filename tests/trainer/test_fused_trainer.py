@@ -1,6 +1,7 @@
 """The trainer with the fused loss: the same updates, without the logits.
 
-Budget kind: the recorded updates within the bounds of another instruction set, as for the logits.
+Budget kind: the recorded updates within the bounds of another instruction set, as for the logits;
+trainings within a few times what rounding makes of their step.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Rows with the same prompt share its computation: the same gradients, from fewer tokens.
 
 Budget kind: rounding of another order of summation, 1e-5 in float32, where a wrong prompt moves
-them by half; over a training as for the fused loss, 1e-3 of the way that the weights went.
+them by half; over a training as for the fused loss, what rounding makes of its step.
 """
 
 from typing import Any

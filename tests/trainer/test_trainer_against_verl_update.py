@@ -59,7 +59,9 @@ def test_a_rounding_of_its_own_is_seen_in_the_path(tmp_path, monkeypatch):
     monkeypatch.setattr(golden_trainer, "golden_names", lambda trace: trace.items())
     expected = run_with_reference_loss("P-U002", teacher_logits=at_signal).tensors
     real = golden_trainer.Recorded._scale
-    kind = type("Faulty", (golden_trainer.Recorded,), {"_scale": lambda *a: real(*a) * (1 - 2**-23)})
+    kind = type(
+        "Faulty", (golden_trainer.Recorded,), {"_scale": lambda *a: real(*a) * (1 - 2**-23)}
+    )
     run = golden_trainer.run("P-U002", tmp_path, kind)
     assert other_bits("P-U002", run, expected)
     assert cases.tensor_differences("P-U002", run, exact=False, skip=NOT_RECORDED) == []
