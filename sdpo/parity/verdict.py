@@ -77,7 +77,7 @@ def _stage_row(
         "budget_used": None,
         "worst": None,
         "first_in": sum(bool(group) and group[0].stage == name for group in opening),
-        "introduced": _place(max(first, key=_severity)) if first else None,
+        "introduced": _introduced(max(first, key=_severity)) if first else None,
         "comparisons": len(found),
         "bit_equal": sum(c.status == "MATCH" for c in found),
         "empty": sum(c.status == NOT_COVERED for c in found),
@@ -104,6 +104,13 @@ def _stage_row(
 
 def _place(comparison: Comparison) -> dict[str, Any] | None:
     return {"case": comparison.case} | comparison.worst if comparison.worst else None
+
+
+def _introduced(comparison: Comparison) -> dict[str, Any] | None:
+    place = _place(comparison)
+    if place is None or comparison.relative is None:
+        return place
+    return place | {"relative": comparison.relative}
 
 
 def _severity(comparison: Comparison) -> tuple[int, float]:

@@ -28,8 +28,6 @@ def first_line(run: RUN) -> str:
     row = first_row(run)
     if run["verdict"] == "DIVERGENT" and row is not None:
         fields.extend(introduced(row["introduced"] or row["worst"] or {}))
-        if row["relative"] is not None:
-            fields.append(f"relative={number(row['relative'])}")
     if run["verdict"] == "DIVERGENT" and (only := run.get("departs_only")):
         fields.append(f"only={only['dtype']}")
     if started(run):
@@ -56,13 +54,16 @@ def started(run: RUN) -> bool:
 
 
 def introduced(worst: dict[str, Any]) -> list[str]:
-    """Error and budget of the worst element, where both are numbers."""
+    """Error and budget of the worst element, where both are numbers, and the relative size."""
     values = [worst.get(name) for name in ("actual", "expected", "budget")]
     numbers = [value for value in values if isinstance(value, float) and math.isfinite(value)]
     if len(numbers) < len(values):
         return []
     actual, expected, budget = numbers
-    return [f"introduced={number(abs(actual - expected))}", f"budget={number(budget)}"]
+    found = [f"introduced={number(abs(actual - expected))}", f"budget={number(budget)}"]
+    if (relative := worst.get("relative")) is not None:
+        found.append(f"relative={number(relative)}")
+    return found
 
 
 def first_row(run: RUN) -> dict[str, Any] | None:
