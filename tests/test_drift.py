@@ -169,3 +169,10 @@ def test_installed_packages_are_read_in_full(peer):
         pytest.skip(f"{peer.name} is not installed")
     assert (found.problem, found.gone) == ("", ())
     assert found.values.keys() == peer.names.keys()
+
+
+def test_a_setting_whose_value_is_the_word_none_is_not_null():
+    rows = {row["setting"]: row["cells"] for row in drift([])["settings"]}
+    assert SDPOConfig().share_prompts == "none"
+    assert rows["share_prompts"]["ours"]["value"] == "none"
+    assert rows["distillation_topk"]["verl dataclass"]["value"] == "null"

@@ -19,9 +19,14 @@ def reference_settings() -> dict[str, dict[str, Any]]:
     text = (importlib.resources.files("sdpo.reference") / "PROVENANCE.toml").read_text("utf-8")
     layers = tomllib.loads(text)["settings"]
     return {
-        layer: {name: None if value == "none" else value for name, value in settings.items()}
+        layer: {name: null(value) for name, value in settings.items()}
         for layer, settings in layers.items()
     }
+
+
+def null(value: Any) -> Any:
+    """A value of the provenance file, in which "none" stands for the null that TOML lacks."""
+    return None if value == "none" else value
 
 
 def run_config_family(family: GoldenFamily) -> list[CaseResult]:

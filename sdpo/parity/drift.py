@@ -14,7 +14,7 @@ from typing import Any
 from sdpo.config import SDPOConfig
 from sdpo.fixtures import packaged_family
 from sdpo.parity.adapters.defaults import PEERS, Defaults, Peer, read
-from sdpo.parity.config_family import reference_settings
+from sdpo.parity.config_family import null, reference_settings
 from sdpo.templates import SLOTS
 
 BASE = "verl sdpo.yaml"
@@ -41,12 +41,15 @@ def verl_layers() -> dict[str, dict[str, Any]]:
         {name: recorded[defaults][name] for name in SLOTS}
         for defaults in ("defaults_dataclass", "defaults_yaml")
     )
-    return {
+    columns = {
         "verl dataclass": settings["dataclass"] | in_class,
         "verl actor.yaml": layers["actor_yaml"] | in_yaml,
         BASE: settings["sdpo_yaml"] | layers["sdpo_yaml"] | in_yaml,
         "script generalization": layers["script_generalization"],
         "script rich feedback": layers["script_rich_feedback"],
+    }
+    return {
+        column: {name: null(value) for name, value in c.items()} for column, c in columns.items()
     }
 
 
@@ -115,7 +118,6 @@ def further(peer: Peer, name: str, value: Any, meaning: str) -> dict[str, str]:
 
 def cell(value: Any) -> dict[str, Any]:
     """A value in a form that can be compared and printed."""
-    value = None if value == "none" else value
     number = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     return {"value": shown(number), "there": ""}
 
