@@ -36,6 +36,7 @@ from sdpo.parity.step_compare import (
     first_moved,
     noise,
     refused,
+    sizeless,
 )
 from sdpo.rollouts import TEACHER_KEYS, update_batch
 from sdpo.source import Source
@@ -216,14 +217,15 @@ class ParityCallback(TrainerCallback):
         record.prompts["distillation_mask"] = used["self_distillation_mask"]
         found = self._deltas(record, expected)
         names = {delta.name for delta in found}
-        first = first_moved(found, budgets(self.noise, names))
+        none = sizeless(expected)
+        first = first_moved(found, budgets(self.noise, names) | none)
         done = sum(row["loss"] != "" for row in self.checks.rows)
         if first is not None or calibrates(done + 1):
             # What rounding does changes as training goes on: measured anew now and then, and
             # before an update is called different.
             self.noise = self._noise(expected)
-            first = first_moved(found, budgets(self.noise, names))
-        allowed = budgets(self.noise, names)
+            first = first_moved(found, budgets(self.noise, names) | none)
+        allowed = budgets(self.noise, names) | none
         self._write(record, expected, found, allowed, first, step, began)
 
     def _reference(self, replica: Replica, against: Record | None = None) -> Record:

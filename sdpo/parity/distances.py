@@ -102,7 +102,9 @@ def relative_gap(gap: float, size: float, actual: Weights, expected: Weights) ->
 
 
 def match(actual: Weights, expected: Weights) -> Match:
-    """Distance and cosine of two gradients; the cosine is 1 if both are zero.
+    """Distance and cosine of two gradients; the cosine is 1 if both are zero, 0 if only one is.
+
+    It is NaN where one is not finite.
 
     Numerics: the cosine follows from the three sides of the triangle, which is exact where both
     gradients are nearly equal.
@@ -111,6 +113,8 @@ def match(actual: Weights, expected: Weights) -> Match:
         return Match(math.inf, math.nan)
     gap, one, other = norms((actual, expected), ((0, 1), (0, None), (1, None)))
     far = relative_gap(gap, other, actual, expected)
+    if not math.isfinite(one + other):
+        return Match(far, math.nan)
     if not one or not other:
         return Match(far, 1.0 if one == other else 0.0)
     return Match(far, min(1.0, 1 - (gap**2 - (one - other) ** 2) / (2 * one * other)))

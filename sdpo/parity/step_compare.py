@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.parity.distances import distance, match, relative
+from sdpo.parity.distances import Match, distance, match, relative
 from sdpo.parity.lockstep import Record, Step
 from sdpo.parity.usable import refusal, shows_a_factor_of_two
 
@@ -136,6 +136,17 @@ def budgets(noises: Mapping[str, float], names: set[str]) -> dict[str, float]:
     """The distance that each kind of value may have; 0 for exact stages."""
     found = {name: SLACK * (noises.get(name, 0.0) + FLOOR) for name in names}
     return found | dict.fromkeys(EXACT, 0.0)
+
+
+def sizeless(expected: Record) -> dict[str, float]:
+    """Infinite budgets of values that have no size in the reference, though tokens count.
+
+    Where student and teacher answer alike, rounding may cancel to a gradient of exactly zero on one
+    side alone. Nothing can be said then of the gradient, nor of the weights that follow from it.
+    """
+    alike = Match(math.inf, 0.0)
+    found = any(s.match == alike and bool(s.rows("loss_mask").any()) for s in expected.steps)
+    return dict.fromkeys(("gradient", "weights", "teacher"), math.inf) if found else {}
 
 
 def first_moved(found: list[Delta], allowed: Mapping[str, float]) -> Delta | None:
