@@ -32,6 +32,7 @@ check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/basedpyright --pythonpath $(PY)
+	$(PY) tests/lint_imports.py
 
 format: $(VENV)/.installed-dev
 	$(PY) -m ruff check --fix .

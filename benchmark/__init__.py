@@ -1,1 +1,1 @@
-"""MBPP code generation: data, confined scoring, reward, statistics."""
+"""MBPP code generation: problems, confined scoring, runs and their results."""

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import peer_tables as peers
 
-from sdpo.parity.render import counts
+from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.render.text import number
-from sdpo.parity.stages import STAGES
+from sdpo.parity.report import counts
 
 ROOT = Path(__file__).parents[1]
 AUDITS = ROOT / "reports" / "audit"

@@ -5,7 +5,7 @@ python docs/generate_benchmark.py
 What help in the prompt is worth to the embedded model is measured. The rest is made
 from what is there: reports/runs/default (`make benchmark`), reports/runs/audit (the same with
 `--configs sdpo,sdpo-audit --seeds 1 --name audit`) and reports/runs/sweep/table.md
-(`python -m sdpo.benchmark.sweep`). A part without runs stays as it is.
+(`sdpo mbpp sweep`). A part without runs stays as it is.
 """
 
 import argparse
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 from generate import GALLERY, ROOT, replaced
 
-from sdpo.benchmark.embedded.measure import table
-from sdpo.benchmark.findings import comparisons, findings, shown
-from sdpo.benchmark.measurement import measure_model
-from sdpo.benchmark.records import read_json
-from sdpo.benchmark.report import costs, outcomes, pairs, parity, write_report
-from sdpo.benchmark.results import Run, by_name, outcome, read_runs
-from sdpo.benchmark.settings import load
+from sdpo.benchmark.embedded.value_of_help import table
+from sdpo.benchmark.results.findings import comparisons, findings, shown
+from sdpo.benchmark.results.load_runs import Run, by_name, outcome, read_runs
+from sdpo.benchmark.results.report import costs, outcomes, pairs, parity, write_report
+from sdpo.benchmark.runs.evaluate_model import measure_model
+from sdpo.benchmark.runs.records import read_json
+from sdpo.benchmark.runs.settings import load
 
 PAGE = ROOT / "docs" / "benchmark.md"
 README = ROOT / "README.md"

@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sdpo.parity.declared import load_for
-from sdpo.parity.faults import BY_ID
-from sdpo.parity.render.counts import statuses
+from sdpo.parity.cases.stages import STAGES
+from sdpo.parity.faults.catalogue import BY_ID
 from sdpo.parity.render.text import number
-from sdpo.parity.stages import STAGES
+from sdpo.parity.report.counts import statuses
+from sdpo.parity.report.declared_deviations import load_for
 
 Run = Mapping[str, Any]
 

@@ -12,12 +12,13 @@ from typing import ClassVar
 
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
-import sdpo.trainer
-from sdpo.parity.adapters.base import NotCoveredError
-from sdpo.parity.adapters.trainers.base import HFTrainerAdapter, Parts
+import sdpo.trainer.sdpo_trainer
+from sdpo.parity.cases.checked_call import NotCoveredError
+from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
+from sdpo.parity.trainers.recording.adapter_base import Parts
 
 
-class MyTrainer(sdpo.trainer.SDPOTrainer):
+class MyTrainer(sdpo.trainer.sdpo_trainer.SDPOTrainer):
     """The trainer to audit."""
 
     def after_optimizer_step(self) -> None:
@@ -64,12 +65,12 @@ class MyAdapter(HFTrainerAdapter):
     def observe(self, trainer, recorder):
         """Two functions of the trainer's module show what the audit cannot see from outside."""
         recorder.watch.function(
-            sdpo.trainer,
+            sdpo.trainer.sdpo_trainer,
             "teacher_inputs",
             lambda given, found: recorder.prompts("teacher_prompt", found.trace["teacher_prompt"]),
         )
         recorder.watch.function(
-            sdpo.trainer,
+            sdpo.trainer.sdpo_trainer,
             "self_distillation_loss",
             lambda given, loss: recorder.values({"aggregate": loss}),
         )

@@ -2,7 +2,8 @@
 
 `MyTrainer` stands for your code: a plain training loop of SDPO. `MyAdapter` is what the audit
 needs: it feeds the loop with a scenario and writes down what happened. Trainers derived from
-transformers' `Trainer` have less to do: `sdpo.parity.adapters.trainers.base.HFTrainerAdapter`.
+transformers' `Trainer` have less to do:
+`sdpo.parity.trainers.adapters.hf_trainer.HFTrainerAdapter`.
 """
 
 import copy
@@ -12,19 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo import reprompt
-from sdpo.aggregate import aggregate
-from sdpo.divergence import divergence
 from sdpo.fixtures.models import build_optimizer
-from sdpo.importance import importance
-from sdpo.parity.adapters.base import NotCoveredError
-from sdpo.parity.adapters.trainers.base import TrainerAdapter
-from sdpo.parity.whole_step.prompt_chain import attended
-from sdpo.parity.whole_step.record import MicroBatch, OptimizerStep, TrainerRun, Update
-from sdpo.parity.whole_step.reference_run import student_batch
-from sdpo.parity.whole_step.scenario import Generation, Scenario
-from sdpo.parity.whole_step.tiny_model import handed_tokenizer, tiny_model
-from sdpo.support import log_probs, support, tail
+from sdpo.loss.aggregate import aggregate
+from sdpo.loss.divergence import divergence
+from sdpo.loss.importance import importance
+from sdpo.loss.support import log_probs, support, tail
+from sdpo.parity.cases.checked_call import NotCoveredError
+from sdpo.parity.trainers.judge.prompt_stages import attended
+from sdpo.parity.trainers.judge.reference_run import student_batch
+from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
+from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
+from sdpo.parity.trainers.scenarios.tiny_model import handed_tokenizer, tiny_model
+from sdpo.parity.trainers.scenarios.training_record import (
+    MicroBatch,
+    OptimizerStep,
+    TrainerRun,
+    Update,
+)
+from sdpo.prompt import teacher_prompt
 
 
 class MyTrainer:
@@ -41,7 +47,7 @@ class MyTrainer:
         rows = range(len(generation.rollouts))
         rewards = torch.zeros(batch["responses"].shape)
         rewards[:, 0] = torch.tensor([rollout.reward for rollout in generation.rollouts])
-        return reprompt.teacher_batch(
+        return teacher_prompt.teacher_batch(
             [list(generation.conversation_of(row)) for row in rows],
             batch["responses"],
             batch["response_mask"],

@@ -5,8 +5,8 @@ python examples/sdpo_hybrid.py --tiny --steps 2
 
 from common import AnswerReward, additions, arguments, load, options
 
-from sdpo.config import SDPOConfig
-from sdpo.trainer import SDPOTrainer
+from sdpo.settings.config import SDPOConfig
+from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """QLoRA with Unsloth's kernels: 4-bit base model, two adapters. Needs a GPU and `unsloth`.
 
 Unsloth rewrites TRL's trainers while it is imported, GRPO's among them, from which `SDPOTrainer`
-derives. So it has to come before TRL and `sdpo.trainer`. In the other order training runs without
-its patches, or fails later; `check_import_order` says so at once.
+derives. So it has to come before TRL and `sdpo.trainer.sdpo_trainer`. In the other order training
+runs without its patches, or fails later; `check_import_order` says so at once.
 
 python examples/sdpo_unsloth_qlora.py --model Qwen/Qwen2.5-7B-Instruct
 """
@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from typing import Any
 
-PATCHED = ("trl", "transformers", "peft", "sdpo.trainer")
+PATCHED = ("trl", "transformers", "peft", "sdpo.trainer.sdpo_trainer")
 PROMPT_LENGTH = 1024
 """Room for a problem, or for the teacher's prompt with a demonstration in it."""
 
@@ -40,8 +40,8 @@ def main() -> None:
 
     from common import AnswerReward, additions, arguments, options
 
-    from sdpo.config import SDPOConfig
-    from sdpo.trainer import SDPOTrainer
+    from sdpo.settings.config import SDPOConfig
+    from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
     chosen = options(__doc__)
     settings = arguments(chosen)

@@ -3,7 +3,8 @@
 A transcription of the verl fork's loss path, written from its specification and checked bit for bit
 against recorded values. It keeps the order of operations, the dtypes and the quirks of the
 original, also where they look wrong. `PROVENANCE.toml` names the file and lines behind each
-function. Nothing here is meant to be improved: the readable implementation is `sdpo/loss.py`.
+function. Nothing here is meant to be improved: the readable implementation is
+`sdpo/loss/self_distillation.py`.
 """
 
 import torch

@@ -4,7 +4,7 @@ A transcription of the verl fork's teacher-prompt building, written from its spe
 checked exactly against recorded values. It keeps the order of operations, the quirks and the
 classes of the raised exceptions of the original, also where they look wrong. `PROVENANCE.toml`
 names the file and lines behind each function. Nothing here is meant to be improved: the readable
-implementation is `sdpo/reprompt.py`.
+implementation is `sdpo/prompt/teacher_prompt.py`.
 """
 
 import re

@@ -1,3 +1,5 @@
 """SDPO: a readable implementation with a reference-parity harness."""
 
-__version__ = "0.1.0"
+from sdpo.settings.version import __version__
+
+__all__ = ["__version__"]

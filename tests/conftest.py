@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ("tests.helpers.audit_fixtures", "tests.helpers.trainer_fixtures")
+
 RARELY = 50_000
 
 # also for fixtures of a whole session, and for processes that a test starts: two workers whose
@@ -42,7 +44,7 @@ def fixed_arithmetic() -> None:
     # not at the head of the file: the process that only hands tests out need not load torch
     import torch
 
-    from sdpo.determinism import reseed
+    from sdpo.settings.determinism import reseed
 
     torch.set_num_threads(1)
     reseed(0)

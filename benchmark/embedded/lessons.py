@@ -15,9 +15,7 @@ too), and to conclude from feedback. Families of the validation and test split n
 import random
 from typing import NamedTuple
 
-from sdpo.benchmark import feedback
-from sdpo.benchmark.embedded.language import Program
-from sdpo.benchmark.embedded.problems import (
+from sdpo.benchmark.embedded.generate_problems import (
     SEED,
     TESTS,
     Shape,
@@ -28,8 +26,10 @@ from sdpo.benchmark.embedded.problems import (
     shapes_by_split,
     value_of,
 )
+from sdpo.benchmark.embedded.language import Program
 from sdpo.benchmark.embedded.tokenizer import words
-from sdpo.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
+from sdpo.benchmark.scoring import feedback
+from sdpo.settings.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 
 KINDS = ("echo", "plain", "shown", "told")
 ECHOES = (5, 15)

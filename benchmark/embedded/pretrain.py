@@ -24,7 +24,7 @@ from torch import Tensor
 from sdpo.benchmark.embedded import tokenizer as words
 from sdpo.benchmark.embedded.batches import IGNORED, Batches
 from sdpo.benchmark.embedded.recipe import RECIPES, Recipe
-from sdpo.determinism import deterministic
+from sdpo.settings.determinism import deterministic
 
 SAVE_EVERY = 50
 

@@ -32,10 +32,10 @@ from transformers import (
 )
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
-from sdpo.callback import calibrates
-from sdpo.config import SDPOConfig
 from sdpo.fixtures import PACKAGED
-from sdpo.trainer import SDPOTrainer
+from sdpo.lockstep.parity_callback import calibrates
+from sdpo.settings.config import SDPOConfig
+from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {

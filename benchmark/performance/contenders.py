@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.config import SDPOConfig
+from sdpo.settings.config import SDPOConfig
 
 TEMPERATURE, ALPHA = 1.0, 0.5
 FLOOR_LOGITS = {"cpu": 2**28, "cuda": 2**31}
@@ -80,9 +80,9 @@ def projections(on: Inputs) -> None:
 
 
 def fused(on: Inputs) -> Tensor:
-    """`sdpo.fused`."""
-    from sdpo.fused import fused_self_distillation_loss
-    from sdpo.heads import Head, Projection
+    """`sdpo.fused.fused_loss`."""
+    from sdpo.fused.fused_loss import fused_self_distillation_loss
+    from sdpo.fused.lm_head import Head, Projection
 
     head = Head(on["weight"])
     student, teacher = Projection(on["student"], head), Projection(on["teacher"], head)
@@ -90,8 +90,8 @@ def fused(on: Inputs) -> Tensor:
 
 
 def unfused(on: Inputs) -> Tensor:
-    """`sdpo.loss`."""
-    from sdpo.loss import self_distillation_loss
+    """`sdpo.loss.self_distillation`."""
+    from sdpo.loss.self_distillation import self_distillation_loss
 
     return self_distillation_loss(*logits(on), **settings(on))
 
@@ -159,7 +159,7 @@ def trl(on: Inputs) -> Tensor:
 CONTENDERS: dict[str, Callable[[Inputs], Tensor | None]] = {
     "projections": projections,
     "fused": fused,
-    "sdpo.loss": unfused,
+    "sdpo.loss.self_distillation": unfused,
     "reference": transcription,
     "sdpo-rl": sdpo_rl,
     "trl": trl,

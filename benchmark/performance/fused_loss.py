@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdpo.benchmark.performance.contenders import CONTENDERS
-from sdpo.benchmark.performance.measuring import GIB, in_own_process
 from sdpo.benchmark.performance.tables import OUT, legend_below, machine, spread, write
+from sdpo.benchmark.performance.timed_process import GIB, in_own_process
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,9 +18,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
-from sdpo.config import SDPOConfig
 from sdpo.fixtures import PACKAGED
-from sdpo.trainer import SDPOTrainer
+from sdpo.settings.config import SDPOConfig
+from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 426}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}

@@ -110,10 +110,10 @@ def trainer_of(teacher: str, loss: str, folder: Path, steps: int, small: bool) -
     from datasets import Dataset
     from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
-    from sdpo.benchmark.models import adapter_config, load_model, load_tokenizer
-    from sdpo.benchmark.settings import load
-    from sdpo.config import SDPOConfig
-    from sdpo.trainer import SDPOTrainer
+    from sdpo.benchmark.runs.models import adapter_config, load_model, load_tokenizer
+    from sdpo.benchmark.runs.settings import load
+    from sdpo.settings.config import SDPOConfig
+    from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
     mode, rank, four_bit, dtype = TEACHERS[teacher]
     published = load("published")
@@ -172,7 +172,7 @@ def now() -> float:
 
 def peak_mib() -> float:
     """Greatest memory so far."""
-    from sdpo.benchmark.environment import peak_memory_mib
+    from sdpo.benchmark.runs.environment import peak_memory_mib
 
     return peak_memory_mib()
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sdpo.parity.environment import processor
+from sdpo.parity.report.environment import processor
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sdpo.benchmark.performance.measuring import status
 from sdpo.benchmark.performance.tables import OUT, legend_below, machine, spread, write
+from sdpo.benchmark.performance.timed_process import status
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sdpo.parity.whole_step.scenario import Scenario
+    from sdpo.parity.trainers.scenarios.scenario import Scenario
 
 SIZES: Mapping[str, dict[str, int]] = {
     "tiny": {"vocab_size": 32_000, "hidden_size": 128, "num_hidden_layers": 2},
@@ -51,7 +51,7 @@ TRAINERS = (*OURS, *PEERS)
 
 def scenario(chosen: argparse.Namespace, settings: Mapping[str, Any]) -> "Scenario":
     """Generations of two groups of four rollouts, learnt from in two micro-batches each."""
-    from sdpo.parity.whole_step.scenario import Generation, Rollout, Scenario
+    from sdpo.parity.trainers.scenarios.scenario import Generation, Rollout, Scenario
 
     question, answer = (" 1" * (count // 2) for count in (chosen.prompt[0], chosen.length))
     conversations = tuple(
@@ -95,10 +95,10 @@ def train(name: str, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]
     """One training in this process: seconds of each step, and GiB."""
     from transformers import TrainerCallback
 
-    from sdpo.parity.adapters.trainers.own import OwnTrainer
-    from sdpo.parity.adapters.trainers.run import parts_of, quiet
-    from sdpo.parity.adapters.trainers.sdpo_rl import SdpoRl
-    from sdpo.parity.adapters.trainers.trl import TRL
+    from sdpo.parity.trainers.adapters.sdpo_rl import SdpoRl
+    from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
+    from sdpo.parity.trainers.adapters.trl import TRL
+    from sdpo.parity.trainers.recording.run_training import parts_of, quiet
 
     class Clock(TrainerCallback):
         wall: list[float] = []  # noqa: RUF012

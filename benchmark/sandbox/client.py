@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-from sdpo.benchmark.sandbox.confine import CORE_LAYERS
+from sdpo.benchmark.sandbox.confinement.confine import CORE_LAYERS
 from sdpo.benchmark.sandbox.peer import Peer
 from sdpo.benchmark.sandbox.wire import ENDED
 

@@ -20,7 +20,8 @@ import sys
 from _socket import CMSG_SPACE, socket
 from collections.abc import Callable
 
-from sdpo.benchmark.sandbox import cleanup, confine, judge, kernel, namespaces, runner
+from sdpo.benchmark.sandbox import cleanup, submission_process, tests_process
+from sdpo.benchmark.sandbox.confinement import confine, kernel, namespaces
 from sdpo.benchmark.sandbox.wire import ENDED, Pipe
 
 # Modules that submissions use often; loaded once instead of in every run.
@@ -95,7 +96,7 @@ def _serve(settings: dict, layers: list[str], disabled: frozenset[str]) -> bool:
     confinement = confine.Confinement(layers, disabled)
     confinement.prepare(settings["scratch"], settings["memory"], settings["file_size"])
     os.environ.clear()
-    runner.rehearse()
+    submission_process.rehearse()
     gc.disable()
     gc.collect()
     gc.freeze()
@@ -135,7 +136,7 @@ class _Server:
             if message[:1] == b"E":
                 self._control.send(self._end())
             else:
-                work = runner.run if message[:1] == b"R" else judge.run
+                work = submission_process.run if message[:1] == b"R" else tests_process.run
                 descriptor = int.from_bytes(extra[0][2][:4], sys.byteorder)
                 self._start(work, int(message[1:]), descriptor)
 

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from sdpo.cli import audit, drift, mbpp, mutants, replay, trend
-from sdpo.parity.failure import FAILED, CrashError, ended, refuse
+from sdpo.parity.cases.failure import FAILED, CrashError, ended, refuse
 
 # typer carries its own copy of click: its exceptions are reached through typer's names
 ClickException: type[Exception] = typer.BadParameter.__mro__[2]

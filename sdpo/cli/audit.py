@@ -38,7 +38,9 @@ def print_schema(wanted: bool) -> None:
     if wanted:
         from importlib.resources import files
 
-        print((files("sdpo.parity") / "report.schema.json").read_text(encoding="utf-8"), end="")
+        print(
+            (files("sdpo.parity.report") / "report.schema.json").read_text(encoding="utf-8"), end=""
+        )
         raise typer.Exit
 
 
@@ -102,7 +104,7 @@ def audit(
 
     Example: sdpo audit my_losses.py:sdpo_loss
     """
-    from sdpo.parity.launch import audit_all
+    from sdpo.parity.audit.launch import audit_all
 
     code = audit_all(
         candidates or ["sdpo"],
@@ -149,7 +151,7 @@ def regate(
 
     Example: sdpo regate reports/audit/trl/report.json --declared deviations.toml
     """
-    from sdpo.parity.again import regate_all
+    from sdpo.parity.audit.rejudge_and_replay import regate_all
 
     code = regate_all(
         report,

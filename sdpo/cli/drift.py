@@ -21,8 +21,8 @@ def drift(
     """
     import json
 
-    from sdpo.parity.drift import drift as table
-    from sdpo.parity.drift import markdown
+    from sdpo.parity.drift.default_drift import drift as table
+    from sdpo.parity.drift.default_drift import markdown
 
     document = table()
     print(json.dumps(document) if json_ else markdown(document))

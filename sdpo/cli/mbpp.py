@@ -1,25 +1,23 @@
 """`sdpo mbpp`: confined scoring of MBPP completions."""
 
 import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdpo.cli import mbpp_bench, mbpp_run
+from sdpo.cli import mbpp_bench, mbpp_run, mbpp_sweep
+from sdpo.cli.interrupts import INTERRUPTED, terminable
 
 if TYPE_CHECKING:
-    from sdpo.benchmark.data import Dataset
-    from sdpo.benchmark.executor import Executor
+    from sdpo.benchmark.problems.dataset import Dataset
+    from sdpo.benchmark.scoring.executor import Executor
 
 app = typer.Typer(help="MBPP code generation: run and score completions in confinement.")
 
 # Same as `executor.DEFAULT_TIMEOUT`, which is not imported here to keep `--help` fast.
 _TIMEOUT = 20.0
-_INTERRUPTED = 130
 
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Cases run at a time; default: one per processor.")
@@ -44,6 +42,7 @@ app.command("run")(mbpp_run.run)
 app.command("eval")(mbpp_run.eval_)
 app.command("bench")(mbpp_bench.bench)
 app.command("report")(mbpp_bench.report)
+app.command("sweep")(mbpp_sweep.sweep)
 
 
 @app.command("exec")
@@ -58,20 +57,20 @@ def exec_(
     ] = False,
 ) -> None:
     """Score completions: one result line per case, in input order."""
-    from sdpo.benchmark import runfile
+    from sdpo.benchmark.scoring import score_file
 
     with _reported():
-        total = runfile.count_cases(cases)
-        finished, size = (0, 0) if overwrite else runfile.finished_lines(out, cases)
+        total = score_file.count_cases(cases)
+        finished, size = (0, 0) if overwrite else score_file.finished_lines(out, cases)
         with (
-            runfile.open_output(out, size) as output,
+            score_file.open_output(out, size) as output,
             _executor(workers, timeout, require_isolation) as executor,
             _progress(total, finished) as advance,
         ):
-            lines = runfile.read_cases(cases)
+            lines = score_file.read_cases(cases)
             for _ in range(finished):
                 next(lines)
-            counts = runfile.run(executor, lines, output, advance)
+            counts = score_file.run(executor, lines, output, advance)
     summary = ", ".join(f"{counts[status]} {status}" for status in sorted(counts)) or "nothing new"
     resumed = f" ({finished} were there before)" if finished else ""
     print(f"DONE {total} cases{resumed}: {summary}")
@@ -98,7 +97,7 @@ def check(
 
     Without --data the set is loaded from the hub with `datasets`, which needs a network or a cache.
     """
-    from sdpo.benchmark.check import check as check_references
+    from sdpo.benchmark.scoring.check_references import check as check_references
 
     with _reported():
         dataset = _dataset(data, configuration, split)
@@ -120,7 +119,7 @@ def check(
 
 
 def _dataset(data: Path | None, configuration: str, split: str | None) -> "Dataset":
-    from sdpo.benchmark.data import load_file, load_hub
+    from sdpo.benchmark.problems.dataset import load_file, load_hub
 
     dataset = load_hub(configuration) if data is None else load_file(data)
     return dataset.only(split) if split else dataset
@@ -129,42 +128,25 @@ def _dataset(data: Path | None, configuration: str, split: str | None) -> "Datas
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
     """Turn what can go wrong into one line starting with ERROR and an exit code."""
-    from sdpo.benchmark.data import DataError
-    from sdpo.benchmark.runfile import RunError
+    from sdpo.benchmark.problems.dataset import DataError
     from sdpo.benchmark.sandbox.client import IsolationError, ServerError
+    from sdpo.benchmark.scoring.score_file import RunError
 
     try:
-        with _terminable():
+        with terminable():
             yield
     except (DataError, RunError, IsolationError, ServerError) as error:
         print(f"ERROR {error}")
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         print("ERROR interrupted; the same command continues from here")
-        raise typer.Exit(_INTERRUPTED) from None
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a request to terminate end the run as Ctrl-C does: in order, leaving no process."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextlib.contextmanager
 def _executor(workers: int | None, timeout: float, require: bool) -> Iterator["Executor"]:
-    from sdpo.benchmark.executor import Executor
-    from sdpo.benchmark.sandbox.confine import CORE_LAYERS
+    from sdpo.benchmark.sandbox.confinement.confine import CORE_LAYERS
+    from sdpo.benchmark.scoring.executor import Executor
 
     with Executor(workers, timeout=timeout, require_isolation=require) as executor:
         missing = [layer for layer in CORE_LAYERS if layer not in executor.isolation]

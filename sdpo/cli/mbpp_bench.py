@@ -27,9 +27,9 @@ def bench(
     Example: sdpo mbpp bench --configs grpo,sdpo --seeds 1 --quick
     """
     with reported():
-        from sdpo.benchmark import settings
-        from sdpo.benchmark.bench import jobs as jobs_
-        from sdpo.benchmark.bench import run_all
+        from sdpo.benchmark.runs import settings
+        from sdpo.benchmark.runs.run_many import jobs as jobs_
+        from sdpo.benchmark.runs.run_many import run_all
 
         chosen = [one.strip() for one in configs.split(",") if one.strip()]
         numbers = [int(one) for one in seeds.split(",") if one.strip()]
@@ -60,7 +60,7 @@ def report(
 
 
 def _report(runs: Path, name: str, out: Path | None = None) -> None:
-    from sdpo.benchmark.report import write_report
+    from sdpo.benchmark.results.report import write_report
 
     folder = out or Path("reports/benchmark") / name
     print(write_report(runs, folder, f"Benchmark `{name}`"))

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sdpo.cli.interrupts import INTERRUPTED, terminable
+
 FULL = ": the disk is full; make room, then the same command continues from the last checkpoint"
-_INTERRUPTED = 130
 # What --quick changes: a short look at a curve, no claim.
 QUICK = {"train.max_steps": 12, "eval.every": 6, "eval.limit": 90, "records.checkpoint_every": 6}
 
@@ -49,12 +50,12 @@ def run(
     Example: sdpo mbpp run --config grpo --seed 2 --set train.max_steps=20
     """
     with reported():
-        from sdpo.benchmark import settings as settings_
+        from sdpo.benchmark.runs import settings as settings_
 
         wanted = settings_.load(config, overrides(set_, quick=quick), named(seed, model, data))
         name = Path(config).stem + ("-quick" if quick else "")
         folder = out or Path("reports/runs") / name / f"seed-{wanted['seed']}"
-        from sdpo.benchmark.run import run as run_
+        from sdpo.benchmark.runs.run import run as run_
 
         with progress(wanted["train"]["max_steps"], f"{name} seed {wanted['seed']}") as advance:
             summary = run_(wanted, folder, advance)
@@ -78,20 +79,20 @@ def eval_(
     Example: sdpo mbpp eval embedded --with-help
     """
     with reported():
-        from sdpo.benchmark import settings as settings_
+        from sdpo.benchmark.runs import settings as settings_
 
         folder = Path(source)
         name = str(folder / "model") if (folder / "summary.json").is_file() else source
         wanted = settings_.load(config, set_ or [], named(None, name, data))
-        from sdpo.benchmark.measurement import measure_model
+        from sdpo.benchmark.runs.evaluate_model import measure_model
 
         document = measure_model(wanted, with_help=help_)
         if out is not None:
-            from sdpo.benchmark.records import write_json
+            from sdpo.benchmark.runs.records import write_json
 
             write_json(out, document)
     if help_:
-        from sdpo.benchmark.embedded.measure import table
+        from sdpo.benchmark.embedded.value_of_help import table
 
         print(table(document["rows"]))
     found = document["rows"][0]
@@ -127,18 +128,17 @@ def line(summary: dict[str, Any]) -> str:
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Turn what can go wrong into one line starting with ERROR and an exit code."""
-    from sdpo.benchmark.bench import BenchError
-    from sdpo.benchmark.data import DataError
-    from sdpo.benchmark.records import BusyError
-    from sdpo.benchmark.results import ResultsError
+    from sdpo.benchmark.problems.dataset import DataError
+    from sdpo.benchmark.results.load_runs import ResultsError
+    from sdpo.benchmark.runs.records import BusyError
+    from sdpo.benchmark.runs.run_many import BenchError
+    from sdpo.benchmark.runs.settings import SettingsError
     from sdpo.benchmark.sandbox.client import IsolationError, ServerError
-    from sdpo.benchmark.settings import SettingsError
-    from sdpo.cli.mbpp import _terminable
 
     known = (DataError, SettingsError, ResultsError, BenchError, BusyError)
     known = (*known, IsolationError, ServerError, OSError)
     try:
-        with _terminable():
+        with terminable():
             yield
     except known as error:
         fix = FULL if isinstance(error, OSError) and error.errno == errno.ENOSPC else ""
@@ -146,7 +146,7 @@ def reported() -> Iterator[None]:
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         print("ERROR interrupted; the same command continues from the last checkpoint")
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextlib.contextmanager

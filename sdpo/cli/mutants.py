@@ -26,9 +26,9 @@ def mutants(
     """
     import json
 
-    from sdpo.parity.faults import BY_ID, CATALOGUE, LOSS_FAULTS
+    from sdpo.parity.audit.self_test import failures
+    from sdpo.parity.faults.catalogue import BY_ID, CATALOGUE, LOSS_FAULTS
     from sdpo.parity.render.mutants import text_of
-    from sdpo.parity.selftest import failures
 
     asked = [id_.strip() for id_ in only.split(",") if id_.strip()]
     known = [fault.id for fault in LOSS_FAULTS]
@@ -62,7 +62,7 @@ def run(ids: list[str]) -> list[dict[str, Any]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    from sdpo.parity.selftest import self_test
+    from sdpo.parity.audit.self_test import self_test
 
     processes = min(os.cpu_count() or 1, MOST_PROCESSES) if len(ids) > MOST_PROCESSES else 1
     console = Console(stderr=True)

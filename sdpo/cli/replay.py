@@ -31,6 +31,6 @@ def replay(
 
     Example: sdpo replay reports/audit/port.py-loss/bundles/P-L001.zip --candidate port.py:fixed
     """
-    from sdpo.parity.again import replay_one
+    from sdpo.parity.audit.rejudge_and_replay import replay_one
 
     raise typer.Exit(replay_one(bundle, candidate, as_json=json_, log=log))

@@ -34,8 +34,8 @@ def trend(
     """
     import json
 
-    from sdpo.parity.history import HistoryError, read
-    from sdpo.parity.trend import findings, text_of
+    from sdpo.parity.report.history import HistoryError, read
+    from sdpo.parity.report.trend import findings, text_of
 
     try:
         rows = findings(read(history), ratchet=ratchet, every=every)

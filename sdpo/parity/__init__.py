@@ -1,1 +1,1 @@
-"""Parity pipeline: stages, oracle, budgets, comparison, verdicts and reports."""
+"""The parity harness: cases, truth, comparison, explanation, reports, audits."""

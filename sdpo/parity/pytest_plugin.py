@@ -71,9 +71,9 @@ def audited(
     given: dict[str, Any], roots: Sequence[Path], folder: Path
 ) -> tuple[dict[str, Any], Path]:
     """The RUN document of an audit in a process of its own, and the folder of its report."""
-    from sdpo.parity.launch import check_stages, repro, run_worker, slug, write_reports
+    from sdpo.parity.audit.launch import check_stages, repro, run_worker, slug, write_reports
+    from sdpo.parity.audit.unstarted import cleared
     from sdpo.parity.render.text import started
-    from sdpo.parity.unstarted import cleared
 
     candidate = name_of(given["candidate"], roots)
     request = {
@@ -139,7 +139,7 @@ def located(path: str, roots: Sequence[Path]) -> str:
 
 def message(run: dict[str, Any], report: Path) -> str:
     """What a failing test says: first line, the stages that fail, and where the report is."""
-    from sdpo.parity.explained import phrase
+    from sdpo.parity.explain.explanations import phrase
     from sdpo.parity.render.text import first_line, one_line, started
 
     lines = [first_line(run)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpo.benchmark.executor import Executor
+from sdpo.benchmark.scoring.executor import Executor
 
 _PUBLISHED = ("mbpp.jsonl", "sanitized-mbpp.json")
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from sdpo.cli import main
-from sdpo.parity import launch
-from sdpo.parity.adapters.base import CandidateError
-from sdpo.parity.adapters.load import BUILT_IN, TRAINERS, load_candidate
-from sdpo.parity.audit import Request, audit
-from sdpo.parity.exit_codes import worst_exit_code
-from sdpo.parity.worker import plain
+from sdpo.parity.audit import launch
+from sdpo.parity.audit.audit import Request, audit
+from sdpo.parity.audit.load_candidate import BUILT_IN, TRAINERS, load_candidate
+from sdpo.parity.audit.worker import plain
+from sdpo.parity.cases.checked_call import CandidateError
+from sdpo.parity.compare.exit_codes import worst_exit_code
+from tests.helpers import candidates
 
-HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("certificates_once", "budgets_once")
 
 
 def sdpo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -26,7 +27,7 @@ def sdpo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_candidate_run_writes_reports_and_keeps_its_noise_out(tmp_path, goldens):
-    candidate = f"{HERE / 'candidates.py'}:correct"
+    candidate = f"{candidates.__file__}:correct"
     options = ("--json", "--stages", "aggregate,gradient", "--goldens", str(goldens))
     done = sdpo("audit", candidate, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

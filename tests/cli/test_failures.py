@@ -10,22 +10,25 @@ from pathlib import Path
 import pytest
 
 from sdpo.cli import main
-from sdpo.parity.failure import described, missing
+from sdpo.parity.cases.failure import described, missing
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 COMMANDS = {
-    "audit": (["audit"], "sdpo.parity.launch.audit_all"),
-    "regate": (["regate", "report.json"], "sdpo.parity.again.regate_all"),
-    "replay": (["replay", "case.zip"], "sdpo.parity.again.replay_one"),
-    "trend": (["trend", "history.jsonl"], "sdpo.parity.history.read"),
-    "drift": (["drift"], "sdpo.parity.drift.drift"),
+    "audit": (["audit"], "sdpo.parity.audit.launch.audit_all"),
+    "regate": (["regate", "report.json"], "sdpo.parity.audit.rejudge_and_replay.regate_all"),
+    "replay": (["replay", "case.zip"], "sdpo.parity.audit.rejudge_and_replay.replay_one"),
+    "trend": (["trend", "history.jsonl"], "sdpo.parity.report.history.read"),
+    "drift": (["drift"], "sdpo.parity.drift.default_drift.drift"),
     "mutants": (["mutants"], "sdpo.cli.mutants.run"),
-    "exec": (["mbpp", "exec", "cases", "--out", "out"], "sdpo.benchmark.runfile.count_cases"),
-    "check": (["mbpp", "check"], "sdpo.benchmark.data.load_hub"),
-    "run": (["mbpp", "run"], "sdpo.benchmark.settings.load"),
-    "eval": (["mbpp", "eval", "embedded"], "sdpo.benchmark.settings.load"),
-    "bench": (["mbpp", "bench"], "sdpo.benchmark.settings.load"),
-    "report": (["mbpp", "report"], "sdpo.benchmark.report.write_report"),
+    "exec": (
+        ["mbpp", "exec", "cases", "--out", "out"],
+        "sdpo.benchmark.scoring.score_file.count_cases",
+    ),
+    "check": (["mbpp", "check"], "sdpo.benchmark.problems.dataset.load_hub"),
+    "run": (["mbpp", "run"], "sdpo.benchmark.runs.settings.load"),
+    "eval": (["mbpp", "eval", "embedded"], "sdpo.benchmark.runs.settings.load"),
+    "bench": (["mbpp", "bench"], "sdpo.benchmark.runs.settings.load"),
+    "report": (["mbpp", "report"], "sdpo.benchmark.results.report.write_report"),
 }
 FAILURES = {
     "defect": (KeyError("a bug"), "KeyError: 'a bug'"),
@@ -121,7 +124,7 @@ def sdpo(*arguments, cwd, **options):
 def test_an_output_without_the_characters_gets_question_marks(tmp_path, goldens):
     """Also what a candidate prints, which goes to a log, is never a failure of the candidate."""
     (tmp_path / "port.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(HERE)!r})\nfrom candidates import correct\n"
+        f"import sys\nsys.path.insert(0, {str(HELPERS)!r})\nfrom candidates import correct\n"
         "def loss(*args, **kwargs):\n    print('≠')\n    return correct(*args, **kwargs)\n",
         encoding="utf-8",
     )

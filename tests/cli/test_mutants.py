@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sdpo.cli import main
-from sdpo.parity.faults import CATALOGUE, LOSS_FAULTS
+from sdpo.parity.faults.catalogue import CATALOGUE, LOSS_FAULTS
 from sdpo.parity.render.mutants import text_of
 
 
@@ -54,7 +54,7 @@ def test_no_such_fault_of_the_loss(capsys, asked):
 
 
 def test_a_survivor_is_named_on_the_first_line(capsys, monkeypatch):
-    monkeypatch.setattr("sdpo.parity.selftest.judged_here", lambda *_: SURVIVED)
+    monkeypatch.setattr("sdpo.parity.audit.self_test.judged_here", lambda *_: SURVIVED)
     code, text = run(capsys, "--only", "M23")
     assert code == 4
     assert text.startswith("FAILED M23 loss right, gradient zero survives killed=0/1")

@@ -11,21 +11,21 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import live_fork as fork
 import pytest
 import torch
-from live_fork import needs_checkout
-from random_updates import Given, given_update
 from torch import Tensor
 
 from sdpo.fixtures import packaged_family
 from sdpo.fixtures.models import load_tokenizer
-from sdpo.parity.adapters.base import same_bits
+from sdpo.parity.cases.checked_call import same_bits
 from sdpo.reference import loss as reference
 from sdpo.reference import teacher_prompt
 from sdpo.reference.forward import forward_micro_batch
 from sdpo.reference.loss import LOSS_AGG_MODES
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
+from tests.helpers.recorded import live_fork as fork
+from tests.helpers.recorded.live_fork import needs_checkout
+from tests.helpers.recorded.random_updates import Given, given_update
 
 pytestmark = [
     needs_checkout,

@@ -8,18 +8,25 @@ oracle's budget for ours.
 
 import pytest
 import torch
-from canaries import loss_has_recorded_bits
-from loss_cases import FAMILY, IDS, case, comparisons, recorded, transcription
-from measured import gap_of, rounding_of
 
-from sdpo.aggregate import aggregate
-from sdpo.parity.adapters.base import same_bits
-from sdpo.parity.case import RECORDED_NAMES
-from sdpo.parity.compare import DECLARED, MATCH, NOT_COVERED, PASS
-from sdpo.parity.verdict import CaseResult
+from sdpo.loss.aggregate import aggregate
+from sdpo.parity.cases.checked_call import same_bits
+from sdpo.parity.cases.loss_case import RECORDED_NAMES
+from sdpo.parity.compare.comparison import DECLARED, MATCH, NOT_COVERED, PASS
+from sdpo.parity.compare.verdict import CaseResult
 from sdpo.reference import loss as reference
 from sdpo.reference.loss import LOSS_AGG_MODES, agg_loss, compute_self_distillation_loss
 from sdpo.reference.loss import rollout_is_weights as reference_weights
+from tests.helpers.measured import gap_of, rounding_of
+from tests.helpers.recorded.canaries import loss_has_recorded_bits
+from tests.helpers.recorded.loss_cases import (
+    FAMILY,
+    IDS,
+    case,
+    comparisons,
+    recorded,
+    transcription,
+)
 
 CASES = 148
 OTHER_STACK = {  # (absolute, relative to the largest entry), per dtype: README of the golden data

@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reprompt_records import (
+
+from sdpo.fixtures.loader import GoldenCase
+from sdpo.prompt import teacher_prompt, teacher_tokens
+from sdpo.reference import teacher_prompt as reference
+from tests.helpers.recorded.reprompt_records import (
     CASES,
     FAMILY,
     IMPLEMENTATIONS,
@@ -21,11 +25,7 @@ from reprompt_records import (
     run_sdpo,
 )
 
-from sdpo import reprompt, tokens
-from sdpo.fixtures.loader import GoldenCase
-from sdpo.reference import teacher_prompt as reference
-
-pytestmark = pytest.mark.filterwarnings("ignore::sdpo.reprompt.RepromptWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sdpo.prompt.teacher_prompt.RepromptWarning")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_untruncated_lengths(case: GoldenCase, tokenizer: Any):
     if outputs["returns_none"]:
         return
     kwargs = case.config["apply_chat_template_kwargs"]
-    prompts = tokens.prompt_ids(outputs["teacher_messages"], tokenizer, kwargs)
+    prompts = teacher_tokens.prompt_ids(outputs["teacher_messages"], tokenizer, kwargs)
     assert [len(ids) for ids in prompts] == outputs["untruncated_prompt_tokens"]
 
 
@@ -91,7 +91,7 @@ def test_reference_makes_the_recorded_call(
 
 
 @pytest.mark.parametrize("pair", FAMILY.manifest["thinking_removal"], ids=lambda p: repr(p["text"]))
-@pytest.mark.parametrize("remove", [reference.remove_thinking, reprompt.remove_thinking])
+@pytest.mark.parametrize("remove", [reference.remove_thinking, teacher_prompt.remove_thinking])
 def test_thinking_removal(remove: Callable[[str], str], pair: dict[str, str]):
     assert remove(pair["text"]) == pair["result"]
 

@@ -13,21 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-import update_cases as cases
 from torch import Tensor
-from update_canaries import (
-    plain_average,
-    plain_outputs,
-    rows_alone_have_the_same_bits,
-    update_has_recorded_bits,
-)
 
-from sdpo import teacher as our_teacher
 from sdpo.fixtures.loader import read_verified
 from sdpo.fixtures.models import build_model
-from sdpo.parity import update_family as library
-from sdpo.parity.compare import MATCH, PASS, Comparison
-from sdpo.parity.update_family import own_config
+from sdpo.parity.compare.comparison import MATCH, PASS, Comparison
+from sdpo.parity.recorded import updates as library
+from sdpo.parity.recorded.updates import own_config
 from sdpo.reference import forward
 from sdpo.reference.forward import MODEL_INPUTS, forward_micro_batch, logit_outputs
 from sdpo.reference.update import (
@@ -37,7 +29,15 @@ from sdpo.reference.update import (
     ema_update,
     rollout_metrics,
 )
-from sdpo.update import actor_update
+from sdpo.update import ema_teacher as our_teacher
+from sdpo.update.actor_update import actor_update
+from tests.helpers.recorded import update_cases as cases
+from tests.helpers.recorded.update_canaries import (
+    plain_average,
+    plain_outputs,
+    rows_alone_have_the_same_bits,
+    update_has_recorded_bits,
+)
 
 ALL = [case.id for case in cases.family()]
 NOT_OURS = {"P-U040", "P-U042", "P-U045", "P-U046", "P-U047"}

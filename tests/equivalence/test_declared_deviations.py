@@ -2,17 +2,12 @@
 
 import pytest
 import torch
-from loss_cases import FAMILY, case, comparisons, recorded
 
-from sdpo.parity.adapters.own import Own
-from sdpo.parity.compare import DECLARED, MATCH, NOT_COVERED, PASS
-from sdpo.parity.improvements import (
-    UNDEFINED_LOSS,
-    ZERO_PROBABILITY,
-    improvement_rows,
-    improvements,
-)
-from sdpo.parity.verdict import CaseResult
+from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.compare.comparison import DECLARED, MATCH, NOT_COVERED, PASS
+from sdpo.parity.compare.improvements import UNDEFINED_LOSS, ZERO_PROBABILITY, improvements
+from sdpo.parity.compare.verdict import CaseResult, improvement_rows
+from tests.helpers.recorded.loss_cases import FAMILY, case, comparisons, recorded
 
 
 def ids(tag: str) -> list[str]:

@@ -4,13 +4,13 @@ Budget: the oracle's.
 """
 
 import pytest
-from fused_cases import fused_trace
-from loss_cases import IDS, case
-from spread import one_in
 
-from sdpo.parity.compare import DECLARED, MATCH, PASS
-from sdpo.parity.loss_family import compare_loss
-from sdpo.parity.prepared import prepared
+from sdpo.parity.compare.comparison import DECLARED, MATCH, PASS
+from sdpo.parity.compare.evaluated_case import prepared
+from sdpo.parity.compare.loss_stages import compare_loss
+from tests.helpers.recorded.fused_cases import fused_trace
+from tests.helpers.recorded.loss_cases import IDS, case
+from tests.helpers.spread import one_in
 
 INFINITE = [
     case_id

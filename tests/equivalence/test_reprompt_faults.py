@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from reprompt_records import (
+
+from sdpo.prompt import demonstrations, teacher_prompt, teacher_tokens
+from tests.helpers.recorded.reprompt_records import (
     CASES,
     Record,
     departures,
@@ -20,9 +22,7 @@ from reprompt_records import (
     run_sdpo,
 )
 
-from sdpo import attempts, reprompt, tokens
-
-pytestmark = pytest.mark.filterwarnings("ignore::sdpo.reprompt.RepromptWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sdpo.prompt.teacher_prompt.RepromptWarning")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ class Fault(NamedTuple):
     stage: str
     function: str
     change: Callable[..., Any]
-    module: Any = reprompt
+    module: Any = teacher_prompt
 
 
 def setting(**changes: Any) -> Callable[..., Any]:
@@ -155,8 +155,8 @@ FAULTS = {
     "M28 threshold 1.0": Fault(
         "demonstration", "demonstration", setting(success_reward_threshold=1.0)
     ),
-    "threshold exclusive": Fault("demonstration", "successes", strictly_above, attempts),
-    "threshold in float64": Fault("demonstration", "successes", float64_scores, attempts),
+    "threshold exclusive": Fault("demonstration", "successes", strictly_above, demonstrations),
+    "threshold in float64": Fault("demonstration", "successes", float64_scores, demonstrations),
     "score of the last token only": Fault("demonstration", "demonstration", score_at_last_token),
     "M29 own success reused": Fault(
         "demonstration", "demonstration", setting(dont_reprompt_on_self_success=False)
@@ -194,12 +194,14 @@ FAULTS = {
         "teacher_tokens",
         "cut_prompts",
         lambda original, prompts, limit, side: original(prompts, limit - 1, side),
-        tokens,
+        teacher_tokens,
     ),
     "thinking switch not passed on": Fault(
         "teacher_tokens", "teacher_tokens", setting(chat_template_kwargs={})
     ),
-    "generation header missing": Fault("teacher_tokens", "prompt_ids", without_header, tokens),
+    "generation header missing": Fault(
+        "teacher_tokens", "prompt_ids", without_header, teacher_tokens
+    ),
     "right padding": Fault("teacher_tokens", "teacher_tokens", with_width(right_padded)),
     "attention instead of response mask": Fault("teacher_tokens", "teacher_tokens", within_mask),
     "positions not offset by padding": Fault(

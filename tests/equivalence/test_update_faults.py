@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import update_cases as cases
 
 import sdpo.reference.update as reference
-from sdpo import loss, teacher, update
-from sdpo.determinism import deterministic
-from sdpo.parity import update_family as library
-from sdpo.parity.adapters.own import Own
-from sdpo.parity.compare import DIVERGENT
-from sdpo.parity.first import first_observed
+from sdpo.loss import self_distillation
+from sdpo.loss.support import Support, support
+from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.compare.comparison import DIVERGENT
+from sdpo.parity.compare.first_in_time import first_observed
+from sdpo.parity.recorded import updates as library
 from sdpo.reference import forward
-from sdpo.support import Support, support
+from sdpo.settings.determinism import deterministic
+from sdpo.update import actor_update as update
+from sdpo.update import ema_teacher
+from tests.helpers.recorded import update_cases as cases
 
 Patch = pytest.MonkeyPatch
 
@@ -55,7 +57,7 @@ def average_per_micro_batch(accumulate, student, target, batch, micro_batches, *
     total = 0.0
     for micro_batch in micro_batches:
         total += accumulate(student, target, batch, [micro_batch], *rest)
-        teacher.ema_update(target.parameters(), student.parameters(), 0.05)
+        ema_teacher.ema_update(target.parameters(), student.parameters(), 0.05)
     return total
 
 
@@ -68,7 +70,7 @@ def average_before_the_step(patch: Patch) -> None:
         return accumulate(student, target, *rest)
 
     def step_after_average(*args):
-        teacher.ema_update(sides["teacher"].parameters(), sides["student"].parameters(), 0.05)
+        ema_teacher.ema_update(sides["teacher"].parameters(), sides["student"].parameters(), 0.05)
         return step(*args)
 
     patch.setattr(update, "accumulate", remember)
@@ -168,9 +170,14 @@ OUR_FAULTS = [
         wrap(update, "accumulate", average_per_micro_batch),
     ),
     Fault("teacher averaged before the step", "P-U001", "teacher_update", average_before_the_step),
-    Fault("teacher averaged twice", "P-U001", "teacher_update", wrap(teacher, "ema_update", twice)),
     Fault(
-        "teacher rate inverted", "P-U001", "teacher_update", wrap(teacher, "ema_update", inverted)
+        "teacher averaged twice", "P-U001", "teacher_update", wrap(ema_teacher, "ema_update", twice)
+    ),
+    Fault(
+        "teacher rate inverted",
+        "P-U001",
+        "teacher_update",
+        wrap(ema_teacher, "ema_update", inverted),
     ),
     Fault(
         "teacher averaged after a skipped step",
@@ -202,7 +209,9 @@ OUR_FAULTS = [
         "log_probs",
         wrap(update, "response_logits", one_token_late),
     ),
-    Fault("teacher's own top-k", "P-U001", "support", wrap(loss, "support", own_indices)),
+    Fault(
+        "teacher's own top-k", "P-U001", "support", wrap(self_distillation, "support", own_indices)
+    ),
     Fault(
         "on-policy ratio from the batch",
         "P-U001",
@@ -219,7 +228,7 @@ OUR_FAULTS = [
         "rows without signal counted",
         "P-U023",
         "aggregate",
-        wrap(loss, "aggregate", masked_rows_counted),
+        wrap(self_distillation, "aggregate", masked_rows_counted),
     ),
     Fault(
         "distillation mask ignored",

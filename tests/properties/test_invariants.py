@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from loss_inputs import loss_cases
 
-from sdpo.config import SDPOConfig
-from sdpo.divergence import divergence
-from sdpo.parity.adapters.own import Own
-from sdpo.parity.budget import truth
-from sdpo.parity.case import LossCase
+from sdpo.loss.divergence import divergence
+from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.truth.budget import truth
+from sdpo.settings.config import SDPOConfig
+from tests.helpers.loss_inputs import loss_cases
 
 SETTINGS = settings(
     max_examples=20,
@@ -173,7 +173,7 @@ def test_divergence_is_never_negative_and_zero_for_equal_sides(case):
 @SETTINGS
 @given(loss_cases(dtypes=FLOATS))
 def test_no_gradient_reaches_the_teacher(case):
-    from sdpo.loss import self_distillation_loss
+    from sdpo.loss.self_distillation import self_distillation_loss
 
     student = case.student_logits.clone().requires_grad_(True)
     teacher = case.teacher_logits.clone().requires_grad_(True)

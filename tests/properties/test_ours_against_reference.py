@@ -5,13 +5,13 @@ The same holds for the transcription, which checks the oracle itself.
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from loss_inputs import MODES, loss_cases
 
-from sdpo.parity.adapters.own import Own
-from sdpo.parity.budget import truth
-from sdpo.parity.case import reference_trace
-from sdpo.parity.compare import DECLARED, MATCH, NOT_COVERED, PASS
-from sdpo.parity.loss_family import Standard, compare_loss
+from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.cases.loss_case import reference_trace
+from sdpo.parity.compare.comparison import DECLARED, MATCH, NOT_COVERED, PASS
+from sdpo.parity.compare.loss_stages import Standard, compare_loss
+from sdpo.parity.truth.budget import truth
+from tests.helpers.loss_inputs import MODES, loss_cases
 
 SETTINGS = settings(
     max_examples=150,

@@ -2,16 +2,20 @@
 
 import pytest
 import torch
-from correct_variants import TAIL_BY_LOG1P, VARIANTS, applies
-from harness import run_of, some_cases
-from spread import one_in
 
 from sdpo.fixtures import packaged_family
-from sdpo.parity.adapters.callables import FromLogits, FromLogProbs
-from sdpo.parity.faults_parts import FROM_LOGITS_ONLY, loss_from_log_probs, loss_from_logits
-from sdpo.parity.invariants import invariants
-from sdpo.parity.prepared import loss_cases
-from sdpo.parity.selftest import families
+from sdpo.parity.audit.self_test import families
+from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.compare.evaluated_case import loss_cases
+from sdpo.parity.faults.reference_parts import (
+    FROM_LOGITS_ONLY,
+    loss_from_log_probs,
+    loss_from_logits,
+)
+from sdpo.parity.relations.check import invariants
+from tests.helpers.correct_variants import TAIL_BY_LOG1P, VARIANTS, applies
+from tests.helpers.fault_harness import run_of, some_cases
+from tests.helpers.spread import one_in
 
 FROM_LOG_PROBS = [name for name, parts in VARIANTS.items() if not FROM_LOGITS_ONLY & parts.keys()]
 

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from harness import run_of, telling_cases
-from spread import one_in
 
-from sdpo.determinism import deterministic
-from sdpo.parity.adapters.callables import FromLogits, FromLogProbs
-from sdpo.parity.audit import judged
-from sdpo.parity.faults import LOSS_FAULTS
-from sdpo.parity.faults_parts import loss_from_log_probs, loss_from_logits
-from sdpo.parity.intervene import first_departure
-from sdpo.parity.locate import WITHOUT_LOG_PROBS, rung_outcome
-from sdpo.parity.prepared import loss_cases
-from sdpo.parity.selftest import FaultyTrace, failures, self_test
-from sdpo.parity.stages import first_in_order
+from sdpo.parity.audit.audit import judged
+from sdpo.parity.audit.self_test import FaultyTrace, failures, self_test
+from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.cases.stages import first_in_order
+from sdpo.parity.compare.evaluated_case import loss_cases
+from sdpo.parity.explain.first_departure import WITHOUT_LOG_PROBS, rung_outcome
+from sdpo.parity.explain.ladder import first_departure
+from sdpo.parity.faults.catalogue import LOSS_FAULTS
+from sdpo.parity.faults.reference_parts import loss_from_log_probs, loss_from_logits
+from sdpo.settings.determinism import deterministic
+from tests.helpers.fault_harness import run_of, telling_cases
+from tests.helpers.spread import one_in
 
 ACCEPTED = ("DIVERGENT", "ERROR")
 SAME_NUMBERS = {

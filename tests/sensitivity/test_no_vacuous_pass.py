@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from spread import one_in
 
-from sdpo.config import SDPOConfig
 from sdpo.fixtures import packaged_family
-from sdpo.parity.case import LossCase
-from sdpo.parity.compare import DIVERGENT, Comparison
-from sdpo.parity.loss_family import ORDER, compare_loss
-from sdpo.parity.prepared import loss_cases, prepared
+from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.compare.comparison import DIVERGENT, Comparison
+from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.compare.loss_stages import ORDER, compare_loss
+from sdpo.settings.config import SDPOConfig
+from tests.helpers.spread import one_in
 
 CASES = {case.id: case for case in loss_cases(packaged_family("loss"))}
 STAGES = ("log_probs.student", "divergence", "importance", "aggregate", "gradient")

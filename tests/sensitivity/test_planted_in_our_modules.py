@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from sdpo import aggregate, divergence, importance, loss, support
 from sdpo.fixtures import packaged_family
-from sdpo.parity.adapters.own import Own
-from sdpo.parity.compare import DIVERGENT, ERROR
-from sdpo.parity.loss_family import compare_loss
-from sdpo.parity.prepared import loss_case, prepared
-from sdpo.parity.stages import first_in_order
+from sdpo.loss import aggregate, divergence, importance, self_distillation, support
+from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.cases.stages import first_in_order
+from sdpo.parity.compare.comparison import DIVERGENT, ERROR
+from sdpo.parity.compare.evaluated_case import loss_case, prepared
+from sdpo.parity.compare.loss_stages import compare_loss
 
 FAMILY = packaged_family("loss")
 SOME = ("P-L002", "P-L005", "P-L014", "P-L018", "P-L027", "P-L038", "P-L046", "P-L145", "P-L146")
@@ -111,7 +111,7 @@ def half_the_gradient(per_token_loss, loss_mask, *, loss_agg_mode="token-mean"):
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_planted_fault_is_named_at_its_stage(name, fault, stage, monkeypatch):
-    monkeypatch.setattr(loss, name, fault)
+    monkeypatch.setattr(self_distillation, name, fault)
     assert first_stage() == stage
 
 

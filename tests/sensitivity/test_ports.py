@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import run_of, some_cases
 
 from sdpo.fixtures import packaged_family
-from sdpo.parity.adapters.load import load_candidate
-from sdpo.parity.compare import Comparison
-from sdpo.parity.repeated import withdrawn
-from sdpo.parity.verdict import CaseResult
+from sdpo.parity.audit.load_candidate import load_candidate
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.nondeterminism import withdrawn
+from sdpo.parity.compare.verdict import CaseResult
+from tests.helpers.fault_harness import run_of, some_cases
 
 PORTS = Path(__file__).parent / "ports"
 MIXTURE = "torch.logaddexp(p + math.log1p(-alpha), q + math.log(alpha))"

@@ -3,29 +3,27 @@
 The loop is the one of `examples/audit_my_trainer.py`, which without a fault passes.
 """
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from spread import slow_are
 from torch import nn
+
+from tests.helpers.spread import slow_are
 
 pytest.importorskip("transformers", reason="the audited models are transformers'")
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import audit_my_trainer as mine
 
-from sdpo.parity import faults
-from sdpo.parity.compare import DIVERGENT, ERROR
-from sdpo.parity.first import first_observed
-from sdpo.parity.stages import first_in_order
-from sdpo.parity.whole_step.family import run_trainer_family
-from sdpo.parity.whole_step.probe_table import PROBES
-from sdpo.parity.whole_step.probes import run_probe
-from sdpo.parity.whole_step.scenario_parts import SETTINGS
-from sdpo.parity.whole_step.scenarios import SCENARIOS
+from sdpo.parity.cases.stages import first_in_order
+from sdpo.parity.compare.comparison import DIVERGENT, ERROR
+from sdpo.parity.compare.first_in_time import first_observed
+from sdpo.parity.faults import catalogue
+from sdpo.parity.trainers.judge.follow_training import run_trainer_family
+from sdpo.parity.trainers.probes.catalogue import PROBES
+from sdpo.parity.trainers.probes.run_probes import run_probe
+from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
+from sdpo.parity.trainers.scenarios.fragments import SETTINGS
 
 BY_ID = {scenario.id: scenario for scenario in SCENARIOS}
 
@@ -245,7 +243,7 @@ AS_OTHERS = ("M106", "M107", "M109", "M110", "M111", "M117")
 """Planted by the means of another one, and found at its stage."""
 
 
-@pytest.mark.filterwarnings("ignore::sdpo.attempts.RepromptWarning")
+@pytest.mark.filterwarnings("ignore::sdpo.prompt.demonstrations.RepromptWarning")
 @pytest.mark.parametrize("fault", slow_are(AS_OTHERS, FAULTS))
 def test_a_planted_fault_is_found_at_its_stage_and_named(fault):
     adapter, scenario, stage, name = FAULTS[fault]
@@ -262,7 +260,7 @@ def test_a_planted_fault_is_found_at_its_stage_and_named(fault):
     if name is not None:
         named = {label.split()[0]: cases for label, cases in findings.explained.items()}
         assert named[name] == {scenario}
-        assert name in faults.BY_ID
+        assert name in catalogue.BY_ID
 
 
 class MovedBeforeTheStep(Trainer):

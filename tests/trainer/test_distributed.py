@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from distributed_run import model
-from measured import alike
 from safetensors.torch import load_file
 
-from sdpo.parity import distances
+from sdpo.parity.compare import tensor_distances
+from tests.helpers.measured import alike
+from tests.helpers.trainers import distributed_run, tiny_trainer
+from tests.helpers.trainers.distributed_run import model
 
-SCRIPT = Path(__file__).parent / "distributed_run.py"
+SCRIPT = Path(distributed_run.__file__)
 LIMIT = 150
 
 
@@ -43,8 +43,7 @@ def free_port() -> str:
 def accelerate(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` on CPUs."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    tests = SCRIPT.parents[1]
-    paths = [str(tests), str(tests / "equivalence"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(SCRIPT.parents[3]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *arguments],
@@ -58,7 +57,7 @@ def accelerate(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def start_of(side: str) -> dict[str, torch.Tensor]:
     """The initial weights under the names of a side."""
-    return {f"{side}.{name}": p for name, p in tiny.weights(model()).items()}
+    return {f"{side}.{name}": p for name, p in tiny_trainer.weights(model()).items()}
 
 
 def of_side(run: dict[str, torch.Tensor], side: str) -> dict[str, torch.Tensor]:
@@ -73,7 +72,7 @@ def near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], side: str
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], side: str) -> float:
     """How far two runs are apart, relative to the way from the initial weights."""
-    return distances.distance(of_side(one, side), of_side(other, side), start_of(side))
+    return tensor_distances.distance(of_side(one, side), of_side(other, side), start_of(side))
 
 
 @pytest.mark.slow
@@ -152,7 +151,7 @@ def test_fsdp2_is_refused_on_every_process_before_anything_is_done(tmp_path):
 def test_the_audit_follows_two_processes(options, first, tmp_path):
     ranks = launch(tmp_path / "two", 2, "--audit", *options)
     students = [{n: p for n, p in rank.items() if n.startswith("student")} for rank in ranks]
-    assert tiny.same(*students)
+    assert tiny_trainer.same(*students)
     found = {}
     for name in ("parity", "drift"):
         with (tmp_path / "two" / "parity" / f"{name}.csv").open(encoding="utf-8") as file:

@@ -4,15 +4,17 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
-from sdpo import teachers
-from sdpo.config import SDPOConfig
-from sdpo.trainer import SDPOTrainer
+from sdpo.settings.config import SDPOConfig
+from sdpo.trainer import self_teachers
+from sdpo.trainer.sdpo_trainer import SDPOTrainer
+from tests.helpers.trainers import tiny_trainer
+
+pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 
 
-class FirstGroupOnly(tiny.Alternating):
+class FirstGroupOnly(tiny_trainer.Alternating):
     """Two of the first group succeed, nobody of the others: their rows have no signal."""
 
     def __call__(self, completions, **columns):
@@ -26,7 +28,7 @@ def rows_seen(folder, monkeypatch, implementation: str, **args: Any) -> dict[str
     config = SDPOConfig(distillation_topk=20, is_clip=2.0, loss_implementation=implementation)
     settings = {"generation_batch_size": 8, "steps_per_generation": None, "max_steps": 2}
     settings |= {"gradient_accumulation_steps": 4, **args}
-    trainer = tiny.trainer(folder, config, args=settings, reward_funcs=[FirstGroupOnly()])
+    trainer = tiny_trainer.trainer(folder, config, args=settings, reward_funcs=[FirstGroupOnly()])
 
     def student(module, inputs, named):
         if named.get("use_cache") is False:
@@ -70,14 +72,16 @@ def test_the_student_runs_once_on_policy_and_is_scored_before_otherwise(
 
 
 def test_a_teacher_that_sees_all_rows_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(teachers, "at_rows_with_signal", lambda batch, answer: answer(batch))
+    monkeypatch.setattr(self_teachers, "at_rows_with_signal", lambda batch, answer: answer(batch))
     seen = rows_seen(tmp_path, monkeypatch, "logits")
     assert sum(seen["teacher"]) > sum(seen["with signal"])
 
 
 def test_answers_stand_at_their_rows():
     batch = {"self_distillation_mask": torch.tensor([0.0, 1.0, 0.0, 1.0]), "x": torch.arange(4.0)}
-    found = teachers.at_rows_with_signal(batch, lambda rows: rows["x"].unsqueeze(-1) + 10)
+    found = self_teachers.at_rows_with_signal(batch, lambda rows: rows["x"].unsqueeze(-1) + 10)
     assert found.squeeze(-1).tolist() == [0, 11, 0, 13]
     nobody = {**batch, "self_distillation_mask": torch.zeros(4)}
-    assert not teachers.at_rows_with_signal(nobody, lambda rows: rows["x"].unsqueeze(-1) + 10).any()
+    assert not self_teachers.at_rows_with_signal(
+        nobody, lambda rows: rows["x"].unsqueeze(-1) + 10
+    ).any()

@@ -4,10 +4,12 @@ import inspect
 from typing import Any
 
 import pytest
-import tiny
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-from sdpo.trainer import SDPOTrainer
+from sdpo.trainer.sdpo_trainer import SDPOTrainer
+from tests.helpers.trainers import tiny_trainer
+
+pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 
 OVERRIDDEN = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
@@ -24,7 +26,7 @@ OVERRIDDEN = {
 """Parameters, in order, of every method of the parent that is overridden."""
 
 LISTENED_TO = {"_generate": ["self", "prompts"]}
-"""The same for methods that the audit listens to (`sdpo.source`), beside those above."""
+"""The same for methods that `sdpo.lockstep.rollout_source` listens to, beside those above."""
 RETURNED = "prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields"
 
 CALLED_BY = {
@@ -109,6 +111,6 @@ def test_an_overridden_method_is_still_called_from_where_it_was(name):
 
 
 def test_the_attributes_in_use_exist(tmp_path):
-    trainer = tiny.trainer(tmp_path, kind=GRPOTrainer)
+    trainer = tiny_trainer.trainer(tmp_path, kind=GRPOTrainer)
     assert [name for name in ATTRIBUTES if not hasattr(trainer, name)] == []
     assert trainer.loss_is_scaled_for_ga is True

@@ -1,1 +1,1 @@
-"""Renderings of the one report document: text, Markdown, HTML."""
+"""Renderings of the one report document: text, Markdown, HTML, JUnit, SARIF, plots."""

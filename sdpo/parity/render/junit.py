@@ -5,11 +5,11 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from sdpo.parity.render.counts import compared
-from sdpo.parity.render.judgement import improvement_lines, judgement
-from sdpo.parity.render.rows import share, worst
+from sdpo.parity.cases.stages import STAGES
+from sdpo.parity.render.stage_view import share, worst
 from sdpo.parity.render.text import RUN, explanations, first_line, number
-from sdpo.parity.stages import STAGES
+from sdpo.parity.report.counts import compared
+from sdpo.parity.report.judgement import improvement_lines, judgement
 
 FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 MOST = 2000

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.render.text import RUN
-from sdpo.parity.stages import STAGES
 
 FAMILIES = {
     "config": "settings",

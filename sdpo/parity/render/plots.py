@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
-from sdpo.parity.render.drawing import DPI, STYLE, draw_budget, draw_errors, draw_overview
+from sdpo.parity.render.figures import DPI, STYLE, draw_budget, draw_errors, draw_overview
 from sdpo.parity.render.plot_data import overview, stage_errors
 from sdpo.parity.render.text import RUN
 

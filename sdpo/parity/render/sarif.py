@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sdpo import __version__
-from sdpo.parity.render.judgement import improvement_lines, judgement
-from sdpo.parity.render.rows import REPOSITORY, digits
+from sdpo.parity.cases.stages import ORDERED, STAGES
 from sdpo.parity.render.sections import reference_commit
+from sdpo.parity.render.stage_view import REPOSITORY, digits
 from sdpo.parity.render.text import RUN, explanations, first_line, number
-from sdpo.parity.stages import ORDERED, STAGES
+from sdpo.parity.report.judgement import improvement_lines, judgement
+from sdpo.settings.version import __version__
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 ROOT, REFERENCE = "%SRCROOT%", "REFERENCE"

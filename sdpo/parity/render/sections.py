@@ -9,10 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from sdpo.parity.explained import phrase
-from sdpo.parity.render.counts import compared_in
-from sdpo.parity.render.judgement import counted, judgement
-from sdpo.parity.render.rows import FAILING, permalink, stage_view
+from sdpo.parity.cases.stages import STAGES
+from sdpo.parity.explain.explanations import phrase
+from sdpo.parity.render.stage_view import FAILING, permalink, stage_view
 from sdpo.parity.render.text import (
     RUN,
     certificate,
@@ -22,7 +21,8 @@ from sdpo.parity.render.text import (
     number,
     totals_line,
 )
-from sdpo.parity.stages import STAGES
+from sdpo.parity.report.counts import compared_in
+from sdpo.parity.report.judgement import counted, judgement
 
 OF_A_SCALAR = ("aggregate", "gradient")
 """What every callable shows: its loss and what follows from it."""

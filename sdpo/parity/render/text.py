@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-from sdpo.parity.explained import phrase
-from sdpo.parity.render import counts
-from sdpo.parity.render.counts import compared
-from sdpo.parity.render.judgement import improvement_lines, judgement
+from sdpo.parity.explain.explanations import phrase
+from sdpo.parity.report import counts
+from sdpo.parity.report.counts import compared
+from sdpo.parity.report.judgement import improvement_lines, judgement
 
 RUN = dict[str, Any]
 

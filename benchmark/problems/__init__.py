@@ -1,0 +1,1 @@
+"""Data sets, prompts, and what a problem is."""

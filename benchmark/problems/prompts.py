@@ -1,0 +1,74 @@
+"""From a data set to what a trainer and an evaluation need: prompts and tests."""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo.benchmark.problems.dataset import (
+    CONFIGURATIONS,
+    DataError,
+    Dataset,
+    Problem,
+    load_file,
+    load_hub,
+)
+
+
+def load_data(name: str) -> Dataset:
+    """The problems called `embedded`, `sanitized` or `full` (from the hub), or of a file.
+
+    Raises:
+        DataError: they cannot be had, or a problem has no test.
+    """
+    if name == "embedded":
+        found = load_file(embedded_folder() / "problems.jsonl")
+    elif name in CONFIGURATIONS:
+        found = load_hub(name)
+    else:
+        found = load_file(Path(name))
+    if bare := [one.task_id for one in found.problems if not one.test_list]:
+        raise DataError(
+            f"{found.origin}: problem {bare[0]} has no test ({len(bare)} such), so that nothing "
+            "can be rewarded; leave such problems out"
+        )
+    return found
+
+
+def embedded_folder() -> Path:
+    """Where the embedded problems and model are."""
+    import sdpo.fixtures
+
+    return Path(next(iter(sdpo.fixtures.__path__))) / "embedded"
+
+
+def messages(problem: Problem, data: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The conversation that asks for a solution; `{tests}` in the prompt shows the tests."""
+    tests = "\n".join(problem.test_list)
+    text = data["prompt"].replace("{tests}", tests).replace("{text}", problem.text)
+    system = [{"role": "system", "content": data["system"]}] if data["system"] else []
+    return [*system, {"role": "user", "content": text}]
+
+
+def training_rows(
+    problems: Sequence[Problem], data: Mapping[str, Any], count: int, seed: int
+) -> list[dict[str, Any]]:
+    """As many rows as a run needs, in an order that the seed alone decides.
+
+    Passes over the problems follow one another, each shuffled anew; no later shuffle is needed,
+    and all methods meet the same problems at the same step.
+    """
+    generator = random.Random(f"order {seed}")
+    order: list[Problem] = []
+    while len(order) < count:
+        order += generator.sample(problems, len(problems))
+    return [
+        {
+            "prompt": messages(problem, data),
+            "task_id": problem.task_id,
+            "test_list": list(problem.test_list),
+            "test_imports": problem.test_imports,
+            "test_setup_code": problem.test_setup_code,
+        }
+        for problem in order[:count]
+    ]

@@ -1,0 +1,1 @@
+"""A benchmark run: settings, trainer, records, resuming."""

@@ -1,0 +1,126 @@
+"""Loads the model and tokenizer of a run: the embedded one, a folder, or one of the hub."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sdpo.benchmark.problems.prompts import embedded_folder
+from sdpo.benchmark.runs.settings import SettingsError
+
+# Only the embedded model's vocabulary has this word.
+OWN_WORD = '"zorp"'
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_hardware(settings: Mapping[str, Any]) -> None:
+    """Check that the asked-for hardware is there.
+
+    Raises:
+        SettingsError: a GPU is needed and there is none.
+    """
+    import torch
+
+    model, train = settings["model"], settings["train"]
+    if model["dtype"] not in DTYPES:
+        raise SettingsError(f"model.dtype is {model['dtype']!r}, it must be one of {DTYPES}")
+    needs = {
+        "train.use_cpu": train.get("use_cpu") is False,
+        "train.use_vllm": train.get("use_vllm", False),
+        "train.fp16": train.get("fp16", False),
+    }
+    wanted = [name for name, on in needs.items() if on]
+    if wanted and not torch.cuda.is_available():
+        instead = {"train.use_cpu": "true"}
+        raise SettingsError(
+            f"{', '.join(wanted)} asks for a GPU and there is none here; add "
+            + " ".join(f"--set {name}={instead.get(name, 'false')}" for name in wanted)
+        )
+    if model["four_bit"] and find_spec("bitsandbytes") is None:
+        raise SettingsError("model.four_bit needs bitsandbytes: pip install bitsandbytes")
+    if model["four_bit"] and not model["lora_r"]:
+        raise SettingsError("model.four_bit needs adapters to train: set model.lora_r, say to 16")
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer, with a padding token.
+
+    Raises:
+        SettingsError: it cannot be had, or has no chat template.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    place = str(embedded_folder()) if name == "embedded" else name
+    # For the model type, AutoTokenizer would put Qwen2's way to split words over the file's own.
+    kind = PreTrainedTokenizerFast if is_own(place) else AutoTokenizer
+    try:
+        tokenizer = kind.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise SettingsError(_unreachable(name, error)) from error
+    if not tokenizer.chat_template:
+        raise SettingsError(
+            f"the tokenizer of {name!r} has no chat template, and problems are asked as "
+            "conversations: take an instruction-tuned model, or add a chat_template to it"
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise SettingsError(f"the tokenizer of {name!r} has neither padding nor end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def is_own(place: str) -> bool:
+    """Whether a folder holds the embedded model or one that was trained from it."""
+    path = Path(place) / "tokenizer.json"
+    return path.is_file() and OWN_WORD in path.read_text(encoding="utf-8")
+
+
+def load_model(model: Mapping[str, Any]) -> Any:
+    """The model in the asked-for dtype, quantized if asked for.
+
+    Raises:
+        SettingsError: it cannot be had.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    name = model["name"]
+    options: dict[str, Any] = {"dtype": getattr(torch, model["dtype"])}
+    if model["four_bit"]:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    place = str(embedded_folder()) if name == "embedded" else name
+    try:
+        return AutoModelForCausalLM.from_pretrained(place, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise SettingsError(_unreachable(name, error)) from error
+
+
+def adapter_config(model: Mapping[str, Any]) -> Any:
+    """LoRA settings for PEFT; None without adapters."""
+    if not model["lora_r"]:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=model["lora_r"],
+        lora_alpha=model["lora_alpha"],
+        lora_dropout=model["lora_dropout"],
+        target_modules=model["lora_targets"],
+        task_type="CAUSAL_LM",
+    )
+
+
+def _unreachable(name: str, error: BaseException) -> str:
+    reason = str(error).split("\n")[0][:200]
+    return (
+        f"cannot load the model {name!r}: {type(error).__name__}: {reason}; give a folder, a name "
+        "on a reachable hub, or `embedded`"
+    )

@@ -1,0 +1,194 @@
+"""What a run writes while it trains: a row for each step, evaluations, samples, checkpoints."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from sdpo.benchmark.runs.checkpoints import folder_of, seal
+from sdpo.benchmark.runs.environment import peak_memory_mib
+from sdpo.benchmark.runs.records import Records
+
+# Depend on the clock, so they are no part of what a repetition must reproduce.
+CLOCK = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+NEEDED_MIB = 64.0
+
+
+class Recorder(TrainerCallback):
+    """Writes the records of one run.
+
+    Args:
+        records: where to.
+        every: `eval.every` and the section `records` of the settings.
+        evaluation: measures pass@1; returns summary and results.
+        checkpoints: folder of the checkpoints.
+        advance: told after each step.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        every: dict[str, int],
+        evaluation: Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]],
+        checkpoints: Path,
+        advance: Callable[[dict[str, Any]], None],
+    ):
+        self.records, self.every, self.evaluation = records, every, evaluation
+        self.checkpoints, self.advance = checkpoints, advance
+        self.began = time.perf_counter()
+
+    def measure(self, step: int) -> None:
+        """Evaluate, unless this step was evaluated before."""
+        if any(row["step"] == step for row in self.records.read("evals")):
+            return
+        began = time.perf_counter()
+        summary, results = self.evaluation()
+        self.records.append("evals", {"step": step, **summary, "results": results})
+        self.began += time.perf_counter() - began
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Evaluate the model as it starts."""
+        if state.is_world_process_zero and state.global_step == 0:
+            self.measure(0)
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Evaluate, before the step is logged and the checkpoint written."""
+        step = state.global_step
+        due = step % self.every["eval"] == 0 or step == state.max_steps
+        if due and state.is_world_process_zero:
+            self.measure(step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Write what the trainer logged for a step."""
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        step, row = {"step": state.global_step}, dict(logs)
+        # TRL's own SDPO names it so.
+        row.setdefault("reward", row.get("self_distillation/reward_mean"))
+        clock = {name: row.pop(name) for name in CLOCK if name in row}
+        parity = {name: row.pop(name) for name in list(row) if name.startswith("parity/")}
+        self.records.append("steps", step | row)
+        if parity:
+            self.records.append("parity", step | parity)
+        seconds = time.perf_counter() - self.began
+        self.began += seconds
+        cost = {"seconds": seconds, "peak_memory_mib": peak_memory_mib(), **clock}
+        self.records.append("cost", step | cost)
+        self.advance(row)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Mark the checkpoint as complete, once every process has written its part."""
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            seal(folder_of(self.checkpoints, state.global_step))
+            free = shutil.disk_usage(self.checkpoints).free / 2**20
+            if free < NEEDED_MIB:
+                raise OSError(
+                    f"only {free:.0f} MiB are free for checkpoints and records; make room, then "
+                    "the same command goes on from here"
+                )
+
+
+class TeacherWatch:
+    """Sits where the trainer reports rollouts and micro-batches; passes them on to the audit.
+
+    Keeps how far the teacher is ahead: its log-prob of the sampled tokens minus the student's,
+    for attempts that passed and for those that did not. A useful teacher lowers failed attempts.
+    """
+
+    def __init__(self, trainer: Any, records: Records, every: dict[str, int], reached: float):
+        self.trainer, self.records, self.every = trainer, records, every
+        self.reached = reached
+        self.audit = trainer.recorder
+        self.rewards: list[float] = []
+        self.row = 0
+
+    def rollouts(self, rollouts: Any, found: Any, batch: dict[str, Any]) -> None:
+        """A new generation: note rewards, and write samples if they are due."""
+        if self.audit is not None:
+            self.audit.rollouts(rollouts, found, batch)
+        if not self.trainer.model.training:
+            return
+        rows = len(rollouts.prompts)
+        first = self.trainer.accelerator.process_index * rows
+        self.rewards = rollouts.rewards[first : first + rows].tolist()
+        self.row = 0
+        step = self.trainer.state.global_step
+        if step % self.every["samples_every"] == 0 and self.trainer.accelerator.is_main_process:
+            tokenizer = self.trainer.processing_class
+            texts = tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
+            for row in self._chosen(self.every["samples"]):
+                shown = found.trace["demonstration"][row]
+                sample = {
+                    "step": step + 1,
+                    "prompt": rollouts.prompts[row],
+                    "completion": texts[row],
+                    "reward": self.rewards[row],
+                    "feedback": rollouts.feedbacks[row],
+                    "teacher_prompt": found.trace["teacher_prompt"][row][-1]["content"],
+                    "help": "demonstration" if shown is not None else "feedback",
+                }
+                if not found.trace["distillation_mask"][row]:
+                    sample["help"] = "none"
+                self.records.append("samples", sample)
+
+    def _chosen(self, count: int) -> list[int]:
+        """Rows to show: failed attempts first."""
+        order = sorted(range(len(self.rewards)), key=lambda row: (self.rewards[row], row))
+        return order[:count]
+
+    def micro_batch(self, batch: dict[str, Any], trace: dict[str, Any], scale: Any) -> None:
+        """A micro-batch: how far the teacher is ahead on its rows."""
+        if self.audit is not None:
+            self.audit.micro_batch(batch, trace, scale)
+        own, theirs = trace["log_probs.student"].detach(), trace["log_probs.teacher"].detach()
+        mask = batch["response_mask"] * batch["self_distillation_mask"][:, None]
+        ahead = ((theirs - own) * mask).sum(-1)
+        first, size = self.row, len(ahead)
+        self.row = (first + size) % max(1, len(self.rewards))
+        rewards = torch.tensor(self.rewards[first : first + size])
+        if len(rewards) != size:
+            return
+        helped = batch["self_distillation_mask"].bool().cpu()
+        passed = rewards >= self.reached
+        metrics = self.trainer._metrics["train"]
+        for name, rows in (("passed", passed & helped), ("failed", ~passed & helped)):
+            if rows.any():
+                metrics[f"teacher/ahead_on_{name}"].append(ahead.cpu()[rows].mean().item())
+        divergence = trace["divergence"].detach()
+        if mask.any():
+            value = (divergence * mask).sum() / mask.sum()
+            metrics["teacher/divergence_per_token"].append(value.item())
+
+    def before_micro_batch(self, inputs: dict[str, Any]) -> None:
+        """Passed on."""
+        if self.audit is not None:
+            self.audit.before_micro_batch(inputs)
+
+    def gradients(self, model: Any) -> None:
+        """Passed on."""
+        if self.audit is not None:
+            self.audit.gradients(model)
+
+    # --- checkpoints ------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint must remember, also one inside an update."""
+        audit = None if self.audit is None else self.audit.counters()
+        return {"rewards": self.rewards, "row": self.row, "audit": audit}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those of the audit."""
+        return {} if self.audit is None else self.audit.tensors()
+
+    def resume(self, counters: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Go on as after `counters` and `tensors`."""
+        self.rewards, self.row = counters["rewards"], counters["row"]
+        if self.audit is not None:
+            self.audit.resume(counters["audit"], tensors)

@@ -1,0 +1,1 @@
+"""The kernel's means of confinement, one a file."""

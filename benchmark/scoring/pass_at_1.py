@@ -1,0 +1,133 @@
+"""pass@1 of a model on problems: completions, scored by the executor, with an interval."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sdpo.benchmark.problems.case import Case
+from sdpo.benchmark.problems.dataset import Problem
+from sdpo.benchmark.problems.prompts import messages
+from sdpo.benchmark.scoring.executor import Executor
+from sdpo.benchmark.scoring.intervals import bootstrap, pass_at_k, wilson
+
+Conversation = list[dict[str, str]]
+
+
+def complete(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Conversation],
+    settings: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> list[str]:
+    """One completion per conversation; leaves the global random state and the mode as they were.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, with a padding token.
+        conversations: messages each, the last one the user's.
+        settings: `temperature` (0 is greedy), `max_new_tokens`, `batch_size`.
+        seed: of the sampling.
+        advance: told how many are done.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    sampled = settings["temperature"] > 0
+    drawing = {"temperature": settings["temperature"], "top_k": 0, "top_p": 1.0} if sampled else {}
+    generation = GenerationConfig(
+        max_new_tokens=settings["max_new_tokens"],
+        do_sample=sampled,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **drawing,
+    )
+    training, texts = model.training, []
+    model.eval()
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for start in range(0, len(conversations), settings["batch_size"]):
+            part = list(conversations[start : start + settings["batch_size"]])
+            inputs = tokenizer.apply_chat_template(
+                part,
+                add_generation_prompt=True,
+                padding=True,
+                return_tensors="pt",
+                return_dict=True,
+            ).to(model.device)
+            output = model.generate(**inputs, generation_config=generation)
+            answers = output[:, inputs["input_ids"].shape[1] :]
+            texts += tokenizer.batch_decode(answers, skip_special_tokens=True)
+            advance(len(part))
+    model.train(training)
+    return texts
+
+
+def score(
+    executor: Executor, problems: Sequence[Problem], completions: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Result of each completion: `task_id`, `status`, `passed`, `total`, `feedback`."""
+    cases = [
+        Case(one.task_id, text, one.test_list, one.test_imports, one.test_setup_code)
+        for one, text in zip(problems, completions, strict=True)
+    ]
+    return [
+        {
+            "task_id": one.task_id,
+            "status": result.status,
+            "passed": result.passed,
+            "total": result.total,
+            "feedback": result.feedback,
+            "completion": text,
+        }
+        for one, text, result in zip(problems, completions, executor.map(cases), strict=True)
+    ]
+
+
+def summarize(results: Sequence[Mapping[str, Any]], problems: Sequence[Problem]) -> dict[str, Any]:
+    """pass@1 with its 95 % interval, and the passes of each problem.
+
+    With one completion per problem the interval is Wilson's, with several a bootstrap over the
+    problems.
+    """
+    passes: dict[int, list[bool]] = {one.task_id: [] for one in problems}
+    for result in results:
+        passes[result["task_id"]].append(result["status"] == "pass")
+    rates = [pass_at_k(len(one), sum(one), 1) for one in passes.values()]
+    samples = max(len(one) for one in passes.values())
+    if samples == 1:
+        interval = wilson(sum(map(int, rates)), len(rates))
+    else:
+        interval = bootstrap(rates, limits=(0, 1), resamples=2000)
+    return {
+        "pass_at_1": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "problems": len(problems),
+        "samples": samples,
+        "passes": {str(task): sum(one) for task, one in passes.items()},
+    }
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    executor: Executor,
+    settings: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Complete, score and summarize; returns the summary and every result.
+
+    `settings` is a whole configuration: its sections `data` and `eval` are read.
+    """
+    limit = settings["eval"]["limit"] or len(problems)
+    asked = [one for one in problems[:limit] for _ in range(settings["eval"]["samples"])]
+    conversations = [messages(one, settings["data"]) for one in asked]
+    texts = complete(model, tokenizer, conversations, settings["eval"], seed=seed, advance=advance)
+    results = score(executor, asked, texts)
+    return summarize(results, problems[:limit]), results

@@ -1,0 +1,40 @@
+"""`sdpo mbpp sweep`: a small search of settings, on validation problems alone."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdpo.cli.mbpp_bench import bar
+from sdpo.cli.mbpp_run import Set, reported
+
+
+def sweep(
+    methods: Annotated[
+        str, typer.Option(help="Methods, separated by commas.")
+    ] = "grpo,sdpo,hybrid",
+    seeds: Annotated[str, typer.Option(help="Not those of the benchmark.")] = "11",
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder of the runs and of table.md.")] = Path(
+        "reports/runs/sweep"
+    ),
+    stages: Annotated[int, typer.Option(min=1, max=2, help="1: learning rates only.")] = 2,
+    set_: Set = None,
+) -> None:
+    """Try a few settings of each method on validation problems, and print a table.
+
+    Example: sdpo mbpp sweep --methods sdpo --stages 1
+    """
+    with reported():
+        from sdpo.benchmark.runs import sweep as search
+        from sdpo.benchmark.runs.run_many import Job, run_all
+
+        def run(todo: list[Job]) -> None:
+            with bar(sum(job.steps for job in todo), "sweep") as show:
+                run_all(todo, jobs, show)
+
+        numbers = [int(one) for one in seeds.split(",")]
+        rows = search.sweep(methods.split(","), numbers, out, set_ or [], run, stages)
+        text = search.table(rows)
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)

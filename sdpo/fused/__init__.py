@@ -1,0 +1,1 @@
+"""The same loss from hidden states, without the logits."""

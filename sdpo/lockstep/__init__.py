@@ -1,0 +1,1 @@
+"""A running training, repeated update by update by the reference."""

@@ -1,0 +1,109 @@
+"""What the reference takes from logits, a few tokens at a time: the same bits in less time.
+
+The reference goes over all logits of a micro-batch `(B, T, V)` again and again. Its values at a
+token come from that token's logits alone, so they can be computed, and later differentiated, for as
+many tokens at a time as the processor's cache holds.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdpo.loss.log_softmax import Piece, places
+from sdpo.reference.forward import entropy_from_logits, logit_outputs
+from sdpo.reference.loss import log_probs_from_logits, topk_log_probs
+
+Again = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+AGAIN: dict[str, Again] = {
+    "log_probs": lambda logits, labels, indices: log_probs_from_logits(logits, labels),
+    "topk_log_probs": lambda logits, labels, indices: topk_log_probs(logits, 0, indices)[0],
+    "all_log_probs": lambda logits, labels, indices: F.log_softmax(logits, dim=-1),
+    "entropy": lambda logits, labels, indices: entropy_from_logits(logits),
+}
+"""Each value that has a gradient."""
+
+
+def outputs_by_piece(
+    logits: Tensor, labels: Tensor, *, topk_indices: Tensor | None = None, **options: Any
+) -> dict[str, Tensor]:
+    """`logit_outputs` of the reference, equal to the last bit where a row has two tokens or more.
+
+    Args:
+        logits: `(B, T, V)` floating, after temperature.
+        labels: `(B, T)` int64.
+        topk_indices: `(B, T, K)` int64, which replace the choice of the largest.
+        options: the others of `logit_outputs`.
+
+    Returns:
+        `log_probs` `(B, T)` and what is asked for, in the dtype of the logits. The derivative is
+        that of autograd through the reference's own functions; there is no second one.
+    """
+    names: list[str] = []
+    values: Any = ByPiece.apply(logits, labels, topk_indices, options, names)
+    return dict(zip(names, values, strict=True))
+
+
+class ByPiece(torch.autograd.Function):
+    """`logit_outputs`, without a graph that holds tensors of the size of the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        topk_indices: Tensor | None,
+        options: dict[str, Any],
+        names: list[str],
+    ) -> tuple[Tensor, ...]:
+        """The values in the order of `names`, which is filled."""
+        found = [
+            logit_outputs(z, label, topk_indices=indices, **options)
+            for _, z, label, indices in pieces(logits, labels, topk_indices)
+        ]
+        names += found[0]
+        shape = logits.shape[:-1]
+        values = {
+            name: torch.cat([part[name].flatten(0, 1) for part in found]).unflatten(0, shape)
+            for name in names
+        }
+        indices = values.get("topk_indices")
+        if indices is not None:
+            ctx.mark_non_differentiable(indices)
+        ctx.save_for_backward(logits, labels, indices)
+        ctx.names = tuple(names)
+        ctx.set_materialize_grads(False)
+        return tuple(values.values())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Autograd's derivative of the values that have one, computed again piece by piece."""
+        named = zip(ctx.names, grad_outputs, strict=True)
+        given = {name: grad for name, grad in named if grad is not None}
+        logits = ctx.saved_tensors[0]
+        by_logits = torch.empty_like(logits)
+        for place, z, labels, indices in pieces(*ctx.saved_tensors):
+            with torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                values = [AGAIN[name](leaf, labels, indices) for name in given]
+            grads = [g[place].view_as(v) for g, v in zip(given.values(), values, strict=True)]
+            (by_logits[place],) = torch.autograd.grad(values, leaf, grads)
+        return by_logits, None, None, None, None
+
+
+def pieces(
+    logits: Tensor, labels: Tensor, indices: Tensor | None
+) -> Iterator[tuple[Piece, Tensor, Tensor, Any]]:
+    """Places, and logits, labels and indices there, with the three dimensions that they had."""
+    for place in places(logits):
+        chosen = None if indices is None else rows(indices[place], 3)
+        yield place, rows(logits[place], 3), rows(labels[place], 2), chosen
+
+
+def rows(tensor: Tensor, dimensions: int) -> Tensor:
+    """A piece of one row with the dimension of the rows."""
+    return tensor if tensor.dim() == dimensions else tensor.unsqueeze(0)

@@ -1,0 +1,163 @@
+"""How far two records of one update are apart, stage by stage, and how far they may be.
+
+A budget is not chosen: the reference is also run in float64, and what float32 alone moves a value
+by, measured there, times `SLACK`, is what a candidate in float32 may deviate. Where that is so much
+that no fault would show, nothing is said of the value (`usable`).
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo.lockstep.reference_update import Record, Step
+from sdpo.parity.compare.tensor_distances import Match, distance, match, relative
+from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
+
+SLACK = 16.0
+FLOOR = 4 * torch.finfo(torch.float32).eps
+
+EXACT = ("feedback", "demonstration", "teacher_prompt", "teacher_tokens", "distillation_mask")
+PER_TOKEN = (
+    "log_probs.student",
+    "log_probs.teacher",
+    "support.student",
+    "support.teacher",
+    "tail.student",
+    "tail.teacher",
+    "divergence",
+    "importance",
+)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Distance at one place of an update: relative 2-norm, or 0 and infinity for exact stages."""
+
+    stage: str
+    name: str
+    value: float
+    step: int = 0
+
+
+def deltas(actual: Record, expected: Record, *, same_split: bool = True) -> Iterator[Delta]:
+    """All distances, in the order in which an update produces the values.
+
+    Args:
+        actual: the candidate's.
+        expected: the reference's; its steps' `match` is filled in.
+        same_split: both sides used the same micro-batches, so that losses of micro-batches
+            correspond; otherwise the scaled sums of each step are compared.
+    """
+    for stage in EXACT:
+        if stage in actual.prompts and stage in expected.prompts:
+            equal = same_value(actual.prompts[stage], expected.prompts[stage])
+            yield Delta(stage, stage, 0.0 if equal else math.inf)
+    start = expected.start
+    for number, (mine, theirs) in enumerate(zip(actual.steps, expected.steps, strict=True)):
+        yield Delta("teacher_update", "too early", math.inf if mine.teacher_moved else 0.0, number)
+        yield from token_deltas(mine, theirs, number)
+        yield Delta("aggregate", "aggregate", loss_delta(mine, theirs, same_split), number)
+        theirs.match = theirs.match or match(mine.gradient, theirs.gradient)
+        yield Delta("accumulate", "gradient", theirs.match.distance, number)
+        yield Delta("optimizer", "weights", distance(mine.weights, theirs.weights, start), number)
+    teachers = distance(actual.teacher, expected.teacher, expected.teacher_start)
+    yield Delta("teacher_update", "teacher", teachers, len(expected.steps) - 1)
+
+
+def same_value(actual: Any, expected: Any) -> bool:
+    """Equality of lists, texts and tensors inside tuples or lists."""
+    if isinstance(actual, Tensor) or isinstance(expected, Tensor):
+        return torch.equal(torch.as_tensor(actual).cpu(), torch.as_tensor(expected).cpu())
+    if isinstance(actual, list | tuple) and isinstance(expected, list | tuple):
+        same = zip(actual, expected, strict=False)
+        return len(actual) == len(expected) and all(same_value(a, e) for a, e in same)
+    return actual == expected
+
+
+def token_deltas(mine: Step, theirs: Step, number: int) -> Iterator[Delta]:
+    """Distances of the per-token stages, at the tokens that the reference counts."""
+    counted = theirs.rows("loss_mask") != 0
+    for name in PER_TOKEN:
+        if name in mine.micro_batches[0] and name in theirs.micro_batches[0]:
+            actual, expected = mine.rows(name), theirs.rows(name)
+            fits = actual.shape == expected.shape
+            value = relative(actual[counted], expected[counted]) if fits else math.inf
+            yield Delta(name.split(".")[0], name, value, number)
+
+
+def loss_delta(mine: Step, theirs: Step, same_split: bool) -> float:
+    """Distance of the losses of a step's micro-batches.
+
+    A loss without any token is NaN in the reference, in some modes, and 0 in ours.
+    """
+    if same_split:
+        sides = [
+            torch.stack([values["aggregate"] for values in step.micro_batches]).double()
+            for step in (mine, theirs)
+        ]
+    else:
+        sides = [torch.tensor([step.scaled_loss]).double() for step in (mine, theirs)]
+    empty = sides[1].isnan() & (sides[0] == 0)
+    return relative(torch.where(empty, 0.0, sides[0]), torch.where(empty, 0.0, sides[1]))
+
+
+def farthest(processes: Sequence[Sequence[Delta]]) -> list[Delta]:
+    """At each place the greatest of the distances that several processes found."""
+    return [max(same, key=lambda delta: delta.value) for same in zip(*processes, strict=True)]
+
+
+def noise(distances: Iterable[Delta], unit: float = 0.0) -> dict[str, float]:
+    """What the precision of a run moves each kind of value by: the greatest distance of an update.
+
+    Args:
+        distances: of the reference, in the run's precision, from itself in float64.
+        unit: roundoff of the backward pass, if that is less precise than the loss.
+
+    Numerics: errors of tokens can cancel in a loss, by luck, so a loss is allowed no less than its
+    tokens. A less precise backward pass rounds their errors away, by luck, or up: an error `e` then
+    moves one in `unit / e` entries of a gradient by `unit`, which is `sqrt(unit * e)` in the norm.
+    """
+    found: dict[str, float] = {}
+    for delta in distances:
+        if math.isfinite(delta.value):
+            found[delta.name] = max(found.get(delta.name, 0.0), delta.value)
+    tokens = found.get("importance", 0.0)
+    found["aggregate"] = max(found.get("aggregate", 0.0), tokens)
+    for name in ("gradient", "weights", "teacher"):
+        found[name] = max(found.get(name, 0.0), math.sqrt(unit * tokens))
+    return found
+
+
+def budgets(noises: Mapping[str, float], names: set[str]) -> dict[str, float]:
+    """The distance that each kind of value may have; 0 for exact stages."""
+    found = {name: SLACK * (noises.get(name, 0.0) + FLOOR) for name in names}
+    return found | dict.fromkeys(EXACT, 0.0)
+
+
+def sizeless(expected: Record) -> dict[str, float]:
+    """Infinite budgets of values that have no size in the reference, though tokens count.
+
+    Where student and teacher answer alike, rounding may cancel to a gradient of exactly zero on one
+    side alone. Nothing can be said then of the gradient, nor of the weights that follow from it.
+    """
+    alike = Match(math.inf, 0.0)
+    found = any(s.match == alike and bool(s.rows("loss_mask").any()) for s in expected.steps)
+    return dict.fromkeys(("gradient", "weights", "teacher"), math.inf) if found else {}
+
+
+def first_moved(found: list[Delta], allowed: Mapping[str, float]) -> Delta | None:
+    """The earliest distance beyond its budget."""
+    return next((delta for delta in found if delta.value > allowed[delta.name]), None)
+
+
+def refused(found: Iterable[Delta], allowed: Mapping[str, float]) -> str:
+    """Why budgets of values that were compared are none; empty if all are budgets.
+
+    Such a value is divergent beyond its budget, and inconclusive within it.
+    """
+    names = dict.fromkeys(delta.name for delta in found)
+    return refusal({n: allowed[n] for n in names if not shows_a_factor_of_two(allowed[n])})

@@ -1,0 +1,1 @@
+"""The paper's loss in reading order: support, divergence, importance, aggregate; torch only."""

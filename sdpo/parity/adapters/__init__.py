@@ -1,1 +1,0 @@
-"""Candidates: one small file per kind of implementation under test."""

@@ -1,0 +1,1 @@
+"""One audit: run it, isolate it, write it, give its exit code."""

@@ -1,0 +1,136 @@
+"""The audit as a step of a workflow: `python -m sdpo.parity.audit.github_action`.
+
+Environment variables tell it what to do.
+
+Beside the reports it writes `comment.md`, the step's outputs and summary, and prints annotations.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo.parity.audit.launch import audit_all
+from sdpo.parity.cases.failure import ended
+from sdpo.parity.compare.exit_codes import EXIT_ORDER
+from sdpo.parity.render.markdown import markdown_report
+from sdpo.parity.render.sarif import address, message, repository_root
+from sdpo.parity.render.text import RUN, first_line
+
+MOST = 65_000
+COMMANDS = {"DIVERGENT": "error", "ERROR": "error", "INCONCLUSIVE": "warning", "DECLARED": "notice"}
+BUNDLES = 3
+
+
+def main(environ: Mapping[str, str] = os.environ) -> int:
+    """Audit what the variables say, tell the workflow, and return the exit code."""
+    candidates = lines(environ.get("SDPO_CANDIDATE", ""))
+    coverage = environ.get("SDPO_COVERAGE", "") or "0"
+    if not candidates or not coverage.isdecimal():
+        wrong = f"coverage must be a number, not {coverage!r}" if candidates else "no candidate"
+        print(f"ERROR {wrong}")
+        print(f"::error title=SDPO parity::{escaped(wrong)}")
+        return 2
+    out = Path(environ.get("SDPO_OUT") or "sdpo-parity")
+    history = environ.get("SDPO_HISTORY", "")
+    runs: list[RUN] = []
+    code = audit_all(
+        candidates,
+        stages=names(environ.get("SDPO_STAGES", "")),
+        goldens=[Path(path) for path in lines(environ.get("SDPO_GOLDENS", ""))],
+        declared=[Path(path) for path in lines(environ.get("SDPO_DECLARED", ""))],
+        require=names(environ.get("SDPO_REQUIRE", "")),
+        coverage=int(coverage),
+        history=Path(history) if history else None,
+        bundles=BUNDLES,
+        out=out,
+        as_json=False,
+        quiet=False,
+        each=runs.append,
+    )
+    for run in runs:
+        for annotation in annotations(run):
+            print(annotation)
+    tell(runs, code, out, environ)
+    return code
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text that say something."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def names(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def annotations(run: Mapping[str, Any]) -> list[str]:
+    """Workflow commands that mark the candidate's line, for the verdict and each failing stage."""
+    found = []
+    if run["verdict"] in COMMANDS:
+        texts = "; ".join([first_line(dict(run)), *run["reasons"][:3]])
+        found.append(annotation(COMMANDS[run["verdict"]], run, None, texts))
+    for row in run["stages"]:
+        if row["status"] in ("DIVERGENT", "ERROR"):
+            text = message(dict(run), row)
+            found.append(annotation("error", run, row["name"], text))
+    return found
+
+
+def annotation(command: str, run: Mapping[str, Any], stage: str | None, text: str) -> str:
+    """One workflow command."""
+    place = run["stage_locations"].get(stage, run["location"])
+    fields = {"title": f"SDPO parity: {stage or run['verdict']}"}
+    if place is not None:
+        file = address(Path(place["file"]), repository_root(Path.cwd()))["uri"]
+        fields = {"file": file, "line": str(place["line"])} | fields
+    joined = ",".join(f"{name}={escaped(value, ':,')}" for name, value in fields.items())
+    return f"::{command} {joined}::{escaped(text)}"
+
+
+def escaped(text: str, also: str = "") -> str:
+    """A text that cannot end a workflow command or start another one."""
+    for sign in "%\r\n" + also:
+        text = text.replace(sign, f"%{ord(sign):02X}")
+    return text
+
+
+def comment(runs: Sequence[Mapping[str, Any]]) -> str:
+    """All reports as one Markdown text that fits a comment; plots are left out."""
+    reports = [markdown_report(dict(run)) for run in runs]
+    text = "\n\n".join(reports)
+    if len(text) <= MOST:
+        return text
+    heads = [f"- `{first_line(dict(run)).replace('`', chr(39))[:500]}`" for run in runs]
+    note = "The reports are too long for a comment; they are among the files of this run."
+    return "\n".join([*heads, "", note])[:MOST]
+
+
+def tell(
+    runs: Sequence[Mapping[str, Any]], code: int, out: Path, environ: Mapping[str, str]
+) -> None:
+    """Write the comment, the step's outputs and its summary."""
+    worst = min(runs, key=lambda run: EXIT_ORDER.index(run["exit_code"]), default=None)
+    text = comment(runs) if runs else "The audit could not be started; the log says why."
+    path = out / "comment.md"
+    if out.is_dir():
+        path.write_text(text, encoding="utf-8")
+    outputs = {
+        "verdict": worst["verdict"] if worst else "ERROR",
+        "first-stage": (worst["first_stage"] or "") if worst else "",
+        "exit-code": str(code),
+        "comment": str(path),
+    }
+    for variable, content in (
+        ("GITHUB_OUTPUT", "".join(f"{name}={value}\n" for name, value in outputs.items())),
+        ("GITHUB_STEP_SUMMARY", text + "\n"),
+    ):
+        if environ.get(variable):
+            with Path(environ[variable]).open("a", encoding="utf-8") as file:
+                file.write(content)
+
+
+if __name__ == "__main__":
+    sys.exit(ended(main))

@@ -1,0 +1,139 @@
+"""From what the user typed to a candidate."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sdpo.parity.candidates.implementations import Own, Transcription
+from sdpo.parity.candidates.live_verl import LiveVerl
+from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs, is_from_log_probs
+from sdpo.parity.candidates.stage_functions import StageFunctions
+from sdpo.parity.cases.callables import location_of
+from sdpo.parity.cases.checked_call import CandidateError, LossCandidate, guarded
+from sdpo.parity.cases.stages import NAMES
+from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
+
+BUILT_IN = {"sdpo": Own, "reference": Transcription, "verl": LiveVerl}
+TRAINERS = {
+    "sdpo-trainer": "sdpo.parity.trainers.adapters.sdpo_trainer:OwnTrainer",
+    "trl": "sdpo.parity.trainers.adapters.trl:TRL",
+    "sdpo-rl": "sdpo.parity.trainers.adapters.sdpo_rl:SdpoRl",
+}
+
+
+def load_candidate(name: str) -> LossCandidate | TrainerAdapter:
+    """The candidate called `name`: built in, `FILE.py:attr`, `pkg.mod:attr`, or a module alone.
+
+    Raises:
+        CandidateError: it cannot be found, imported, or used as a candidate.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    if name in TRAINERS:
+        return find(TRAINERS[name])()
+    return adapt(name, find(name))
+
+
+def packaged_bases(candidate: LossCandidate | TrainerAdapter) -> tuple[str, ...]:
+    """The packaged trainers whose adapter a candidate's class is or derives from, by name."""
+    classes = {f"{kind.__module__}:{kind.__qualname__}" for kind in type(candidate).__mro__}
+    return tuple(name for name, path in TRAINERS.items() if path in classes)
+
+
+def find(name: str) -> Any:
+    """Import the module of a candidate and get its attribute.
+
+    Raises:
+        CandidateError: no such file, module or attribute, or importing it failed.
+    """
+    if "::" in name:
+        fixed = name.replace("::", ":")
+        raise CandidateError("config", f"no candidate is called {name!r}: write {fixed}")
+    target, _, attribute = name.rpartition(":") if ":" in name else (name, "", "")
+    path = Path(target)
+    is_file = path.suffix == ".py" or path.is_file()
+    module = import_file(path) if is_file else import_module(target)
+    value: Any = module
+    for part in filter(None, attribute.split(".")):
+        if not hasattr(value, part):
+            known = [key for key in vars(module) if not key.startswith("_")]
+            raise CandidateError(
+                "config", f"{target} has no attribute {attribute!r}; it has {known}"
+            )
+        value = getattr(value, part)
+    return value
+
+
+def import_file(path: Path) -> ModuleType:
+    """Import a file, with its folder first on the path so that its own imports are found.
+
+    Raises:
+        CandidateError: no such file, or importing it failed.
+    """
+    if not path.is_file():
+        raise CandidateError("config", f"no file {path}; give FILE.py:attr or pkg.mod:attr")
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise CandidateError("config", f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    guarded("config", spec.loader.exec_module, module)
+    return module
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module by name, from the present folder too.
+
+    Raises:
+        CandidateError: there is none, or importing it failed.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    known = all(part.isidentifier() for part in name.split("."))
+    if known and "." not in name:
+        known = guarded("config", importlib.util.find_spec, name) is not None
+    if not known:
+        raise CandidateError(
+            "config",
+            f"no module is called {name!r}; built in are {[*BUILT_IN, *TRAINERS]}, others are "
+            "given as FILE.py:attr or pkg.mod:attr",
+        )
+    return guarded("config", importlib.import_module, name)
+
+
+def adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
+    """Wrap a function, callable object or module by what it looks like; a trainer adapter stays.
+
+    Raises:
+        CandidateError: it is neither callable nor has functions named as the stages.
+    """
+    if inspect.isclass(value):
+        value = guarded("config", value)
+    if isinstance(value, TrainerAdapter):
+        value.location = value.location or location_of(type(value).run)
+        return value
+    if callable(value):
+        shape = FromLogProbs if is_from_log_probs(value) else FromLogits
+        return shape(name, value)
+    if any(callable(getattr(value, stage, None)) for stage in NAMES):
+        return StageFunctions(name, value)
+    own = functions_of(value)
+    such = f", such as {name.rstrip(':')}:{own[-1]}" if own else ""
+    raise CandidateError(
+        "config",
+        f"{type(value).__name__} is no candidate: give a loss function{such}, or a module or "
+        f"object with functions named as the stages ({', '.join(NAMES)})",
+    )
+
+
+def functions_of(value: Any) -> list[str]:
+    """Names of the public functions that a module defines itself; none of anything else."""
+    if not inspect.ismodule(value):
+        return []
+    found = inspect.getmembers_static(value, inspect.isfunction)
+    mine = [name for name, function in found if function.__module__ == value.__name__]
+    return [name for name in mine if not name.startswith("_")]

@@ -1,0 +1,45 @@
+"""An audit in a process of its own: `python -m sdpo.parity.audit.worker REQUEST RESULT`.
+
+The candidate's code runs here, away from the process that reports: it may print, exit or crash.
+"""
+
+import gc
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from sdpo.parity.audit.child_process import answer, plain
+
+__all__ = ["main", "plain"]
+
+
+def main(request_file: str, result_file: str) -> None:
+    """Read the request, audit with a progress bar on standard error, write the RUN document."""
+    answer(request_file, result_file, audited)
+
+
+def audited(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The RUN document of a request."""
+    gc.disable()  # searching what imports leave for garbage is a sixth of the time torch takes
+    from sdpo.parity.audit.audit import Request, audit
+
+    gc.freeze()
+    gc.enable()
+    request = Request.from_fields(dict(fields))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(family: str, done: int, total: int) -> None:
+            if family not in tasks:
+                tasks[family] = bar.add_task(f"{request.candidate}: {family}", total=total)
+            bar.update(tasks[family], completed=done)
+
+        return audit(request, advance)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Failing cases shrunk, packed and replayed."""

@@ -1,0 +1,1 @@
+"""What a candidate may look like: one file per kind."""

@@ -1,0 +1,1 @@
+"""From a value to a status, and from statuses to a verdict."""

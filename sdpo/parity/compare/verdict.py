@@ -1,0 +1,170 @@
+"""From comparisons to a verdict: status per stage, status of the run, exit code."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sdpo.parity.cases.stages import NAMES
+from sdpo.parity.compare.comparison import (
+    DECLARED,
+    DIVERGENT,
+    ERROR,
+    NOT_COVERED,
+    SEVERITY,
+    Comparison,
+    worst_status,
+)
+from sdpo.parity.compare.first_in_time import deciding, earliest, moment, openers
+from sdpo.parity.compare.improvements import improvements
+
+INCONCLUSIVE = "INCONCLUSIVE"
+PASSED = "PASS"
+
+
+@dataclass
+class CaseResult:
+    """What happened to one case: its comparisons, or why there are none."""
+
+    id: str
+    family: str
+    tags: tuple[str, ...] = ()
+    comparisons: list[Comparison] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def status(self) -> str:
+        """The most severe status among the comparisons."""
+        return worst_status([comparison.status for comparison in self.comparisons])
+
+    @property
+    def first_stage(self) -> str | None:
+        """The stage that is the first in time to diverge or fail in this case."""
+        first = earliest(self.comparisons)
+        return first.stage if first else None
+
+    def row(self) -> dict[str, Any]:
+        """The case in the report."""
+        worst_first = sorted(
+            self.comparisons,
+            key=lambda c: (-SEVERITY.index(c.status), bool(c.inherits), moment(c)),
+        )
+        notes = [self.note] + [c.note for c in worst_first if c.status != PASSED]
+        return {
+            "id": self.id,
+            "family": self.family,
+            "tags": list(self.tags),
+            "status": self.status,
+            "first_stage": self.first_stage,
+            "note": next((note for note in notes if note), ""),
+        }
+
+
+def stage_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
+    """One row for each of the sixteen stages, in order."""
+    opening = [openers(result) for result in deciding(results)]
+    return [_stage_row(name, results, opening) for name in NAMES]
+
+
+def _stage_row(
+    name: str, results: Sequence[CaseResult], opening: Sequence[Sequence[Comparison]]
+) -> dict[str, Any]:
+    found = [c for result in results for c in result.comparisons if c.stage == name]
+    first = [c for group in opening for c in group if c.stage == name]
+    row: dict[str, Any] = {
+        "name": name,
+        "status": worst_status([c.status for c in found]),
+        "max_abs": None,
+        "max_ulp": None,
+        "budget_used": None,
+        "worst": None,
+        "first_in": sum(bool(group) and group[0].stage == name for group in opening),
+        "introduced": _introduced(max(first, key=_severity)) if first else None,
+        "comparisons": len(found),
+        "bit_equal": sum(c.status == "MATCH" for c in found),
+        "empty": sum(c.status == NOT_COVERED for c in found),
+        "smallest_detectable": None,
+        "relative": None,
+        "note": "",
+        "by_case": _by_case(found),
+    }
+    if not found:
+        return row
+    worst = max(found, key=_severity)
+    shown = [c.relative for c in found if c.status == worst.status and c.relative is not None]
+    sizes = [c.smallest_detectable for c in found if c.smallest_detectable is not None]
+    return row | {
+        "max_abs": max(c.max_abs for c in found),
+        "max_ulp": max(c.max_ulp for c in found),
+        "budget_used": max(c.budget_used for c in found),
+        "worst": _place(worst),
+        "smallest_detectable": min(sizes, default=None),
+        "relative": max(shown, default=None),
+        "note": worst.note,
+    }
+
+
+def _place(comparison: Comparison) -> dict[str, Any] | None:
+    return {"case": comparison.case} | comparison.worst if comparison.worst else None
+
+
+def _introduced(comparison: Comparison) -> dict[str, Any] | None:
+    place = _place(comparison)
+    if place is None or comparison.relative is None:
+        return place
+    return place | {"relative": comparison.relative}
+
+
+def _severity(comparison: Comparison) -> tuple[int, float]:
+    return SEVERITY.index(comparison.status), comparison.budget_used
+
+
+def _by_case(found: Iterable[Comparison]) -> list[list[Any]]:
+    """`[case, status, budget_used, max_abs, max_ulp]` of each case; empty comparisons left out."""
+    cases: dict[str, list[Comparison]] = {}
+    for comparison in found:
+        if comparison.status != NOT_COVERED:
+            cases.setdefault(comparison.case, []).append(comparison)
+    return [
+        [
+            case,
+            worst_status([c.status for c in values]),
+            max(c.budget_used for c in values),
+            max(c.max_abs for c in values),
+            max(c.max_ulp for c in values),
+        ]
+        for case, values in cases.items()
+    ]
+
+
+def improvement_rows(results: Iterable[CaseResult]) -> list[dict[str, Any]]:
+    """The exceptions that some cases fall under, with the cases: what the report prints."""
+    cases: dict[str, dict[str, None]] = {}
+    for result in results:
+        for comparison in result.comparisons:
+            if comparison.effect in improvements():
+                cases.setdefault(comparison.effect, {})[result.id] = None
+    return [
+        asdict(entry) | {"stages": list(entry.stages), "cases": list(cases[effect])}
+        for effect, entry in improvements().items()
+        if effect in cases
+    ]
+
+
+def run_verdict(
+    statuses: Iterable[str], *, missing: Sequence[str] = (), doubts: Sequence[str] = ()
+) -> str:
+    """The verdict of a run: the worst found wins.
+
+    Args:
+        statuses: of all stages.
+        missing: required stages that were not covered.
+        doubts: other reasons why a pass cannot be given.
+    """
+    found = set(statuses)
+    if ERROR in found:
+        return ERROR
+    if DIVERGENT in found:
+        return DIVERGENT
+    if missing or doubts or found <= {NOT_COVERED}:
+        return INCONCLUSIVE
+    return DECLARED if DECLARED in found else PASSED

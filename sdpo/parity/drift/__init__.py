@@ -1,0 +1,1 @@
+"""The defaults of layers and packages beside each other."""

@@ -1,0 +1,1 @@
+"""Which known fault a candidate has, where it first departs, how many faults would show."""

@@ -1,0 +1,172 @@
+"""Where does a divergent candidate first depart, and which known fault explains it?
+
+The stage of the explaining faults comes first, where they agree; the ladder of interventions
+(`ladder.py`) is what remains for a callable that no known fault explains. Neither is believed
+against what was seen: `Departure` alone decides, whoever inferred.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.cases.stages import NAMES
+from sdpo.parity.compare.comparison import DIVERGENT, ERROR
+from sdpo.parity.compare.evaluated_case import Observation, same
+from sdpo.parity.compare.loss_stages import ORDER
+from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.explain.explanations import Explained, ranked
+from sdpo.parity.explain.ladder import Outcome, first_departure
+from sdpo.parity.explain.ladder_rules import (
+    GRADIENT_DEPARTS,
+    LOSS_DEPARTS,
+    LOSS_HOLDS,
+    ONLY_LOSS_DEPARTS,
+    UNUSABLE,
+)
+from sdpo.parity.explain.match_faults import Search, explain, stage_of
+
+FROM_LOG_PROBS = "loss from log-probs"
+STAGE_FUNCTIONS = "stage functions"
+WITHOUT_LOG_PROBS = {"log_probs": "divergence", "support": "tail"}
+"""What the ladder's stages are in a loss that is given log-probs, and computes none of its own."""
+
+JudgeCase = Callable[[LossCase], CaseResult]
+
+
+@dataclass(frozen=True)
+class Departure:
+    """What is known about a divergent candidate's first departure.
+
+    Attributes:
+        observed: the first stage at which it was seen to depart.
+        suspected: the stage that was inferred, None if none was.
+        held: the last stage before `observed` that the candidate shows, and where it held.
+        explanations: known faults with the cases that each explains, those of most first.
+        rungs: of the ladder.
+        search: how far known faults were searched.
+    """
+
+    observed: str | None
+    suspected: str | None = None
+    held: str | None = None
+    explanations: list[Explained] = field(default_factory=list)
+    rungs: list[dict[str, Any]] = field(default_factory=list)
+    search: dict[str, Any] | None = None
+
+    @property
+    def possible(self) -> tuple[str, ...]:
+        """The stages that may be the first one, in order, the observed one last.
+
+        None is behind the observed one, nor before a stage that was seen to hold: values that are
+        right have only right ones before them. A gradient may be wrong by any of the stages.
+        """
+        if self.observed is None:
+            return ()
+        last = None if self.observed == "gradient" else self.held
+        least = NAMES.index(last) + 1 if last else NAMES.index(ORDER[0])
+        return NAMES[least : NAMES.index(self.observed) + 1] or (self.observed,)
+
+    @property
+    def inferred(self) -> bool:
+        """Whether the inferred stage may be the first one, and not all stages were seen."""
+        return len(self.possible) > 1 and self.suspected in self.possible
+
+    @property
+    def stage(self) -> str | None:
+        """The first stage: the inferred one where it can be, else the observed one."""
+        return self.suspected if self.inferred else self.observed
+
+
+def locate(
+    kind: str,
+    shown: Sequence[str],
+    observations: Sequence[Observation],
+    observed: str | None,
+    judge: JudgeCase | None,
+) -> Departure:
+    """Explain a divergent candidate, and infer the first stage of one that does not show all.
+
+    Args:
+        kind: of the candidate.
+        shown: the stages that it shows.
+        observations: its results on the loss cases.
+        observed: the first stage at which it was seen to diverge.
+        judge: runs a further case; None for a candidate whose stages are all seen.
+    """
+    if kind == STAGE_FUNCTIONS:
+        observations = [only_stage(observation, observed) for observation in observations]
+    search = Search()
+    # one that is given log-probs and shows none of its own can have no fault in them
+    from_log_probs = kind == FROM_LOG_PROBS
+    given = from_log_probs and "log_probs" not in shown
+    found = explain(observations, after_log_probs=given, search=search)
+    cases = {explanation.label: explanation.cases for explanation in found}
+    diverging = {o.on.case.id for o in observations if o.diverges}
+    told: dict[str, Any] = {
+        "explanations": ranked(cases, len(diverging)),
+        "search": search.row(),
+    }
+    if judge is None:
+        return Departure(observed, **told)
+    found_first = Departure(observed, stage_of(found), held_before(observed, shown), **told)
+    if found_first.inferred or len(found_first.possible) < 2:
+        return found_first
+    stage, rungs = by_ladder(judge, observations, observed)
+    if from_log_probs and stage is not None:
+        stage = WITHOUT_LOG_PROBS.get(stage, stage)
+    return replace(found_first, suspected=stage, rungs=rungs)
+
+
+def held_before(observed: str | None, shown: Iterable[str]) -> str | None:
+    """The last shown stage before the first one that was seen to depart."""
+    before = [] if observed is None else NAMES[: NAMES.index(observed)]
+    return next((stage for stage in reversed(before) if stage in shown), None)
+
+
+def only_stage(observation: Observation, stage: str | None) -> Observation:
+    """The values of one stage: stage functions start from the reference, faults from their own."""
+    values = {n: v for n, v in observation.values.items() if n.split(".")[0] == stage}
+    on = observation.on
+    holds = same(on, values, on.reference_values, on.reference_allowed)
+    return replace(observation, values=values, diverges=not holds)
+
+
+def by_ladder(
+    judge: JudgeCase, observations: Sequence[Observation], observed: str | None
+) -> tuple[str | None, list[dict[str, Any]]]:
+    """The stage that the ladder names, and its rungs, in the first dtype that shows a departure.
+
+    Where the loss itself was seen to depart, a ladder on which only gradients do says too little.
+    """
+    found: list[tuple[str | None, list[dict[str, Any]]]] = []
+    for dtype in dtypes_of(observations):
+        stage, rungs = first_departure(lambda case: rung_outcome(judge(case)), dtype)
+        found.append((stage, rungs))
+        if stage is not None and not (stage == "gradient" and observed != "gradient"):
+            return stage, rungs
+    return next((tried for tried in found if tried[0] is not None), found[0])
+
+
+def dtypes_of(observations: Sequence[Observation]) -> list[torch.dtype]:
+    """The dtypes for the ladder, those of divergent cases: the next if one shows no departure."""
+    found = {o.on.case.dtype for o in observations if o.diverges}
+    known = [d for d in (torch.float32, torch.float64, torch.bfloat16) if d in found]
+    return known or [torch.float32]
+
+
+def rung_outcome(result: CaseResult) -> Outcome:
+    """Whether loss and gradient of a generated case hold, and the factor between the losses."""
+    by_stage = {comparison.stage: comparison for comparison in result.comparisons}
+    statuses = {comparison.status for comparison in result.comparisons}
+    if not by_stage or ERROR in statuses:
+        return Outcome(UNUSABLE)
+    loss, gradient = by_stage.get("aggregate"), by_stage.get("gradient")
+    if loss is None or loss.status != DIVERGENT:
+        return Outcome(GRADIENT_DEPARTS if DIVERGENT in statuses else LOSS_HOLDS)
+    expected = loss.worst.get("expected", 0.0)
+    factor = loss.worst["actual"] / expected if expected else None
+    held = gradient is not None and gradient.status != DIVERGENT
+    return Outcome(ONLY_LOSS_DEPARTS if held else LOSS_DEPARTS, factor)

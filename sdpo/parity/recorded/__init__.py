@@ -1,0 +1,1 @@
+"""The recorded families beside the loss: settings, teacher prompts, whole updates."""

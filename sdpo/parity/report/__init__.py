@@ -1,0 +1,1 @@
+"""The report document: policy, declared deviations, validation, history."""

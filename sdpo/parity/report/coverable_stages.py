@@ -1,0 +1,66 @@
+"""Which stages the given golden data can show, whoever the candidate is.
+
+A stage that a candidate claims is required only where the golden data hold something for it: with
+loss cases alone nobody can show a teacher prompt, with cases of the whole vocabulary nobody a tail.
+What they hold and the candidate did not show stays required.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from sdpo.fixtures import GoldenFamily
+from sdpo.parity.cases.stages import PROMPT_STAGES, STAGES
+from sdpo.parity.compare.comparison import NOT_COVERED
+from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.compare.loss_stages import compare_loss
+from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.recorded.updates import stage_of
+
+
+def beyond_goldens(
+    claims: Sequence[str], results: Iterable[CaseResult], families: Sequence[GoldenFamily]
+) -> tuple[str, ...]:
+    """Stages that a candidate claims, did not show, and could not have shown on this golden data.
+
+    Args:
+        claims: the stages that the candidate exposes.
+        results: what became of the cases.
+        families: the golden data.
+    """
+    shown = {c.stage for result in results for c in result.comparisons if c.status != NOT_COVERED}
+    missing = {stage for stage in claims if stage not in shown}
+    for family in families:
+        for held in held_by(family):
+            missing -= held
+            if not missing:
+                return ()
+    return tuple(stage for stage in claims if stage in missing)
+
+
+def held_by(family: GoldenFamily) -> Iterator[set[str]]:
+    """The stages that each case of a family has a value of, by the reference itself."""
+    if family.name == "reprompt":
+        yield {"config"}  # compared beside the prompts
+        for golden in family:
+            yield set() if golden.entry["outputs"]["returns_none"] else set(PROMPT_STAGES)
+    elif family.name == "update":
+        for golden in family:
+            yield {"accumulate"} | {stage for name in golden.tensors() if (stage := stage_of(name))}
+    else:
+        for case in loss_cases(family):
+            on = prepared(case).standard
+            own = compare_loss(on, on.reference)
+            yield {comparison.stage for comparison in own if comparison.status != NOT_COVERED}
+
+
+def beyond_families(claims: Sequence[str], cases: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
+    """The same from a report that does not say it: stages of families without a case."""
+    families = {case["family"] for case in cases}
+    whole = "trainer" in families
+    return tuple(s for s in claims if not (whole or STAGES[s].family in families))
+
+
+def said(beyond: Sequence[str]) -> list[str]:
+    """The note on stages that are not required; none without any."""
+    if not beyond:
+        return []
+    return [f"not required, as the golden data hold nothing for it: {', '.join(beyond)}"]

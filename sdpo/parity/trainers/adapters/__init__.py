@@ -1,0 +1,1 @@
+"""What an audit must know of a trainer: one small file per trainer."""

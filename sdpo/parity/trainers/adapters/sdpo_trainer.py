@@ -1,0 +1,152 @@
+"""This project's trainer, `sdpo.trainer.sdpo_trainer.SDPOTrainer`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from sdpo.parity.cases.stages import NAMES
+from sdpo.parity.cases.value_names import PROMPT_SETTINGS, UPDATE_SETTINGS
+from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
+from sdpo.parity.trainers.recording.adapter_base import COMMON_IMPORTS, Parts, StageRecorder
+
+SETTINGS = (*UPDATE_SETTINGS, *PROMPT_SETTINGS, "loss_agg_mode")
+PEFT_PREFIX = "base_model.model."
+PROMPTS = ("feedback", "demonstration", "teacher_prompt")
+
+
+class OwnTrainer(HFTrainerAdapter):
+    """`SDPOTrainer`, seen through the recorder that its audit callback uses.
+
+    LoRA teachers are measured by the average of what adapters add to the weights, which
+    `lora_average="effective"` follows; `OwnTrainerFactors` is audited with the default, which
+    averages the two factors and so differs in second order.
+    """
+
+    name = "sdpo-trainer"
+    package = "trl"
+    versions = ">=1.16,<2"
+    install = "'sdpo[train]'"
+    imports = (*COMMON_IMPORTS, "sdpo.trainer.sdpo_trainer")
+    teacher_adapter = "sdpo_teacher"
+    further_inputs: ClassVar[Mapping[str, str]] = {
+        "rollout_is_weights": "rollout_is_weights",
+        "response_mask": "tool_mask",
+    }
+    lora_average: ClassVar[str] = "effective"
+    stages: ClassVar[tuple[str, ...]] = NAMES
+
+    def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
+        """The trainer; feedback reaches it by the reward function's `last_feedback`."""
+        from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
+
+        from sdpo.trainer.sdpo_trainer import SDPOTrainer
+
+        config = replace(parts.settings, loss_agg_mode=parts.scenario.loss_agg_mode)
+        if parts.scenario.lora and config.teacher_regularization == "ema":
+            config = replace(config, teacher_mode="lora_ema", lora_average=self.lora_average)
+        trainer = SDPOTrainer(
+            model=parts.model,
+            reward_funcs=parts.rewards,
+            args=GRPOConfig(**parts.arguments),
+            sdpo_config=config,
+            processing_class=parts.tokenizer,
+            train_dataset=parts.dataset,
+            optimizers=(parts.optimizer, None),
+        )
+        found = {name: getattr(trainer.sdpo_config, name) for name in SETTINGS}
+        found |= {
+            "temperature": trainer.args.temperature,
+            "grad_clip": trainer.args.max_grad_norm,
+        }
+        return trainer, found
+
+    def teacher(self, trainer: Any) -> nn.Module | None:
+        """A copy; with LoRA the student, which has the teacher as a second adapter."""
+        return getattr(trainer.teacher, "module", trainer.model)
+
+    def teacher_adapters(self, trainer: Any) -> tuple[str, ...]:
+        """The teacher's, or none where averages of effective weights are added to the model's."""
+        return () if hasattr(trainer.teacher, "deltas") else super().teacher_adapters(trainer)
+
+    def teacher_weights(self, trainer: Any) -> dict[str, Tensor]:
+        """The teacher's weights by name; of a LoRA teacher the effective ones."""
+        deltas = getattr(trainer.teacher, "deltas", None)
+        if deltas is None:
+            return super().teacher_weights(trainer)
+        layers = zip(trainer.teacher.layers.items(), deltas, strict=True)
+        return {
+            f"{name.removeprefix(PEFT_PREFIX)}.weight": (layer.base_layer.weight + delta).detach()
+            for (name, layer), delta in layers
+        }
+
+    def observe(self, trainer: Any, recorder: StageRecorder) -> None:
+        """Sit where the audit callback sits."""
+        trainer.recorder = Tap(recorder)
+        recorder.watch.expect("SDPOTrainer.recorder.rollouts")
+        recorder.watch.expect("SDPOTrainer.recorder.micro_batch")
+        if trainer.sdpo_config.teacher_regularization == "trust-region":
+            self._show_mixed_logits(recorder)
+
+    def sources(self, trainer: Any) -> Mapping[str, Any]:
+        """Where this project computes each stage."""
+        from sdpo.loss import aggregate, divergence, importance, support
+        from sdpo.prompt import teacher_prompt
+
+        return {
+            **{stage: getattr(teacher_prompt, stage) for stage in (*PROMPTS, "teacher_tokens")},
+            "distillation_mask": teacher_prompt.distillation_mask,
+            "log_probs": support.log_probs,
+            "support": support.support,
+            "tail": support.tail,
+            "divergence": divergence.divergence,
+            "importance": importance.importance,
+            "aggregate": aggregate.aggregate,
+            "accumulate": type(trainer)._self_distillation_loss,
+            "optimizer": type(trainer)._get_grad_norm,
+            "teacher_update": type(trainer).after_optimizer_step,
+        }
+
+    def _show_mixed_logits(self, recorder: StageRecorder) -> None:
+        """A trust-region teacher answers with a mix, which no module returns: take the loss's."""
+        import sdpo.trainer.sdpo_trainer
+
+        def seen(arguments: dict[str, Any], result: Any) -> None:
+            if recorder.micro is not None:
+                recorder.micro.logits["teacher"] = arguments["teacher_logits"].detach().clone()
+
+        recorder.watch.function(sdpo.trainer.sdpo_trainer, "self_distillation_loss", seen)
+
+
+class Tap:
+    """What `SDPOTrainer.recorder` is told, passed on."""
+
+    def __init__(self, recorder: StageRecorder):
+        self.recorder = recorder
+
+    def rollouts(self, rollouts: Any, found: Any, batch: Any) -> None:
+        """A generation was turned into the teacher's inputs."""
+        self.recorder.watch.calls["SDPOTrainer.recorder.rollouts"] += 1
+        for stage in PROMPTS:
+            self.recorder.prompts(stage, found.trace[stage])
+
+    def before_micro_batch(self, inputs: Any) -> None:
+        """A micro-batch is about to be processed; the recorder sees that by itself."""
+
+    def micro_batch(self, batch: Any, trace: Mapping[str, Tensor], scale: Any) -> None:
+        """The loss of a micro-batch was computed."""
+        self.recorder.watch.calls["SDPOTrainer.recorder.micro_batch"] += 1
+        if "old_log_probs" in batch and self.recorder.micro is not None:
+            self.recorder.micro.inputs["old_log_probs"] = batch["old_log_probs"].clone()
+        self.recorder.values({k: v for k, v in trace.items() if k != "loss_mask"})
+
+    def gradients(self, model: nn.Module) -> None:
+        """The gradients of a step are complete; they are recorded where they are clipped."""
+
+
+class OwnTrainerFactors(OwnTrainer):
+    """The same with the default average of adapters."""
+
+    name = "sdpo-trainer-factors"
+    lora_average = "factors"

@@ -1,0 +1,240 @@
+"""TRL's own trainer, `trl.experimental.sdpo.SDPOTrainer`."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
+from sdpo.parity.cases.stages import NAMES as STAGE_NAMES
+from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
+from sdpo.parity.trainers.recording.adapter_base import COMMON_IMPORTS, Parts, StageRecorder
+from sdpo.parity.trainers.recording.hooks import installed_versions
+from sdpo.parity.trainers.recording.scripted_world import feedback_varies
+from sdpo.parity.trainers.scenarios.scenario import Scenario
+
+NOT_SHOWN = ("feedback", "demonstration")
+NAMES = {
+    "alpha": "distillation_alpha",
+    "distillation_add_tail": "distillation_add_tail",
+    "is_clip": "distillation_is_clip",
+    "teacher_update_rate": "teacher_update_rate",
+    "success_reward_threshold": "success_reward_threshold",
+    "dont_reprompt_on_self_success": "dont_reprompt_on_self_success",
+    "remove_thinking_from_demonstration": "remove_thinking_from_demonstration",
+    "include_environment_feedback": "include_environment_feedback",
+    "environment_feedback_only_without_solution": "environment_feedback_only_without_solution",
+    "max_reprompt_len": "max_reprompt_len",
+    "reprompt_template": "reprompt_template",
+    "solution_template": "solution_template",
+    "feedback_template": "feedback_template",
+}
+"""verl's names and TRL's."""
+
+MODES = {
+    "full_logits": "compute_full_logit_self_distillation_loss",
+    "topk_logits": "compute_topk_self_distillation_loss",
+    "sampled_token": "compute_sampled_token_self_distillation_loss",
+}
+"""Values of `distillation_mode`, and the function that each goes through."""
+
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean")
+
+
+class TRL(HFTrainerAdapter):
+    """`trl.experimental.sdpo.SDPOTrainer`.
+
+    It does not show which feedback counts, nor the demonstrations; both reach `teacher_prompt`.
+    """
+
+    name = "trl"
+    package = "trl"
+    versions = ">=1.16,<2"
+    install = "'sdpo[train]'"
+    imports = (*COMMON_IMPORTS, "trl.experimental.sdpo")
+    teacher_adapter = "teacher"
+    loss_metrics = ("self_distillation/distillation_loss",)
+    feedback_columns: ClassVar[tuple[str, ...]] = ("privileged_context",)
+    stages: ClassVar[tuple[str, ...]] = tuple(s for s in STAGE_NAMES if s not in NOT_SHOWN)
+
+    def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
+        """The trainer; feedback reaches it by the column `privileged_context`."""
+        from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
+
+        check_expressible(parts)
+        args = SDPOConfig(**{**parts.arguments, **their_settings(parts)})
+        trainer = SDPOTrainer(
+            model=parts.model,
+            reward_funcs=parts.rewards,
+            args=args,
+            processing_class=parts.tokenizer,
+            train_dataset=parts.dataset,
+            optimizers=(parts.optimizer, None),
+        )
+        return trainer, effective_settings(trainer.args)
+
+    def teacher(self, trainer: Any) -> nn.Module | None:
+        """A second model from the student's path; with LoRA the student with another adapter."""
+        return trainer.teacher_model
+
+    def observe(self, trainer: Any, recorder: StageRecorder) -> None:
+        """Hooks on the prompt builder, and on the functions that the loss is made of."""
+        import trl.experimental.sdpo.loss_utils as parts
+        import trl.experimental.sdpo.sdpo_trainer as module
+
+        mode, watch, loss = trainer.args.distillation_mode, recorder.watch, Loss(recorder)
+        watch.function(
+            trainer.teacher_context_builder,
+            "_tokenize_teacher_messages",
+            lambda given, _: recorder.prompts("teacher_prompt", given["teacher_messages_list"]),
+        )
+        watch.function(module, MODES[mode], loss.divergence, required=False)
+        watch.function(
+            module, "apply_importance_sampling_clipping", loss.importance, required=False
+        )
+        watch.function(module, "selective_log_softmax", loss.log_probs, required=False)
+        watch.function(parts, "selective_log_softmax", loss.log_probs, required=False)
+        watch.function(parts, "compute_divergence", loss.compared, required=False)
+        watch.function(parts, "add_tail_bucket", loss.support, required=False)
+        watch.function(trainer, "_compute_self_distillation_loss", loss.aggregate)
+
+    def sources(self, trainer: Any) -> Mapping[str, Any]:
+        """Where TRL computes each stage."""
+        import trl.experimental.sdpo.loss_utils as parts
+        import trl.experimental.sdpo.sdpo_trainer as module
+
+        kind, builder = type(trainer), type(trainer.teacher_context_builder)
+        loss = getattr(module, MODES[trainer.args.distillation_mode])
+        follow = (
+            "PEFTAdapterEMACallback"
+            if hasattr(trainer.model, "peft_config")
+            else ("SyncTeacherModelCallback")
+        )
+        return {
+            **dict.fromkeys(("teacher_prompt", "distillation_mask"), builder.build),
+            "teacher_tokens": builder._tokenize_teacher_messages,
+            "log_probs": kind._compute_teacher_student_logits,
+            **dict.fromkeys(("support", "tail", "divergence"), loss),
+            "importance": parts.apply_importance_sampling_clipping,
+            **dict.fromkeys(("aggregate", "gradient"), kind._compute_self_distillation_loss),
+            "accumulate": kind.compute_loss,
+            "teacher_update": getattr(module, follow).on_step_end,
+        }
+
+
+class Loss:
+    """Turns calls of TRL's functions into stage values; the student always comes first."""
+
+    def __init__(self, recorder: StageRecorder):
+        self.recorder = recorder
+
+    def next(self, stage: str, value: Any) -> None:
+        """The student's value, or the teacher's if that is there already."""
+        micro = self.recorder.micro
+        done = micro is not None and f"{stage}.student" in micro.values
+        self.recorder.values({f"{stage}.{'teacher' if done else 'student'}": value})
+
+    def divergence(self, arguments: dict[str, Any], result: Any) -> None:
+        """Loss per token; also the importance-weighted one unless that still follows."""
+        self.recorder.values({"divergence": result, "importance": result})
+
+    def importance(self, arguments: dict[str, Any], result: Any) -> None:
+        """Loss per token, weighted."""
+        self.recorder.values({"importance": result})
+
+    def log_probs(self, arguments: dict[str, Any], result: Any) -> None:
+        """Log-probs of the sampled tokens."""
+        self.next("log_probs", result)
+
+    def support(self, arguments: dict[str, Any], result: Any) -> None:
+        """Log-probs on the support before the tail is added."""
+        self.next("support", arguments["log_probs"])
+
+    def compared(self, arguments: dict[str, Any], result: Any) -> None:
+        """The two distributions that are compared: of the support, the tail included."""
+        full = self.recorder.trainer.args.distillation_mode == "full_logits"
+        stage = "support" if full else "tail"
+        self.recorder.values(
+            {
+                f"{stage}.student": arguments["student_log_probs"],
+                f"{stage}.teacher": arguments["teacher_log_probs"],
+            }
+        )
+
+    def aggregate(self, arguments: dict[str, Any], result: Any) -> None:
+        """Loss of the micro-batch.
+
+        Raises:
+            CandidateError: it was computed past the functions that are watched.
+        """
+        self.recorder.values({"aggregate": result})
+        signal = bool((arguments["distillation_logits"].loss_mask != 0).any())
+        micro = self.recorder.micro
+        if signal and micro is not None and "divergence" not in micro.values:
+            mode = self.recorder.trainer.args.distillation_mode
+            raise CandidateError(
+                "config",
+                f"hook {MODES[mode]} did not fire in a loss with distillation_mode={mode!r}; "
+                f"versions: {installed_versions('trl')}",
+            )
+
+
+def check_expressible(parts: Parts) -> None:
+    """Refuse what TRL has no setting for.
+
+    Raises:
+        NotCoveredError: naming the setting.
+    """
+    wanted, scenario = parts.settings, parts.scenario
+    problems = {
+        "teacher_regularization='trust-region': no teacher_model_kind mixes logits": (
+            wanted.teacher_regularization != "ema"
+        ),
+        f"loss_agg_mode={scenario.loss_agg_mode!r}: it always takes the mean over rows of their "
+        "token means": scenario.loss_agg_mode not in AGGREGATIONS,
+        "feedback that differs between the rollouts of a prompt: the column privileged_context "
+        "has one text for each prompt": feedback_varies(scenario),
+        "a conversation that does not end with the user: it refuses that": ends_otherwise(scenario),
+    }
+    if found := [text for text, present in problems.items() if present]:
+        raise NotCoveredError("TRL's SDPOTrainer cannot express " + "; ".join(found))
+
+
+def ends_otherwise(scenario: Scenario) -> bool:
+    """Whether a conversation's last message is not the user's."""
+    return any(
+        conversation[-1]["role"] != "user"
+        for generation in scenario.generations
+        for conversation in generation.conversations
+    )
+
+
+def their_settings(parts: Parts) -> dict[str, Any]:
+    """The scenario's settings under TRL's names."""
+    wanted = parts.settings
+    found = {theirs: getattr(wanted, own) for own, theirs in NAMES.items()}
+    if not wanted.full_logit_distillation:
+        found["distillation_mode"] = "sampled_token"
+    elif wanted.distillation_topk is None:
+        found["distillation_mode"] = "full_logits"
+    else:
+        found |= {"distillation_mode": "topk_logits", "distillation_topk": wanted.distillation_topk}
+    return found | {
+        "teacher_model_kind": "ema",
+        "max_prompt_length": None,
+        "chat_template_kwargs": dict(wanted.apply_chat_template_kwargs) or None,
+    }
+
+
+def effective_settings(args: Any) -> dict[str, Any]:
+    """The settings of a built trainer under verl's names."""
+    found = {own: getattr(args, theirs) for own, theirs in NAMES.items()}
+    sampled = args.distillation_mode == "sampled_token"
+    if not sampled:
+        found["distillation_topk"] = args.distillation_topk
+    return found | {
+        "full_logit_distillation": not sampled,
+        "teacher_regularization": "ema",
+        "temperature": args.temperature,
+        "grad_clip": args.max_grad_norm,
+    }

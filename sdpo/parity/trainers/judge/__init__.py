@@ -1,0 +1,1 @@
+"""A recorded training against the reference, stage by stage."""

@@ -1,0 +1,391 @@
+"""All scenarios through a trainer, each compared stage by stage."""
+
+import copy
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdpo.lockstep.replica import weights_of
+from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
+from sdpo.parity.compare.comparison import DIVERGENT, ERROR, Comparison, compare_exact
+from sdpo.parity.compare.evaluated_case import Observation
+from sdpo.parity.compare.first_in_time import BEFORE
+from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.explain.explanations import fewest, in_all, united
+from sdpo.parity.explain.match_faults import Search, explain
+from sdpo.parity.trainers.judge import weight_stages as chain
+from sdpo.parity.trainers.judge.effects import Effect, effect_of, optimised
+from sdpo.parity.trainers.judge.known_faults import (
+    explained_forward,
+    explained_optimizer,
+    explained_prompts,
+    explained_scale,
+    explained_teacher,
+)
+from sdpo.parity.trainers.judge.loss_stages import compare_micro_batch, loss_case
+from sdpo.parity.trainers.judge.own_batch import asked_batch, compare_answers, teacher_tokens_apart
+from sdpo.parity.trainers.judge.prompt_stages import compare_prompts
+from sdpo.parity.trainers.judge.reference_run import log_probs, run_reference, whole_batch
+from sdpo.parity.trainers.processes.ranks import compare_ranks, first_apart
+from sdpo.parity.trainers.processes.training_pool import Apart
+from sdpo.parity.trainers.recording.run_training import TrainingFailedError, quiet
+from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
+from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
+from sdpo.parity.trainers.scenarios.tiny_model import tiny_model, tiny_tokenizer
+from sdpo.parity.trainers.scenarios.training_record import (
+    MicroBatch,
+    OptimizerStep,
+    Tensors,
+    TrainerRun,
+    Update,
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class TrainerFindings:
+    """What the scenarios gave."""
+
+    results: list[CaseResult] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    explained: dict[str, set[str]] = field(default_factory=dict)
+    """Scenarios that each known fault explains."""
+    in_loss: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    trains: bool = False
+    """Whether the trainer is known to train, so that a later failure is telling."""
+    runs: dict[str, TrainerRun] = field(default_factory=dict)
+    optimised: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+def run_trainer_family(
+    candidate: Any, progress: Progress, scenarios: Sequence[Scenario] = SCENARIOS
+) -> TrainerFindings:
+    """Train a candidate through all scenarios and compare it with the reference.
+
+    Args:
+        candidate: a trainer adapter.
+        progress: told the family, the number of scenarios done and their total.
+        scenarios: the scripts.
+    """
+    findings = TrainerFindings()
+    with quiet():
+        for number, scenario in enumerate(scenarios):
+            progress("trainer", number, len(scenarios))
+            with tempfile.TemporaryDirectory(prefix="sdpo-trainer-") as folder:
+                run_scenario(candidate, scenario, Path(folder), findings)
+    progress("trainer", len(scenarios), len(scenarios))
+    findings.explained = united(findings.explained, fewest(findings.in_loss))
+    return findings
+
+
+def run_scenario(
+    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
+) -> None:
+    """One scenario, its explanation and effect; whatever fails in the candidate is a finding."""
+    result, walk = walked(candidate, scenario, folder, findings)
+    findings.results.append(result)
+    if walk is None:
+        return
+    run = walk.run
+    findings.runs[scenario.id], findings.trains = run, True
+    findings.optimised[scenario.id] = walk.optimised
+    findings.observations.extend(walk.observations)
+    in_loss = [found.label for found in explain(walk.observations, search=Search(work_left=0))]
+    outside, followed = in_all(walk.tried), next(iter(walk.optimised), None)
+    labels = [*outside, *in_loss]
+    findings.effects.append(effect_of(scenario, run, walk.natural(), result, labels, followed))
+    findings.in_loss[scenario.id] = in_loss
+    in_scenario = {label: [scenario.id] for label in outside}
+    findings.explained = united(findings.explained, in_scenario)
+    add_new(findings.notes, [*run.notes, *other_rows(scenario, run)])
+
+
+def failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Comparison:
+    """A training that failed: an error, since nothing can be said of the trainer.
+
+    One that trains, but fails or hangs as soon as there are several processes, deviates from the
+    reference, which does not.
+    """
+    if trains and scenario.processes > 1 and isinstance(error, TrainingFailedError):
+        return Comparison(
+            error.reached, DIVERGENT, scenario.id, compared=1, note=str(error), effect="failure"
+        )
+    return Comparison(error.stage, ERROR, scenario.id, note=str(error))
+
+
+def walked(
+    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
+) -> tuple[CaseResult, "Walk | None"]:
+    """The comparisons of a scenario, and what they were made on; None if it failed."""
+    result = CaseResult(scenario.id, "trainer", scenario.tags)
+    try:
+        run: TrainerRun = candidate.run(scenario, folder)
+    except NotCoveredError as error:
+        result.note = f"not covered: {error}"
+        return result, None
+    except CandidateError as error:
+        result.comparisons.append(failure(scenario, error, trains=findings.trains))
+        if result.status == DIVERGENT and (so_far := getattr(error, "run", None)) is not None:
+            result.comparisons.extend(prompts_so_far(scenario, so_far, folder))
+        return result, None
+    walk = Walk(scenario, run, folder)
+    try:
+        result.comparisons.extend(walk.comparisons())
+    except (KeyError, ValueError) as error:
+        note = f"what the adapter recorded cannot be compared: {type(error).__name__}: {error}"
+        result.comparisons.append(Comparison("accumulate", ERROR, scenario.id, note=note))
+        return result, None
+    return result, walk
+
+
+def prompts_so_far(scenario: Scenario, run: TrainerRun, folder: Path) -> list[Comparison]:
+    """The prompt stages of a training that failed later."""
+    walk, first = Walk(scenario, run, folder), scenario.generations[0]
+    batch, prompt = whole_batch(scenario, first, walk.tokenizer)
+    return walk.prompts(first, run.updates[0], prompt, batch)
+
+
+def differs_from_itself(apart: Apart, scenario: Scenario = SCENARIOS[0]) -> list[str]:
+    """Whether two runs of a scenario differ, in one process under different global seeds."""
+    try:
+        runs = apart.runs(scenario)
+    except (NotCoveredError, CandidateError):
+        return []
+    first, second = (run.updates[-1].steps[-1].parameters for run in runs)
+    if first_apart(first, second):
+        return [f"two runs of scenario {scenario.id} end with different weights"]
+    return []
+
+
+def other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
+    """Whether micro-batches hold other rows than consecutive ones of the generation."""
+    size, of_generation = scenario.micro_batch_size, len(scenario.generations[0].rollouts)
+    for update in run.updates:
+        rows = [micro_batch.rows for step in update.steps for micro_batch in step.micro_batches]
+        starts = [start % of_generation for start in range(0, size * len(rows), size)]
+        if rows != [list(range(start, start + size)) for start in starts]:
+            return [
+                "micro-batches hold other rows of a generation than the reference's consecutive "
+                "ones; the reference is given the same rows"
+            ]
+    return []
+
+
+def add_new(known: list[str], found: Iterable[str]) -> None:
+    """Add what is not known yet, in place."""
+    known.extend(entry for entry in dict.fromkeys(found) if entry not in known)
+
+
+class Walk:
+    """One run of a trainer, followed from stage to stage and from step to step."""
+
+    def __init__(self, scenario: Scenario, run: TrainerRun, folder: Path):
+        self.scenario, self.run = scenario, run
+        self.model = tiny_model(scenario, folder)
+        self.tokenizer = tiny_tokenizer()
+        self.tokenizer.padding_side = "left"
+        self.student = chain.Twins.of(self.model)
+        self.plain = chain.Twins.of(merged(self.model) if scenario.lora else self.model)
+        self.optimizers = chain.Optimizers(scenario, weights_of(self.model))
+        self.observations: list[Observation] = []
+        self.tried: dict[str, list[list[str]]] = defaultdict(list)
+        self.optimised: list[float | None] = []
+        self.moved: tuple[Tensors, list[Tensors]] = ({}, [])
+        self.at = BEFORE
+        self.asked_otherwise = ""
+
+    def comparisons(self) -> Iterator[Comparison]:
+        """All comparisons with their places, update by update."""
+        return (replace(found, place=self.at) for found in self.followed())
+
+    def followed(self) -> Iterator[Comparison]:
+        """All comparisons in the order of the training; `at` is the place of the present one."""
+        yield from self.settings()
+        weights, teacher = dict(self.run.initial), dict(self.run.initial_teacher)
+        yield from chain.compare_start(self.scenario, teacher, self.plain_weights(weights))
+        for number, update in enumerate(self.run.updates):
+            self.at = (number, 0, 0)
+            generation = self.scenario.generations[number]
+            batch, prompt = asked_batch(self.scenario, generation, update.prompt, self.tokenizer)
+            found = self.prompts(generation, update, prompt, batch)
+            yield from found
+            self.asked_otherwise = teacher_tokens_apart(found)
+            self.student.load(weights)
+            old = self.old_log_probs(batch)
+            path, stepped = [weights], False
+            for place, step in enumerate(update.steps):
+                self.at = (number, place, 0)
+                self.student.load(weights)
+                self.plain.load(teacher)
+                self.moved = (teacher, [self.plain_weights(w) for w in path])
+                yield from self.step(update, step, prompt, batch, old)
+                found, norm = self.optimizer(weights, step)
+                stepped |= math.isfinite(norm)
+                yield from found
+                weights = dict(step.parameters)
+                path.append(weights)
+            yield from compare_ranks(self.scenario.id, self.run, number)
+            if update.teacher:
+                yield from self.teacher(teacher, path, update, stepped)
+                teacher = dict(update.teacher)
+
+    def settings(self) -> Iterator[Comparison]:
+        """Effective settings of the trainer against the scenario's."""
+        wanted = {**self.scenario.self_distillation, "temperature": self.scenario.temperature}
+        for name, value in self.run.settings.items():
+            if name in wanted:
+                yield compare_exact("config", self.scenario.id, name, value, wanted[name])
+
+    def prompts(
+        self, generation: Generation, update: Update, prompt: dict[str, Any], batch: Tensors
+    ) -> list[Comparison]:
+        """Prompt stages, and the known faults behind those that diverge."""
+        found = compare_prompts(
+            self.scenario, generation, update.prompt, prompt, batch, self.tokenizer
+        )
+        for comparison in found:
+            if comparison.status == DIVERGENT:
+                faults = explained_prompts(
+                    self.scenario, generation, update.prompt, comparison.stage, self.tokenizer
+                )
+                self.tried[comparison.stage].append(faults)
+        return found
+
+    def step(
+        self,
+        update: Update,
+        step: OptimizerStep,
+        prompt: dict[str, Any],
+        batch: Tensors,
+        old: chain.Spread | None,
+    ) -> Iterator[Comparison]:
+        """Micro-batches of an optimizer step, and their sum."""
+        scales = []
+        for place, micro_batch in enumerate(step.micro_batches):
+            self.at = (*self.at[:2], place)
+            mask = self.signal(update, micro_batch, prompt)
+            found, scale = self.micro_batch(micro_batch, batch, mask, old)
+            scales.append(scale)
+            yield from found
+        self.optimised.append(optimised(self.scenario, step, scales))
+        if self.scenario.dropout:
+            return  # the student's passes draw at random, and cannot be repeated
+        found = chain.compare_gradient(self.scenario, self.student, step, scales)
+        if any(comparison.status == DIVERGENT for comparison in found):
+            self.tried["accumulate"].append(explained_scale(scales, self.scenario.accumulation))
+        yield from found
+
+    def signal(self, update: Update, micro_batch: MicroBatch, prompt: dict[str, Any]) -> Tensor:
+        """`(B,)` distillation mask of a micro-batch, the trainer's where it shows one."""
+        mask = update.prompt.get("distillation_mask") or prompt["distillation_mask"].tolist()
+        return torch.tensor([float(mask[row]) for row in micro_batch.rows])
+
+    def old_log_probs(self, batch: Tensors) -> chain.Spread | None:
+        """The reference's old log-probs at the weights that generated; None on-policy."""
+        if self.scenario.on_policy:
+            return None
+        with torch.no_grad():
+            return chain.Spread(
+                log_probs(self.student.single, batch, self.scenario),
+                log_probs(self.student.double, batch, self.scenario, torch.float64),
+            )
+
+    def micro_batch(
+        self, micro_batch: MicroBatch, batch: Tensors, mask: Tensor, old: chain.Spread | None
+    ) -> tuple[list[Comparison], float]:
+        """Inputs, forward passes and loss of a micro-batch, and the scale of its gradient.
+
+        The ratio is taken to the trainer's own old log-probs, which are judged by themselves: below
+        float32 two correct forward passes differ by more than the loss's budget.
+        """
+        width = micro_batch.inputs["responses"].size(1)
+        old = None if old is None else old.of(micro_batch.rows, width)
+        shown = micro_batch.inputs.get("old_log_probs")
+        if old is not None and shown is None and self.scenario.dtype != "float32":
+            raise ValueError(
+                f"inputs of a micro-batch lack old_log_probs, without which a ratio in "
+                f"{self.scenario.dtype} cannot be judged"
+            )
+        chosen = None if old is None else old.value if shown is None else shown
+        case = loss_case(self.scenario, self.scenario.id, micro_batch, chosen, mask)
+        found = chain.compare_student_tokens(self.scenario, micro_batch, batch)
+        if (case.loss_mask != 0).any():
+            found += self.forward(micro_batch, case.loss_mask, batch)
+            if old is not None and shown is not None:
+                found.append(chain.compare_old(self.scenario, old, shown, case.loss_mask))
+        compared, observation, scale = compare_micro_batch(self.scenario, case, micro_batch)
+        self.observations.append(observation)
+        return found + compared, scale
+
+    def forward(self, micro_batch: MicroBatch, mask: Tensor, batch: Tensors) -> list[Comparison]:
+        """Both sides' forward passes, and the known faults behind a wrong teacher's."""
+        found, given = [], (micro_batch, mask, batch)
+        if not self.scenario.dropout:
+            found = compare_answers(self.scenario, "student", self.student, *given)
+        if self.scenario.self_distillation["teacher_regularization"] == "trust-region":
+            return found  # mixed from two models, which one model cannot repeat
+        inherits = self.asked_otherwise
+        answers = compare_answers(self.scenario, "teacher", self.plain, *given, inherits)
+        if self.at[1:] != (0, 0):  # its weights are recorded between updates only
+            answers = [replace(answer, may_follow=("teacher_update",)) for answer in answers]
+        if answers[0].status == DIVERGENT:
+            faults = explained_forward(self.scenario, self.plain, self.moved, micro_batch, mask)
+            self.tried["log_probs"].append(faults)
+        return found + answers
+
+    def optimizer(self, before: Tensors, step: OptimizerStep) -> tuple[list[Comparison], float]:
+        """Weights after a step, the known faults behind wrong ones, and the gradient's norm."""
+        after, truth, norm = self.optimizers.step(before, step.gradient)
+        found = chain.compare_all("optimizer", self.scenario.id, after, truth, step.parameters)
+        if any(comparison.status == DIVERGENT for comparison in found):
+            faults = explained_optimizer(self.optimizers, before, step.gradient, step.parameters)
+            self.tried["optimizer"].append(faults)
+        return found, norm
+
+    def teacher(
+        self, before: Tensors, path: list[Tensors], update: Update, stepped: bool
+    ) -> list[Comparison]:
+        """The teacher after an update, and the known faults behind a wrong one."""
+        path = [self.plain_weights(weights) for weights in path]
+        found = chain.compare_teacher(self.scenario, before, path[-1], update.teacher, stepped)
+        if any(comparison.status == DIVERGENT for comparison in found):
+            faults = explained_teacher(self.scenario, before, path, update.teacher)
+            self.tried["teacher_update"].append(faults)
+        return found
+
+    def plain_weights(self, weights: Tensors) -> Tensors:
+        """A plain model's weights: of an adapter the effective ones."""
+        if not self.scenario.lora:
+            return weights
+        adapted = copy.deepcopy(self.model)
+        adapted.load_state_dict(weights, strict=False)
+        return named(merged(adapted))
+
+    def natural(self) -> list[Any]:
+        """The reference through the whole scenario, with the trainer's division into groups."""
+        groups = [
+            [[micro_batch.rows for micro_batch in step.micro_batches] for step in update.steps]
+            for update in self.run.updates
+        ]
+        gather = merged if self.scenario.lora else None
+        return run_reference(self.scenario, self.model, self.tokenizer, groups, merged=gather)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A plain copy of a PEFT model with its adapter's effect in the weights."""
+    return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+
+
+def named(module: nn.Module) -> Tensors:
+    """All weights by name."""
+    return {name: p.detach().clone() for name, p in module.named_parameters()}

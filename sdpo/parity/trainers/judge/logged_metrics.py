@@ -1,0 +1,132 @@
+"""Is what a trainer logs what it optimised? Three checks over all runs, reported as probes.
+
+What was optimised is the sum of the micro-batches' losses, each times the scale that was found on
+its gradient, and not what the trainer believes. A metric of its own is a mean by its nature.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sdpo.parity.compare.comparison import DIVERGENT, MATCH, Comparison
+from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.trainers.judge.effects import mean_loss
+from sdpo.parity.trainers.scenarios.training_record import OptimizerStep, TrainerRun
+
+ROUNDED = 5.1e-5
+"""transformers rounds losses to four decimals in some versions."""
+RELATIVE = 1e-4
+
+LOSS, METRIC, NORM = "C31", "C32", "C33"
+QUESTIONS = {
+    LOSS: "is the logged loss what was optimised?",
+    METRIC: "is the trainer's own metric of the loss the mean over its micro-batches?",
+    NORM: "is the logged norm that of the gradient before clipping?",
+}
+STAGES = {LOSS: "aggregate", METRIC: "aggregate", NORM: "accumulate"}
+
+Optimised = Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A logged number beside the one that it should be."""
+
+    scenario: str
+    name: str
+    actual: float
+    expected: float
+
+    @property
+    def wrong(self) -> bool:
+        """Whether they differ by more than rounding."""
+        if math.isnan(self.expected) or math.isnan(self.actual):
+            return math.isnan(self.expected) != math.isnan(self.actual)
+        gap = abs(self.actual - self.expected)
+        return gap > ROUNDED + RELATIVE * abs(self.expected)
+
+
+def compare_logged(
+    runs: Mapping[str, TrainerRun], optimised: Optimised, metrics: Sequence[str]
+) -> list[CaseResult]:
+    """The three checks.
+
+    Args:
+        runs: of the scenarios, by id.
+        optimised: per scenario and optimizer step what was optimised; None where that is unknown.
+        metrics: names under which the trainer logs its loss itself.
+    """
+    pairs = {
+        LOSS: list(losses(runs, optimised)),
+        METRIC: [entry for name in metrics for entry in own_metric(runs, name)],
+        NORM: list(norms(runs)),
+    }
+    return [judged(check, entries) for check, entries in pairs.items()]
+
+
+def judged(check: str, entries: Sequence[Logged]) -> CaseResult:
+    """One comparison: the number that is farthest off, of those that are wrong."""
+    result = CaseResult(check, "probe", ("probe", "logged"))
+    if not entries:
+        result.note = f"not covered: {QUESTIONS[check]} nothing of it is logged"
+        return result
+    wrong = [entry for entry in entries if entry.wrong]
+    if not wrong:
+        result.comparisons.append(Comparison(STAGES[check], MATCH, check, len(entries)))
+        return result
+    worst = max(wrong, key=lambda entry: gap_of(entry))
+    where = ", ".join(dict.fromkeys(entry.scenario for entry in wrong))
+    note = f"{QUESTIONS[check]} {worst.name} is not, in {where}"
+    shown = {"value": worst.name, "actual": worst.actual, "expected": worst.expected}
+    result.comparisons.append(
+        Comparison(
+            STAGES[check],
+            DIVERGENT,
+            check,
+            len(entries),
+            max_abs=gap_of(worst),
+            worst=shown,
+            note=note,
+            effect="value",
+        )
+    )
+    return result
+
+
+def gap_of(entry: Logged) -> float:
+    """Distance of a logged number, 0 if one of the two is not finite."""
+    gap = abs(entry.actual - entry.expected)
+    return gap if math.isfinite(gap) else 0.0
+
+
+def steps_of(run: TrainerRun) -> Iterator[OptimizerStep]:
+    """All optimizer steps of a run."""
+    for update in run.updates:
+        yield from update.steps
+
+
+def losses(runs: Mapping[str, TrainerRun], optimised: Optimised) -> Iterator[Logged]:
+    """The logged loss of every step."""
+    for name, run in runs.items():
+        for step, expected in zip(steps_of(run), optimised.get(name, ()), strict=False):
+            if "loss" in step.logged and expected is not None:
+                yield Logged(name, "loss", step.logged["loss"], expected)
+
+
+def own_metric(runs: Mapping[str, TrainerRun], metric: str) -> Iterator[Logged]:
+    """A trainer's own metric of every step, in one process: the mean over its micro-batches."""
+    for name, run in runs.items():
+        for step in steps_of(run):
+            expected = mean_loss(step)
+            if metric in step.logged and expected is not None and not run.ranks:
+                yield Logged(name, metric, step.logged[metric], expected)
+
+
+def norms(runs: Mapping[str, TrainerRun]) -> Iterator[Logged]:
+    """The logged norm of every step."""
+    for name, run in runs.items():
+        for step in steps_of(run):
+            if "grad_norm" in step.logged and step.gradient:
+                squares = sum(g.double().square().sum().item() for g in step.gradient.values())
+                expected = math.sqrt(squares) if squares == squares else math.nan
+                yield Logged(name, "grad_norm", step.logged["grad_norm"], expected)

@@ -1,0 +1,247 @@
+"""Loss stages of a trainer's micro-batch, from the logits that its models gave.
+
+The trainer's own logits are the inputs, so that everything before them cannot be charged to the
+loss. Within the loss a stage that follows from the trainer's value of the stage before is marked as
+inherited.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
+from sdpo.parity.compare.comparison import DIVERGENT, Comparison
+from sdpo.parity.compare.evaluated_case import (
+    Observation,
+    Prepared,
+    allowances,
+    prepared,
+    same,
+    values_of,
+)
+from sdpo.parity.compare.loss_stages import Standard, compare_loss, counted
+from sdpo.parity.trainers.scenarios.scenario import Scenario
+from sdpo.parity.trainers.scenarios.training_record import MicroBatch
+from sdpo.parity.truth.budget import Truth
+from sdpo.reference import loss as reference
+from sdpo.settings.config import SDPOConfig
+
+SIDES = ("student", "teacher")
+
+ROUNDINGS_OF_SCALE = 64
+"""A fitted scale this many roundings from the reference's is the reference's."""
+
+ROUNDINGS_OF_PROBABILITY = 16
+
+SAME_FACTOR = 0.2
+"""Two losses weigh rows differently, so that their gradients' projections agree only roughly."""
+
+
+def loss_case(
+    scenario: Scenario,
+    case_id: str,
+    micro_batch: MicroBatch,
+    old_log_probs: Tensor | None,
+    distillation_mask: Tensor,
+) -> LossCase:
+    """A micro-batch as a case of the loss.
+
+    Args:
+        scenario: the settings.
+        case_id: name of the case in reports.
+        micro_batch: with both sides' logits `(B, T, V)`.
+        old_log_probs: `(B, T)`; None on-policy, where the student's own are taken, so that the
+            ratio is 1 and only a cap below 1 acts.
+        distillation_mask: `(B,)`.
+    """
+    chosen = {n: scenario.self_distillation[n] for n in LOSS_SETTINGS[:5]}
+    if old_log_probs is None and chosen["is_clip"] is not None and chosen["is_clip"] >= 1:
+        chosen["is_clip"] = None
+    config = SDPOConfig(
+        **chosen, loss_agg_mode=scenario.loss_agg_mode, temperature=scenario.temperature
+    )
+    dtype = computed_in(micro_batch)
+    student = micro_batch.logits["student"].detach().to(dtype)
+    responses = micro_batch.inputs["responses"]
+    if old_log_probs is None:
+        old_log_probs = reference.log_probs_from_logits(student / scenario.temperature, responses)
+    return LossCase(
+        id=case_id,
+        config=config,
+        student_logits=student,
+        teacher_logits=micro_batch.logits["teacher"].detach().to(dtype),
+        responses=responses,
+        response_mask=micro_batch.inputs["response_mask"].long(),
+        old_log_probs=old_log_probs,
+        self_distillation_mask=distillation_mask,
+        tags=scenario.tags,
+    )
+
+
+def computed_in(micro_batch: MicroBatch) -> torch.dtype:
+    """The dtype of the trainer's loss: logits of a lower one may have been cast before it."""
+    dtypes = {value.dtype for value in micro_batch.values.values() if value.is_floating_point()}
+    return max(
+        dtypes or {micro_batch.logits["student"].dtype}, key=lambda dtype: -torch.finfo(dtype).eps
+    )
+
+
+def unscaled(gradient: Tensor, expected: Tensor, accumulation: int) -> tuple[Tensor, float]:
+    """The gradient of the micro-batch's own loss, and the scale that the trainer put on it.
+
+    The scale is the projection of the trainer's gradient onto the reference's, NaN where that is
+    zero. With one micro-batch
+    there is nothing to scale, and a wrong size belongs to the gradient; otherwise it belongs to
+    `accumulate`, and the direction is judged here.
+    """
+    weight, finite = 1 / accumulation, gradient.isfinite() & expected.isfinite()
+    ours, theirs = gradient[finite].double(), expected[finite].double()
+    norm = (theirs * theirs).sum()
+    if accumulation == 1 or norm == 0:
+        return gradient * accumulation, weight if norm else math.nan
+    fitted = float((ours * theirs).sum() / norm)
+    roundings = ROUNDINGS_OF_SCALE * torch.finfo(gradient.dtype).eps
+    if fitted <= 0 or abs(fitted / weight - 1) <= roundings:
+        return gradient * accumulation, weight
+    return (gradient.double() / fitted).to(gradient.dtype), fitted
+
+
+def compare_micro_batch(
+    scenario: Scenario, case: LossCase, micro_batch: MicroBatch
+) -> tuple[list[Comparison], Observation, float]:
+    """Compare the stages that the trainer shows.
+
+    Returns:
+        Comparisons under the scenario's name, what was observed (for the explanation), and the
+        scale that the trainer put on the gradient.
+    """
+    on = prepared(case)
+    values = micro_batch.values | assumed_choice(on, micro_batch.values)
+    trace = {name: value.detach() for name, value in values.items() if name in on.reference}
+    raw = micro_batch.logits["gradient"]
+    gradient, scale = unscaled(raw.to(case.dtype), on.reference["gradient"], scenario.accumulation)
+    trace["gradient"] = gradient
+    stored = partial(rounded_to, raw.dtype)
+    standard = Standard(case, stored(on.truth), on.reference, stored)
+    found = compare_loss(standard, trace)
+    found = [replace(comparison, case=scenario.id) for comparison in found]
+    diverges = any(c.status == DIVERGENT for c in found)
+    if any(c.status == DIVERGENT and c.stage != "gradient" for c in found):
+        scale = scale_beside(on, trace, scale, scenario.accumulation)
+        trace["gradient"] = (raw.double() / scale).to(case.dtype)
+    observation = Observation(on, diverges, values_of(on, trace))
+    follows = continued(on, trace, scenario.on_policy)
+    return mark_inherited(on, trace, follows, found), observation, scale
+
+
+def scale_beside(
+    on: Prepared, trace: Mapping[str, Tensor], fitted: float, accumulation: int
+) -> float:
+    """The scale of a gradient whose loss is another one than the reference's.
+
+    Only a scale that is wrong by the number of accumulation steps, beside the ratio of the losses,
+    can be told from what the other loss does to the gradient; else it counts as right.
+    """
+    ours, theirs = trace.get("aggregate"), on.reference["aggregate"]
+    usual = 1 / accumulation
+    if ours is None or accumulation == 1 or not bool(theirs != 0):
+        return usual
+    factor = fitted * accumulation / float(ours / theirs)
+    for wrong in (accumulation, 1 / accumulation):
+        if abs(factor / wrong - 1) < SAME_FACTOR:
+            return usual * wrong
+    return usual
+
+
+def assumed_choice(on: Prepared, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reference's choice of a support of which the trainer shows the values only."""
+    shown = values.get("support.student")
+    choice = on.reference.get("support.indices")
+    if shown is None or choice is None or "support.indices" in values:
+        return {}
+    return {"support.indices": choice} if shown.shape == choice.shape else {}
+
+
+def rounded_to(dtype: torch.dtype, truth: Truth) -> Truth:
+    """Budgets with room for a gradient that was stored in a lower dtype."""
+    size = np.abs(np.nan_to_num(truth.values["gradient"]))
+    wider = truth.bounds["gradient"] + torch.finfo(dtype).eps * size
+    stored_low = torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
+    return replace(truth, bounds=truth.bounds | {"gradient": wider}) if stored_low else truth
+
+
+def mark_inherited(
+    on: Prepared,
+    trace: Mapping[str, Tensor],
+    followed: Mapping[str, Tensor],
+    found: list[Comparison],
+) -> list[Comparison]:
+    """Mark divergent stages that the reference would give from the trainer's stage before."""
+    first = next((c.stage for c in found if c.status == DIVERGENT), None)
+    marked = []
+    for comparison in found:
+        later = comparison.status == DIVERGENT and comparison.stage != first
+        names = [name for name in followed if name.split(".")[0] == comparison.stage]
+        follows = comparison.stage == "gradient" or (
+            bool(names) and all(agree(on, name, trace[name], followed[name]) for name in names)
+        )
+        if later and first is not None and follows:
+            comparison = replace(comparison, inherits=first)
+        marked.append(comparison)
+    return marked
+
+
+def agree(on: Prepared, name: str, actual: Tensor, expected: Tensor) -> bool:
+    """Whether a value is the continued one within what two evaluations may differ by.
+
+    Numerics: the log of a nearly empty tail is ill-conditioned, its probability is not.
+    """
+    if actual.shape != expected.shape:
+        return False
+    if name.startswith("tail."):
+        ours, theirs = (np.exp(counted(value, on.truth)) for value in (actual, expected))
+        limit = ROUNDINGS_OF_PROBABILITY * torch.finfo(on.case.dtype).eps
+        return bool((np.abs(ours - theirs) <= limit).all())
+    wanted = values_of(on, {name: expected})
+    return same(on, values_of(on, {name: actual}), wanted, allowances(on, wanted))
+
+
+def continued(on: Prepared, trace: Mapping[str, Tensor], on_policy: bool) -> dict[str, Tensor]:
+    """The reference's stages, each from the trainer's value of the stage before."""
+    case, found = on.case, {}
+    config = case.config
+    sides = [trace.get(f"support.{side}") for side in SIDES]
+    if config.distillation_topk is not None and None not in sides:
+        on_support = reference.add_tail if config.distillation_add_tail else reference.renormalize
+        found |= {
+            f"tail.{n}": on_support(v) for n, v in zip(SIDES, sides, strict=False) if v is not None
+        }
+        sides = [trace.get(f"tail.{side}", found[f"tail.{side}"]) for side in SIDES]
+    student, teacher = sides
+    if student is not None and teacher is not None and student.shape == teacher.shape:
+        found["divergence"] = reference.divergence(student, teacher, config.alpha)
+    per_token = trace.get("divergence", found.get("divergence"))
+    if per_token is not None:
+        found["importance"] = per_token * (1.0 if on_policy else ratio(case, trace))
+    per_token = trace.get("importance", found.get("importance"))
+    if per_token is not None:
+        mask = case.loss_mask
+        tokens = mask.sum().clamp(min=1.0)
+        found["aggregate"] = reference.agg_loss(per_token, mask, config.loss_agg_mode, tokens)
+    return {name: value.detach() for name, value in found.items() if name in trace}
+
+
+def ratio(case: LossCase, trace: Mapping[str, Tensor]) -> Tensor:
+    """The reference's importance ratio, from the trainer's log-probs where it shows them."""
+    if case.config.is_clip is None or case.old_log_probs is None:
+        return torch.ones(())
+    own = trace.get("log_probs.student")
+    if own is None:
+        logits = case.student_logits / case.config.temperature
+        own = reference.log_probs_from_logits(logits, case.responses)
+    return reference.importance_ratio(own, case.old_log_probs, case.config.is_clip)

@@ -1,0 +1,1 @@
+"""One input changed alone, and pairs of scripts that must agree."""

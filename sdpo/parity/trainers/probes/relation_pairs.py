@@ -1,0 +1,118 @@
+"""Pairs of scripts from which a trainer must learn the same, by the name of a relation.
+
+The relations are those of the loss (`relations/catalogue.py`); here a batch is cut, padded,
+permuted and masked in the world around the trainer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from sdpo.parity.trainers.scenarios.catalogue import PLAIN, SCENARIOS, settings
+from sdpo.parity.trainers.scenarios.fragments import MIXED, OTHERS, SUMS, TWO_GROUPS
+from sdpo.parity.trainers.scenarios.scenario import Generation, Rollout, Scenario
+from sdpo.parity.trainers.scenarios.tiny_model import EXCHANGED
+from sdpo.parity.trainers.scenarios.training_record import Tensors
+
+BY_ID = {scenario.id: scenario for scenario in SCENARIOS}
+
+Place = Callable[[Tensors], Tensors]
+
+
+def as_it_is(gradient: Tensors) -> Tensors:
+    """The gradient under the same names, in the same order."""
+    return gradient
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two scripts that must give the same loss and first gradient.
+
+    Attributes:
+        case: name in reports.
+        left: the script.
+        right: the other one; None: loss and gradient must be zero.
+        place: puts the right one's gradient in the order of the left one's.
+    """
+
+    case: str
+    left: Scenario
+    right: Scenario | None
+    place: Place = as_it_is
+
+
+NUMBERS = (1, 2, 5, 6, 8, 9, 30, 31)
+EVEN = tuple(Rollout(f"The answer is {n}.", float(n in (1, 2, 8, 9))) for n in NUMBERS)
+"""Eight rows of equally many tokens; with two successes in each group all have a signal."""
+
+ONE_BATCH = {"micro_batch_size": 8}
+HALVES = {"micro_batch_size": 4, "accumulation": 2, "steps_per_generation": 2}
+QUARTERS = {"micro_batch_size": 2, "accumulation": 4, "steps_per_generation": 4}
+PROCESSES = {"micro_batch_size": 4, "processes": 2}
+
+
+def split(case: str, generation: Generation, parts: dict[str, int]) -> Pair:
+    """A generation in one batch, and in parts."""
+    left, right = (
+        replace(PLAIN, id="", generations=(generation,), **sizes) for sizes in (ONE_BATCH, parts)
+    )
+    return Pair(case, left, right)
+
+
+def splits(parts: dict[str, int]) -> list[Pair]:
+    """Equally long rows, where every way of counting agrees, and ragged ones."""
+    even = Generation(SUMS[:2], EVEN)
+    return [split("even", even, parts), split("ragged", TWO_GROUPS, parts)]
+
+
+def disguised(disguise: str, place: Place = as_it_is) -> list[Pair]:
+    """The plain script, and the same in a world that is changed without effect."""
+    return [Pair("plain", PLAIN, replace(PLAIN, disguise=disguise), place)]
+
+
+def row_order() -> list[Pair]:
+    """Rows of a group in another order that keeps the one of the successes; groups exchanged."""
+    rows = Generation(SUMS[:1], tuple(MIXED[row] for row in (1, 0, 3, 2)))
+    groups = Generation((SUMS[1], SUMS[0]), OTHERS + MIXED)
+    whole = replace(PLAIN, generations=(TWO_GROUPS,), micro_batch_size=8)
+    return [
+        Pair("rows", PLAIN, replace(PLAIN, generations=(rows,))),
+        Pair("groups", whole, replace(whole, generations=(groups,))),
+    ]
+
+
+def exchanged(gradient: Tensors) -> Tensors:
+    """The gradient of a head in which two entries of the vocabulary have exchanged places."""
+    first, second = EXCHANGED
+    head = gradient["lm_head.weight"].clone()
+    head[[first, second]] = head[[second, first]]
+    return {**gradient, "lm_head.weight": head}
+
+
+def equal_sides() -> list[Pair]:
+    """A teacher that is asked what the student is asked, before the first update."""
+    same = settings(reprompt_template="{prompt}")
+    return [Pair("plain", replace(PLAIN, self_distillation=same), None)]
+
+
+PAIRS: dict[str, list[Pair]] = {
+    "micro-batch split": splits(HALVES),
+    "process split": splits(PROCESSES),
+    "gradient accumulation": splits(QUARTERS),
+    "padding side": disguised("left padding"),
+    "extra padding": disguised("extra padding"),
+    "row order": row_order(),
+    "masked row": [Pair("group", BY_ID["T10"], PLAIN)],
+    "nothing counts": [Pair("group", BY_ID["T11"], None)],
+    "logit shift": disguised("shifted head"),
+    "vocabulary order": disguised("exchanged head", exchanged),
+    "equal sides": equal_sides(),
+}
+
+SHARE_OF = PLAIN
+"""Where nothing may be left, this scenario's gradient says how much rounding is."""
+
+
+def all_scripts() -> list[Scenario]:
+    """Every script of every pair."""
+    pairs = [pair for pairs in PAIRS.values() for pair in pairs]
+    return [s for pair in pairs for s in (pair.left, pair.right) if s is not None]

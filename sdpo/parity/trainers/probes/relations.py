@@ -1,0 +1,237 @@
+"""Which metamorphic relations a trainer keeps: its first update compared with its first update.
+
+Budgets are those of the weights' stages, one for each side: a few times the distance of the
+reference's float32 run from its float64 run. Results stand beside the stages, as those of a loss.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
+from sdpo.parity.recorded.updates import ROUNDINGS, SLACK, scale_of
+from sdpo.parity.relations.catalogue import ERROR, HOLDS, NOT_COVERED, RELATIONS, VIOLATED, Relation
+from sdpo.parity.relations.check import Outcome, blamed, relation_row
+from sdpo.parity.trainers.judge.effects import mean_loss
+from sdpo.parity.trainers.judge.follow_training import merged
+from sdpo.parity.trainers.judge.reference_run import run_reference
+from sdpo.parity.trainers.judge.weight_stages import distance
+from sdpo.parity.trainers.probes.relation_pairs import PAIRS, SHARE_OF, Pair
+from sdpo.parity.trainers.probes.takes_hold import Refusal, why_one_experiment
+from sdpo.parity.trainers.recording.run_training import quiet
+from sdpo.parity.trainers.scenarios.scenario import Scenario
+from sdpo.parity.trainers.scenarios.tiny_model import handed_tokenizer, tiny_model
+from sdpo.parity.trainers.scenarios.training_record import Tensors, TrainerRun
+from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
+
+EPSILON = torch.finfo(torch.float32).eps
+CONTINUITY = "a matter of the loss alone: a trainer passes alpha on"
+NO_DIVERGENCE = "the trainer does not show the divergence of its tokens"
+NEVER_LEARNS = "the trainer's gradient is zero whatever it is given"
+SHARED = "the trainer does not show gradients of the teacher"
+NEVER_NEGATIVE, TEACHER = "never negative", "teacher gets no gradient"
+
+
+@dataclass(frozen=True)
+class First:
+    """Loss and gradient of a first update; no loss where a trainer shows none.
+
+    `run` is the trainer's, None for the reference.
+    """
+
+    loss: float | None
+    gradient: Tensors
+    run: TrainerRun | None = None
+
+
+def trainer_relations(candidate: Any, runs: Mapping[str, TrainerRun]) -> list[dict[str, Any]]:
+    """One row for each relation.
+
+    Args:
+        candidate: trains the scripts of `trainer_claims.all_scripts`.
+        runs: of the scenarios, by id.
+    """
+    with quiet():
+        return [row_of(candidate, relation, runs) for relation in RELATIONS]
+
+
+def row_of(candidate: Any, relation: Relation, runs: Mapping[str, TrainerRun]) -> dict[str, Any]:
+    """A relation in the report."""
+    if relation.name in PAIRS:
+        pairs = PAIRS[relation.name]
+        reference = [outcome_of(reference_first, pair) for pair in pairs]
+        own = [outcome_of(lambda s: first_of(train(candidate, s)), pair) for pair in pairs]
+        found = [blamed(*both) for both in zip(own, reference, strict=True)]
+        return relation_row(relation, found, reference)
+    if relation.name == NEVER_NEGATIVE:
+        return relation_row(relation, never_negative(runs), [Outcome(HOLDS, "scenarios")])
+    if relation.name == TEACHER:
+        return relation_row(relation, teacher_gradient(runs), [Outcome(HOLDS, "scenarios")])
+    untested = [Outcome(NOT_COVERED, "", note=CONTINUITY)]
+    return relation_row(relation, untested, untested)
+
+
+def train(candidate: Any, scenario: Scenario) -> TrainerRun:
+    """One run of a trainer.
+
+    Raises:
+        NotCoveredError: the trainer cannot express the scenario.
+        CandidateError: the trainer failed.
+    """
+    with TemporaryDirectory(prefix="sdpo-relation-") as folder:
+        return candidate.run(scenario, Path(folder))
+
+
+def first_of(run: TrainerRun) -> First:
+    """What the first optimizer step of a trainer learnt from."""
+    step = run.updates[0].steps[0]
+    return First(mean_loss(step), step.gradient, run)
+
+
+@cache
+def reference_runs(script: "Script", dtype: torch.dtype) -> First:
+    """What the reference learns from in the first optimizer step of a scenario."""
+    scenario = script.scenario
+    size, per_step = scenario.micro_batch_size, scenario.accumulation * scenario.processes
+    steps = len(scenario.generations[0].rollouts) // (size * per_step)
+    starts = iter(range(0, steps * per_step * size, size))
+    groups = [
+        [list(range(start, start + size)) for start in (next(starts) for _ in range(per_step))]
+        for _ in range(steps)
+    ]
+    with TemporaryDirectory(prefix="sdpo-relation-") as folder:
+        model, tokenizer = tiny_model(scenario, Path(folder)), handed_tokenizer(scenario)
+    gather = merged if scenario.lora else None
+    (update,) = run_reference(scenario, model, tokenizer, [groups], merged=gather, dtype=dtype)
+    return First(update.losses[0], update.gradients[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Script:
+    """A scenario as a key: its settings are a mapping, which has no hash."""
+
+    scenario: Scenario
+
+    def __hash__(self) -> int:
+        return hash(str(self.scenario))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Script) and str(self.scenario) == str(other.scenario)
+
+
+def reference_first(scenario: Scenario) -> First:
+    """The reference's first optimizer step in float32."""
+    return reference_runs(Script(scenario), torch.float32)
+
+
+def spread_of(scenario: Scenario) -> float:
+    """Largest distance of the reference's float32 gradients from its float64 ones ÷ scale."""
+    single = reference_first(scenario).gradient
+    double = reference_runs(Script(scenario), torch.float64).gradient
+    return max(distance(value, double[name]) for name, value in single.items())
+
+
+def outcome_of(first: Any, pair: Pair) -> Outcome:
+    """Test one pair on a trainer, or on the reference."""
+    try:
+        left = first(pair.left)
+        right = None if pair.right is None else first(pair.right)
+        refused = nothing_tested(first, pair, left, right)
+    except NotCoveredError as error:
+        return Outcome(NOT_COVERED, pair.case, note=str(error))
+    except CandidateError as error:
+        return Outcome(ERROR, pair.case, note=str(error))
+    if refused is not None:
+        return Outcome(refused.status, pair.case, note=refused.note)
+    scale_from = SHARE_OF if right is None else pair.left
+    share = 2 * (SLACK * spread_of(scale_from) + ROUNDINGS * EPSILON / 2)
+    usual = reference_first(scale_from)
+    found = [
+        measured(
+            "gradient",
+            pair.case,
+            largest_gap(left.gradient[name], right and pair.place(right.gradient)[name]),
+            share * max(scale_of(usual.gradient[name]), scale_of(left.gradient[name])),
+        )
+        for name in usual.gradient
+        if name in left.gradient
+    ]
+    if left.loss is not None and (right is None or right.loss is not None):
+        room = share * max(abs(usual.loss or 0.0), abs(left.loss))
+        found.append(
+            measured("loss", pair.case, abs(left.loss - (right.loss if right else 0)), room)
+        )
+    worst = max(found, key=lambda outcome: outcome.used or 0.0)
+    if worst.status == HOLDS and worst.used and not shows_a_factor_of_two(share):
+        return Outcome(NOT_COVERED, pair.case, note=refusal({"a gradient": share}))
+    return worst
+
+
+def nothing_tested(first: Any, pair: Pair, left: First, right: First | None) -> Refusal | None:
+    """Why two updates tell nothing: one experiment, or a trainer that does not learn.
+
+    Of a relation that wants zero the plain script's update is looked at.
+    """
+    if left.run is None:
+        return None
+    if right is not None and right.run is not None and pair.right is not None:
+        refused = why_one_experiment(pair.left, pair.right, left.run, right.run)
+        if refused is not None or learns(left) or learns(right):
+            return refused
+    elif learns(first(SHARE_OF)):
+        return None
+    return Refusal(NOT_COVERED, NEVER_LEARNS)
+
+
+def learns(update: First) -> bool:
+    """Whether a gradient has any entry that is not zero."""
+    return any(bool((value != 0).any()) for value in update.gradient.values())
+
+
+def largest_gap(left: torch.Tensor, right: torch.Tensor | None) -> float:
+    """Largest distance of two gradients, or of one from zero; infinite if one is not finite."""
+    gap = (left if right is None else left - right).double().abs().max().item()
+    return gap if math.isfinite(gap) else math.inf
+
+
+def measured(value: str, case: str, gap: float, room: float) -> Outcome:
+    """A distance beside its budget."""
+    used = 0.0 if gap == 0 else gap / room if room else math.inf
+    return Outcome(HOLDS if used <= 1 else VIOLATED, case, used, value, gap, room)
+
+
+def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
+    """The smallest divergence of a token in each scenario with a distribution to compare."""
+    found = []
+    for name, run in runs.items():
+        values = [
+            micro.values["divergence"]
+            for update in run.updates
+            for step in update.steps
+            for micro in step.micro_batches
+            if "divergence" in micro.values
+        ]
+        whole = run.settings.get("full_logit_distillation", True)
+        finite = [value[value.isfinite()] for value in values]
+        if whole and (sizes := [value for value in finite if value.numel()]):
+            lowest = min(value.min().item() for value in sizes)
+            largest = max(value.abs().max().item() for value in sizes)
+            room = 2 * ROUNDINGS * EPSILON * max(largest, 1.0)
+            found.append(measured("loss", name, max(-lowest, 0.0), room))
+    return found or [Outcome(NOT_COVERED, "", note=NO_DIVERGENCE)]
+
+
+def teacher_gradient(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
+    """Whether a gradient was found on the teacher's weights, in each scenario."""
+    found = [
+        Outcome(VIOLATED if run.teacher_gradient else HOLDS, name)
+        for name, run in runs.items()
+        if run.teacher_gradient is not None
+    ]
+    return found or [Outcome(NOT_COVERED, "", note=SHARED)]

@@ -1,0 +1,180 @@
+"""Causal probes: change one input alone, and see what moves in a trainer and what does not.
+
+What must matter has to move the named values, by more than rounding; what must not matter has to
+leave them bit-equal. So a part that is computed but has no effect shows, and an effect that nobody
+declared. How far a value moves is compared with the reference in the scenarios; a probe compares
+the side to which the loss moves, and the order of size.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
+from sdpo.parity.compare.comparison import DIVERGENT, ERROR, MATCH, NOT_COVERED, Comparison
+from sdpo.parity.compare.evaluated_case import prepared
+from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.recorded.roundings import equal, moved
+from sdpo.parity.trainers.judge.effects import mean_loss
+from sdpo.parity.trainers.judge.loss_stages import loss_case
+from sdpo.parity.trainers.probes.catalogue import BASES, PROBES, Probe
+from sdpo.parity.trainers.probes.takes_hold import Refusal, unseen_settings, why_one_experiment
+from sdpo.parity.trainers.recording.run_training import quiet
+from sdpo.parity.trainers.scenarios.scenario import Scenario
+from sdpo.parity.trainers.scenarios.training_record import TrainerRun, Update
+
+FACTOR = 5.0
+"""A loss that moves more than this many times as far as the reference's, or as little, is wrong."""
+
+
+def all_probes() -> list[Scenario]:
+    """The changed scenarios of all probes."""
+    return [probe.change(BASES[probe.base]) for probe in PROBES]
+
+
+def run_probes(candidate: Any, runs: dict[str, TrainerRun]) -> list[CaseResult]:
+    """All probes on a trainer; a base that is not among the `runs` is run once and added."""
+    return [run_probe(candidate, probe, runs) for probe in PROBES]
+
+
+def run_probe(candidate: Any, probe: Probe, runs: dict[str, TrainerRun]) -> CaseResult:
+    """One probe: the base and the changed scenario, and what differs between them."""
+    base = BASES[probe.base]
+    result = CaseResult(probe.id, "probe", (*base.tags, "probe"))
+    try:
+        if probe.base not in runs:
+            runs[probe.base] = train(candidate, base)
+        changed = train(candidate, probe.change(base))
+    except NotCoveredError as error:
+        result.note = f"not covered: {probe.question} {error}"
+        return result
+    except CandidateError as error:
+        result.comparisons.append(Comparison(error.stage, ERROR, probe.id, note=str(error)))
+        return result
+    refused = why_one_experiment(base, probe.change(base), runs[probe.base], changed)
+    if refused is None and not probe.moves:
+        refused = unseen_settings(base, probe.change(base), changed)
+    if refused is None and probe.moves and not shows(probe.moves, runs[probe.base], changed):
+        refused = Refusal(NOT_COVERED, f"the trainer shows none of {', '.join(probe.moves)}")
+    if refused is None:
+        result.comparisons.extend(judged(probe, runs[probe.base], changed))
+    elif refused.status == NOT_COVERED:
+        result.note = f"not covered: {probe.question} {refused.note}"
+    else:
+        result.comparisons.append(Comparison(probe.stage, ERROR, probe.id, note=refused.note))
+    return result
+
+
+def shows(names: Iterable[str], *runs: TrainerRun) -> bool:
+    """Whether all runs show some of the named values, so that a move of it would be seen."""
+    return any(all(value_of(run, name) is not None for run in runs) for name in names)
+
+
+def moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:
+    """Loss of the first optimizer step: the trainer's, and the reference's at the same logits.
+
+    None if the trainer shows no loss.
+    """
+    update = run.updates[0]
+    step = update.steps[0]
+    own, mask = mean_loss(step), update.prompt.get("distillation_mask")
+    if own is None or mask is None:
+        return None
+    found = []
+    for micro in step.micro_batches:
+        signal = torch.tensor([float(mask[row]) for row in micro.rows])
+        old = None if scenario.on_policy else micro.inputs.get("old_log_probs")
+        if old is None and not scenario.on_policy:
+            return None
+        case = loss_case(scenario, scenario.id, micro, old, signal)
+        found.append(prepared(case).reference["aggregate"].item())
+    return own, sum(found) / len(found)
+
+
+def wrong_way(probe: Probe, before: TrainerRun, after: TrainerRun) -> list[str]:
+    """How the change of the loss differs from the reference's, if it does by far."""
+    base = BASES[probe.base]
+    points = [moves_to(base, before), moves_to(probe.change(base), after)]
+    if points[0] is None or points[1] is None:
+        return []
+    ours, theirs = (now - then for then, now in zip(*points, strict=True))
+    if theirs == 0 or 1 / FACTOR <= ours / theirs <= FACTOR:
+        return []
+    return [f"aggregate moves by {ours:.3g} where the reference's moves by {theirs:.3g}"]
+
+
+def train(candidate: Any, scenario: Scenario) -> TrainerRun:
+    """One run of a trainer.
+
+    Raises:
+        NotCoveredError: the trainer cannot express the scenario.
+        CandidateError: the trainer failed.
+    """
+    torch.manual_seed(0)
+    with quiet(), TemporaryDirectory(prefix="sdpo-probe-") as folder:
+        return candidate.run(scenario, Path(folder))
+
+
+def judged(probe: Probe, before: TrainerRun, after: TrainerRun) -> Iterator[Comparison]:
+    """One comparison per probe: whether everything moved and stayed as it must."""
+    wrong, compared = [], 0
+    for names, must_move in ((probe.moves, True), (probe.stays, False)):
+        for name in names:
+            ours, theirs = value_of(before, name), value_of(after, name)
+            if ours is None or theirs is None:
+                continue
+            compared += 1
+            if not (moved(ours, theirs) if must_move else equal(ours, theirs)):
+                wrong.append(f"{name} {'does not move' if must_move else 'moves'}")
+    if not compared:
+        return
+    if probe.directed and not wrong:
+        wrong += wrong_way(probe, before, after)
+    if wrong:
+        note = f"{probe.question} {', '.join(wrong)}"
+        worst = {"value": probe.question, "actual": ", ".join(wrong), "expected": "the opposite"}
+        yield Comparison(
+            probe.stage, DIVERGENT, probe.id, compared, worst=worst, note=note, effect="value"
+        )
+    else:
+        yield Comparison(probe.stage, MATCH, probe.id, compared)
+
+
+def value_of(run: TrainerRun, name: str) -> Any:
+    """A named value of an update, None if the trainer does not show it."""
+    name, _, number = name.partition("@")
+    update = run.updates[int(number or 0)]
+    if name in update.prompt:
+        return update.prompt[name]
+    return of_weights(update, name) if name in WEIGHTS else of_micro_batches(update, name)
+
+
+WEIGHTS = ("accumulate", "parameters", "teacher_update")
+
+
+def of_weights(update: Update, name: str) -> Any:
+    """The first gradient, the last weights, or the teacher of an update."""
+    if name == "accumulate":
+        return update.steps[0].gradient
+    return update.steps[-1].parameters if name == "parameters" else update.teacher or None
+
+
+def of_micro_batches(update: Update, name: str) -> list[Tensor] | None:
+    """A value of all micro-batches of an update, at the tokens of the responses."""
+    found = []
+    for step in update.steps:
+        for micro_batch in step.micro_batches:
+            if name.endswith("_logits"):
+                mask = micro_batch.inputs["response_mask"] != 0
+                value = micro_batch.logits.get(name.removesuffix("_logits"))
+                value = None if value is None else value[mask]
+            else:
+                value = micro_batch.values.get(name)
+            if value is None:
+                return None
+            found.append(value)
+    return found

@@ -1,0 +1,70 @@
+"""Runs of several processes as one, and whether all processes hold the same."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sdpo.parity.cases.checked_call import CandidateError, same_bits
+from sdpo.parity.compare.comparison import DIVERGENT, Comparison
+from sdpo.parity.trainers.scenarios.scenario import Scenario
+from sdpo.parity.trainers.scenarios.training_record import Tensors, TrainerRun, Update
+
+
+def joined(scenario: Scenario, runs: Sequence[TrainerRun]) -> TrainerRun:
+    """The first process's run with the micro-batches and prompts of all, the others in `ranks`.
+
+    Raises:
+        CandidateError: the processes took different numbers of updates or steps.
+    """
+    first, *others = runs
+    shapes = {tuple(len(update.steps) for update in run.updates) for run in runs}
+    if len(shapes) > 1:
+        raise CandidateError("config", f"processes took different numbers of steps: {shapes}")
+    for number, update in enumerate(first.updates):
+        parts = [run.updates[number] for run in runs]
+        rows = len(scenario.generations[number].rollouts)
+        update.prompt = prompts_of(parts, rows)
+        for place, step in enumerate(update.steps):
+            step.micro_batches = [m for part in parts for m in part.steps[place].micro_batches]
+    first.ranks = others
+    return first
+
+
+def prompts_of(parts: Sequence[Update], rows: int) -> dict[str, list[Any]]:
+    """Prompt stages of all processes: of each the rows that it trains on."""
+    found = {}
+    for stage in {stage: None for part in parts for stage in part.prompt}:
+        share = rows // len(parts)
+        found[stage] = [
+            entry
+            for rank, part in enumerate(parts)
+            for entry in own_rows(part.prompt.get(stage, [None] * share), rank, share, rows)
+        ]
+    return found
+
+
+def own_rows(shown: Sequence[Any], rank: int, share: int, rows: int) -> Sequence[Any]:
+    """A process's rows of what it shows, which may be those of all processes."""
+    return shown[rank * share : (rank + 1) * share] if len(shown) == rows else shown
+
+
+def compare_ranks(case: str, run: TrainerRun, number: int) -> Iterator[Comparison]:
+    """Gradients, weights and teacher after an update: every process must hold the same bits."""
+    update = run.updates[number]
+    for rank, other in enumerate((r.updates[number] for r in run.ranks), start=1):
+        pairs: list[tuple[str, Tensors, Tensors]] = [
+            ("teacher_update", update.teacher, other.teacher)
+        ]
+        for ours, theirs in zip(update.steps, other.steps, strict=True):
+            pairs.append(("accumulate", ours.gradient, theirs.gradient))
+            pairs.append(("optimizer", ours.parameters, theirs.parameters))
+        for stage, ours, theirs in pairs:
+            if name := first_apart(ours, theirs):
+                note = f"process {rank} holds another {name} than process 0"
+                yield Comparison(stage, DIVERGENT, case, 1, note=note, effect="value")
+
+
+def first_apart(ours: Tensors, theirs: Tensors) -> str:
+    """Name of the first tensor that differs, empty if none does."""
+    if ours.keys() != theirs.keys():
+        return sorted(ours.keys() ^ theirs.keys())[0]
+    return next((name for name in ours if not same_bits(ours[name], theirs[name])), "")

@@ -1,0 +1,185 @@
+"""What an audit needs to know of a trainer: how to build it, and where its values are.
+
+A loop of one's own subclasses `TrainerAdapter` (`examples/audit_my_trainer.py`); a trainer derived
+from transformers' `Trainer` subclasses `HFTrainerAdapter` (`adapters/hf_trainer.py`,
+`examples/audit_my_hf_trainer.py`), which sees most by itself:
+
+| stage | seen in | asks of the adapter |
+|---|---|---|
+| `teacher_tokens` | inputs of the teacher's forward pass | `teacher` |
+| `distillation_mask` | `self_distillation_mask` of a micro-batch, else a hook | – |
+| `feedback`, `demonstration`, `teacher_prompt` | hooks | `observe` |
+| `log_probs`, `support`, `tail`, `divergence`, `importance` | hooks | `observe` |
+| `aggregate` | `compute_loss`, or a hook | `returns_unscaled_loss`, or `observe` |
+| `gradient` | gradient at the student's output | – |
+| `accumulate` | gradients before they are clipped | – |
+| `optimizer` | weights after each step | – |
+| `teacher_update` | the teacher's weights after each generation | `teacher` |
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from sdpo.parity.cases.checked_call import Location
+from sdpo.parity.trainers.recording.hooks import Watch
+from sdpo.parity.trainers.scenarios.scenario import Scenario
+from sdpo.parity.trainers.scenarios.training_record import MicroBatch, TrainerRun
+from sdpo.settings.config import SDPOConfig
+
+COMMON_IMPORTS = (
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.trainer",
+    "datasets",
+    "peft",
+    "trl.trainer.grpo_trainer",
+)
+
+
+class TrainerAdapter(ABC):
+    """Base class of trainer candidates: subclass it, and audit `FILE.py:YourAdapter`.
+
+    `stages` are the stages that the adapter claims to show; one that a run then lacks makes the
+    audit INCONCLUSIVE. `package` and `versions` name the audited distribution and the versions
+    that the adapter was written for (a specifier such as `>=1.16,<2`); `install` is what installs
+    it, if that is not the package itself.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str] = "trainer"
+    package: ClassVar[str] = ""
+    versions: ClassVar[str] = ""
+    install: ClassVar[str] = ""
+    stages: ClassVar[tuple[str, ...]] = ()
+    imports: ClassVar[tuple[str, ...]] = ()
+    """Modules that every run needs: they are imported once, before processes for runs fork."""
+    loss_metrics: ClassVar[tuple[str, ...]] = ()
+    """Names, beside `loss`, under which the trainer logs the loss that it optimises."""
+    notes: tuple[str, ...] = ()
+    location: Location | None = None
+    """Where the trainer is defined; known after a run at the latest."""
+    locations: Mapping[str, Location] = MappingProxyType({})
+    """Where stages are computed, by stage: reports point there."""
+
+    @abstractmethod
+    def run(self, scenario: Scenario, folder: Path) -> TrainerRun:
+        """Train through a scenario with the real trainer class and say what it did.
+
+        Raises:
+            NotCoveredError: the trainer cannot express the scenario; the message says what.
+            CandidateError: the trainer failed, or a hook did not fire.
+        """
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is built from.
+
+    `settings` are the scenario's with every default filled in; `arguments` suit `GRPOConfig` and
+    anything that takes its names; `optimizer` is over the model's trainable weights; `dataset` has
+    the conversations in the column `prompt`; each of the `rewards` leaves feedback in
+    `last_feedback`, one text or None per completion.
+    """
+
+    scenario: Scenario
+    settings: SDPOConfig
+    model: nn.Module
+    tokenizer: Any
+    dataset: Any
+    rewards: list[Any]
+    optimizer: Any
+    arguments: Mapping[str, Any]
+    folder: Path
+
+
+class StageRecorder(Protocol):
+    """What `observe` may use of the recorder of a run (`recorder.py`).
+
+    Attributes:
+        watch: `watch.function(module, name, seen)` adds a hook.
+        trainer: the trainer that is recorded.
+        micro: the micro-batch in progress, with what is known of it so far; None outside of one.
+    """
+
+    watch: Watch
+    trainer: Any
+    micro: MicroBatch | None
+
+    def values(self, stages: Mapping[str, Tensor | None]) -> None:
+        """Stage values of the micro-batch in progress; outside of one they are not recorded."""
+
+    def prompts(self, stage: str, rows: Sequence[Any]) -> None:
+        """A prompt stage of the generation that was sampled last, one value per row."""
+
+    def prompt(self, stage: str, value: Any) -> None:
+        """A prompt stage of the next row of the generation that was sampled last."""
+
+
+class TrainerHooks(TrainerAdapter):
+    """What the recorder asks of the adapter of a trainer derived from transformers' `Trainer`.
+
+    To be subclassed as `HFTrainerAdapter`, which adds `run`.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = (
+        "teacher_tokens",
+        "gradient",
+        "accumulate",
+        "optimizer",
+        "teacher_update",
+    )
+    imports: ClassVar[tuple[str, ...]] = COMMON_IMPORTS
+    returns_unscaled_loss: ClassVar[bool] = False
+    """Whether `compute_loss` returns the micro-batch's loss before any scale for accumulation."""
+    feedback_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of the data set in which the trainer looks for feedback, if it does so at all."""
+    further_inputs: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Names under which `compute_loss`, or that of the class derived from, gets the weights
+    `rollout_is_weights` of another sampler's rollouts, and the `response_mask` of tools' tokens."""
+    teacher_adapter: ClassVar[str] = "teacher"
+    """Name of the teacher's adapter where student and teacher share a PEFT model."""
+
+    @abstractmethod
+    def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
+        """The trainer, and its effective settings under verl's names.
+
+        Read the settings back from the trainer's own configuration, so that a default or a rename
+        that was missed shows at stage `config`.
+
+        Raises:
+            NotCoveredError: the trainer has no setting for what the scenario needs.
+        """
+
+    @abstractmethod
+    def teacher(self, trainer: Any) -> nn.Module | None:
+        """The module that answers as the teacher; the student itself if they share weights."""
+
+    def teacher_adapters(self, trainer: Any) -> tuple[str, ...]:
+        """The adapters that are active while the teacher answers, where it is the student's model.
+
+        By them its passes are told from the student's; `()` if it answers with all disabled.
+        """
+        return (self.teacher_adapter,)
+
+    def observe(self, trainer: Any, recorder: StageRecorder) -> None:
+        """Add hooks that show stage values: `recorder.watch.function(module, name, seen)`.
+
+        `seen` may call `recorder.values({stage: tensor})` for the micro-batch in progress and
+        `recorder.prompts(stage, rows)` or `recorder.prompt(stage, row)` for the generation.
+        """
+
+    def sources(self, trainer: Any) -> Mapping[str, Any]:
+        """Functions that compute stages, by stage, for reports to point at; none by default."""
+        return {}
+
+    def teacher_weights(self, trainer: Any) -> dict[str, Tensor]:
+        """The teacher's weights by name; of a LoRA teacher the effective ones."""
+        from sdpo.parity.trainers.recording.weights import teacher_weights
+
+        return teacher_weights(self.teacher(trainer), trainer.model, self.teacher_adapter)

@@ -1,0 +1,151 @@
+"""The world around a trainer, as a scenario says: data set, sampler, reward and its feedback.
+
+    data set ─► trainer ─► sampler (`generate`) ─► trainer ─► reward, feedback ─► trainer
+
+The trainer is told nothing else. A sampler that is asked for prompts other than those of the
+scenario has not trained on the scenario, so that is an error.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdpo.parity.cases.checked_call import CandidateError
+from sdpo.parity.trainers.scenarios.scenario import EXTRA_PADDING, Generation, Scenario
+from sdpo.parity.trainers.scenarios.tiny_model import completion_ids, prompt_ids
+
+
+class Script:
+    """Plays the generations of a scenario, one after the other; of several processes one's share.
+
+    Attributes:
+        generation: number of the generation that is being learnt from; -1 before the first.
+        sampled: what each call of the sampler has returned.
+        scored: rewards and feedback of each call of a reward function.
+        completions: token ids of each row of each generation.
+    """
+
+    def __init__(self, scenario: Scenario, pad_token_id: int, rank: int = 0):
+        self.scenario, self.pad_token_id, self.rank = scenario, pad_token_id, rank
+        self.completions = [completion_ids(generation) for generation in scenario.generations]
+        self.prompts = [prompt_ids(generation) for generation in scenario.generations]
+        self.generation, self.served = -1, 0
+        self.sampled: list[Tensor] = []
+        self.scored: list[list[Any]] = []
+
+    @property
+    def present(self) -> Generation:
+        """The generation that is being learnt from."""
+        return self.scenario.generations[self.generation]
+
+    @property
+    def share(self) -> int:
+        """Rows of a generation that this process answers."""
+        return self.scenario.micro_batch_size * self.scenario.steps_per_generation
+
+    @property
+    def max_completion_length(self) -> int:
+        """Tokens of the longest completion."""
+        return max(len(row) for rows in self.completions for row in rows)
+
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
+        """In place of the model's: prompts as given, each with the next scripted completion.
+
+        Args:
+            input_ids: `(N, P)` int64, left-padded.
+            attention_mask: `(N, P)`.
+            _: sampling settings, of no use here.
+
+        Returns:
+            `(N, P + T)`, completions right-padded.
+
+        Raises:
+            CandidateError: the prompts are not the next ones of the scenario.
+        """
+        if self.generation < 0 or self.served == self.share:
+            self.generation, self.served = self.generation + 1, 0
+        if self.generation == len(self.completions):
+            raise CandidateError(
+                "config", f"the trainer generated more than the {self.generation} scripted times"
+            )
+        start = self.rank * self.share + self.served
+        rows = slice(start, start + len(input_ids))
+        asked = [i[m.bool()].tolist() for i, m in zip(input_ids, attention_mask, strict=True)]
+        if asked != self.prompts[self.generation][rows]:
+            raise CandidateError(
+                "config",
+                f"the trainer asked the sampler for {len(asked)} prompts that are not rows "
+                f"{rows.start}-{rows.stop - 1} of generation {self.generation}: it must keep the "
+                "data set's order, repeat each prompt for its group, and cut nothing",
+            )
+        self.served += len(input_ids)
+        answers = [torch.tensor(row) for row in self.completions[self.generation][rows]]
+        padded = torch.nn.utils.rnn.pad_sequence(answers, True, self.pad_token_id)
+        if self.scenario.disguise == "extra padding":
+            padded = torch.nn.functional.pad(padded, (0, EXTRA_PADDING), value=self.pad_token_id)
+        self.sampled.append(torch.cat([input_ids, padded.to(input_ids)], dim=1))
+        return self.sampled[-1]
+
+    def row_of(self, ids: list[int]) -> int:
+        """The row whose completion these ids are, padding after it allowed.
+
+        Raises:
+            CandidateError: no row's.
+        """
+        for row, completion in enumerate(self.completions[self.generation]):
+            length = len(completion)
+            rest = set(ids[length:]) <= {self.pad_token_id}
+            if tuple(ids[:length]) == completion and rest:
+                return row
+        raise CandidateError("config", f"the trainer learns from {ids}, which is no scripted row")
+
+    def dataset(self, *columns: str) -> Any:
+        """A data set with the conversations in order.
+
+        Args:
+            columns: further columns that hold the feedback of each conversation.
+        """
+        from datasets import Dataset
+
+        rows = [
+            (list(conversation), feedback_of(generation, group))
+            for generation in self.scenario.generations
+            for group, conversation in enumerate(generation.conversations)
+        ]
+        found: dict[str, list[Any]] = {"prompt": [conversation for conversation, _ in rows]}
+        for column in columns:
+            found[column] = [feedback for _, feedback in rows]
+        return Dataset.from_dict(found)
+
+
+def feedback_of(generation: Generation, group: int) -> str | None:
+    """The feedback of a conversation's rollouts if all have the same, else that of the first."""
+    return generation.rollouts[group * generation.group_size].feedback
+
+
+def feedback_varies(scenario: Scenario) -> bool:
+    """Whether rollouts of one conversation have different feedback."""
+    return any(
+        rollout.feedback != feedback_of(generation, row // generation.group_size)
+        for generation in scenario.generations
+        for row, rollout in enumerate(generation.rollouts)
+    )
+
+
+class ScriptedReward:
+    """A reward function that says what the script says, with `last_feedback` beside it."""
+
+    __name__ = "scripted"
+
+    def __init__(self, script: Script):
+        self.script = script
+        self.last_feedback: list[str | None] = []
+
+    def __call__(self, completion_ids: list[list[int]], **_: Any) -> list[float]:
+        """Reward of each completion."""
+        rollouts = self.script.present.rollouts
+        rows = [rollouts[self.script.row_of(list(ids))] for ids in completion_ids]
+        self.last_feedback = [row.feedback for row in rows]
+        self.script.scored.append([[row.reward for row in rows], self.last_feedback])
+        return [row.reward for row in rows]

@@ -1,0 +1,1 @@
+"""The scripted world of a training, and what was recorded in it."""

@@ -1,0 +1,1 @@
+"""The oracle, and how far a correct evaluation may be from it."""

@@ -1,0 +1,112 @@
+"""Half precision: how far a value may be from the definition as a whole, in its norm.
+
+Bounds of single elements add up the worst that each rounding can do. In bfloat16 that is often more
+than the value itself, so that a gradient of the wrong size or direction would pass them. Errors of
+many elements do not all go the same way: the distance of the whole tensor from the oracle hardly
+depends on the order of operations, and the reference's own distance measures it.
+
+A correct evaluation stays within `TIMES` the larger of the reference's distance and of what a few
+roundings make, besides the distance between choices among ties. Both numbers were fixed by the
+correct programs of `tests/parity/truth/test_budget.py`, of which none may use more than half. Where
+values are as small as one rounding of their natural scale the rule says nothing; in float32 and
+float64 the bounds of the elements are the sharper ones.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.truth import error_bounds, oracle
+from sdpo.parity.truth.budget import Truth
+from sdpo.parity.truth.oracle import Array, array_of
+
+TIMES = 6
+ROUNDINGS_OF_VALUE = 4
+ROUNDINGS_OF_UNIT = {"divergence": 1.0, "importance": 1.0, "aggregate": 1.0, "gradient": 0.5}
+MEANINGFUL = 8
+FEWEST_TOKENS = 4
+"""Of fewer values the distance is no average, and the reference may be right by chance."""
+
+
+def limit_as_a_whole(
+    name: str, case: LossCase, truth: Truth, reference: Mapping[str, Tensor]
+) -> float | None:
+    """Largest distance from the oracle in the norm, None where the rule does not apply.
+
+    Args:
+        name: `divergence` or `importance` (over the tokens that count), `aggregate`, `gradient`.
+        case: the inputs.
+        truth: oracle values of the case.
+        reference: stage values of the reference.
+    """
+    u = error_bounds.unit_roundoff(case.dtype)
+    fewest = 1 if name == "gradient" else FEWEST_TOKENS
+    if u <= error_bounds.HALF_PRECISION or truth.counts.sum() < fewest:
+        return None
+    of_divergence, of_slope = natural_scales(case, truth)
+    if name == "aggregate":
+        share = oracle.aggregation_weights(array_of(case.loss_mask), case.config.loss_agg_mode)
+        share = share[truth.counts]
+        value = share * truth.values["importance"]
+        error = share * distance_of(reference["importance"], truth, truth.values["importance"])
+        scales = share * truth.weight * of_divergence
+        size, distance, unit = (np.abs(v).sum() for v in (value, error, scales))
+        of_choice = float((share * truth.weight * truth.spread).sum())
+    else:
+        value = truth.values[name][truth.counts] if name == "gradient" else truth.values[name]
+        scales = {
+            "divergence": of_divergence,
+            "importance": truth.weight * of_divergence,
+            "gradient": truth.share * of_slope,
+        }[name]
+        error = distance_of(reference[name], truth, value)
+        size, distance, unit = (float(np.linalg.norm(v)) for v in (value, error, scales))
+        spread = {"divergence": truth.spread, "importance": truth.weight * truth.spread}
+        of_choice = float(np.linalg.norm(spread.get(name, 0.0)))
+    if not np.isfinite(size + distance + unit) or size <= MEANINGFUL * u * unit:
+        return None
+    few = max(ROUNDINGS_OF_VALUE * size, ROUNDINGS_OF_UNIT[name] * unit)
+    return float(TIMES * max(distance, u * few)) + of_choice
+
+
+def natural_scales(case: LossCase, truth: Truth) -> tuple[Array, Array]:
+    """How many roundings of one a rounding of the log-probs is, in D and in dD/dz, each `(N,)`.
+
+    Over a support, D compares log-probs by probabilities: its roundings are those of one. At
+    alpha above 0 the gradient is p · (log-ratio - D), which a rounding of D moves by D roundings.
+    The surrogate of sampled-token mode, (log p - log q) log p, has no such factor: log-probs are
+    rounded as the logits and the normalizer that they are the difference of (`truth.rounded`).
+    """
+    size = np.abs(truth.values["divergence"])
+    if case.mode != "sampled":
+        return np.ones_like(size), np.maximum(1.0, size)
+    of_p, of_q = truth.rounded.T
+    log_p = np.abs(truth.values["log_probs.student"])
+    gap = np.abs(truth.values["log_probs.student"] - truth.values["log_probs.teacher"])
+    p = np.exp(truth.log_p)
+    sampled = oracle.marked(case.responses.numpy()[truth.counts][:, None], p.shape[-1])
+    direction, p = (np.linalg.norm(v, axis=-1) for v in (sampled - p, p))
+    of_gap = of_p + of_q
+    return of_gap * log_p + gap * of_p, of_gap * direction + gap * of_p * p
+
+
+def distance_of(value: Tensor, truth: Truth, true: Array) -> Array:
+    """The reference's distance from the oracle at the tokens that count; zero where it is NaN.
+
+    A documented improvement may be finite there, and is then judged as a whole all the same.
+    """
+    error = array_of(value)[truth.counts] - true
+    return np.where(np.isnan(error) & np.isfinite(true), 0.0, error)
+
+
+def size_and_direction(actual: Array, truth: Array) -> str:
+    """How a gradient lies to the oracle's: ratio of the norms and cosine, for a note."""
+    finite = np.isfinite(actual) & np.isfinite(truth)
+    a, t = actual[finite], truth[finite]
+    norms = float(np.linalg.norm(a)), float(np.linalg.norm(t))
+    if not (all(norms) and np.isfinite(norms).all()):
+        return ""
+    cosine = float((a / norms[0]) @ (t / norms[1]))
+    return f"norm × {norms[0] / norms[1]:.3g}, cosine {cosine:.3g}"

@@ -1,0 +1,109 @@
+"""Which entries of the vocabulary may be in the support: ties at the edge of the top-k are open.
+
+A program takes the K largest of a key that orders the entries as the logits x do: any of
+
+    x ─ ÷ temperature ─► z ─ - max ─► z - m ─ - log Σ exp ─► log p ─ exp ─► p
+
+Each arrow rounds, so that the keys of two logits may become equal or change places. An entry's key
+is taken for an interval: its z, give or take all roundings on the longest of these ways. Entries
+whose intervals overlap tie. What moves all keys of a token alike (the normalizer, a factor) leaves
+their order as it is and is no part of it. Zero is no rounding of a probability: those below the
+smallest number of the dtype have lost their order, and a program that chooses by them is wrong.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from sdpo.parity.truth import error_bounds
+from sdpo.parity.truth.oracle import Array
+
+ROUNDINGS_OF_EXP = 4
+"""Of a vectorised exponential: two units in the last place. Half precision computes it in float32
+and rounds once."""
+
+
+def key_errors(scaled: Array, log_p: Array, divided: bool, dtype: torch.dtype) -> Array:
+    """How far each key may be from its z, `(N, V)`; zero where z or log p is not finite.
+
+    The largest may be taken away before the division or after it, so that either |z| or |z - m| is
+    rounded by the division; z - m is rounded when it is made, and so is log p. The exponential and
+    its quotient by the sum are rounded by one unit each in the logarithm, by more below the normal
+    numbers.
+
+    Args:
+        scaled: z `(N, V)`, logits ÷ temperature.
+        log_p: `(N, V)`.
+        divided: whether the temperature is another than 1.
+        dtype: of the computation.
+    """
+    u, tiny = error_bounds.unit_roundoff(dtype), torch.finfo(dtype).tiny
+    finite = np.isfinite(scaled) & np.isfinite(log_p)
+    z, log_p = np.where(finite, scaled, 0), np.where(finite, log_p, 0)
+    below = np.abs(np.where(finite, scaled - scaled.max(axis=-1, keepdims=True), 0))
+    of_exp = 1 if u > error_bounds.HALF_PRECISION else ROUNDINGS_OF_EXP
+    of_division = np.maximum(np.abs(z), below) * divided
+    p = np.exp(log_p)
+    one = np.where(p < 2 * u * tiny, 1, np.maximum(tiny / np.maximum(p, 2 * u * tiny), 1))
+    roundings = of_division + below + np.maximum(np.abs(log_p), one) + of_exp * one
+    return np.where(finite, u * roundings, 0)
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Intervals of the keys `(N, V)`, of which a correct program takes the `count` largest."""
+
+    lowest: Array
+    highest: Array
+    count: int
+
+    @cached_property
+    def certain(self) -> Array:
+        """`(N, V)`: entries that are above all but `count - 1` others, wherever the keys are."""
+        if self.count == self.lowest.shape[-1]:
+            return np.ones_like(self.lowest, dtype=bool)
+        return self.lowest > at_rank(self.highest, self.count)
+
+    @cached_property
+    def possible(self) -> Array:
+        """`(N, V)`: entries that fewer than `count` others are above, wherever the keys are."""
+        return self.highest >= at_rank(self.lowest, self.count - 1)
+
+    @property
+    def open(self) -> Array:
+        """`(N,)`: tokens with more than one choice."""
+        return (self.certain != self.possible).any(axis=-1)
+
+    def admits(self, chosen: Array) -> Array:
+        """Whether a correct program may choose these entries, for each token of `(N, V)`.
+
+        So many of them, and none of the others certainly above one of them.
+        """
+        left_out = np.where(chosen, -np.inf, self.lowest).max(axis=-1)
+        taken = np.where(chosen, self.highest, np.inf).min(axis=-1)
+        return (chosen.sum(axis=-1) == self.count) & (left_out <= taken)
+
+    def of(self, token: int, entries: Array) -> "Ties":
+        """The same of one token and some entries, by their numbers; `count` stays."""
+        at = (slice(token, token + 1), entries)
+        return Ties(self.lowest[at], self.highest[at], self.count)
+
+
+def at_rank(keys: Array, rank: int) -> Array:
+    """The key `(N, 1)` that `rank` others of its token are not below."""
+    return -np.partition(-keys, rank, axis=-1)[:, rank : rank + 1]
+
+
+def ties_of(scaled: Array, log_p: Array, count: int, divided: bool, dtype: torch.dtype) -> Ties:
+    """The intervals of the keys; NaN is above all, as in `torch.topk`."""
+    error = key_errors(scaled, log_p, divided, dtype)
+    keys = np.where(np.isnan(scaled), np.inf, scaled)
+    return Ties(keys - error, keys + error, count)
+
+
+def settled(chosen: Array) -> Ties:
+    """No choice: just these entries `(N, V)`, of which each token has equally many."""
+    keys = np.where(chosen, 1.0, 0.0)
+    return Ties(keys, keys, int(chosen.sum(axis=-1).max(initial=1)))

@@ -1,1 +1,0 @@
-"""Audit of trainers: whole updates, from scripted rollouts to the weights of the teacher."""

@@ -1,0 +1,1 @@
+"""From attempts and feedback to the teacher's tokens."""

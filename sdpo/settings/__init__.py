@@ -1,0 +1,1 @@
+"""Settings under verl's names, their rules and templates, determinism."""

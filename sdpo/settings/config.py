@@ -1,0 +1,213 @@
+"""Settings of SDPO under verl's names, their rules, and named presets.
+
+`SDPOConfig()` is what the reference really runs: its YAML layer. The layers of the reference, the
+paper's two set-ups and the `sdpo-rl` package disagree; each is a preset.
+"""
+
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from sdpo.settings.rules import (
+    DEFAULT_ALPHA,
+    DEFAULT_RATE,
+    DEFAULT_REPROMPT_LEN,
+    nearest,
+    violations,
+)
+
+REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
+SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
+FEEDBACK_TEMPLATE = (
+    "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
+)
+DATACLASS_TEMPLATES = {
+    "reprompt_template": REPROMPT_TEMPLATE + "\n",
+    "solution_template": SOLUTION_TEMPLATE + "\n\n",
+    "feedback_template": FEEDBACK_TEMPLATE + "\n\n",
+}
+
+
+class ConfigError(ValueError):
+    """One or more settings break a rule; the message lists all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDPOConfig:
+    """Settings of the loss, the teacher and its prompt.
+
+    Field names are verl's; the settings of `sdpo-rl` are accepted under its names too, as long as
+    two names of one thing do not disagree. The comment behind a field gives its default in the
+    reference's three layers where they disagree: dataclass / actor.yaml / sdpo.yaml.
+
+    Raises:
+        ConfigError: any field breaks its rule; all violations are listed.
+
+    Source: `verl/workers/config/actor.py` 38-112, `verl/trainer/config/actor/actor.yaml` and
+    `verl/trainer/config/sdpo.yaml` at 0e6d5106.
+    """
+
+    enabled: bool = True
+    """False leaves the trainer exactly TRL's GRPO."""
+    hybrid_lambda: float = 0.0
+    """Weight of GRPO in the loss `hybrid_lambda * GRPO + (1 - hybrid_lambda) * SDPO`."""
+    micro_batch_semantics: str = "verl"
+    """`verl`: mean of the micro-batches' own means; `exact`: independent of the split."""
+    loss_implementation: str = "logits"
+    """How the trainer computes the loss: from all `logits`, or `fused`, from hidden states in
+    chunks: the same but for rounding, without the memory of the logits."""
+    share_prompts: str = "none"
+    """Who computes a prompt once for all rows of a micro-batch that have it, the same but for
+    rounding: `none`, the `teacher`, or `both` it and the student."""
+
+    full_logit_distillation: bool = True
+    """Compare distributions; False compares the sampled token alone (needs alpha 1)."""
+    alpha: float = DEFAULT_ALPHA  # 0.0 / 0.5 / 0.5
+    """0: KL(teacher‖student); 1: KL(student‖teacher); between: mixture form."""
+    distillation_topk: int | None = 100  # None / 100 / 100
+    """K likeliest tokens of the student; None takes the full vocabulary."""
+    distillation_add_tail: bool = True
+    """Keep the left-over mass as one more entry; False renormalises the K entries."""
+    is_clip: float | None = 2.0  # None / 2 / 2
+    """Upper limit of the importance ratio; None for no ratio."""
+    loss_agg_mode: str = "token-mean"
+    """How token losses become one number."""
+    temperature: float = 1.0
+    """Divides the logits of both sides; the sampling temperature of training."""
+    rollout_is_threshold: float | None = 2.0
+    """Upper limit of the rollout-correction weights (used where the sampler's log-probs exist)."""
+
+    teacher_regularization: str = "ema"
+    """`ema`: moving average of weights; `trust-region`: mix of logits with the live student."""
+    teacher_update_rate: float = DEFAULT_RATE
+    """Share of the student in the average or mix; 0 freezes the teacher."""
+
+    teacher_mode: str | None = None
+    """sdpo-rl's name for the two above: `ema`, `frozen` (rate 0), `trust_region`, or `lora_ema`
+    (student and teacher are adapters of one PEFT model). None: as the two above say."""
+    lora_average: str = "factors"
+    """What `lora_ema` averages: the `factors` A and B, or the `effective` weights B·A, which needs
+    one dense matrix for each adapted layer."""
+
+    success_reward_threshold: float = 0.5  # 1.0 / 0.5 / 0.5
+    """Smallest summed reward of a successful attempt."""
+    dont_reprompt_on_self_success: bool = True  # False / True / True
+    """Never show an attempt to itself as a demonstration."""
+    remove_thinking_from_demonstration: bool = True  # False / True / True
+    """Delete `<think>…</think>` spans from demonstrations."""
+    include_environment_feedback: bool = True  # False / True / True
+    """Let feedback into the teacher prompt."""
+    environment_feedback_only_without_solution: bool = True  # False / True / True
+    """Use feedback only where there is no demonstration."""
+    max_reprompt_len: int = DEFAULT_REPROMPT_LEN
+    """Longest teacher prompt in tokens, chat template included."""
+    max_reprompt_length: InitVar[int | None] = None
+    """sdpo-rl's name of `max_reprompt_len`, which is the one to read."""
+    reprompt_truncation: str = "right"
+    """Which end of a longer prompt is cut, or `error`."""
+    reprompt_template: str = REPROMPT_TEMPLATE
+    """Slots `prompt`, `solution`, `feedback`."""
+    solution_template: str = SOLUTION_TEMPLATE
+    """Slot `successful_previous_attempt`."""
+    feedback_template: str = FEEDBACK_TEMPLATE
+    """Slot `feedback_raw`."""
+    apply_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Chat-template arguments of the teacher prompt."""
+    feedback_column: str = "feedback"
+    """Column of the rollouts that may hold the environment's feedback."""
+
+    audit_every: int = 0
+    """Compare every n-th update with the reference while training; 0 for never."""
+    audit_lockstep: bool = False
+    """Also train a second replica by the reference alone, from the same rollouts."""
+    audit_dir: str | None = None
+    """Where the audit writes; None for `parity` in the trainer's output directory."""
+
+    lr: float = 1e-5  # - / 1e-6 / 1e-5
+    """Learning rate that belongs to the preset."""
+    grad_clip: float = 1.0
+    """Largest 2-norm of the gradient."""
+
+    def __new__(cls, **settings: Any) -> "SDPOConfig":
+        """Reject unknown settings, naming the nearest valid one."""
+        known = [*(f.name for f in fields(cls)), "max_reprompt_length"]
+        unknown = [key for key in settings if key not in known]
+        if unknown:
+            messages = [f"{key!r} is not a setting{nearest(key, known)}" for key in unknown]
+            valid = {key: value for key, value in settings.items() if key in known}
+            raise ConfigError("; ".join(messages + violations(valid)))
+        return super().__new__(cls)
+
+    def __post_init__(self, max_reprompt_length: int | None) -> None:
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        if found := violations(settings | {"max_reprompt_length": max_reprompt_length}):
+            raise ConfigError("; ".join(found))
+        implied: dict[str, Any] = {"max_reprompt_len": max_reprompt_length or self.max_reprompt_len}
+        if self.teacher_mode == "trust_region":
+            implied["teacher_regularization"] = "trust-region"
+        if self.teacher_mode == "frozen":
+            implied["teacher_update_rate"] = 0.0
+        for name, value in implied.items():
+            object.__setattr__(self, name, value)
+
+    def shares_prompts(self, side: str) -> bool:
+        """Whether the `student` or `teacher` computes a prompt once for several rows."""
+        return self.share_prompts in (side, "both")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], *, preset: str = "verl_yaml") -> "SDPOConfig":
+        """A preset with some settings changed.
+
+        Raises:
+            ConfigError: unknown preset or setting (the nearest valid name is offered), or a broken
+                rule; all of them in one message.
+        """
+        if preset not in PRESETS:
+            raise ConfigError(f"{preset!r} is not a preset{nearest(preset, list(PRESETS))}")
+        return cls(**{**PRESETS[preset], **settings})
+
+    @classmethod
+    def preset(cls, name: str) -> "SDPOConfig":
+        """One of the named presets.
+
+        Raises:
+            ConfigError: no such preset; the nearest name is offered.
+        """
+        return cls.from_dict({}, preset=name)
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "verl_yaml": {},
+        "verl_dataclass": {
+            "alpha": 0.0,
+            "distillation_topk": None,
+            "is_clip": None,
+            "success_reward_threshold": 1.0,
+            "dont_reprompt_on_self_success": False,
+            "remove_thinking_from_demonstration": False,
+            "include_environment_feedback": False,
+            "environment_feedback_only_without_solution": False,
+            **DATACLASS_TEMPLATES,
+        },
+        "paper_generalization": {
+            "alpha": 0.5,
+            "distillation_topk": 100,
+            "teacher_update_rate": 0.05,
+            "is_clip": 2.0,
+            "include_environment_feedback": False,
+            "lr": 1e-5,
+        },
+        "paper_rich_feedback": {
+            "alpha": 1.0,
+            "distillation_topk": 20,
+            "teacher_update_rate": 0.01,
+            "lr": 1e-6,
+        },
+        "sdpo_rl": {"success_reward_threshold": 1.0, **DATACLASS_TEMPLATES},
+    }
+)
+"""Differences from `verl_yaml`. Sources: the reference's dataclass; its generalization script; its
+rich-feedback script (whose `ema_update_rate=0.01` names no existing key, so that the script as
+published cannot start); `sdpo-rl` 0.0.3 `SDPOConfig`."""

@@ -1,0 +1,161 @@
+"""The rules that the settings of `SDPOConfig` obey, and how several names fit together."""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from sdpo.settings.templates import SLOTS, TemplateError, check_template
+
+LOSS_AGG_MODES = (
+    "token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum-norm",
+)
+TEACHER_REGULARIZATIONS = ("ema", "trust-region")
+TEACHER_MODES = ("ema", "frozen", "trust_region", "lora_ema")
+LORA_AVERAGES = ("factors", "effective")
+MICRO_BATCH_SEMANTICS = ("verl", "exact")
+LOSS_IMPLEMENTATIONS = ("logits", "fused")
+SHARE_PROMPTS = ("none", "teacher", "both")
+TRUNCATIONS = ("left", "right", "error")
+
+DEFAULT_ALPHA = 0.5
+DEFAULT_RATE = 0.05
+DEFAULT_REPROMPT_LEN = 10240
+
+
+def violations(settings: Mapping[str, Any]) -> list[str]:
+    """One message for each setting that breaks its rule."""
+    found = [
+        f"{name}={value!r}: {RULES[name][1]}"
+        for name, value in settings.items()
+        if name in RULES and not RULES[name][0](value)
+    ]
+    for name in SLOTS.keys() & settings.keys():
+        try:
+            check_template(name, settings[name])
+        except TemplateError as error:
+            found.append(str(error))
+    alpha = settings.get("alpha", DEFAULT_ALPHA)
+    if not settings.get("full_logit_distillation", True) and alpha != 1.0:
+        found.append(
+            f"alpha={alpha!r}: must be 1.0 when full_logit_distillation is False, because "
+            "the sampled token only estimates KL(student‖teacher)"
+        )
+    return found + conflicts(settings)
+
+
+def conflicts(settings: Mapping[str, Any]) -> list[str]:
+    """One message for each pair of settings that name the same thing with different values.
+
+    A setting at its default counts as not given.
+    """
+    found = []
+    mode = settings.get("teacher_mode")
+    regularization = settings.get("teacher_regularization", "ema")
+    rate = settings.get("teacher_update_rate", DEFAULT_RATE)
+    if mode in TEACHER_MODES and mode != "trust_region" and regularization == "trust-region":
+        found.append(
+            f"teacher_mode={mode!r} contradicts teacher_regularization='trust-region': give one"
+        )
+    if mode == "frozen" and rate not in (0, DEFAULT_RATE):
+        found.append(
+            f"teacher_mode='frozen' contradicts teacher_update_rate={rate!r}: a frozen teacher "
+            "does not move, so leave the rate out"
+        )
+    length = settings.get("max_reprompt_len", DEFAULT_REPROMPT_LEN)
+    alias = settings.get("max_reprompt_length")
+    if alias is not None and length not in (alias, DEFAULT_REPROMPT_LEN):
+        found.append(
+            f"max_reprompt_length={alias!r} contradicts max_reprompt_len={length!r}: they are the "
+            "same setting, so give one"
+        )
+    if settings.get("lora_average", "factors") != "factors" and mode != "lora_ema":
+        found.append("lora_average='effective' needs teacher_mode='lora_ema'")
+    return found
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """A hint that names the valid name closest to a wrong one."""
+    close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid are {valid}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
+    return lambda value: _is_number(value) and holds(value)
+
+
+def _optional(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or holds(value)
+
+
+def _positive_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in choices, f"must be one of {', '.join(choices)}"
+
+
+_SWITCH = (lambda value: isinstance(value, bool), "must be True or False")
+_POSITIVE = (_number(lambda v: v > 0), "must be a finite number above 0")
+
+RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
+    {
+        "full_logit_distillation": _SWITCH,
+        "alpha": (_number(lambda v: 0 <= v <= 1), "must lie in [0, 1]"),
+        "distillation_topk": (_optional(_positive_integer), "must be an integer above 0, or None"),
+        "distillation_add_tail": _SWITCH,
+        "is_clip": (_optional(_POSITIVE[0]), "must be a finite number above 0, or None"),
+        "loss_agg_mode": _one_of(LOSS_AGG_MODES),
+        "temperature": _POSITIVE,
+        "rollout_is_threshold": (
+            _optional(_POSITIVE[0]),
+            "must be a finite number above 0, or None",
+        ),
+        "teacher_regularization": _one_of(TEACHER_REGULARIZATIONS),
+        "teacher_update_rate": (_number(lambda v: 0 <= v <= 1), "must lie in [0, 1]"),
+        "success_reward_threshold": (_number(lambda v: True), "must be a finite number"),
+        "dont_reprompt_on_self_success": _SWITCH,
+        "remove_thinking_from_demonstration": _SWITCH,
+        "include_environment_feedback": _SWITCH,
+        "environment_feedback_only_without_solution": _SWITCH,
+        "max_reprompt_len": (_positive_integer, "must be an integer above 0"),
+        "reprompt_truncation": _one_of(TRUNCATIONS),
+        "apply_chat_template_kwargs": (
+            lambda value: isinstance(value, Mapping),
+            "must be a mapping",
+        ),
+        "enabled": _SWITCH,
+        "hybrid_lambda": (_number(lambda v: 0 <= v <= 1), "must lie in [0, 1]"),
+        "teacher_mode": (
+            _optional(lambda value: value in TEACHER_MODES),
+            f"must be one of {', '.join(TEACHER_MODES)}, or None",
+        ),
+        "lora_average": _one_of(LORA_AVERAGES),
+        "max_reprompt_length": (
+            _optional(_positive_integer),
+            "must be an integer above 0 (the same setting as max_reprompt_len)",
+        ),
+        "micro_batch_semantics": _one_of(MICRO_BATCH_SEMANTICS),
+        "loss_implementation": _one_of(LOSS_IMPLEMENTATIONS),
+        "share_prompts": _one_of(SHARE_PROMPTS),
+        "feedback_column": (lambda v: isinstance(v, str) and bool(v), "must be a column's name"),
+        "audit_every": (_whole_number, "must be 0 (off) or the number of updates between checks"),
+        "audit_lockstep": _SWITCH,
+        "audit_dir": (_optional(lambda v: isinstance(v, str)), "must be a path as text, or None"),
+        "lr": _POSITIVE,
+        "grad_clip": _POSITIVE,
+    }
+)

@@ -1,0 +1,1 @@
+"""`SDPOTrainer` on TRL: its loss, teachers, schedule and checkpoints."""

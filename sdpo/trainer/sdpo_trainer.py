@@ -1,0 +1,397 @@
+"""`SDPOTrainer`: self-distillation on top of TRL's GRPO trainer.
+
+TRL generates, scores, accumulates and steps; this class adds the teacher. Per generation:
+
+    rollouts ─ teacher_inputs ─► micro-batches ─ loss ─► gradients ─ optimizer step ─ … ─ EMA
+
+The maths is in the modules without TRL (`sdpo.loss`, `sdpo.prompt`, `sdpo.update`); this file only
+puts it at the right places. `docs/trainer.md` says how TRL's settings map to the reference's.
+"""
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+from sdpo.fused.hidden_states import response_projection
+from sdpo.fused.token_log_probs import token_log_probs
+from sdpo.loss.importance import rollout_is_weights
+from sdpo.loss.self_distillation import self_distillation_loss
+from sdpo.loss.support import log_probs
+from sdpo.settings.config import SDPOConfig
+from sdpo.trainer.bitsandbytes_cpu import keep_trainable
+from sdpo.trainer.checkpoint import load_trainer_state, save_trainer_state
+from sdpo.trainer.checks import (
+    SDPOWarning,
+    check_grpo_loss,
+    check_model,
+    check_sharding,
+    check_tokenizer,
+    effective_config,
+    sharding_asked_for,
+)
+from sdpo.trainer.fused_path import fused_loss
+from sdpo.trainer.optimizer_hook import AfterOptimizerStep
+from sdpo.trainer.self_teachers import build_teacher
+from sdpo.trainer.teacher_inputs import (
+    collect_feedback,
+    in_order,
+    teacher_inputs,
+    weighted_rewards,
+)
+from sdpo.update.actor_update import Batch, response_logits, without_ratio
+from sdpo.update.rollouts import Rollouts, response_mask_of, update_batch
+from sdpo.update.schedule import (
+    Schedule,
+    aggregation_weight,
+    micro_batch_scale,
+    mini_batch_weights,
+)
+
+
+class SDPOTrainer(GRPOTrainer):
+    """Self-distilled policy optimization, hybrid with GRPO, or plain GRPO.
+
+    Args:
+        model: as for `trl.GRPOTrainer`.
+        reward_funcs: as for `trl.GRPOTrainer`; feedback for the teacher is read from a function's
+            attribute `last_feedback`, from a column logged with `log_extra`, or from a column of
+            the rollouts (`sdpo_config.feedback_column`).
+        args: TRL's settings. `temperature`, `max_grad_norm` and `learning_rate` are read here, not
+            from `sdpo_config`.
+        sdpo_config: settings of loss, teacher and teacher prompt; None for the defaults.
+        **arguments: everything else that `trl.GRPOTrainer` takes.
+
+    Raises:
+        ConfigError: settings of the two configurations contradict each other, or do not suit the
+            model.
+    """
+
+    args: Any
+    model: nn.Module
+    num_generations: int
+    num_generations_eval: int
+    reward_funcs: list[Any]
+    chat_template_kwargs: dict[str, Any]
+
+    _tag_names: ClassVar = ["trl", "sdpo"]
+    _name = "SDPO"
+    _paper: ClassVar = {
+        "title": "Reinforcement Learning via Self-Distillation",
+        "id": "2601.20802",
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        *,
+        sdpo_config: SDPOConfig | None = None,
+        **arguments: Any,
+    ):
+        self.sdpo_config = sdpo_config or SDPOConfig()
+        if self.sdpo_config.enabled:
+            check_sharding(**sharding_asked_for(args))
+            check_tokenizer(arguments.get("processing_class"))
+            check_grpo_loss(GRPOTrainer, self.sdpo_config)
+        super().__init__(model, reward_funcs, args, **arguments)
+        keep_trainable(self.model)
+        self.recorder: Any = None
+        """Sees every micro-batch and gradient, if set; see `sdpo.lockstep.parity_callback`."""
+        if not self.sdpo_config.enabled:
+            return
+        check_sharding(fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
+        self.schedule = Schedule(
+            self.args.gradient_accumulation_steps,
+            self.args.steps_per_generation,
+            self.args.num_iterations,
+        )
+        if self.sdpo_config.micro_batch_semantics == "exact":
+            self.schedule.check_exact()
+        self.loss_config = effective_config(self.sdpo_config, self.args, self.schedule)
+        check_model(self.model, self.sdpo_config, self.args)
+        self.teacher = build_teacher(self.model, self.sdpo_config)
+        self._stepped: list[bool] = []
+        self._scored: tuple[Any, Tensor, list[Any]] | None = None
+        self._had_signal = True
+        self.add_callback(AfterOptimizerStep(self))
+        if self.sdpo_config.audit_every or self.sdpo_config.audit_lockstep:
+            self.recorder = self._audit()
+
+    def _audit(self) -> TrainerCallback:
+        """The callback that compares updates with the reference, if it is asked for."""
+        from sdpo.lockstep.parity_callback import ParityCallback
+
+        config = self.sdpo_config
+        callback = ParityCallback(
+            self,
+            every=config.audit_every,
+            lockstep=config.audit_lockstep,
+            folder=Path(config.audit_dir or Path(self.args.output_dir) / "parity"),
+        )
+        self.add_callback(callback)
+        return callback
+
+    # --- rollouts ---------------------------------------------------------------------------
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.sdpo_config.enabled:
+            sources = self._feedback_sources(inputs)
+            self._scored = (prompts, rewards, collect_feedback(sources, len(prompts)))
+        return rewards
+
+    def _feedback_sources(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Whatever may hold feedback: reward functions, the logged column, the rollouts."""
+        sources = {}
+        for name, function in zip(self.reward_func_names, self.reward_funcs, strict=True):
+            if hasattr(function, "last_feedback"):
+                sources[f"reward function {name!r}"] = function.last_feedback
+        column = self.sdpo_config.feedback_column
+        if column in self._pending_extra_logs:
+            sources[f"logged column {column!r}"] = list(self._pending_extra_logs[column])
+        if any(column in row for row in inputs):
+            sources[f"column {column!r}"] = [row.get(column) for row in inputs]
+        return sources
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        if not self.sdpo_config.enabled:
+            return batch
+        assert self._scored is not None
+        prompts, rewards, feedbacks = self._scored
+        rollouts = Rollouts(
+            prompts,
+            batch["completion_ids"],
+            response_mask_of(batch),
+            weighted_rewards(rewards, self.reward_weights),
+            feedbacks,
+        )
+        mode = "train" if self.model.training else "eval"
+        found = teacher_inputs(
+            rollouts,
+            getattr(self.processing_class, "tokenizer", self.processing_class),
+            self.sdpo_config,
+            group_size=self.num_generations if mode == "train" else self.num_generations_eval,
+            template_kwargs=self._template_arguments(),
+            gather=gather_object,
+            process_index=self.accelerator.process_index,
+        )
+        for name, value in found.metrics.items():
+            self._metrics[mode][name].append(value)
+        if mode == "train":
+            self._warn_without_signal(found.metrics, len(rewards))
+        batch |= found.tensors
+        batch |= self._sampler_corrections(batch)
+        if self.recorder is not None:
+            self.recorder.rollouts(rollouts, found, batch)
+        return batch
+
+    def _template_arguments(self) -> dict[str, Any]:
+        """Chat-template arguments that TRL renders the student's prompts with."""
+        own = {"tools": self.tools or None, "chat_template": self.chat_template}
+        return {k: v for k, v in own.items() if v is not None} | self.chat_template_kwargs
+
+    def _warn_without_signal(self, metrics: dict[str, float], rows: int) -> None:
+        """Warn when no row has a teacher signal, once until there was one again."""
+        signal = metrics["self_distillation/reprompt_sample_fraction"] > 0
+        if self._had_signal and not signal and self.accelerator.is_main_process:
+            warnings.warn(
+                f"0 of {rows} rows have a teacher signal at step {self.state.global_step}: the "
+                "loss is 0. No attempt reached success_reward_threshold="
+                f"{self.sdpo_config.success_reward_threshold} beside another one of its group, and "
+                "there is no feedback to use; lower the threshold or give feedback",
+                SDPOWarning,
+                stacklevel=2,
+            )
+        self._had_signal = signal
+
+    @torch.no_grad()
+    def _sampler_corrections(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Old log-probs where a ratio needs them, and weights where the sampler's are known."""
+        config, sampled = self.loss_config, batch.get("sampling_per_token_logps")
+        limit = None if sampled is None else config.rollout_is_threshold
+        capped = config.is_clip is not None and not self.schedule.on_policy
+        if not capped and limit is None:
+            return {}
+        rows = update_batch(batch)
+        old = self._old_log_probs(rows)
+        found = {"old_log_probs": old}
+        if sampled is not None and limit is not None and rows["response_mask"].any():
+            # A token that the sampler could not score gets the weight 1.
+            sampled = torch.where(sampled.isnan(), old, sampled)
+            found["rollout_is_weights"] = rollout_is_weights(
+                old,
+                sampled,
+                rows["response_mask"],
+                rollout_is_threshold=limit,
+            )
+        return found
+
+    def _old_log_probs(self, rows: dict[str, Tensor]) -> Tensor:
+        """Log-probs `(B, T)` under the policy before the update, in evaluation mode."""
+        size, training = self.args.per_device_train_batch_size, self.model.training
+        self.model.eval()
+        parts = []
+        for start in range(0, len(rows["responses"]), size):
+            part = {name: tensor[start : start + size] for name, tensor in rows.items()}
+            parts.append(self._log_probs(part))
+        self.model.train(training)
+        return torch.cat(parts)
+
+    def _log_probs(self, rows: dict[str, Tensor]) -> Tensor:
+        """Log-probs `(B, T)` of the responses under the model."""
+        temperature, responses = self.loss_config.temperature, rows["responses"]
+        fused = self.sdpo_config.loss_implementation == "fused"
+        of_model: Any = response_projection if fused else response_logits
+        with self.accelerator.autocast():
+            share = self.sdpo_config.shares_prompts("student")
+            answer = of_model(self.model, rows, share_prompts=share)
+        if fused:
+            return token_log_probs(answer, responses, temperature)
+        return log_probs(answer.float(), responses, temperature=temperature)
+
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.sdpo_config.enabled or self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = in_order(self._buffered_inputs)
+        if self.sdpo_config.micro_batch_semantics == "exact":
+            self._weigh(self._buffered_inputs)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _weigh(self, parts: list[dict[str, Any]]) -> None:
+        """Give every micro-batch its weight and that of its mini-batch over all processes."""
+        mode = self.sdpo_config.loss_agg_mode
+        masks = [response_mask_of(p) * p["self_distillation_mask"].unsqueeze(-1) for p in parts]
+        own = torch.stack([aggregation_weight(mask, mode) for mask in masks])
+        everyone: Any = self.accelerator.reduce(own.clone(), reduction="sum")
+        totals = mini_batch_weights(everyone, self.args.gradient_accumulation_steps, mode)
+        for part, weight, total in zip(parts, own, totals, strict=True):
+            part |= {"weight": weight, "mini_batch_weight": total}
+
+    # --- loss -------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As TRL's, also where Unsloth has put a GRPO loss of its own into the parent class."""
+        if return_outputs or not self.sdpo_config.enabled:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return self._compute_loss(model, inputs)
+
+    def _compute_loss(self, model, inputs):
+        if not self.sdpo_config.enabled:
+            return super()._compute_loss(model, inputs)
+        share = self.sdpo_config.hybrid_lambda
+        loss = self._self_distillation_loss(model, inputs)
+        if share == 0:
+            return loss
+        return share * super()._compute_loss(model, inputs) + (1 - share) * loss
+
+    def _self_distillation_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Loss of one micro-batch, scaled for accumulation."""
+        batch, trace = update_batch(inputs), {}
+        recorder = self.recorder if self.model.training else None
+        if recorder is not None:
+            recorder.before_micro_batch(inputs)
+        if self.sdpo_config.loss_implementation == "fused":
+            loss = fused_loss(self, model, batch, trace if recorder else None)
+        else:
+            loss = self._loss_from_logits(model, batch, trace)
+        if self.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm":
+            # The reference pads responses to their greatest length, TRL to the longest of a batch.
+            longest = self.args.max_completion_length
+            loss = loss * (batch["responses"].shape[1] / longest)
+            trace["aggregate"] = loss
+        scale = self._scale(inputs)
+        if recorder is not None:
+            recorder.micro_batch(batch, trace, scale)
+        return loss * scale
+
+    def _loss_from_logits(self, model: nn.Module, batch: Batch, trace: dict[str, Tensor]) -> Tensor:
+        config = self.loss_config
+        if self.schedule.on_policy:
+            batch, config = without_ratio(batch, config)
+        with self.accelerator.autocast():
+            student = self.accelerator.unwrap_model(model)
+            teacher_logits = self.teacher.logits(student, batch)
+        share = config.shares_prompts("student")
+        logits = response_logits(model, batch, share_prompts=share)
+        return self_distillation_loss(
+            logits,
+            teacher_logits.to(logits.dtype),
+            batch["responses"],
+            batch["response_mask"],
+            old_log_probs=batch.get("old_log_probs"),
+            self_distillation_mask=batch["self_distillation_mask"],
+            rollout_is_weights=batch.get("rollout_is_weights"),
+            config=config,
+            trace=trace,
+        )
+
+    def _scale(self, inputs: dict[str, Any]) -> Tensor | float:
+        """Share of a micro-batch in the mini-batch's loss."""
+        scale: Tensor | float = 1.0
+        if self.model.training:
+            scale = micro_batch_scale(
+                self.sdpo_config,
+                self.schedule,
+                weight=inputs.get("weight", 1.0),
+                mini_batch_weight=inputs.get("mini_batch_weight", 1.0),
+                ranks=self.accelerator.num_processes,
+            )
+        return scale
+
+    # --- optimizer step, teacher, checkpoints -----------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As the parent's; a run resumed from its last checkpoint makes no step beyond its end."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch; the recorder sees the gradients after the last one of a step."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.recorder is not None and self.accelerator.sync_gradients:
+            self.recorder.gradients(self.model)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        if self.sdpo_config.enabled:
+            finite = math.isfinite(float(norm))
+            self._stepped.append(finite)
+            if not finite:
+                # As the reference: the optimizer must not see the step at all. It passes over
+                # parameters without gradient, also with their momentum and weight decay.
+                for parameter in model.parameters():
+                    parameter.grad = None
+            self._metrics["train"]["self_distillation/skipped_steps"].append(float(not finite))
+        return norm
+
+    def after_optimizer_step(self) -> None:
+        """Let the teacher follow, if this was the last optimizer step of an update."""
+        if self.schedule.ends_update(self._step):
+            student = self.accelerator.unwrap_model(self.model)
+            self.teacher.update(student, stepped=any(self._stepped))
+            self._stepped = []
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.sdpo_config.enabled:
+            folder = Path(self._get_output_dir(trial=trial))
+            save_trainer_state(self, folder / f"checkpoint-{self.state.global_step}")
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.sdpo_config.enabled and checkpoint is not None:
+            load_trainer_state(self, Path(checkpoint))

@@ -1,0 +1,1 @@
+"""One actor update and the teacher that follows it, in plain torch."""

@@ -1,0 +1,56 @@
+"""Records and checkpoints survive a kill at any place of a file."""
+
+import pytest
+
+from sdpo.benchmark.runs import checkpoints
+from sdpo.benchmark.runs.records import BusyError, Records, locked, read_json, write_json
+
+
+def test_rows_come_back_and_odd_numbers_are_texts(tmp_path):
+    records = Records(tmp_path)
+    records.append("steps", {"step": 1, "loss": float("nan"), "x": {"y": [float("inf")]}})
+    assert records.read("steps") == [{"step": 1, "loss": "nan", "x": {"y": ["inf"]}}]
+    assert records.read("evals") == []
+
+
+def test_a_line_cut_anywhere_is_dropped(tmp_path):
+    records = Records(tmp_path)
+    for step in (1, 2, 3):
+        records.append("steps", {"step": step, "text": "ü" * step})
+    whole = records.path("steps").read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    for size in range(len(whole) + 1):
+        records.path("steps").write_bytes(whole[:size])
+        complete = sum(end <= size for end in ends)
+        assert [row["step"] for row in records.read("steps")] == [1, 2, 3][:complete]
+        records.truncate(2)
+        kept = ends[min(complete, 2) - 1] if complete else 0
+        assert records.path("steps").read_bytes() == whole[:kept]
+
+
+def test_a_checkpoint_counts_only_when_it_is_whole(tmp_path):
+    for step in (5, 10, 15):
+        folder = checkpoints.folder_of(tmp_path, step)
+        folder.mkdir()
+        (folder / "weights").write_text("x" * step)
+        if step < 15:
+            checkpoints.seal(folder)
+    (checkpoints.folder_of(tmp_path, 10) / "weights").write_text("x")
+    found = checkpoints.latest(tmp_path)
+    assert found == (checkpoints.folder_of(tmp_path, 5), 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+    assert checkpoints.latest(tmp_path / "nothing") is None
+
+
+def test_one_run_at_a_time(tmp_path):
+    with locked(tmp_path), pytest.raises(BusyError, match="another run"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_json_files_are_replaced_whole(tmp_path):
+    write_json(tmp_path / "a.json", {"x": 1})
+    write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"x": "nan"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

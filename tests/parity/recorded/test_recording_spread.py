@@ -1,0 +1,165 @@
+"""Budgets of recorded updates: a recording that is close to the truth by luck fails nobody.
+
+Budget kind: that of the update family; see `sdpo.parity.recorded.recording_spread`.
+"""
+
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sdpo.fixtures import packaged_family
+from sdpo.parity.compare.comparison import DIVERGENT, MATCH, NOT_COVERED, PASS, Comparison
+from sdpo.parity.recorded import updates
+from sdpo.parity.recorded.recording_spread import REACH, a_little_over, round_anew, widest
+from sdpo.parity.report.document import compact
+from sdpo.parity.report.rejudge import case_result
+
+pytest.importorskip("transformers", reason="provides the models of the recorded updates")
+FAMILY = packaged_family("update")
+GOLDEN = FAMILY.case("P-U014")
+RECORDED = GOLDEN.tensors()
+
+
+run_reference = updates.run_reference
+
+
+@cache
+def known(dtype, rounded):
+    return run_reference(FAMILY, GOLDEN, RECORDED, dtype, rounded=rounded)
+
+
+def run_once(family, golden, recorded, dtype, *, rounded=None):
+    return replace(known(dtype, rounded))
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return known(torch.float64, None)
+
+
+def candidate(change=lambda tensors: tensors):
+    """The transcription, rounded otherwise than the runs that budgets are taken from."""
+
+    def run(family, golden, recorded):
+        found = updates.run_reference(family, golden, recorded, torch.float32, rounded=1000)
+        found.tensors = change(dict(found.tensors))
+        return found
+
+    return SimpleNamespace(update_gap=lambda golden: None, update_run=run)
+
+
+def lucky(monkeypatch):
+    """Let the recording alone be a fifth as far from the truth as it is."""
+    real = updates.relative_spread
+
+    def near(run, truth, names):
+        found = real(run, truth, names)
+        return {k: v / 5 for k, v in found.items()} if run["u0.mb0.loss"] is FIRST else found
+
+    monkeypatch.setattr(updates, "relative_spread", near)
+    monkeypatch.setattr(GOLDEN.__class__, "tensors", lambda self: RECORDED)
+
+
+FIRST = RECORDED["u0.mb0.loss"]
+
+
+@pytest.fixture(autouse=True)
+def references_once(monkeypatch):
+    """Runs of the reference do not depend on the candidate: each is made once."""
+    monkeypatch.setattr(updates, "run_reference", run_once)
+
+
+def test_luck_of_the_recording_is_no_verdict(monkeypatch):
+    lucky(monkeypatch)
+    result = updates.run_case(candidate(), FAMILY, GOLDEN)
+    assert result.status == PASS
+    assert "more float32 runs" in result.note
+    assert case_result(reported(result)).note == result.note
+
+
+def reported(result):
+    return result.row() | {"comparisons": [compact(c) for c in result.comparisons]}
+
+
+def test_without_more_runs_luck_would_be_a_verdict(monkeypatch):
+    lucky(monkeypatch)
+    monkeypatch.setattr(updates, "a_little_over", lambda found: False)
+    assert updates.run_case(candidate(), FAMILY, GOLDEN).status == DIVERGENT
+
+
+def changed(size):
+    def change(tensors):
+        name = "u0.mb1.per_token_loss"
+        return {**tensors, name: tensors[name] * (1 + size)}
+
+    return change
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-1])
+def test_a_fault_of_one_part_in_ten_thousand_is_still_seen(size):
+    result = updates.run_case(candidate(changed(size)), FAMILY, GOLDEN)
+    assert result.status == DIVERGENT
+    assert result.first_stage == "importance"
+    assert not result.note
+
+
+def test_only_what_is_a_little_over_is_measured_again():
+    def over(*used):
+        return [Comparison("importance", DIVERGENT, budget_used=value) for value in used]
+
+    assert a_little_over(over(1.5, 3.0))
+    assert not a_little_over(over(1.5, 2 * REACH))
+    assert not a_little_over(over(0.0)), "of another kind than a distance"
+    assert not a_little_over([Comparison("importance", PASS, budget_used=0.9)])
+
+
+def test_weights_move_by_one_unit_in_the_last_place_at_most():
+    module = torch.nn.Linear(40, 50)
+    before = module.weight.detach().clone()
+    round_anew([None, module], seed=0)
+    moved = (module.weight - before).abs()
+    units = torch.nextafter(before.abs(), torch.tensor(torch.inf)) - before.abs()
+    assert (moved <= units).all()
+    assert 0.5 < float((moved > 0).float().mean()) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([0.5, -2.0], 2.0),
+        ([torch.nan, -2.0, 1.0], 2.0),
+        ([torch.inf, -2.0], 2.0),
+        ([torch.nan], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_scale_is_the_largest_finite_magnitude(values, scale):
+    assert updates.scale_of(torch.tensor(values)) == scale
+
+
+def test_a_run_with_other_entries_does_not_widen():
+    recorded = {"x": torch.tensor([1.0]), "indices": torch.tensor([1])}
+    other = {"x": torch.tensor([9.0]), "indices": torch.tensor([2])}
+    same = {"x": torch.tensor([3.0]), "indices": torch.tensor([1])}
+    found = widest([other, same], recorded, lambda run: {"x": float(run["x"])})
+    assert found == {"x": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("spread", "times", "status"),
+    [
+        (0.1, 1.0, MATCH),
+        (0.1, 0.7, NOT_COVERED),  # within 0.4, which is no budget
+        (0.1, 3.0, DIVERGENT),
+        (0.01, 0.5, DIVERGENT),
+        (0.01, 0.99, PASS),
+    ],
+)
+def test_within_a_budget_that_shows_no_factor_of_two_nothing_is_said(spread, times, status):
+    value = torch.linspace(-1, 1, 9)
+    found = updates.compare_tensor("accumulate", "", value, value, times * value, spread)
+    assert found.status == status
+    assert ("no budget: rounding alone" in found.note) == (status == NOT_COVERED)

@@ -1,0 +1,150 @@
+"""Declared deviations: what an entry covers, when it fails the gate, which files are refused."""
+
+from datetime import date
+
+import pytest
+
+from sdpo.parity.compare.comparison import DECLARED, DIVERGENT, MATCH, Comparison
+from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.report import declared_deviations
+from sdpo.parity.report.declared_deviations import (
+    DeclaredError,
+    Deviation,
+    judge,
+    load_declared,
+    load_for,
+)
+from tests.helpers.run_documents import ENTRY
+
+TODAY = date(2026, 1, 1)
+
+
+@pytest.fixture
+def entries(tmp_path):
+    path = tmp_path / "declared.toml"
+    path.write_text(ENTRY)
+    return load_declared(path)
+
+
+def result(tags=("core",), id_="P-1", **changes) -> CaseResult:
+    fields = {"stage": "divergence", "status": DIVERGENT, "max_abs": 0.1, "effect": "value"}
+    return CaseResult(id_, "loss", tags, [Comparison(**{**fields, **changes})])
+
+
+def judged(entries, *results, candidate="loss.py:f", today=TODAY, **options):
+    found = judge(results, candidate, entries, today=today, **options)
+    return [r.status for r in found.results], found.complaints
+
+
+def test_entry_declares_what_it_covers(entries):
+    raw = result()
+    found = judge([raw], "loss.py:f", entries, today=TODAY)
+    assert found.results[0].status == DECLARED
+    assert found.results[0].comparisons[0].note == "declared as X1: as agreed"
+    assert found.complaints == []
+    assert found.rows[0] | {"seen": True, "seen_cases": 1, "size": 0.1} == found.rows[0]
+    assert raw.status == DIVERGENT, "the evidence stays as it was measured"
+
+
+@pytest.mark.parametrize(
+    ("other", "candidate"),
+    [
+        (result(stage="tail"), "loss.py:f"),
+        (result(effect="nan"), "loss.py:f"),
+        (result(tags=("huge_logits",)), "loss.py:f"),
+        (result(), "other.py:f"),
+    ],
+)
+def test_entry_covers_nothing_else(entries, other, candidate):
+    statuses, _ = judged(entries, other, result(), candidate=candidate)
+    assert statuses[0] == DIVERGENT
+
+
+def test_cases_that_are_not_named_are_not_covered(entries):
+    (entry,) = entries
+    named = Deviation.from_row(entry.row() | {"cases": ["P-1"], "tag": "*", "candidates": ["*"]})
+    assert judged([named], result(), result(id_="P-2")) == ([DECLARED, DIVERGENT], [])
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ([result(max_abs=0.6)], "X1 grew: largest |Δ| 0.6, allowed [0.05, 0.5]"),
+        ([result(max_abs=0.01)], "X1 shrank: largest |Δ| 0.01, allowed [0.05, 0.5]"),
+        ([result(status=MATCH, effect="", max_abs=0.0)], "X1 no longer shows"),
+    ],
+)
+def test_an_entry_that_grew_shrank_or_vanished_fails(entries, results, words):
+    _, (complaint,) = judged(entries, *results)
+    assert words in complaint
+
+
+def test_an_expired_entry_fails_and_covers_nothing(entries):
+    statuses, (complaint,) = judged(entries, result(), today=date(2030, 1, 2))
+    assert (statuses, "X1 expired on 2030-01-01" in complaint) == ([DIVERGENT], True)
+    assert judged(entries, result(), today=date(2030, 1, 1)) == ([DECLARED], [])
+
+
+def test_an_entry_whose_cases_or_stages_did_not_run_is_not_judged(entries):
+    assert judged(entries, result(tags=("huge_logits",), status=MATCH)) == ([MATCH], [])
+    assert judged(entries, result(status=MATCH), stages=("tail",)) == ([MATCH], [])
+    assert judged(entries, result(status=MATCH), stages=("divergence",))[1] != []
+
+
+def test_the_size_of_a_text_that_differs_is_a_number_of_cases(entries):
+    row = entries[0].row() | {"stages": ["teacher_prompt"], "measured": 2, "range": [2, 2]}
+    entry = Deviation.from_row(row)
+    two = [result(stage="teacher_prompt", max_abs=0.0, id_=f"P-{n}") for n in range(2)]
+    assert judged([entry], *two) == ([DECLARED] * 2, [])
+    third = result(stage="teacher_prompt", max_abs=0.0, id_="P-3")
+    _, (complaint,) = judged([entry], *two, third)
+    assert "X1 grew: cases 3, allowed [2, 2]" in complaint
+
+
+def test_a_row_of_the_report_gives_the_entry_back(entries):
+    assert Deviation.from_row(entries[0].row()) == entries[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[deviation]]\nid = 'X'", "entry X: .*'candidates'.* missing"),
+        (ENTRY.replace("divergence", "divergense"), "unknown stages"),
+        (ENTRY.replace('["divergence"]', '["divergence", "config"]'), "entries of their own"),
+        (ENTRY.replace('["divergence"]', '"divergence"'), "stages must be a list"),
+        (ENTRY.replace('["loss.py:f"]', "[]"), "at least one"),
+        (ENTRY.replace('effect = "value"', 'effect = "x"'), "effect must be one of"),
+        (ENTRY.replace("as agreed", " "), "reason is empty"),
+        (ENTRY.replace('"as agreed"', "3"), "reason must be a text"),
+        (ENTRY.replace("M01", "M999"), "unknown fault 'M999'"),
+        (ENTRY.replace("measured = 0.1", ""), "belong together"),
+        (ENTRY.replace("measured = 0.1", "").replace("range = [0.05, 0.5]", ""), "are needed"),
+        (ENTRY.replace("0.1", "0.9"), r"measured = 0.9 lies outside range = \[0.05, 0.5\]"),
+        (ENTRY.replace("0.5]", "inf]"), "finite"),
+        (ENTRY.replace(", 0.5]", "]"), "two sizes"),
+        (ENTRY.replace("2030-01-01", '"2030-01-01"'), "expires must be a date"),
+        (ENTRY + 'why = "x"', "unknown fields"),
+        (ENTRY.replace("[[deviation]]", "[[deviations]]"), "only .*deviation.* entries"),
+        ("not toml", "not TOML"),
+    ],
+)
+def test_malformed_declarations_are_refused(tmp_path, text, words):
+    path = tmp_path / "declared.toml"
+    path.write_text(text)
+    with pytest.raises(DeclaredError, match=words) as caught:
+        load_declared(path)
+    assert "\n" not in str(caught.value).strip()
+    with pytest.raises(DeclaredError, match="cannot read"):
+        load_declared(tmp_path / "absent.toml")
+
+
+def test_a_packaged_ledger_is_read_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(declared_deviations, "LEDGERS", tmp_path)
+    (tmp_path / "port.toml").write_text(ENTRY)
+    (tmp_path / "evil.toml").write_text(ENTRY)
+    assert "X1" not in {entry.id for entry in load_for()}
+    assert [entry.id for entry in load_for(["port"])] == ["X1"]
+    with pytest.raises(DeclaredError, match="cannot read"):
+        load_for(["../evil"])
+    with pytest.raises(DeclaredError, match="two entries have the id X1"):
+        load_for([str(tmp_path / "port.toml"), str(tmp_path / "evil.toml")])

@@ -1,0 +1,45 @@
+"""Two audits of a trainer, each in a process of its own, give the same bytes apart from times."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sdpo.parity.audit.worker import plain
+from sdpo.parity.report.rejudge import policy_of, regate
+from sdpo.parity.report.validate import check
+
+pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
+
+SCENARIOS = ("T01", "T03", "T17", "T31")
+WORKER = f"""
+import functools, sys
+from sdpo.parity.audit.audit import worker
+from sdpo.parity.trainers.judge import follow_training as family
+from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
+some = [scenario for scenario in SCENARIOS if scenario.id in {SCENARIOS}]
+family.run_trainer_family = functools.partial(family.run_trainer_family, scenarios=some)
+worker.main(*sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("candidate", ["sdpo-trainer", "trl"])
+def test_two_audits_of_a_trainer_give_the_same_bytes_apart_from_times(candidate, tmp_path):
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({"candidate": candidate}))
+    runs = []
+    for seed in ("1", "2"):
+        result = tmp_path / f"run{seed}.json"
+        command = [sys.executable, "-c", WORKER, str(request), str(result)]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
+        runs.append(json.loads(result.read_text()))
+    check(runs[0])
+    assert {effect["scenario"] for effect in runs[0]["trainer"]} == set(SCENARIOS)
+    assert "HOLDS" in {row["status"] for row in runs[0]["invariants"]}
+    assert json.dumps(plain(regate(runs[0], policy_of(runs[0])))) == json.dumps(runs[0])
+    for run in runs:
+        del run["created"], run["seconds"]
+    assert json.dumps(runs[0]) == json.dumps(runs[1])

@@ -1,0 +1,138 @@
+"""Half precision is also judged as a whole: size and direction, beside each element."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from sdpo.fixtures import packaged_family
+from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.compare.comparison import DIVERGENT
+from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.compare.loss_stages import compare_loss
+from sdpo.parity.explain.ladder import ladder
+from sdpo.parity.faults.reference_parts import fault_trace
+from sdpo.parity.truth.norm_limit import limit_as_a_whole
+from sdpo.parity.truth.oracle import array_of
+from sdpo.settings.config import SDPOConfig
+from sdpo.settings.determinism import deterministic
+from tests.helpers.correct_variants import VARIANTS, applies
+
+HALF = 0.5
+JUDGED = ("divergence", "importance", "aggregate", "gradient")
+
+
+@cache
+def cases_of(dtype: torch.dtype) -> list[LossCase]:
+    recorded = loss_cases(packaged_family("loss"))
+    own = [case for case in recorded if case.dtype == dtype and case.tags == ("core",)]
+    generated = [rung.case for rung in ladder(dtype)]
+    # a cap of 1e10 is no number of float16
+    return own or [case for case in generated if (case.config.is_clip or 0) < 6e4]
+
+
+def gradient_status(case: LossCase, change) -> str:
+    on = prepared(case)
+    trace = {**on.reference, "gradient": change(on.reference["gradient"])}
+    found = compare_loss(on.standard, trace)
+    return next(c.status for c in found if c.stage == "gradient")
+
+
+def rotated(gradient: torch.Tensor) -> torch.Tensor:
+    other = gradient.roll(1, -1)
+    return other * (gradient.norm() / other.norm())
+
+
+FAULTS = {
+    "twice": lambda g: 2 * g,
+    "a tenth too large": lambda g: 1.1 * g,
+    "half": lambda g: 0.5 * g,
+    "of the wrong sign": lambda g: -g,
+    "rotated": rotated,
+    "zero": torch.zeros_like,
+}
+OFTEN = {"a tenth too large": 0.15}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_gradient_of_another_size_or_direction_fails(dtype, name):
+    with deterministic():
+        cases = [c for c in cases_of(dtype) if prepared(c).reference["gradient"].any()]
+        found = [gradient_status(case, FAULTS[name]) == DIVERGENT for case in cases]
+    assert sum(found) >= OFTEN.get(name, 0.95) * len(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_correct_evaluation_uses_half_at_most(dtype):
+    worst = 0.0
+    with deterministic():
+        for case in cases_of(dtype):
+            on = prepared(case)
+            limits = {n: limit_as_a_whole(n, case, on.truth, on.reference) for n in JUDGED}
+            for name, parts in VARIANTS.items():
+                if not applies(name, case):
+                    continue
+                trace = fault_trace(parts, case)
+                for stage, limit in limits.items():
+                    if limit is None:
+                        continue
+                    value, true = array_of(trace[stage]), on.truth.values[stage]
+                    if stage in ("divergence", "importance"):
+                        value = value[on.truth.counts]
+                    share = float(((value - true) ** 2).sum() ** 0.5) / limit
+                    assert share <= HALF, (case.id, name, stage, share)
+                    worst = max(worst, share)
+    assert worst > 0.2
+
+
+def sampled_token(seed: int) -> LossCase:
+    """Two tokens of few candidates in bfloat16: log-probs of hundredths, from logits of seven."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = [(16 * torch.rand(1, 2, 4, generator=generator) - 8).bfloat16() for _ in range(2)]
+    return LossCase(
+        id=f"sampled {seed}",
+        config=SDPOConfig(full_logit_distillation=False, alpha=1.0, is_clip=None),
+        student_logits=logits[0],
+        teacher_logits=logits[1],
+        responses=torch.randint(4, (1, 2), generator=generator),
+        response_mask=torch.ones(1, 2, dtype=torch.int64),
+    )
+
+
+def test_rounded_log_probs_of_likely_tokens_are_no_fault():
+    for seed in range(200):
+        case = sampled_token(seed)
+        on = prepared(case)
+        found = compare_loss(on.standard, Own().trace(case))
+        assert DIVERGENT not in {comparison.status for comparison in found}, (case, found)
+        loss = on.truth.values["divergence"]
+        doubled = gradient_status(case, FAULTS["twice"]) == DIVERGENT
+        assert doubled or abs(loss).max() < 3, (case, loss)
+
+
+def test_a_difference_of_log_probs_may_be_rounded_away():
+    """Log-probs of -10.44 and -10.46 are the same number in bfloat16."""
+    case = replace(
+        sampled_token(0),
+        student_logits=torch.tensor([[[0.0, -10.4375, -60.0]]], dtype=torch.bfloat16),
+        teacher_logits=torch.tensor([[[0.0, -10.4375, -4.0]]], dtype=torch.bfloat16),
+        responses=torch.tensor([[1]]),
+        response_mask=torch.tensor([[1]]),
+    )
+    on = prepared(case)
+    assert abs(on.truth.values["gradient"]).max() > 0.01
+    assert gradient_status(case, torch.zeros_like) != DIVERGENT
+    assert gradient_status(case, lambda g: g + 1) == DIVERGENT
+
+
+def test_it_says_nothing_where_it_has_nothing_to_measure():
+    with deterministic():
+        single = cases_of(torch.float32)[0]
+        on = prepared(single)
+        assert limit_as_a_whole("gradient", single, on.truth, on.reference) is None
+        equal = next(c for c in loss_cases(packaged_family("loss")) if c.id == "P-L123")
+        on = prepared(equal)
+        assert limit_as_a_whole("gradient", equal, on.truth, on.reference) is None
