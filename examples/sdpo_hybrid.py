@@ -5,8 +5,7 @@ python examples/sdpo_hybrid.py --tiny --steps 2
 
 from common import AnswerReward, additions, arguments, load, options
 
-from sdpo.settings.config import SDPOConfig
-from sdpo.trainer.sdpo_trainer import SDPOTrainer
+from sdpo import SDPOConfig, SDPOTrainer
 
 
 def main() -> None:

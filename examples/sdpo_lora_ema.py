@@ -6,8 +6,7 @@ python examples/sdpo_lora_ema.py --tiny --steps 2
 from common import AnswerReward, additions, arguments, load, options
 from peft import LoraConfig, get_peft_model
 
-from sdpo.settings.config import SDPOConfig
-from sdpo.trainer.sdpo_trainer import SDPOTrainer
+from sdpo import SDPOConfig, SDPOTrainer
 
 
 def main() -> None:

@@ -6,9 +6,8 @@ python examples/sdpo_rich_feedback.py --tiny --steps 2
 from common import arguments, load, options
 from datasets import Dataset
 
+from sdpo import SDPOConfig, SDPOTrainer
 from sdpo.benchmark.scoring.reward import FormatReward, MBPPReward
-from sdpo.settings.config import SDPOConfig
-from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
 PROBLEMS = {
     "Write a function `double(x)` that doubles a number.": ["assert double(2) == 4"],

@@ -40,8 +40,7 @@ def main() -> None:
 
     from common import AnswerReward, additions, arguments, options
 
-    from sdpo.settings.config import SDPOConfig
-    from sdpo.trainer.sdpo_trainer import SDPOTrainer
+    from sdpo import SDPOConfig, SDPOTrainer
 
     chosen = options(__doc__)
     settings = arguments(chosen)
