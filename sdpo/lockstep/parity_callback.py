@@ -224,14 +224,15 @@ class ParityCallback(TrainerCallback):
         found = self._deltas(record, expected)
         names = {delta.name for delta in found}
         none = sizeless(expected)
-        first = first_moved(found, budgets(self.noise, names) | none)
+        allowed = budgets(self.noise, names) | none
+        first = first_moved(found, allowed)
         done = sum(row["loss"] != "" for row in self.checks.rows)
         if first is not None or calibrates(done + 1):
             # What rounding does changes as training goes on: measured anew now and then, and
             # before an update is called different.
             self.noise = self._noise(expected)
-            first = first_moved(found, budgets(self.noise, names) | none)
-        allowed = budgets(self.noise, names) | none
+            allowed = budgets(self.noise, names) | none
+            first = first_moved(found, allowed)
         self._write(record, expected, found, allowed, first, step, began)
 
     def _reference(self, replica: Replica, against: Record | None = None) -> Record:
