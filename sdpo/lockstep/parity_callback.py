@@ -44,6 +44,7 @@ from sdpo.lockstep.update_distances import (
     sizeless,
 )
 from sdpo.parity.cases.stages import STAGES
+from sdpo.parity.compare.statuses import Verdict
 from sdpo.parity.compare.tensor_distances import distance
 from sdpo.settings.config import ConfigError
 from sdpo.update.rollouts import TEACHER_KEYS, update_batch
@@ -316,7 +317,9 @@ class ParityCallback(TrainerCallback):
             row[f"{label}_relative"] = max(d.value for d in found if d.name == name)
             row[f"{label}_budget"] = allowed[name]
         row["reason"] = refused(found, allowed)
-        row["verdict"] = "DIVERGENT" if first else "INCONCLUSIVE" if row["reason"] else "PASS"
+        row["verdict"] = (
+            Verdict.DIVERGENT if first else Verdict.INCONCLUSIVE if row["reason"] else Verdict.PASS
+        )
         row["first_moved"] = first.stage if first else ""
         row["first_value"] = first.name if first else ""
         row["first_step"] = first.step if first else ""
@@ -328,7 +331,7 @@ class ParityCallback(TrainerCallback):
             if isinstance(value, float) and name != "seconds":
                 metrics[f"parity/{name}"].append(value)
         metrics["parity/first_moved"].append(STAGES[first.stage].number if first else 0)
-        metrics["parity/inconclusive"].append(float(row["verdict"] == "INCONCLUSIVE"))
+        metrics["parity/inconclusive"].append(float(row["verdict"] == Verdict.INCONCLUSIVE))
         if first is not None and self.main:
             warnings.warn(
                 f"step {step}: the reference would have made another update; {first.stage} moved "
@@ -341,7 +344,7 @@ class ParityCallback(TrainerCallback):
     def _not_checked(self, step: int) -> None:
         """Write down that the beginning of an update is not known any more."""
         row = dict.fromkeys(COLUMNS, "") | {"step": step, "audited": RESUMED_INSIDE}
-        row["verdict"] = "INCONCLUSIVE"
+        row["verdict"] = Verdict.INCONCLUSIVE
         self.checks.append(row)
 
     # --- checkpoints ------------------------------------------------------------------------

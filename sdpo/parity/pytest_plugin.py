@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sdpo.parity.compare.statuses import FAILING
+
 MARKER = (
     "sdpo_parity(candidate, stages, declared, goldens, require, coverage): what the fixture "
     "`sdpo_parity` audits unless told otherwise; all but the candidate are optional"
@@ -146,7 +148,7 @@ def message(run: dict[str, Any], report: Path) -> str:
     if not started(run):
         return lines[0]
     for row in run["stages"]:
-        if row["status"] in ("DIVERGENT", "ERROR"):
+        if row["status"] in FAILING:
             lines.append(f"  {row['name']}: {row['status']}, {one_line(row['note'])}")
     lines += [f"  {one_line(reason)}" for reason in run["reasons"]]
     for row in run["explanations"]:

@@ -15,7 +15,6 @@ from sdpo.parity.audit.audit import Request, audit
 from sdpo.parity.audit.load_candidate import BUILT_IN, TRAINERS, load_candidate
 from sdpo.parity.audit.worker import plain
 from sdpo.parity.cases.checked_call import CandidateError
-from sdpo.parity.compare.exit_codes import worst_exit_code
 from tests.helpers import candidates
 
 pytestmark = pytest.mark.usefixtures("certificates_once", "budgets_once")
@@ -111,10 +110,3 @@ def test_help_teaches_and_answers_at_once(tmp_path):
 def test_a_misspelt_candidate_is_told_what_to_do(name, words):
     with pytest.raises(CandidateError, match=re.escape(words)):
         load_candidate(name)
-
-
-def test_one_exit_code_of_several_candidates():
-    assert worst_exit_code([0, 3, 1, 2, 4]) == 4
-    assert worst_exit_code([0, 3, 1, 2]) == 2
-    assert worst_exit_code([3, 1, 0]) == 1
-    assert worst_exit_code([0, 3]) == 3

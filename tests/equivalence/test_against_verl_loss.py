@@ -12,7 +12,7 @@ import torch
 from sdpo.loss.aggregate import aggregate
 from sdpo.parity.cases.checked_call import same_bits
 from sdpo.parity.cases.loss_case import RECORDED_NAMES
-from sdpo.parity.compare.comparison import DECLARED, MATCH, NOT_COVERED, PASS
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.reference import loss as reference
 from sdpo.reference.loss import LOSS_AGG_MODES, agg_loss, compute_self_distillation_loss
@@ -108,7 +108,9 @@ def within_oracle(case_id: str, name: str, actual: torch.Tensor) -> bool:
     """Whether a value is within the budget that the oracle derives for it."""
     stage = next(stage for stage, recorded_as in RECORDED_NAMES.items() if recorded_as == name)
     found = comparisons(case_id, {stage: actual})
-    return bool(found) and all(comparison.status in (MATCH, PASS) for comparison in found)
+    return bool(found) and all(
+        comparison.status in (Status.MATCH, Status.PASS) for comparison in found
+    )
 
 
 def test_the_transcription_has_the_recorded_bits_wherever_this_machine_gives_them():
@@ -149,7 +151,12 @@ def test_rollout_weights_are_reproduced(case_id):
 def test_ours_is_within_budget_at_every_stage(case_id):
     result = CaseResult(case_id, "loss", case(case_id).tags, list(comparisons(case_id)))
     for comparison in result.comparisons:
-        assert comparison.status in (MATCH, PASS, DECLARED, NOT_COVERED), comparison
+        assert comparison.status in (
+            Status.MATCH,
+            Status.PASS,
+            Status.DECLARED,
+            Status.NOT_COVERED,
+        ), comparison
 
 
 def test_error_cases_of_the_loss():

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sdpo.fixtures.loader import read_verified
 from sdpo.fixtures.models import build_model
-from sdpo.parity.compare.comparison import MATCH, PASS, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.recorded import updates as library
 from sdpo.parity.recorded.updates import own_config
 from sdpo.reference import forward
@@ -56,7 +57,10 @@ def test_the_transcription_reproduces_the_recorded_update(case_id):
     expected = [result["metrics"].keys() for result in cases.case(case_id).entry["results"]]
     assert [metrics.keys() for metrics in run.metrics] == expected
     if case_id == AUTOCAST and not exact:
-        assert {comparison.status for comparison in by_budget(case_id, run)} <= {MATCH, PASS}
+        assert {comparison.status for comparison in by_budget(case_id, run)} <= {
+            Status.MATCH,
+            Status.PASS,
+        }
         return
     assert cases.tensor_differences(case_id, run, exact=exact) == []
     assert cases.metric_differences(case_id, run, exact=exact) == []
@@ -90,7 +94,9 @@ def by_budget(case_id: str, run: cases.Run) -> list[Comparison]:
 def test_autocast_is_judged_by_a_budget_that_finds_a_scaled_value(name, stage):
     run = cases.run_reference(AUTOCAST)
     run.tensors[f"u0.{name}"] = run.tensors[f"u0.{name}"] * 1.5
-    found = [c.stage for c in by_budget(AUTOCAST, run) if c.status not in (MATCH, PASS)]
+    found = [
+        c.stage for c in by_budget(AUTOCAST, run) if c.status not in (Status.MATCH, Status.PASS)
+    ]
     assert found == [stage]
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sdpo.parity.candidates.implementations import Own
-from sdpo.parity.compare.comparison import DECLARED, MATCH, NOT_COVERED, PASS
 from sdpo.parity.compare.improvements import UNDEFINED_LOSS, ZERO_PROBABILITY, improvements
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult, improvement_rows
 from tests.helpers.recorded.loss_cases import FAMILY, case, comparisons, recorded
 
@@ -48,7 +48,12 @@ def test_every_improvement_but_the_clamp_is_seen_and_no_divergence_is_left():
         CaseResult(golden.id, "loss", tuple(golden.tags), comparisons(golden.id))
         for golden in FAMILY
     ]
-    assert {r.status for r in results} <= {MATCH, PASS, DECLARED, NOT_COVERED}
+    assert {r.status for r in results} <= {
+        Status.MATCH,
+        Status.PASS,
+        Status.DECLARED,
+        Status.NOT_COVERED,
+    }
     seen = {row["effect"]: row for row in improvement_rows(results)}
     assert seen.keys() == improvements().keys() - {UNDEFINED_LOSS}
     assert seen[ZERO_PROBABILITY]["cases"] == ["P-L126", "P-L127", "P-L129", "P-L130"]
@@ -56,5 +61,5 @@ def test_every_improvement_but_the_clamp_is_seen_and_no_divergence_is_left():
         for found in result.comparisons:
             if found.effect in improvements():
                 entry = improvements()[found.effect]
-                assert (found.status, found.stage in entry.stages) == (DECLARED, True)
+                assert (found.status, found.stage in entry.stages) == (Status.DECLARED, True)
                 assert entry.reason in found.note

@@ -5,9 +5,9 @@ Budget: the oracle's.
 
 import pytest
 
-from sdpo.parity.compare.comparison import DECLARED, MATCH, PASS
 from sdpo.parity.compare.evaluated_case import prepared
 from sdpo.parity.compare.loss_stages import compare_loss
+from sdpo.parity.compare.statuses import Status
 from tests.helpers.recorded.fused_cases import fused_trace
 from tests.helpers.recorded.loss_cases import IDS, case
 from tests.helpers.spread import one_in
@@ -27,7 +27,7 @@ def test_fused_is_within_budget_at_every_stage(case_id):
     found = compare_loss(on.standard, trace)
     assert {"aggregate", "gradient"} <= {comparison.stage for comparison in found}
     for comparison in found:
-        assert comparison.status in (MATCH, PASS, DECLARED), comparison
+        assert comparison.status in (Status.MATCH, Status.PASS, Status.DECLARED), comparison
 
 
 def test_cases_left_out_are_those_with_infinite_logits():

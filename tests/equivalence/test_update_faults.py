@@ -14,8 +14,8 @@ import sdpo.reference.update as reference
 from sdpo.loss import self_distillation
 from sdpo.loss.support import Support, support
 from sdpo.parity.candidates.implementations import Own
-from sdpo.parity.compare.comparison import DIVERGENT
 from sdpo.parity.compare.first_in_time import first_observed
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.recorded import updates as library
 from sdpo.reference import forward
 from sdpo.settings.determinism import deterministic
@@ -373,7 +373,7 @@ def headline(fault: Fault, ids) -> str | None:
     with deterministic():
         chosen = dict.fromkeys([*ids, fault.case_id])
         run = [library.run_case(Faulty(fault), cases.family(), cases.case(id_)) for id_ in chosen]
-    assert DIVERGENT in {result.status for result in run}
+    assert Status.DIVERGENT in {result.status for result in run}
     return first_observed(run)
 
 

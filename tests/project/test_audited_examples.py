@@ -8,7 +8,7 @@ import pytest
 
 import sdpo.trainer.sdpo_trainer
 from sdpo.parity.audit.launch import audit_all
-from sdpo.parity.compare.comparison import DECLARED, DIVERGENT, ERROR, MATCH, NOT_COVERED, PASS
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.report.rejudge import read_runs
 from sdpo.parity.trainers.judge.follow_training import run_trainer_family
 from sdpo.parity.trainers.probes.catalogue import PROBES
@@ -38,9 +38,9 @@ def statuses(adapter: Any, names: list[str]) -> tuple[dict[str, str], dict[str, 
 
 def test_an_honest_example_passes_what_it_can_show():
     found, explained = statuses(Honest(), ["T05", "T24", "T17", "T25"])
-    assert found["T05"] in (MATCH, PASS)
-    assert found["T24"] in (MATCH, PASS)
-    assert {found["T17"], found["T25"]} == {NOT_COVERED}
+    assert found["T05"] in (Status.MATCH, Status.PASS)
+    assert found["T24"] in (Status.MATCH, Status.PASS)
+    assert {found["T17"], found["T25"]} == {Status.NOT_COVERED}
     assert not explained
 
 
@@ -48,12 +48,12 @@ def test_an_honest_example_passes_what_it_can_show():
 def test_settings_reach_the_trainer_of_the_example(probe):
     (wanted,) = [entry for entry in PROBES if entry.id == probe]
     (comparison,) = run_probe(example.MyAdapter(), wanted, {}).comparisons
-    assert comparison.status == MATCH, comparison.note
+    assert comparison.status == Status.MATCH, comparison.note
 
 
 def test_the_mistake_of_the_example_is_found_and_named():
     found, explained = statuses(example.MyAdapter(), ["T01", "T05"])
-    assert (found["T01"] in (MATCH, PASS), found["T05"]) == (True, DIVERGENT)
+    assert (found["T01"] in (Status.MATCH, Status.PASS), found["T05"]) == (True, Status.DIVERGENT)
     assert explained == {"M109 teacher averaged per optimizer step": {"T05"}}
 
 
@@ -79,11 +79,11 @@ def test_the_whole_audit_of_the_example(honest, tmp_path):
     audit_all([name], declared=[], out=tmp_path / "out", **options)
     (path,) = (tmp_path / "out").glob("*/report.json")
     (run,) = read_runs(path)
-    assert run["verdict"] == (DECLARED if honest else DIVERGENT), run["reasons"]
+    assert run["verdict"] == (Status.DECLARED if honest else Status.DIVERGENT), run["reasons"]
     by_status = {
         status: {case["id"] for case in run["cases"] if case["status"] == status}
-        for status in (DIVERGENT, ERROR, NOT_COVERED)
+        for status in (Status.DIVERGENT, Status.ERROR, Status.NOT_COVERED)
     }
-    assert by_status[ERROR] == set()
-    assert by_status[DIVERGENT] == (set() if honest else OFF_POLICY)
-    assert by_status[NOT_COVERED] == CANNOT.keys() | {"C32"}
+    assert by_status[Status.ERROR] == set()
+    assert by_status[Status.DIVERGENT] == (set() if honest else OFF_POLICY)
+    assert by_status[Status.NOT_COVERED] == CANNOT.keys() | {"C32"}

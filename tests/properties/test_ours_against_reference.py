@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 
 from sdpo.parity.candidates.implementations import Own
 from sdpo.parity.cases.loss_case import reference_trace
-from sdpo.parity.compare.comparison import DECLARED, MATCH, NOT_COVERED, PASS
 from sdpo.parity.compare.loss_stages import Standard, compare_loss
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.truth.budget import truth
 from tests.helpers.loss_inputs import MODES, loss_cases
 
@@ -19,7 +19,7 @@ SETTINGS = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-FINE = (MATCH, PASS, DECLARED, NOT_COVERED)
+FINE = (Status.MATCH, Status.PASS, Status.DECLARED, Status.NOT_COVERED)
 
 
 def check(case):

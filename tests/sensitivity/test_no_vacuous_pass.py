@@ -6,9 +6,10 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.comparison import DIVERGENT, Comparison
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.loss_stages import ORDER, compare_loss
+from sdpo.parity.compare.statuses import Status
 from sdpo.settings.config import SDPOConfig
 from tests.helpers.spread import one_in
 
@@ -51,7 +52,7 @@ def test_a_zero_gradient_never_passes(case):
             case.tags
         ) or not case.loss_mask.any()
         return
-    assert status(case, "gradient", gradient=torch.zeros_like(gradient)) == [DIVERGENT]
+    assert status(case, "gradient", gradient=torch.zeros_like(gradient)) == [Status.DIVERGENT]
 
 
 def test_a_gradient_below_a_usual_atol_is_judged():
@@ -59,9 +60,9 @@ def test_a_gradient_below_a_usual_atol_is_judged():
     gradient = prepared(case).reference["gradient"]
     dead = torch.zeros_like(gradient)
     torch.testing.assert_close(dead, gradient)  # the default tolerance sees nothing
-    assert status(case, "gradient", gradient=dead) == [DIVERGENT]
-    assert status(case, "gradient", gradient=gradient * 1.001) == [DIVERGENT]
-    assert status(case, "gradient", gradient=gradient + 1e-8) == [DIVERGENT]
+    assert status(case, "gradient", gradient=dead) == [Status.DIVERGENT]
+    assert status(case, "gradient", gradient=gradient * 1.001) == [Status.DIVERGENT]
+    assert status(case, "gradient", gradient=gradient + 1e-8) == [Status.DIVERGENT]
 
 
 def flips_at(case: LossCase, name: str) -> float:
@@ -74,7 +75,7 @@ def flips_at(case: LossCase, name: str) -> float:
     def diverges(relative: float) -> bool:
         changed = reference.clone()
         changed[index] = changed[index] * (1 + relative)
-        return DIVERGENT in status(case, stage, **{name: changed})
+        return Status.DIVERGENT in status(case, stage, **{name: changed})
 
     low, high = 1e-18, 1e3
     assert diverges(high)

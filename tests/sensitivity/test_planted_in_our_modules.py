@@ -7,9 +7,9 @@ from sdpo.fixtures import packaged_family
 from sdpo.loss import aggregate, divergence, importance, self_distillation, support
 from sdpo.parity.candidates.implementations import Own
 from sdpo.parity.cases.stages import first_in_order
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR
 from sdpo.parity.compare.evaluated_case import loss_case, prepared
 from sdpo.parity.compare.loss_stages import compare_loss
+from sdpo.parity.compare.statuses import FAILING, Status
 
 FAMILY = packaged_family("loss")
 SOME = ("P-L002", "P-L005", "P-L014", "P-L018", "P-L027", "P-L038", "P-L046", "P-L145", "P-L146")
@@ -21,7 +21,7 @@ def first_stage() -> str | None:
     for case_id in SOME:
         on = prepared(loss_case(FAMILY.case(case_id)))
         comparisons = compare_loss(on.standard, Own().trace(on.case))
-        found |= {c.stage for c in comparisons if c.status in (DIVERGENT, ERROR)}
+        found |= {c.stage for c in comparisons if c.status in FAILING}
     return first_in_order(found)
 
 
@@ -126,4 +126,4 @@ def test_a_constant_in_a_module_matters(monkeypatch):
     trace = Own().trace(on.case)
     assert not torch.isfinite(trace["tail.student"]).all()
     comparisons = compare_loss(on.standard, trace)
-    assert first_in_order({c.stage for c in comparisons if c.status == DIVERGENT}) == "tail"
+    assert first_in_order({c.stage for c in comparisons if c.status == Status.DIVERGENT}) == "tail"

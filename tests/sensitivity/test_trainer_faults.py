@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdpo.parity.compare.statuses import FAILING, Status
 from tests.helpers.spread import slow_are
 
 pytest.importorskip("transformers", reason="the audited models are transformers'")
@@ -16,7 +17,6 @@ pytest.importorskip("transformers", reason="the audited models are transformers'
 import audit_my_trainer as mine
 
 from sdpo.parity.cases.stages import first_in_order
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR
 from sdpo.parity.compare.first_in_time import first_observed
 from sdpo.parity.faults import catalogue
 from sdpo.parity.trainers.judge.follow_training import run_trainer_family
@@ -252,7 +252,7 @@ def test_a_planted_fault_is_found_at_its_stage_and_named(fault):
         c.stage
         for result in findings.results
         for c in result.comparisons
-        if c.status in (DIVERGENT, ERROR) and not c.inherits
+        if c.status in FAILING and not c.inherits
     }
     assert first_observed(findings.results) == stage, wrong
     assert first_in_order(wrong) == stage, wrong
@@ -297,7 +297,7 @@ def test_a_teacher_that_is_never_updated_is_named_over_several_updates():
     adapter = of(rates(lambda scenario: 0.0))()
     (result,) = run_trainer_family(adapter, lambda *_: None, [BY_ID["T07"]]).results
     assert first_observed([result]) == "teacher_update"
-    places = {c.place for c in result.comparisons if c.status == DIVERGENT}
+    places = {c.place for c in result.comparisons if c.status == Status.DIVERGENT}
     assert min(places) == (0, 0, 0)
 
 

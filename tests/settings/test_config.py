@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from sdpo.fixtures import packaged_family
-from sdpo.parity.compare.comparison import DIVERGENT, MATCH
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.recorded.settings import reference_settings, run_config_family
 from sdpo.settings.config import PRESETS, ConfigError, SDPOConfig
 
@@ -120,9 +120,9 @@ def test_configuration_is_a_value():
 
 def test_config_stage_finds_a_drifted_default(monkeypatch):
     """M28: success threshold 1.0 in place of 0.5."""
-    assert all(result.status == MATCH for result in run_config_family(REPROMPT))
+    assert all(result.status == Status.MATCH for result in run_config_family(REPROMPT))
     drifted = {**PRESETS, "verl_yaml": {"success_reward_threshold": 1.0}}
     monkeypatch.setattr("sdpo.settings.config.PRESETS", drifted)
     statuses = {result.id: result.status for result in run_config_family(REPROMPT)}
-    assert statuses["defaults_yaml"] == DIVERGENT
-    assert statuses["SDPOConfig()"] == DIVERGENT
+    assert statuses["defaults_yaml"] == Status.DIVERGENT
+    assert statuses["SDPOConfig()"] == Status.DIVERGENT

@@ -30,7 +30,7 @@ from sdpo.parity.cases.checked_call import (
 )
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.cases.stages import NAMES, PROMPT_STAGES, STAGES
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, Comparison
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import Observation, loss_cases, prepared, values_of
 from sdpo.parity.compare.loss_stages import compare_loss, stage_of
 from sdpo.parity.compare.nondeterminism import Scatter, scatter, withdrawn
@@ -40,6 +40,7 @@ from sdpo.parity.compare.own_precision import (
     measured,
     precision_rows,
 )
+from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.value_dtypes import other_dtypes
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.explanations import ranked, united
@@ -282,12 +283,12 @@ def run_loss_case(
         return result, doubts, {}
     except CandidateError as error:
         note = f"{error}; the reference computes this case"
-        result.comparisons.append(Comparison(error.stage, ERROR, case.id, note=note))
+        result.comparisons.append(Comparison(error.stage, Status.ERROR, case.id, note=note))
         return result, doubts, {}
     except BrokenGradientError as error:
         trace = again = error.trace
         complaint = str(error)
-        result.comparisons.append(Comparison("gradient", DIVERGENT, case.id, note=complaint))
+        result.comparisons.append(Comparison("gradient", Status.DIVERGENT, case.id, note=complaint))
     own = scatter(trace, again)
     if own:
         result.note = f"two runs of case {case.id} differ at {next(iter(own))}"
@@ -296,14 +297,14 @@ def run_loss_case(
         trace = {name: value for name, value in trace.items() if name not in own}
     compared, precision = compare_loss(on.standard, trace), {}
     wrong_dtypes = other_dtypes(candidate, case.id, trace, on.standard.reference, stage_of)
-    if case.dtype == torch.float64 and any(c.status == DIVERGENT for c in compared):
+    if case.dtype == torch.float64 and any(c.status == Status.DIVERGENT for c in compared):
         precision = measured(candidate.trace, case)
     if in_float32(precision):
         on, result.note = on.single, result.note or JUDGED_IN_FLOAT32
         compared = compare_loss(on.standard, trace)
     result.comparisons.extend([*compared, *wrong_dtypes])
     if observations is not None:
-        diverges = result.status in (DIVERGENT, ERROR)
+        diverges = result.status in FAILING
         values = values_of(on, trace)
         observations.append(Observation(on, diverges, values, complaint, case.dtype, precision))
     return result, doubts, own
@@ -356,7 +357,7 @@ def departure(
     observed: str | None,
 ) -> Departure:
     """Where a divergent candidate first departs, and the known faults that explain it."""
-    if verdict != DIVERGENT:
+    if verdict != Status.DIVERGENT:
         return Departure(observed)
     found = Departure(observed)
     if any(o.diverges for o in findings.observations):
@@ -367,7 +368,7 @@ def departure(
         return found
     cases = united(findings.explained, {one.fault: one.cases for one in found.explanations})
     scenarios = [result for result in findings.results if result.family == "trainer"]
-    diverging = sum(DIVERGENT in {c.status for c in r.comparisons} for r in scenarios)
+    diverging = sum(Status.DIVERGENT in {c.status for c in r.comparisons} for r in scenarios)
     return replace(found, explanations=ranked(cases, diverging))
 
 

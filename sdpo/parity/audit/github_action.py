@@ -13,7 +13,7 @@ from typing import Any
 
 from sdpo.parity.audit.launch import audit_all
 from sdpo.parity.cases.failure import ended
-from sdpo.parity.compare.exit_codes import EXIT_ORDER
+from sdpo.parity.compare.statuses import EXIT_ORDER, FAILING
 from sdpo.parity.render.markdown import markdown_report
 from sdpo.parity.render.sarif import address, message, repository_root
 from sdpo.parity.render.text import RUN, first_line
@@ -73,7 +73,7 @@ def annotations(run: Mapping[str, Any]) -> list[str]:
         texts = "; ".join([first_line(dict(run)), *run["reasons"][:3]])
         found.append(annotation(COMMANDS[run["verdict"]], run, None, texts))
     for row in run["stages"]:
-        if row["status"] in ("DIVERGENT", "ERROR"):
+        if row["status"] in FAILING:
             text = message(dict(run), row)
             found.append(annotation("error", run, row["name"], text))
     return found

@@ -15,7 +15,7 @@ from typing import Any
 from sdpo.parity.audit.unstarted import absent, cleared, lost, tidy, unstarted
 from sdpo.parity.cases.failure import described, refuse
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.exit_codes import worst_exit_code
+from sdpo.parity.compare.statuses import FAILING, worst_exit_code
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.junit import junit_report
 from sdpo.parity.render.markdown import markdown_report
@@ -232,7 +232,7 @@ def add_bundles(run: dict[str, Any], request: dict[str, Any], folder: Path, coun
     failing = [
         (case["id"], case["first_stage"]) if family == "trainer" else case["id"]
         for case in run["cases"]
-        if case["family"] == family and case["status"] in ("DIVERGENT", "ERROR")
+        if case["family"] == family and case["status"] in FAILING
     ]
     if not failing or not count or not run["kind"].startswith(family):
         return

@@ -17,7 +17,7 @@ from sdpo.parity.audit.launch import (
     write_reports,
 )
 from sdpo.parity.cases.failure import refuse
-from sdpo.parity.compare.exit_codes import worst_exit_code
+from sdpo.parity.compare.statuses import worst_exit_code
 from sdpo.parity.render.text import number, one_line, started
 
 

@@ -20,9 +20,9 @@ from sdpo.parity.audit.audit import Request, judge, judged
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.cases.checked_call import Location, LossCandidate
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR
 from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.loss_stages import ORDER
+from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.explain.match_faults import evaluation
 from sdpo.parity.faults.catalogue import BY_ID
 from sdpo.parity.faults.reference_parts import (
@@ -68,7 +68,7 @@ class Mutant:
     @property
     def killed(self) -> bool:
         """Whether each shape was found divergent, or failed where it cannot be compared."""
-        return all(verdict in (DIVERGENT, ERROR) for verdict in self.verdicts.values())
+        return all(verdict in FAILING for verdict in self.verdicts.values())
 
     @property
     def at_its_stage(self) -> bool:
@@ -188,7 +188,7 @@ def at_low_precision(fault: Fault, family: GoldenFamily) -> str:
     """`found` if the stages at bfloat16 show a fault, else why not."""
     acts, candidate = False, FaultyTrace(fault)
     for case in loss_cases(family):
-        if judged(candidate, case).status in (DIVERGENT, ERROR):
+        if judged(candidate, case).status in FAILING:
             return "found"
         on, given = prepared(case), evaluation((fault,), prepared(case))
         acts |= given is not None and any(

@@ -24,9 +24,8 @@ from sdpo.parity.candidates.loss_functions import LossFunction
 from sdpo.parity.cases.checked_call import CandidateError, LossCandidate
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR
 from sdpo.parity.compare.evaluated_case import loss_cases
-from sdpo.parity.compare.exit_codes import EXIT_CODES
+from sdpo.parity.compare.statuses import EXIT_CODES, FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult, run_verdict
 from sdpo.parity.report.environment import describe_environment
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
@@ -38,9 +37,9 @@ Signature = frozenset[tuple[str, str, str]]
 def signature(result: CaseResult) -> Signature:
     """In which way a case fails: which stages, and what kind of effect or error each shows."""
     return frozenset(
-        (c.stage, c.status, c.effect if c.status != ERROR else c.note.partition(":")[0])
+        (c.stage, c.status, c.effect if c.status != Status.ERROR else c.note.partition(":")[0])
         for c in result.comparisons
-        if c.status in (DIVERGENT, ERROR)
+        if c.status in FAILING
     )
 
 

@@ -16,16 +16,9 @@ import numpy as np
 from torch import Tensor
 
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.comparison import (
-    DECLARED,
-    DIVERGENT,
-    MATCH,
-    PASS,
-    Comparison,
-    Expected,
-    compare_numeric,
-)
+from sdpo.parity.compare.comparison import Comparison, Expected, compare_numeric
 from sdpo.parity.compare.improvements import UNDEFINED_LOSS, improvements
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.truth import error_bounds, oracle
 from sdpo.parity.truth.budget import Truth
 from sdpo.parity.truth.oracle import FLOAT64, Array, Token, array_of
@@ -58,7 +51,12 @@ def with_clamps(
     """
     case, truth = standard.case, standard.truth
     half = error_bounds.unit_roundoff(case.dtype) > error_bounds.HALF_PRECISION
-    if found.status != DIVERGENT or found.effect != "value" or case.mode == "sampled" or half:
+    if (
+        found.status != Status.DIVERGENT
+        or found.effect != "value"
+        or case.mode == "sampled"
+        or half
+    ):
         return found
     gradient, expected = array_of(trace["gradient"]), standard.expected("gradient")
     if gradient.shape != expected.truth.shape or not gradient.any():
@@ -83,12 +81,12 @@ def with_clamps(
     again = compare_numeric(
         found.stage, found.case, gradient, replace(expected, reference=by_clamp, truth=true)
     )
-    if again.status not in (MATCH, PASS):
+    if again.status not in (Status.MATCH, Status.PASS):
         return found
     if not lost.any():
-        return replace(again, status=PASS)
+        return replace(again, status=Status.PASS)
     note = improvements()[UNDEFINED_LOSS].note
-    return replace(again, status=DECLARED, effect=UNDEFINED_LOSS, note=note)
+    return replace(again, status=Status.DECLARED, effect=UNDEFINED_LOSS, note=note)
 
 
 def choices(standard: CaseStandard, n: int) -> list[Array]:

@@ -12,25 +12,12 @@ from typing import Any
 import numpy as np
 
 from sdpo.parity.compare.improvements import improvements
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.truth.oracle import Array
 
-MATCH, PASS, DECLARED, DIVERGENT, NOT_COVERED, ERROR = (
-    "MATCH",
-    "PASS",
-    "DECLARED",
-    "DIVERGENT",
-    "NOT_COVERED",
-    "ERROR",
-)
-SEVERITY = (NOT_COVERED, MATCH, PASS, DECLARED, DIVERGENT, ERROR)
 FINITE = "finite_where_reference_is_not"
 SIZED = ("", "value")
 """Effects of which the difference has a size: none, and another value."""
-
-
-def worst_status(statuses: list[str]) -> str:
-    """The most severe of some statuses; NOT_COVERED of none."""
-    return max(statuses, key=SEVERITY.index, default=NOT_COVERED)
 
 
 @dataclass(frozen=True)
@@ -49,7 +36,7 @@ class Comparison:
     """
 
     stage: str
-    status: str
+    status: Status
     case: str = ""
     compared: int = 0
     max_abs: float = 0.0
@@ -106,12 +93,12 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
     if actual.shape != reference.shape:
         return Comparison(
             stage,
-            ERROR,
+            Status.ERROR,
             case,
             note=f"shape {tuple(actual.shape)}, expected {tuple(reference.shape)}",
         )
     if actual.size == 0:
-        return Comparison(stage, NOT_COVERED, case, note="no element counts")
+        return Comparison(stage, Status.NOT_COVERED, case, note="no element counts")
     with np.errstate(all="ignore"):
         same = (actual == reference) | (np.isnan(actual) & np.isnan(reference))
         finite = np.isfinite(actual) & np.isfinite(reference)
@@ -129,7 +116,7 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
     if expected.unit is not None and vanished(actual, expected):
         return Comparison(
             stage,
-            DIVERGENT,
+            Status.DIVERGENT,
             case,
             compared=int(actual.size),
             max_abs=float(error.max()),
@@ -145,7 +132,7 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
     relative = relative_size(error, reference, allowed, finite) if sized else None
     if effect == "value" and relative is not None:
         note += f", {relative:.2g} of the value"
-    if status == DECLARED:
+    if status == Status.DECLARED:
         note, effect = "; ".join(improvements()[name].note for name in effects), effects[0]
     at = np.unravel_index(np.argmax(np.where(odd & ~excused, np.inf, used)), used.shape)
     found = Comparison(
@@ -185,11 +172,15 @@ def judged_as_a_whole(found: Comparison, actual: Array, expected: Expected) -> C
     finite = np.isfinite(actual) & np.isfinite(expected.truth)
     distance = float(np.linalg.norm((actual - expected.truth)[finite]))
     used = max(found.budget_used, distance / expected.whole)
-    if distance <= expected.whole or found.status not in (MATCH, PASS, DECLARED):
+    if distance <= expected.whole or found.status not in (
+        Status.MATCH,
+        Status.PASS,
+        Status.DECLARED,
+    ):
         return replace(found, budget_used=used)
     return replace(
         found,
-        status=DIVERGENT,
+        status=Status.DIVERGENT,
         budget_used=used,
         worst={
             "value": "distance from the oracle in the norm",
@@ -204,23 +195,27 @@ def judged_as_a_whole(found: Comparison, actual: Array, expected: Expected) -> C
 
 def judge(
     actual: Array, reference: Array, same: Array, used: Array, odd: Array, excused: Array
-) -> tuple[str, str, str]:
+) -> tuple[Status, str, str]:
     """Status, note and kind of effect from the element-wise findings."""
     if same.all():
-        return MATCH, "", ""
+        return Status.MATCH, "", ""
     unexcused = odd & ~excused
     if unexcused.any():
         invented = int((unexcused & np.isfinite(reference)).sum())
         if invented:
-            return DIVERGENT, f"{invented} non-finite values where the reference is finite", "nan"
+            return (
+                Status.DIVERGENT,
+                f"{invented} non-finite values where the reference is finite",
+                "nan",
+            )
         finite = int((unexcused & np.isfinite(actual)).sum())
         if finite:
             note = f"{finite} finite values where the reference is not"
-            return DIVERGENT, note, FINITE
-        return DIVERGENT, "non-finite values of another kind than the reference's", "nan"
+            return Status.DIVERGENT, note, FINITE
+        return Status.DIVERGENT, "non-finite values of another kind than the reference's", "nan"
     if (used > 1).any():
-        return DIVERGENT, f"{int((used > 1).sum())} of {used.size} over budget", "value"
-    return (DECLARED if excused.any() else PASS), "", ""
+        return Status.DIVERGENT, f"{int((used > 1).sum())} of {used.size} over budget", "value"
+    return (Status.DECLARED if excused.any() else Status.PASS), "", ""
 
 
 def vanished(actual: Array, expected: Expected) -> bool:
@@ -283,10 +278,16 @@ def describe(
 def compare_exact(stage: str, case: str, name: str, actual: Any, expected: Any) -> Comparison:
     """Compare a discrete value: settings, texts, token ids, masks."""
     if actual == expected:
-        return Comparison(stage, MATCH, case, compared=1)
+        return Comparison(stage, Status.MATCH, case, compared=1)
     worst = {"value": name, "actual": shortened(actual), "expected": shortened(expected)}
     return Comparison(
-        stage, DIVERGENT, case, compared=1, worst=worst, note=f"{name} differs", effect="value"
+        stage,
+        Status.DIVERGENT,
+        case,
+        compared=1,
+        worst=worst,
+        note=f"{name} differs",
+        effect="value",
     )
 
 

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from sdpo.parity.cases.stages import NAMES, first_in_order
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 
-FAILING = (DIVERGENT, ERROR)
+FAILING = (Status.DIVERGENT, Status.ERROR)
 PROBE = "probe"
 BEFORE = (-1, 0, 0)
 """The place of what is settled before the first update."""

@@ -11,14 +11,9 @@ from torch import Tensor
 from sdpo.parity.cases.checked_call import same_bits
 from sdpo.parity.cases.loss_case import LossCase, transcription_trace
 from sdpo.parity.compare.clamped_divergence import with_clamps
-from sdpo.parity.compare.comparison import (
-    DIVERGENT,
-    Comparison,
-    Expected,
-    compare_exact,
-    compare_numeric,
-)
+from sdpo.parity.compare.comparison import Comparison, Expected, compare_exact, compare_numeric
 from sdpo.parity.compare.improvements import EMPTY_BATCH, ZERO_PROBABILITY, ZERO_WEIGHT
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.truth.budget import Truth, truth
 from sdpo.parity.truth.followed_choice import choice_shown
 from sdpo.parity.truth.norm_limit import limit_as_a_whole, size_and_direction
@@ -134,7 +129,7 @@ def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
 
 def outcome_diverges(found: Sequence[Comparison]) -> bool:
     """Whether loss or gradient diverge."""
-    return any(c.status == DIVERGENT for c in found if c.stage in OUTCOMES)
+    return any(c.status == Status.DIVERGENT for c in found if c.stage in OUTCOMES)
 
 
 def compare_values(standard: Standard, actual: Trace) -> list[Comparison]:
@@ -151,7 +146,7 @@ def compare_values(standard: Standard, actual: Trace) -> list[Comparison]:
                 by = following.get(names[0], standard)
                 found.extend(compare_group(names[0], by, shown))
     for place, comparison in enumerate(found):
-        if comparison.stage == "gradient" and comparison.status == DIVERGENT:
+        if comparison.stage == "gradient" and comparison.status == Status.DIVERGENT:
             by = following.get("gradient", standard)
             found[place] = with_clamps(comparison, by, actual, zero_probability(by))
     return sorted(found, key=lambda comparison: ORDER.index(comparison.stage))
@@ -171,7 +166,7 @@ def followed(standard: Standard, actual: Trace) -> dict[str, Standard]:
     if "support.indices" in actual:
         return behind
     found = compare_output("gradient", of_choice, actual["gradient"])
-    return {"gradient": of_choice} if found.status == DIVERGENT else behind
+    return {"gradient": of_choice} if found.status == Status.DIVERGENT else behind
 
 
 def compare_group(first: str, standard: Standard, actual: Trace) -> list[Comparison]:
@@ -266,7 +261,7 @@ def compare_output(name: str, standard: Standard, actual: Tensor) -> Comparison:
         rounding = rounding_of_result(actual.dtype, expected.truth)
         expected = replace(expected, bound=expected.bound + rounding)
     found = compare_numeric(name, case.id, array_of(actual), expected)
-    if name == "gradient" and found.status == DIVERGENT:
+    if name == "gradient" and found.status == Status.DIVERGENT:
         lies = size_and_direction(array_of(actual), expected.reference)
         found = replace(found, note="; ".join(filter(None, (found.note, lies))))
     return found
@@ -293,7 +288,7 @@ def compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
     else:
         at = indices.numpy()[truth.counts]
         choice = compare_choice(case, truth, reference, at)
-        if choice.status == DIVERGENT:
+        if choice.status == Status.DIVERGENT:
             return [choice]
     found = []
     for side, log, bound in (

@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from sdpo.parity.cases.checked_call import same_bits
-from sdpo.parity.compare.comparison import DIVERGENT, NOT_COVERED, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.truth.oracle import array_of
 
@@ -53,9 +54,9 @@ def withdrawn(results: Sequence[CaseResult], scatters: Sequence[Scatter]) -> lis
 
 def believed(found: Comparison, own: float | None) -> Comparison:
     """A comparison, or NOT_COVERED in place of a divergence that is within the scatter `own`."""
-    if found.status != DIVERGENT or own is None:
+    if found.status != Status.DIVERGENT or own is None:
         return found
-    withdrawn = Comparison(found.stage, NOT_COVERED, found.case, note=WITHDRAWN)
+    withdrawn = Comparison(found.stage, Status.NOT_COVERED, found.case, note=WITHDRAWN)
     actual, expected = found.worst.get("actual"), found.worst.get("expected")
     if found.effect != "value" or actual is None or expected is None:
         return withdrawn

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sdpo.parity.compare.comparison import DIVERGENT, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 
 
 def other_dtypes(
@@ -40,7 +41,9 @@ def other_dtypes(
         note = f"{name} is {dtypes['actual']}, expected {dtypes['expected']}"
         worst = {"value": f"dtype of {name}"} | dtypes
         found.append(
-            Comparison(stage, DIVERGENT, case, compared=1, worst=worst, note=note, effect="dtype")
+            Comparison(
+                stage, Status.DIVERGENT, case, compared=1, worst=worst, note=note, effect="dtype"
+            )
         )
     return found
 

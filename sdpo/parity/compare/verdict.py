@@ -5,20 +5,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.comparison import (
-    DECLARED,
-    DIVERGENT,
-    ERROR,
-    NOT_COVERED,
-    SEVERITY,
-    Comparison,
-    worst_status,
-)
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.first_in_time import deciding, earliest, moment, openers
 from sdpo.parity.compare.improvements import improvements
-
-INCONCLUSIVE = "INCONCLUSIVE"
-PASSED = "PASS"
+from sdpo.parity.compare.statuses import SEVERITY, Status, Verdict, worst_status
 
 
 @dataclass
@@ -32,7 +22,7 @@ class CaseResult:
     note: str = ""
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         """The most severe status among the comparisons."""
         return worst_status([comparison.status for comparison in self.comparisons])
 
@@ -48,7 +38,7 @@ class CaseResult:
             self.comparisons,
             key=lambda c: (-SEVERITY.index(c.status), bool(c.inherits), moment(c)),
         )
-        notes = [self.note] + [c.note for c in worst_first if c.status != PASSED]
+        notes = [self.note] + [c.note for c in worst_first if c.status != Status.PASS]
         return {
             "id": self.id,
             "family": self.family,
@@ -80,8 +70,8 @@ def _stage_row(
         "first_in": sum(bool(group) and group[0].stage == name for group in opening),
         "introduced": _introduced(max(first, key=_severity)) if first else None,
         "comparisons": len(found),
-        "bit_equal": sum(c.status == "MATCH" for c in found),
-        "empty": sum(c.status == NOT_COVERED for c in found),
+        "bit_equal": sum(c.status == Status.MATCH for c in found),
+        "empty": sum(c.status == Status.NOT_COVERED for c in found),
         "smallest_detectable": None,
         "relative": None,
         "note": "",
@@ -122,7 +112,7 @@ def _by_case(found: Iterable[Comparison]) -> list[list[Any]]:
     """`[case, status, budget_used, max_abs, max_ulp]` of each case; empty comparisons left out."""
     cases: dict[str, list[Comparison]] = {}
     for comparison in found:
-        if comparison.status != NOT_COVERED:
+        if comparison.status != Status.NOT_COVERED:
             cases.setdefault(comparison.case, []).append(comparison)
     return [
         [
@@ -151,8 +141,8 @@ def improvement_rows(results: Iterable[CaseResult]) -> list[dict[str, Any]]:
 
 
 def run_verdict(
-    statuses: Iterable[str], *, missing: Sequence[str] = (), doubts: Sequence[str] = ()
-) -> str:
+    statuses: Iterable[Status], *, missing: Sequence[str] = (), doubts: Sequence[str] = ()
+) -> Verdict:
     """The verdict of a run: the worst found wins.
 
     Args:
@@ -161,10 +151,10 @@ def run_verdict(
         doubts: other reasons why a pass cannot be given.
     """
     found = set(statuses)
-    if ERROR in found:
-        return ERROR
-    if DIVERGENT in found:
-        return DIVERGENT
-    if missing or doubts or found <= {NOT_COVERED}:
-        return INCONCLUSIVE
-    return DECLARED if DECLARED in found else PASSED
+    if Status.ERROR in found:
+        return Verdict.ERROR
+    if Status.DIVERGENT in found:
+        return Verdict.DIVERGENT
+    if missing or doubts or found <= {Status.NOT_COVERED}:
+        return Verdict.INCONCLUSIVE
+    return Verdict.DECLARED if Status.DECLARED in found else Verdict.PASS

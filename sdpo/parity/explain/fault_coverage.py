@@ -14,9 +14,9 @@ from typing import Any
 
 from sdpo.parity.cases.checked_call import BrokenGradientError, CandidateError
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR
 from sdpo.parity.compare.evaluated_case import prepared
 from sdpo.parity.compare.loss_stages import ORDER, compare_loss
+from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.faults.catalogue import LOSS_FAULTS
 from sdpo.parity.faults.reference_parts import Fault, fault_trace
 
@@ -78,7 +78,7 @@ def shows(fault: Fault, stages: set[str], case: LossCase) -> bool:
         return True
     seen = {name: value for name, value in trace.items() if name.split(".")[0] in stages}
     found = compare_loss(on.standard, seen)
-    return any(comparison.status in (DIVERGENT, ERROR) for comparison in found)
+    return any(comparison.status in FAILING for comparison in found)
 
 
 def write_hints() -> None:

@@ -13,9 +13,9 @@ import torch
 
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR
 from sdpo.parity.compare.evaluated_case import Observation, same
 from sdpo.parity.compare.loss_stages import ORDER
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.explanations import Explained, ranked
 from sdpo.parity.explain.ladder import Outcome, first_departure
@@ -161,12 +161,12 @@ def rung_outcome(result: CaseResult) -> Outcome:
     """Whether loss and gradient of a generated case hold, and the factor between the losses."""
     by_stage = {comparison.stage: comparison for comparison in result.comparisons}
     statuses = {comparison.status for comparison in result.comparisons}
-    if not by_stage or ERROR in statuses:
+    if not by_stage or Status.ERROR in statuses:
         return Outcome(UNUSABLE)
     loss, gradient = by_stage.get("aggregate"), by_stage.get("gradient")
-    if loss is None or loss.status != DIVERGENT:
-        return Outcome(GRADIENT_DEPARTS if DIVERGENT in statuses else LOSS_HOLDS)
+    if loss is None or loss.status != Status.DIVERGENT:
+        return Outcome(GRADIENT_DEPARTS if Status.DIVERGENT in statuses else LOSS_HOLDS)
     expected = loss.worst.get("expected", 0.0)
     factor = loss.worst["actual"] / expected if expected else None
-    held = gradient is not None and gradient.status != DIVERGENT
+    held = gradient is not None and gradient.status != Status.DIVERGENT
     return Outcome(ONLY_LOSS_DEPARTS if held else LOSS_DEPARTS, factor)

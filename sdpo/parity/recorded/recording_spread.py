@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sdpo.parity.compare.comparison import DIVERGENT, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 
 RUNS = 8
 REACH = 10.0
@@ -20,7 +21,7 @@ REACH = 10.0
 
 def a_little_over(found: Iterable[Comparison]) -> bool:
     """Whether something is over its budget, and nothing is by more than `REACH`."""
-    used = [comparison.budget_used for comparison in found if comparison.status == DIVERGENT]
+    used = [comparison.budget_used for comparison in found if comparison.status == Status.DIVERGENT]
     return bool(used) and min(used) > 1 and max(used) <= REACH
 
 

@@ -23,7 +23,8 @@ from sdpo.fixtures import GoldenCase, GoldenFamily
 from sdpo.fixtures.models import load_tokenizer
 from sdpo.parity.cases.callables import call_by_name
 from sdpo.parity.cases.checked_call import CandidateError, guarded
-from sdpo.parity.compare.comparison import ERROR, Comparison, compare_exact
+from sdpo.parity.compare.comparison import Comparison, compare_exact
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.prompt.demonstrations import RepromptWarning
 from sdpo.reference import teacher_prompt as reference
@@ -78,7 +79,9 @@ def run_case(
         try:
             values = whole_record(candidate, golden, tensors, tokenizer)
         except CandidateError as error:
-            result.comparisons.append(Comparison(error.stage, ERROR, golden.id, note=str(error)))
+            result.comparisons.append(
+                Comparison(error.stage, Status.ERROR, golden.id, note=str(error))
+            )
             return result
         for stage in stages:
             try:
@@ -89,7 +92,7 @@ def run_case(
                 value = guarded(stage, normal, stage, values[stage])
                 found = guarded(stage, compare_record, stage, golden.id, value, expected[stage])
             except CandidateError as error:
-                found = Comparison(stage, ERROR, golden.id, note=str(error))
+                found = Comparison(stage, Status.ERROR, golden.id, note=str(error))
             result.comparisons.append(found)
     return result
 

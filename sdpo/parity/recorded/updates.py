@@ -20,16 +20,9 @@ from torch import Tensor, nn
 from sdpo.fixtures import GoldenCase, GoldenFamily
 from sdpo.fixtures.models import build_model, build_optimizer
 from sdpo.parity.cases.checked_call import CandidateError, guarded, same_bits
-from sdpo.parity.compare.comparison import (
-    ERROR,
-    NOT_COVERED,
-    PASS,
-    Comparison,
-    Expected,
-    compare_exact,
-    compare_numeric,
-)
+from sdpo.parity.compare.comparison import Comparison, Expected, compare_exact, compare_numeric
 from sdpo.parity.compare.improvements import EMPTY_BATCH
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.value_dtypes import other_dtypes
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded.recording_spread import RUNS, a_little_over, round_anew, widest
@@ -117,7 +110,7 @@ def run_case(candidate: Any, family: GoldenFamily, golden: GoldenCase) -> CaseRe
     if a_little_over(result.comparisons):
         spread = noise(family, golden, recorded, truth)
         result.comparisons = compare_update(golden, recorded, truth, actual, spread)
-        if result.status == PASS:
+        if result.status == Status.PASS:
             result.note = f"budgets from {RUNS} more float32 runs: the recording is closer by luck"
     result.comparisons += other_dtypes(candidate, golden.id, actual.tensors, recorded, stage_of)
     return result
@@ -292,7 +285,11 @@ def compare_update(
     widest = max(spread.values(), default=0.0)
     missing = [name for name in wanted if name not in names]
     found = [
-        placed(golden, n, Comparison(stage_of(n) or "", ERROR, golden.id, note=f"{n} is missing"))
+        placed(
+            golden,
+            n,
+            Comparison(stage_of(n) or "", Status.ERROR, golden.id, note=f"{n} is missing"),
+        )
         for n in missing
     ]
     for name in names:
@@ -390,6 +387,6 @@ def compare_tensor(
     wanted = Expected(reference, true, limit, epsilon, {EMPTY_BATCH: excused})
     found = compare_numeric(stage, case, array_of(actual), wanted)
     widest = float(wanted.allowed.max(initial=0.0))
-    if found.status != PASS or shows_a_factor_of_two(widest, scale):
+    if found.status != Status.PASS or shows_a_factor_of_two(widest, scale):
         return found
-    return replace(found, status=NOT_COVERED, note=refusal({"the value": widest / scale}))
+    return replace(found, status=Status.NOT_COVERED, note=refusal({"the value": widest / scale}))

@@ -11,13 +11,19 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from sdpo.parity.compare.statuses import RelationStatus
+
 if TYPE_CHECKING:
     from sdpo.parity.relations.transformed_cases import Claim
 
 EQUAL, NOT_BELOW, TEACHER = "equal", "not below", "teacher"
-HOLDS, VIOLATED, INHERITED = "HOLDS", "VIOLATED", "INHERITED"
-NOT_COVERED, ERROR = "NOT_COVERED", "ERROR"
-GRAVEST = (VIOLATED, ERROR, INHERITED, HOLDS, NOT_COVERED)
+GRAVEST = (
+    RelationStatus.VIOLATED,
+    RelationStatus.ERROR,
+    RelationStatus.INHERITED,
+    RelationStatus.HOLDS,
+    RelationStatus.NOT_COVERED,
+)
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,12 @@ from sdpo.parity.cases.checked_call import (
 )
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import Values, allowances, prepared, values_of
+from sdpo.parity.compare.statuses import RelationStatus
 from sdpo.parity.relations.catalogue import (
-    ERROR,
     GRAVEST,
-    HOLDS,
-    INHERITED,
     NOT_BELOW,
-    NOT_COVERED,
     RELATIONS,
     TEACHER,
-    VIOLATED,
     Relation,
     claims_of,
     gravest,
@@ -113,12 +109,12 @@ def outcome_of(candidate: LossCandidate, relation: Relation, claim: Claim) -> Ou
         left = evaluate(candidate, claim.case)
         rights = [(part, evaluate(candidate, part.case)) for part in claim.parts]
     except NotCoveredError as error:
-        return Outcome(NOT_COVERED, name, note=str(error))
+        return Outcome(RelationStatus.NOT_COVERED, name, note=str(error))
     except CandidateError as error:
-        return Outcome(ERROR, name, note=str(error))
+        return Outcome(RelationStatus.ERROR, name, note=str(error))
     if relation.kind == TEACHER:
-        untested = NOT_COVERED if left.complaint else HOLDS
-        status = VIOLATED if left.complaint == INTO_TEACHER else untested
+        untested = RelationStatus.NOT_COVERED if left.complaint else RelationStatus.HOLDS
+        status = RelationStatus.VIOLATED if left.complaint == INTO_TEACHER else untested
         return Outcome(status, name, note=left.complaint)
     values = COMPARED[:1] if relation.kind == NOT_BELOW else COMPARED
     given = [left, *(right for _, right in rights)]
@@ -139,8 +135,8 @@ def nothing_changed(candidate: LossCandidate, claim: Claim) -> Outcome | None:
     if not parts or all(differences(candidate, claim.case, case) for case in parts):
         return None
     if all(differences(None, claim.case, case) for case in parts):
-        return Outcome(NOT_COVERED, claim.case.id, note=SAME_GIVEN)
-    return Outcome(ERROR, claim.case.id, note=NOTHING_CHANGED)
+        return Outcome(RelationStatus.NOT_COVERED, claim.case.id, note=SAME_GIVEN)
+    return Outcome(RelationStatus.ERROR, claim.case.id, note=NOTHING_CHANGED)
 
 
 def measured(
@@ -161,7 +157,7 @@ def measured(
     place = np.unravel_index(int(np.argmax(used)), used.shape)
     share = float(used[place])
     return Outcome(
-        HOLDS if share <= 1 else VIOLATED,
+        RelationStatus.HOLDS if share <= 1 else RelationStatus.VIOLATED,
         case,
         share,
         "loss" if value == "aggregate" else value,
@@ -223,7 +219,9 @@ def row_of(candidate: Any, relation: Relation) -> dict[str, Any]:
     reference = of_reference(relation)
     why = excuse(candidate, relation)
     if why:
-        found = [Outcome(NOT_COVERED, outcome.case, note=why) for outcome in reference]
+        found = [
+            Outcome(RelationStatus.NOT_COVERED, outcome.case, note=why) for outcome in reference
+        ]
     else:
         pairs = zip(outcomes(candidate, relation), reference, strict=True)
         found = [blamed(own, theirs) for own, theirs in pairs]
@@ -251,5 +249,5 @@ def relation_row(
 
 def blamed(own: Outcome, theirs: Outcome) -> Outcome:
     """A violation that the reference shows on the same case is inherited."""
-    inherited = own.status == VIOLATED and theirs.status == VIOLATED
-    return Outcome(**{**vars(own), "status": INHERITED}) if inherited else own
+    inherited = own.status == RelationStatus.VIOLATED and theirs.status == RelationStatus.VIOLATED
+    return Outcome(**{**vars(own), "status": RelationStatus.INHERITED}) if inherited else own

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.explain.explanations import phrase
 from sdpo.parity.report import counts
 from sdpo.parity.report.counts import compared
@@ -135,7 +136,7 @@ def text_report(run: RUN) -> str:
     lines.extend(f"  reason: {one_line(reason)}" for reason in run["reasons"])
     lines.extend(
         f"  {case['status']} {case['id']}: {one_line(case['note'])}"
-        for case in [c for c in run["cases"] if c["status"] in ("DIVERGENT", "ERROR")][:8]
+        for case in [c for c in run["cases"] if c["status"] in FAILING][:8]
     )
     return "\n".join(lines)
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sdpo.fixtures import GoldenFamily
 from sdpo.parity.cases.stages import PROMPT_STAGES, STAGES
-from sdpo.parity.compare.comparison import NOT_COVERED
 from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.loss_stages import compare_loss
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded.updates import stage_of
 
@@ -26,7 +26,9 @@ def beyond_goldens(
         results: what became of the cases.
         families: the golden data.
     """
-    shown = {c.stage for result in results for c in result.comparisons if c.status != NOT_COVERED}
+    shown = {
+        c.stage for result in results for c in result.comparisons if c.status != Status.NOT_COVERED
+    }
     missing = {stage for stage in claims if stage not in shown}
     for family in families:
         for held in held_by(family):
@@ -49,7 +51,9 @@ def held_by(family: GoldenFamily) -> Iterator[set[str]]:
         for case in loss_cases(family):
             on = prepared(case).standard
             own = compare_loss(on, on.reference)
-            yield {comparison.stage for comparison in own if comparison.status != NOT_COVERED}
+            yield {
+                comparison.stage for comparison in own if comparison.status != Status.NOT_COVERED
+            }
 
 
 def beyond_families(claims: Sequence[str], cases: Iterable[Mapping[str, str]]) -> tuple[str, ...]:

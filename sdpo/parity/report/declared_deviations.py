@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.compare.comparison import DECLARED, DIVERGENT, FINITE, Comparison
+from sdpo.parity.compare.comparison import FINITE, Comparison
 from sdpo.parity.compare.improvements import improvements
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.faults.catalogue import BY_ID
 
@@ -251,8 +252,12 @@ def judge(
         comparisons = []
         for comparison in result.comparisons:
             about = [e for e in entries if e.covers(result, comparison)]
-            departs = comparison.status == DIVERGENT
-            if about and not comparison.inherits and (departs or comparison.status == DECLARED):
+            departs = comparison.status == Status.DIVERGENT
+            if (
+                about
+                and not comparison.inherits
+                and (departs or comparison.status == Status.DECLARED)
+            ):
                 for entry in about:
                     shown[entry.id].append(replace(comparison, case=result.id))
                 comparison = declare(comparison, about, today) if departs else comparison
@@ -271,10 +276,10 @@ def judge(
 
 def follow(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Values that follow from a stage which is no longer divergent are declared with it."""
-    divergent = {c.stage for c in comparisons if c.status == DIVERGENT and not c.inherits}
+    divergent = {c.stage for c in comparisons if c.status == Status.DIVERGENT and not c.inherits}
     return [
-        replace(c, status=DECLARED, note=f"follows from {c.inherits}")
-        if c.status == DIVERGENT and c.inherits and c.inherits not in divergent
+        replace(c, status=Status.DECLARED, note=f"follows from {c.inherits}")
+        if c.status == Status.DIVERGENT and c.inherits and c.inherits not in divergent
         else c
         for c in comparisons
     ]
@@ -285,7 +290,7 @@ def declare(comparison: Comparison, about: Sequence[Deviation], today: date) -> 
     for entry in about:
         if not entry.expired(today) and not entry.exceeded_by(comparison):
             note = f"declared as {entry.id}: {entry.reason}"
-            return replace(comparison, status=DECLARED, note=note)
+            return replace(comparison, status=Status.DECLARED, note=note)
     why = "expired" if about[0].expired(today) else "is larger than declared"
     return replace(comparison, note=f"{comparison.note}; {about[0].id} {why}")
 

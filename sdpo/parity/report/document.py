@@ -11,16 +11,16 @@ from datetime import date
 from typing import Any
 
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, MATCH, NOT_COVERED, Comparison
-from sdpo.parity.compare.exit_codes import EXIT_CODES
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.first_in_time import deciding, first_observed
+from sdpo.parity.compare.statuses import Status, Verdict
 from sdpo.parity.compare.verdict import CaseResult, improvement_rows, run_verdict, stage_rows
 from sdpo.parity.explain import explanations
 from sdpo.parity.explain.first_departure import Departure
 from sdpo.parity.report import declared_deviations as declarations
 from sdpo.parity.report.declared_deviations import Deviation
 
-USUAL = vars(Comparison("", ""))
+USUAL = vars(Comparison("", Status.NOT_COVERED))
 
 Locate = Callable[[str, str | None], Departure]
 
@@ -107,9 +107,9 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
     )
     results = [selected(result, policy.stages) for result in judged.results]
     rows = stage_rows(results)
-    covered = [row["name"] for row in rows if row["status"] != NOT_COVERED]
+    covered = [row["name"] for row in rows if row["status"] != Status.NOT_COVERED]
     doubts = list(evidence.doubts) + gaps(evidence, policy, covered)
-    statuses = [row["status"] for row in rows] + [DIVERGENT] * bool(judged.complaints)
+    statuses = [row["status"] for row in rows] + [Status.DIVERGENT] * bool(judged.complaints)
     verdict = run_verdict(statuses, doubts=doubts)
     observed = first_observed(results)
     found = locate(verdict, observed)
@@ -119,11 +119,11 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> dict[str, An
         "kind": evidence.kind,
         "derives_from": list(evidence.derives_from),
         "verdict": verdict,
-        "exit_code": EXIT_CODES[verdict],
+        "exit_code": verdict.exit_code,
         "first_stage": found.stage,
         "first_stage_inferred": found.inferred,
         "first_observed": observed,
-        "message": reasons[0] if verdict == "INCONCLUSIVE" else error_message(results),
+        "message": reasons[0] if verdict == Verdict.INCONCLUSIVE else error_message(results),
         "reasons": reasons,
         "explained_by": [one.fault for one in found.explanations],
         "explanations": explanations.rows(found.explanations),
@@ -179,8 +179,8 @@ def stricter(result: CaseResult, share: float) -> CaseResult:
         return result
     note = f"more than {share:g} of the budget"
     comparisons = [
-        replace(c, status=DIVERGENT, note=note, effect="value")
-        if c.status == "PASS" and c.budget_used > share
+        replace(c, status=Status.DIVERGENT, note=note, effect="value")
+        if c.status == Status.PASS and c.budget_used > share
         else c
         for c in result.comparisons
     ]
@@ -210,7 +210,7 @@ def error_message(results: Sequence[CaseResult]) -> str:
     """The first failure of the candidate, with its case and stage."""
     for result in results:
         for comparison in result.comparisons:
-            if comparison.status == ERROR:
+            if comparison.status == Status.ERROR:
                 return f"stage {comparison.stage}, case {result.id}: {comparison.note}"
     return ""
 
@@ -232,8 +232,8 @@ def totals(results: Sequence[CaseResult]) -> dict[str, Any]:
         "cases": len(results),
         "by_status": {status: statuses.count(status) for status in sorted(set(statuses))},
         "comparisons": len(comparisons),
-        "empty": sum(c.status == NOT_COVERED for c in comparisons),
-        "bit_equal": sum(c.status == MATCH for c in comparisons),
+        "empty": sum(c.status == Status.NOT_COVERED for c in comparisons),
+        "bit_equal": sum(c.status == Status.MATCH for c in comparisons),
         "elements": sum(c.compared for c in comparisons),
     }
 
@@ -243,8 +243,8 @@ def failed(candidate: str, repro: str, message: str) -> dict[str, Any]:
     evidence = Evidence(candidate, "", (), [], repro=repro)
     run = assemble(evidence, Policy(), lambda verdict, observed: Departure(None))
     return run | {
-        "verdict": ERROR,
-        "exit_code": EXIT_CODES[ERROR],
+        "verdict": Verdict.ERROR,
+        "exit_code": Verdict.ERROR.exit_code,
         "message": message,
         "reasons": [message],
     }

@@ -6,7 +6,8 @@ from datetime import date
 from typing import Any
 
 from sdpo.parity.cases.stages import NAMES, STAGES
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, NOT_COVERED, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.report.declared_deviations import ANY, EFFECTS, judge
 from sdpo.parity.report.rejudge import evidence_of, policy_of
@@ -40,10 +41,10 @@ def draft(run: Mapping[str, Any]) -> str:
         for comparison in result.comparisons:
             if comparison.inherits:
                 continue
-            if comparison.status == DIVERGENT and comparison.effect in EFFECTS:
+            if comparison.status == Status.DIVERGENT and comparison.effect in EFFECTS:
                 key = (comparison.stage, comparison.effect)
                 groups.setdefault(key, []).append((result, comparison))
-            elif comparison.status in (DIVERGENT, ERROR):
+            elif comparison.status in FAILING:
                 other.append(f"# cannot be declared: {result.id}, {comparison.stage}: ")
                 other[-1] += " ".join(comparison.note.split())
     day = date.today().isoformat()
@@ -67,7 +68,7 @@ def entry(
     compared = [
         result
         for result in results
-        if any(c.stage == stage and c.status != NOT_COVERED for c in result.comparisons)
+        if any(c.stage == stage and c.status != Status.NOT_COVERED for c in result.comparisons)
     ]
     tag, cases = scope(shown, compared)
     by_value = effect == "value" and STAGES[stage].kind == "numeric"

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdpo.parity.compare.comparison import DIVERGENT, PASS, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.explanations import from_rows
 from sdpo.parity.explain.first_departure import Departure
@@ -94,7 +95,7 @@ def case_result(case: Mapping[str, Any]) -> CaseResult:
     """A case with its comparisons as they were measured."""
     comparisons = [comparison_of(case["id"], row) for row in case["comparisons"]]
     # In a report the note of a case that did not pass comes from a comparison.
-    note = case["note"] if not comparisons or case["status"] == PASS else ""
+    note = case["note"] if not comparisons or case["status"] == Status.PASS else ""
     return CaseResult(case["id"], case["family"], tuple(case["tags"]), comparisons, note)
 
 
@@ -123,7 +124,7 @@ def regate(run: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
             rungs=run["ladder"],
             search=run["explanation_search"],
         )
-        same = observed == run["first_observed"] and verdict == DIVERGENT
+        same = observed == run["first_observed"] and verdict == Status.DIVERGENT
         return then if same else Departure(observed)
 
     judged = assemble(evidence_of(run), policy, located)

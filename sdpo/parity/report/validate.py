@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.exit_codes import EXIT_CODES
+from sdpo.parity.compare.statuses import EXIT_CODES
 from sdpo.parity.relations.catalogue import RELATION_NAMES, gravest
 from sdpo.parity.report.counts import compared_in, without_element
 

@@ -6,8 +6,9 @@ from itertools import product
 import pytest
 
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, MATCH, Comparison
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.first_in_time import deciding, first_observed
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.explanations import fewest, in_all, ranked, rows
 from sdpo.parity.explain.first_departure import Departure, held_before
@@ -20,7 +21,7 @@ from sdpo.parity.report.validate import InconsistentReportError, check
 from tests.helpers import run_documents
 
 
-def off(stage, place=(), status=DIVERGENT, **more):
+def off(stage, place=(), status=Status.DIVERGENT, **more):
     return Comparison(stage, status, place=place, **more)
 
 
@@ -36,7 +37,7 @@ def test_what_came_first_in_time_is_first_whatever_its_number():
     assert case("U", late, early).first_stage == "teacher_update"
     same_place = off("support", (0, 0, 1))
     assert case("U", late, early, same_place).first_stage == "support"
-    assert case("U", late, replace(early, status=MATCH)).first_stage == "log_probs"
+    assert case("U", late, replace(early, status=Status.MATCH)).first_stage == "log_probs"
 
 
 def test_what_is_inherited_is_not_first():
@@ -58,7 +59,7 @@ def test_a_probe_does_not_headline_where_a_scenario_departs():
     probe = case("C06", off("log_probs"), family="probe")
     assert first_observed([scenario, probe]) == "teacher_update"
     assert deciding([scenario, probe]) == [scenario]
-    held = case("T01", off("teacher_update", (0, 0, 0), MATCH), family="trainer")
+    held = case("T01", off("teacher_update", (0, 0, 0), Status.MATCH), family="trainer")
     assert first_observed([held, probe]) == "log_probs", "a probe alone"
     assert first_observed([held]) is None
 
@@ -77,7 +78,7 @@ def test_the_report_counts_first_departures_and_marks_what_may_follow():
         case(
             "T01", off("log_probs", (1, 0, 0)), off("teacher_update", (0, 0, 0)), family="trainer"
         ),
-        case("C06", off("log_probs", status=ERROR), family="probe"),
+        case("C06", off("log_probs", status=Status.ERROR), family="probe"),
     ]
     evidence = Evidence("mine", "trainer", (), results)
     run = assemble(evidence, Policy(), lambda verdict, observed: Departure(observed))

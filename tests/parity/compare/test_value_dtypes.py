@@ -15,9 +15,9 @@ from sdpo.parity.audit.audit import run_loss_case
 from sdpo.parity.candidates.implementations import Own, Transcription
 from sdpo.parity.candidates.live_verl import LiveVerl
 from sdpo.parity.cases.loss_case import transcription_trace
-from sdpo.parity.compare.comparison import DIVERGENT, MATCH, NOT_COVERED, PASS
 from sdpo.parity.compare.evaluated_case import loss_case
 from sdpo.parity.compare.loss_stages import stage_of
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.value_dtypes import other_dtypes
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded import updates
@@ -82,9 +82,9 @@ def test_a_cast_of_one_value_is_a_divergence_at_its_stage(kind, name):
             return trace | {name: trace[name].to(to)}
 
     result = audited(Cast(), TOPK_TAIL)
-    divergent = [c for c in result.comparisons if c.status == DIVERGENT]
+    divergent = [c for c in result.comparisons if c.status == Status.DIVERGENT]
     assert [(c.stage, c.effect) for c in divergent] == [(stage_of(name), "dtype")]
-    assert result.status == DIVERGENT
+    assert result.status == Status.DIVERGENT
     assert f"{name} is {str(to).removeprefix('torch.')}, expected" in divergent[0].note
 
 
@@ -93,7 +93,7 @@ def rounded(function, dtype):
 
 
 def test_casts_in_modules_are_named_first_where_they_are(monkeypatch):
-    assert audited(Own(), ROWS).status in (MATCH, PASS)
+    assert audited(Own(), ROWS).status in (Status.MATCH, Status.PASS)
     monkeypatch.setattr(
         self_distillation, "aggregate", rounded(aggregate.aggregate, torch.bfloat16)
     )
@@ -123,7 +123,7 @@ def test_casts_in_the_transcription_are_named_first_where_they_are(monkeypatch, 
             return trace
 
     result = audited(Faulty(), TOPK_TAIL)
-    assert result.status == DIVERGENT
+    assert result.status == Status.DIVERGENT
     assert result.first_stage == stage
 
 
@@ -140,7 +140,7 @@ def test_a_cast_in_an_update_is_a_divergence_at_its_stage(name):
 
     result = updates.run_case(Cast(), UPDATES, golden)
     divergent = [c for c in result.comparisons if c.effect == "dtype"]
-    assert [(c.stage, c.status) for c in divergent] == [(UPDATE_NAMES[name], DIVERGENT)]
+    assert [(c.stage, c.status) for c in divergent] == [(UPDATE_NAMES[name], Status.DIVERGENT)]
     assert result.first_stage == UPDATE_NAMES[name]
 
 
@@ -153,5 +153,5 @@ def test_a_stranger_may_return_what_it_likes():
             return trace | {"aggregate": trace["aggregate"].double()}
 
     statuses = {c.status for c in audited(Stranger(), TOPK_TAIL).comparisons}
-    assert statuses <= {MATCH, PASS, NOT_COVERED}
+    assert statuses <= {Status.MATCH, Status.PASS, Status.NOT_COVERED}
     assert LiveVerl.dtypes_are_judged

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sdpo.fixtures import packaged_family
-from sdpo.parity.compare.comparison import DIVERGENT, MATCH, NOT_COVERED, PASS, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.recorded import updates
 from sdpo.parity.recorded.recording_spread import REACH, a_little_over, round_anew, widest
 from sdpo.parity.report.document import compact
@@ -75,7 +76,7 @@ def references_once(monkeypatch):
 def test_luck_of_the_recording_is_no_verdict(monkeypatch):
     lucky(monkeypatch)
     result = updates.run_case(candidate(), FAMILY, GOLDEN)
-    assert result.status == PASS
+    assert result.status == Status.PASS
     assert "more float32 runs" in result.note
     assert case_result(reported(result)).note == result.note
 
@@ -87,7 +88,7 @@ def reported(result):
 def test_without_more_runs_luck_would_be_a_verdict(monkeypatch):
     lucky(monkeypatch)
     monkeypatch.setattr(updates, "a_little_over", lambda found: False)
-    assert updates.run_case(candidate(), FAMILY, GOLDEN).status == DIVERGENT
+    assert updates.run_case(candidate(), FAMILY, GOLDEN).status == Status.DIVERGENT
 
 
 def changed(size):
@@ -101,19 +102,19 @@ def changed(size):
 @pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-1])
 def test_a_fault_of_one_part_in_ten_thousand_is_still_seen(size):
     result = updates.run_case(candidate(changed(size)), FAMILY, GOLDEN)
-    assert result.status == DIVERGENT
+    assert result.status == Status.DIVERGENT
     assert result.first_stage == "importance"
     assert not result.note
 
 
 def test_only_what_is_a_little_over_is_measured_again():
     def over(*used):
-        return [Comparison("importance", DIVERGENT, budget_used=value) for value in used]
+        return [Comparison("importance", Status.DIVERGENT, budget_used=value) for value in used]
 
     assert a_little_over(over(1.5, 3.0))
     assert not a_little_over(over(1.5, 2 * REACH))
     assert not a_little_over(over(0.0)), "of another kind than a distance"
-    assert not a_little_over([Comparison("importance", PASS, budget_used=0.9)])
+    assert not a_little_over([Comparison("importance", Status.PASS, budget_used=0.9)])
 
 
 def test_weights_move_by_one_unit_in_the_last_place_at_most():
@@ -151,15 +152,15 @@ def test_a_run_with_other_entries_does_not_widen():
 @pytest.mark.parametrize(
     ("spread", "times", "status"),
     [
-        (0.1, 1.0, MATCH),
-        (0.1, 0.7, NOT_COVERED),  # within 0.4, which is no budget
-        (0.1, 3.0, DIVERGENT),
-        (0.01, 0.5, DIVERGENT),
-        (0.01, 0.99, PASS),
+        (0.1, 1.0, Status.MATCH),
+        (0.1, 0.7, Status.NOT_COVERED),  # within 0.4, which is no budget
+        (0.1, 3.0, Status.DIVERGENT),
+        (0.01, 0.5, Status.DIVERGENT),
+        (0.01, 0.99, Status.PASS),
     ],
 )
 def test_within_a_budget_that_shows_no_factor_of_two_nothing_is_said(spread, times, status):
     value = torch.linspace(-1, 1, 9)
     found = updates.compare_tensor("accumulate", "", value, value, times * value, spread)
     assert found.status == status
-    assert ("no budget: rounding alone" in found.note) == (status == NOT_COVERED)
+    assert ("no budget: rounding alone" in found.note) == (status == Status.NOT_COVERED)

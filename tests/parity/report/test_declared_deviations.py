@@ -4,7 +4,8 @@ from datetime import date
 
 import pytest
 
-from sdpo.parity.compare.comparison import DECLARED, DIVERGENT, MATCH, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.report import declared_deviations
 from sdpo.parity.report.declared_deviations import (
@@ -27,7 +28,7 @@ def entries(tmp_path):
 
 
 def result(tags=("core",), id_="P-1", **changes) -> CaseResult:
-    fields = {"stage": "divergence", "status": DIVERGENT, "max_abs": 0.1, "effect": "value"}
+    fields = {"stage": "divergence", "status": Status.DIVERGENT, "max_abs": 0.1, "effect": "value"}
     return CaseResult(id_, "loss", tags, [Comparison(**{**fields, **changes})])
 
 
@@ -39,11 +40,11 @@ def judged(entries, *results, candidate="loss.py:f", today=TODAY, **options):
 def test_entry_declares_what_it_covers(entries):
     raw = result()
     found = judge([raw], "loss.py:f", entries, today=TODAY)
-    assert found.results[0].status == DECLARED
+    assert found.results[0].status == Status.DECLARED
     assert found.results[0].comparisons[0].note == "declared as X1: as agreed"
     assert found.complaints == []
     assert found.rows[0] | {"seen": True, "seen_cases": 1, "size": 0.1} == found.rows[0]
-    assert raw.status == DIVERGENT, "the evidence stays as it was measured"
+    assert raw.status == Status.DIVERGENT, "the evidence stays as it was measured"
 
 
 @pytest.mark.parametrize(
@@ -57,13 +58,13 @@ def test_entry_declares_what_it_covers(entries):
 )
 def test_entry_covers_nothing_else(entries, other, candidate):
     statuses, _ = judged(entries, other, result(), candidate=candidate)
-    assert statuses[0] == DIVERGENT
+    assert statuses[0] == Status.DIVERGENT
 
 
 def test_cases_that_are_not_named_are_not_covered(entries):
     (entry,) = entries
     named = Deviation.from_row(entry.row() | {"cases": ["P-1"], "tag": "*", "candidates": ["*"]})
-    assert judged([named], result(), result(id_="P-2")) == ([DECLARED, DIVERGENT], [])
+    assert judged([named], result(), result(id_="P-2")) == ([Status.DECLARED, Status.DIVERGENT], [])
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_cases_that_are_not_named_are_not_covered(entries):
     [
         ([result(max_abs=0.6)], "X1 grew: largest |Δ| 0.6, allowed [0.05, 0.5]"),
         ([result(max_abs=0.01)], "X1 shrank: largest |Δ| 0.01, allowed [0.05, 0.5]"),
-        ([result(status=MATCH, effect="", max_abs=0.0)], "X1 no longer shows"),
+        ([result(status=Status.MATCH, effect="", max_abs=0.0)], "X1 no longer shows"),
     ],
 )
 def test_an_entry_that_grew_shrank_or_vanished_fails(entries, results, words):
@@ -81,21 +82,24 @@ def test_an_entry_that_grew_shrank_or_vanished_fails(entries, results, words):
 
 def test_an_expired_entry_fails_and_covers_nothing(entries):
     statuses, (complaint,) = judged(entries, result(), today=date(2030, 1, 2))
-    assert (statuses, "X1 expired on 2030-01-01" in complaint) == ([DIVERGENT], True)
-    assert judged(entries, result(), today=date(2030, 1, 1)) == ([DECLARED], [])
+    assert (statuses, "X1 expired on 2030-01-01" in complaint) == ([Status.DIVERGENT], True)
+    assert judged(entries, result(), today=date(2030, 1, 1)) == ([Status.DECLARED], [])
 
 
 def test_an_entry_whose_cases_or_stages_did_not_run_is_not_judged(entries):
-    assert judged(entries, result(tags=("huge_logits",), status=MATCH)) == ([MATCH], [])
-    assert judged(entries, result(status=MATCH), stages=("tail",)) == ([MATCH], [])
-    assert judged(entries, result(status=MATCH), stages=("divergence",))[1] != []
+    assert judged(entries, result(tags=("huge_logits",), status=Status.MATCH)) == (
+        [Status.MATCH],
+        [],
+    )
+    assert judged(entries, result(status=Status.MATCH), stages=("tail",)) == ([Status.MATCH], [])
+    assert judged(entries, result(status=Status.MATCH), stages=("divergence",))[1] != []
 
 
 def test_the_size_of_a_text_that_differs_is_a_number_of_cases(entries):
     row = entries[0].row() | {"stages": ["teacher_prompt"], "measured": 2, "range": [2, 2]}
     entry = Deviation.from_row(row)
     two = [result(stage="teacher_prompt", max_abs=0.0, id_=f"P-{n}") for n in range(2)]
-    assert judged([entry], *two) == ([DECLARED] * 2, [])
+    assert judged([entry], *two) == ([Status.DECLARED] * 2, [])
     third = result(stage="teacher_prompt", max_abs=0.0, id_="P-3")
     _, (complaint,) = judged([entry], *two, third)
     assert "X1 grew: cases 3, allowed [2, 2]" in complaint

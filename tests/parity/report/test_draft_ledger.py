@@ -5,7 +5,8 @@ from datetime import date
 
 import pytest
 
-from sdpo.parity.compare.comparison import DIVERGENT, MATCH, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.first_departure import Departure
 from sdpo.parity.report.declared_deviations import DeclaredError, load_declared
@@ -21,7 +22,7 @@ def run_with(*divergent: Comparison, candidate='port.py:loss "x"\n# y'):
     results = []
     for id_, tags in TAGS.items():
         found = [c for c in divergent if c.case == id_]
-        held = [Comparison("aggregate", MATCH, id_, compared=1)]
+        held = [Comparison("aggregate", Status.MATCH, id_, compared=1)]
         results.append(CaseResult(id_, "loss", tags, found or held))
     evidence = Evidence(candidate, "loss from logits", ("aggregate",), results)
     run = assemble(evidence, Policy(), lambda verdict, observed: Departure(observed))
@@ -31,7 +32,7 @@ def run_with(*divergent: Comparison, candidate='port.py:loss "x"\n# y'):
 
 def departs(case, size, **changes):
     fields = {"effect": "value", "compared": 1, "max_abs": size, "note": "over"} | changes
-    return Comparison("aggregate", DIVERGENT, case, **fields)
+    return Comparison("aggregate", Status.DIVERGENT, case, **fields)
 
 
 def test_a_draft_is_refused_until_it_has_reasons_and_then_declares(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 
 from sdpo.parity.audit.launch import audit_all
 from sdpo.parity.audit.load_candidate import TRAINERS, find, packaged_bases
-from sdpo.parity.compare.comparison import DECLARED, DIVERGENT, MATCH, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.faults.catalogue import BY_ID
 from sdpo.parity.report.declared_deviations import Deviation, judge, load_for
@@ -39,7 +40,7 @@ def shown_by(entry: Deviation, *, grown: float = 1.0) -> list[CaseResult]:
         cases = cases[: round(entry.measured * grown)]
     size = (entry.measured or 0.0) * grown if entry.sized_by_value else 0.0
     (stage,) = entry.stages
-    found = Comparison(stage, DIVERGENT, compared=1, max_abs=size, effect=entry.effect)
+    found = Comparison(stage, Status.DIVERGENT, compared=1, max_abs=size, effect=entry.effect)
     return [CaseResult(id_, "trainer", TAGS[id_], [found]) for id_ in cases]
 
 
@@ -64,9 +65,9 @@ def test_an_entry_names_what_exists(peer, entry):
 def test_an_entry_holds_for_what_was_measured_and_for_nothing_else(peer, entry):
     results = shown_by(entry)
     assert results, "the entry speaks of no scenario"
-    assert gate(peer, [entry], results) == ({DECLARED}, [])
+    assert gate(peer, [entry], results) == ({Status.DECLARED}, [])
     others = [other for other in load_for([peer]) if other.id != entry.id]
-    assert DIVERGENT in gate(peer, others, results)[0], "another entry covers it too"
+    assert Status.DIVERGENT in gate(peer, others, results)[0], "another entry covers it too"
     _, (gone,) = gate(peer, [entry], [as_match(result) for result in results])
     assert "no longer shows" in gone
     if entry.sized_by_value and entry.measured:
@@ -86,14 +87,14 @@ def test_a_ledger_holds_for_a_subclass_of_the_adapter_and_for_no_other(peer, ent
     kind = find(TRAINERS[peer])
     mine = type("Mine", (kind,), {"name": "mine"})()
     assert packaged_bases(mine) == packaged_bases(kind()) == (peer,)
-    assert status(packaged_bases(mine)) == {DECLARED}
+    assert status(packaged_bases(mine)) == {Status.DECLARED}
     other = find(TRAINERS["sdpo-trainer"])()
-    assert status(packaged_bases(other)) == status(()) == {DIVERGENT}
+    assert status(packaged_bases(other)) == status(()) == {Status.DIVERGENT}
 
 
 def as_match(result: CaseResult) -> CaseResult:
     (comparison,) = result.comparisons
-    return replace(result, comparisons=[replace(comparison, status=MATCH, effect="")])
+    return replace(result, comparisons=[replace(comparison, status=Status.MATCH, effect="")])
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ import torch
 from sdpo.fixtures import packaged_family
 from sdpo.parity.candidates.implementations import Own
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, Comparison
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.loss_stages import compare_loss
+from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.faults.reference_parts import fault_trace
 from sdpo.parity.truth.budget import truth
 from sdpo.parity.truth.oracle import array_of
@@ -57,7 +58,7 @@ def share_allowed(case: LossCase, stage: str) -> float:
 def test_a_correct_evaluation_stays_inside(name, part):
     for case, comparison in comparisons(name, part):
         where = f"{name}, {case.id} at {comparison.stage}: {comparison.note}"
-        assert comparison.status not in (DIVERGENT, ERROR), where
+        assert comparison.status not in FAILING, where
         assert comparison.budget_used <= share_allowed(case, comparison.stage), where
 
 

@@ -9,9 +9,9 @@ import torch
 from sdpo.fixtures import packaged_family
 from sdpo.parity.candidates.implementations import Own
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.comparison import DIVERGENT
 from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.loss_stages import compare_loss
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.explain.ladder import ladder
 from sdpo.parity.faults.reference_parts import fault_trace
 from sdpo.parity.truth.norm_limit import limit_as_a_whole
@@ -61,7 +61,7 @@ OFTEN = {"a tenth too large": 0.15}
 def test_a_gradient_of_another_size_or_direction_fails(dtype, name):
     with deterministic():
         cases = [c for c in cases_of(dtype) if prepared(c).reference["gradient"].any()]
-        found = [gradient_status(case, FAULTS[name]) == DIVERGENT for case in cases]
+        found = [gradient_status(case, FAULTS[name]) == Status.DIVERGENT for case in cases]
     assert sum(found) >= OFTEN.get(name, 0.95) * len(found)
 
 
@@ -107,9 +107,9 @@ def test_rounded_log_probs_of_likely_tokens_are_no_fault():
         case = sampled_token(seed)
         on = prepared(case)
         found = compare_loss(on.standard, Own().trace(case))
-        assert DIVERGENT not in {comparison.status for comparison in found}, (case, found)
+        assert Status.DIVERGENT not in {comparison.status for comparison in found}, (case, found)
         loss = on.truth.values["divergence"]
-        doubled = gradient_status(case, FAULTS["twice"]) == DIVERGENT
+        doubled = gradient_status(case, FAULTS["twice"]) == Status.DIVERGENT
         assert doubled or abs(loss).max() < 3, (case, loss)
 
 
@@ -124,8 +124,8 @@ def test_a_difference_of_log_probs_may_be_rounded_away():
     )
     on = prepared(case)
     assert abs(on.truth.values["gradient"]).max() > 0.01
-    assert gradient_status(case, torch.zeros_like) != DIVERGENT
-    assert gradient_status(case, lambda g: g + 1) == DIVERGENT
+    assert gradient_status(case, torch.zeros_like) != Status.DIVERGENT
+    assert gradient_status(case, lambda g: g + 1) == Status.DIVERGENT
 
 
 def test_it_says_nothing_where_it_has_nothing_to_measure():

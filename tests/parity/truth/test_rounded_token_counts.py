@@ -9,8 +9,8 @@ import torch
 from sdpo.parity.audit.audit import run_loss_case
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.comparison import DIVERGENT, MATCH, PASS
 from sdpo.parity.compare.evaluated_case import prepared
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.faults.reference_parts import Run, aggregate, loss_from_logits
 from sdpo.reference.loss import agg_loss
 from sdpo.settings.config import SDPOConfig
@@ -80,7 +80,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_an_exact_count_is_right_and_so_is_the_references(name):
     for part in (exactly, aggregate):
-        assert result_of(CASES[name], part).status in (MATCH, PASS), part.__name__
+        assert result_of(CASES[name], part).status in (Status.MATCH, Status.PASS), part.__name__
     reference = float(prepared(CASES["token-mean"]).reference["aggregate"])
     exact = float(prepared(CASES["token-mean"]).truth.values["aggregate"])
     assert abs(exact / reference - 300 / 301) < 1e-5
@@ -96,12 +96,12 @@ def test_the_report_says_what_it_is():
     "part", [all_places, loss_alone_exact, divided_by(302), divided_by(299), divided_by(256)]
 )
 def test_any_other_count_is_wrong(part):
-    assert result_of(CASES["token-mean"], part).status == DIVERGENT
+    assert result_of(CASES["token-mean"], part).status == Status.DIVERGENT
 
 
 def test_twice_the_count_is_wrong_in_half_precision_too():
     result = result_of(CASES["in bfloat16"], divided_by(2 * TOKENS))
-    assert result.status == DIVERGENT
+    assert result.status == Status.DIVERGENT
 
 
 LOSSES = """
@@ -128,10 +128,10 @@ def test_golden_data_of_such_masks_accuse_nobody_who_counts_right(tmp_path):
     for name in ("reference", "sdpo", *named):
         cases = audited(named.get(name, name), folder)["cases"]
         statuses[name] = {case["status"] for case in cases if case["family"] == "loss"}
-    assert statuses["reference"] == {MATCH}
-    assert statuses["sdpo"] <= {MATCH, PASS}
-    assert statuses["exact"] == {PASS}
-    assert statuses["padding"] == {DIVERGENT}
+    assert statuses["reference"] == {Status.MATCH}
+    assert statuses["sdpo"] <= {Status.MATCH, Status.PASS}
+    assert statuses["exact"] == {Status.PASS}
+    assert statuses["padding"] == {Status.DIVERGENT}
 
 
 def test_the_traps_that_the_references_page_names_are_there():

@@ -13,8 +13,8 @@ from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.audit import run_loss_case
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.comparison import DIVERGENT, MATCH, PASS
 from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.faults.reference_parts import Part, Run, fault_trace, loss_from_logits
 from sdpo.parity.faults.support import choice_of, teachers_choice
@@ -60,7 +60,7 @@ def check_correct(seed: int) -> bool:
     other = False
     for choice in (CORRECT[NAMES[seed % len(NAMES)]], CORRECT[NAMES[-1 - seed % 7]], alternating):
         result = judged(case, choice)
-        assert result.status in (MATCH, PASS), (seed, case, result.comparisons)
+        assert result.status in (Status.MATCH, Status.PASS), (seed, case, result.comparisons)
         chosen = chosen_by(case, choice)
         counts = prepared(case).truth.counts
         reference = oracle.marked(own.numpy()[counts], case.student_logits.shape[-1])
@@ -98,7 +98,7 @@ def check_wrong(cases: list[LossCase], name: str) -> None:
     found = {True: [], False: []}
     for case in cases:
         if changes_the_loss(case, WRONG[name]):
-            failed = judged(case, WRONG[name]).status == DIVERGENT
+            failed = judged(case, WRONG[name]).status == Status.DIVERGENT
             found[case.dtype in FINE].append(failed)
             assert failed or case.dtype not in FINE, (name, case.id, case)
     assert len(found[True]) > len(cases) // 4
@@ -190,10 +190,10 @@ def test_the_intervals_of_the_keys_are_no_wider_than_keys_need():
 @pytest.mark.parametrize("dtype", FINE)
 def test_the_smallest_logit_that_ties_is_right_and_a_smaller_one_wrong(dtype, temperature):
     with deterministic():
-        assert judged(*edge_case(dtype, temperature, 0)).status in (MATCH, PASS)
+        assert judged(*edge_case(dtype, temperature, 0)).status in (Status.MATCH, Status.PASS)
         result = judged(*edge_case(dtype, temperature, BEYOND))
-    assert result.status == DIVERGENT
-    assert all(comparison.status == DIVERGENT for comparison in result.comparisons)
+    assert result.status == Status.DIVERGENT
+    assert all(comparison.status == Status.DIVERGENT for comparison in result.comparisons)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -215,12 +215,12 @@ def check_crowded(seed: int) -> None:
     for lot in (seed, -1 - seed):
         choice = drawn(lot)
         result = judged(case, choice)
-        assert result.status in (MATCH, PASS), (seed, result.comparisons)
+        assert result.status in (Status.MATCH, Status.PASS), (seed, result.comparisons)
         value = array_of(fault_trace({"choice": choice}, case)["divergence"])[truth.counts]
         assert (abs(value - truth.values["divergence"]) <= truth.bounds["divergence"]).all()
     if case.dtype in FINE:
-        assert judged(case, choice_of(1)).status == DIVERGENT
-        assert judged(case, choice_of(-1)).status == DIVERGENT
+        assert judged(case, choice_of(1)).status == Status.DIVERGENT
+        assert judged(case, choice_of(-1)).status == Status.DIVERGENT
 
 
 def test_the_interval_holds_all_choices_and_is_no_wider_than_needed():
@@ -262,11 +262,11 @@ def test_what_is_wrong_behind_a_right_choice_is_placed_as_ever(dtype):
     case = with_another_choice(dtype)
     choice = CORRECT["softmax, last"]
     with deterministic():
-        assert judged(case, choice).status in (MATCH, PASS)
+        assert judged(case, choice).status in (Status.MATCH, Status.PASS)
         steep = judged(case, choice, outcome=lambda run: 2 * run.loss - run.loss.detach())
         larger = judged(case, choice, outcome=lambda run: run.loss + 0.001 * run.loss.detach())
-    assert [c.stage for c in steep.comparisons if c.status == DIVERGENT] == ["gradient"]
-    assert [c.stage for c in larger.comparisons if c.status == DIVERGENT] == ["aggregate"]
+    assert [c.stage for c in steep.comparisons if c.status == Status.DIVERGENT] == ["gradient"]
+    assert [c.stage for c in larger.comparisons if c.status == Status.DIVERGENT] == ["aggregate"]
 
 
 def with_another_gradient(seed: int) -> Part:
@@ -289,7 +289,7 @@ def test_a_gradient_of_no_choice_does_not_accuse_the_loss():
             for seed in range(12):
                 outcome = with_another_gradient(seed)
                 result = judged(case, CORRECT["softmax, last"], outcome=outcome)
-                found = [c.stage for c in result.comparisons if c.status == DIVERGENT]
+                found = [c.stage for c in result.comparisons if c.status == Status.DIVERGENT]
                 assert found == ["gradient"], (case.id, seed)
 
 
@@ -310,7 +310,7 @@ def test_a_loss_of_another_choice_than_its_gradient_fails():
 
     with deterministic():
         result = judged(case, largest(lambda run: run.student), outcome=patched)
-    assert [c.stage for c in result.comparisons if c.status == DIVERGENT] == ["aggregate"]
+    assert [c.stage for c in result.comparisons if c.status == Status.DIVERGENT] == ["aggregate"]
 
 
 @pytest.mark.parametrize("name", ["log_softmax, last", "softmax, last", "centred logits, first"])
@@ -319,4 +319,8 @@ def test_recorded_cases_with_another_key(name):
     with deterministic():
         for case in loss_cases(packaged_family("loss")):
             if case.mode.startswith("topk") and "huge_logits" not in case.tags:
-                assert judged(case, CORRECT[name]).status in (MATCH, PASS, "DECLARED"), case.id
+                assert judged(case, CORRECT[name]).status in (
+                    Status.MATCH,
+                    Status.PASS,
+                    "DECLARED",
+                ), case.id

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR
+from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import OptimizerStep, Tensors, TrainerRun
@@ -64,7 +64,7 @@ def effect_of(
 
     `optimised` is the loss that the first step followed.
     """
-    own = {c.stage for c in result.comparisons if c.status in (DIVERGENT, ERROR) and not c.inherits}
+    own = {c.stage for c in result.comparisons if c.status in FAILING and not c.inherits}
     first_step = run.updates[0].steps[0]
     ours, theirs = flat(first_step.gradient, natural[0].gradients[0])
     last = run.updates[-1].steps[-1].parameters

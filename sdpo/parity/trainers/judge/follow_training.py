@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from sdpo.lockstep.replica import weights_of
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, Comparison, compare_exact
+from sdpo.parity.compare.comparison import Comparison, compare_exact
 from sdpo.parity.compare.evaluated_case import Observation
 from sdpo.parity.compare.first_in_time import BEFORE
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.explanations import fewest, in_all, united
 from sdpo.parity.explain.match_faults import Search, explain
@@ -118,9 +119,14 @@ def failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Compa
     """
     if trains and scenario.processes > 1 and isinstance(error, TrainingFailedError):
         return Comparison(
-            error.reached, DIVERGENT, scenario.id, compared=1, note=str(error), effect="failure"
+            error.reached,
+            Status.DIVERGENT,
+            scenario.id,
+            compared=1,
+            note=str(error),
+            effect="failure",
         )
-    return Comparison(error.stage, ERROR, scenario.id, note=str(error))
+    return Comparison(error.stage, Status.ERROR, scenario.id, note=str(error))
 
 
 def walked(
@@ -135,7 +141,10 @@ def walked(
         return result, None
     except CandidateError as error:
         result.comparisons.append(failure(scenario, error, trains=findings.trains))
-        if result.status == DIVERGENT and (so_far := getattr(error, "run", None)) is not None:
+        if (
+            result.status == Status.DIVERGENT
+            and (so_far := getattr(error, "run", None)) is not None
+        ):
             result.comparisons.extend(prompts_so_far(scenario, so_far, folder))
         return result, None
     walk = Walk(scenario, run, folder)
@@ -143,7 +152,7 @@ def walked(
         result.comparisons.extend(walk.comparisons())
     except (KeyError, ValueError) as error:
         note = f"what the adapter recorded cannot be compared: {type(error).__name__}: {error}"
-        result.comparisons.append(Comparison("accumulate", ERROR, scenario.id, note=note))
+        result.comparisons.append(Comparison("accumulate", Status.ERROR, scenario.id, note=note))
         return result, None
     return result, walk
 
@@ -254,7 +263,7 @@ class Walk:
             self.scenario, generation, update.prompt, prompt, batch, self.tokenizer
         )
         for comparison in found:
-            if comparison.status == DIVERGENT:
+            if comparison.status == Status.DIVERGENT:
                 faults = explained_prompts(
                     self.scenario, generation, update.prompt, comparison.stage, self.tokenizer
                 )
@@ -281,7 +290,7 @@ class Walk:
         if self.scenario.dropout:
             return  # the student's passes draw at random, and cannot be repeated
         found = chain.compare_gradient(self.scenario, self.student, step, scales)
-        if any(comparison.status == DIVERGENT for comparison in found):
+        if any(comparison.status == Status.DIVERGENT for comparison in found):
             self.tried["accumulate"].append(explained_scale(scales, self.scenario.accumulation))
         yield from found
 
@@ -338,7 +347,7 @@ class Walk:
         answers = compare_answers(self.scenario, "teacher", self.plain, *given, inherits)
         if self.at[1:] != (0, 0):  # its weights are recorded between updates only
             answers = [replace(answer, may_follow=("teacher_update",)) for answer in answers]
-        if answers[0].status == DIVERGENT:
+        if answers[0].status == Status.DIVERGENT:
             faults = explained_forward(self.scenario, self.plain, self.moved, micro_batch, mask)
             self.tried["log_probs"].append(faults)
         return found + answers
@@ -347,7 +356,7 @@ class Walk:
         """Weights after a step, the known faults behind wrong ones, and the gradient's norm."""
         after, truth, norm = self.optimizers.step(before, step.gradient)
         found = chain.compare_all("optimizer", self.scenario.id, after, truth, step.parameters)
-        if any(comparison.status == DIVERGENT for comparison in found):
+        if any(comparison.status == Status.DIVERGENT for comparison in found):
             faults = explained_optimizer(self.optimizers, before, step.gradient, step.parameters)
             self.tried["optimizer"].append(faults)
         return found, norm
@@ -358,7 +367,7 @@ class Walk:
         """The teacher after an update, and the known faults behind a wrong one."""
         path = [self.plain_weights(weights) for weights in path]
         found = chain.compare_teacher(self.scenario, before, path[-1], update.teacher, stepped)
-        if any(comparison.status == DIVERGENT for comparison in found):
+        if any(comparison.status == Status.DIVERGENT for comparison in found):
             faults = explained_teacher(self.scenario, before, path, update.teacher)
             self.tried["teacher_update"].append(faults)
         return found

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.parity.compare.comparison import DIVERGENT
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.faults.catalogue import BY_ID
 from sdpo.parity.trainers.judge.prompt_stages import Shown, comparable, expectations
 from sdpo.parity.trainers.judge.reference_run import whole_batch
@@ -132,7 +132,7 @@ def explained_forward(
     for fault, weights in variants.items():
         twins.load(weights)
         compared = compare_forward(scenario, "teacher", twins, micro_batch, mask)
-        if compared.status != DIVERGENT:
+        if compared.status != Status.DIVERGENT:
             found.append(label(fault))
     twins.load(teacher)
     return found

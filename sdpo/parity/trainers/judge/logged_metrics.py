@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sdpo.parity.compare.comparison import DIVERGENT, MATCH, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.trainers.judge.effects import mean_loss
 from sdpo.parity.trainers.scenarios.training_record import OptimizerStep, TrainerRun
@@ -72,7 +73,7 @@ def judged(check: str, entries: Sequence[Logged]) -> CaseResult:
         return result
     wrong = [entry for entry in entries if entry.wrong]
     if not wrong:
-        result.comparisons.append(Comparison(STAGES[check], MATCH, check, len(entries)))
+        result.comparisons.append(Comparison(STAGES[check], Status.MATCH, check, len(entries)))
         return result
     worst = max(wrong, key=lambda entry: gap_of(entry))
     where = ", ".join(dict.fromkeys(entry.scenario for entry in wrong))
@@ -81,7 +82,7 @@ def judged(check: str, entries: Sequence[Logged]) -> CaseResult:
     result.comparisons.append(
         Comparison(
             STAGES[check],
-            DIVERGENT,
+            Status.DIVERGENT,
             check,
             len(entries),
             max_abs=gap_of(worst),

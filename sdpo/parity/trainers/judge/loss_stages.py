@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
-from sdpo.parity.compare.comparison import DIVERGENT, Comparison
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import (
     Observation,
     Prepared,
@@ -25,6 +25,7 @@ from sdpo.parity.compare.evaluated_case import (
     values_of,
 )
 from sdpo.parity.compare.loss_stages import Standard, compare_loss, counted
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import MicroBatch
 from sdpo.parity.truth.budget import Truth
@@ -130,8 +131,8 @@ def compare_micro_batch(
     standard = Standard(case, stored(on.truth), on.reference, stored)
     found = compare_loss(standard, trace)
     found = [replace(comparison, case=scenario.id) for comparison in found]
-    diverges = any(c.status == DIVERGENT for c in found)
-    if any(c.status == DIVERGENT and c.stage != "gradient" for c in found):
+    diverges = any(c.status == Status.DIVERGENT for c in found)
+    if any(c.status == Status.DIVERGENT and c.stage != "gradient" for c in found):
         scale = scale_beside(on, trace, scale, scenario.accumulation)
         trace["gradient"] = (raw.double() / scale).to(case.dtype)
     observation = Observation(on, diverges, values_of(on, trace))
@@ -182,10 +183,10 @@ def mark_inherited(
     found: list[Comparison],
 ) -> list[Comparison]:
     """Mark divergent stages that the reference would give from the trainer's stage before."""
-    first = next((c.stage for c in found if c.status == DIVERGENT), None)
+    first = next((c.stage for c in found if c.status == Status.DIVERGENT), None)
     marked = []
     for comparison in found:
-        later = comparison.status == DIVERGENT and comparison.stage != first
+        later = comparison.status == Status.DIVERGENT and comparison.stage != first
         names = [name for name in followed if name.split(".")[0] == comparison.stage]
         follows = comparison.stage == "gradient" or (
             bool(names) and all(agree(on, name, trace[name], followed[name]) for name in names)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.parity.compare.comparison import DIVERGENT, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.recorded.updates import compare_tensor
 from sdpo.parity.trainers.judge.prompt_stages import Shown, expectations, teacher_tensors
 from sdpo.parity.trainers.judge.reference_run import whole_batch
@@ -46,7 +47,7 @@ def asked_batch(
 
 def teacher_tokens_apart(found: Sequence[Comparison]) -> str:
     """The stage `teacher_tokens` if it diverges in some comparisons, else nothing."""
-    apart = [c.stage for c in found if c.status == DIVERGENT and c.stage == "teacher_tokens"]
+    apart = [c.stage for c in found if c.status == Status.DIVERGENT and c.stage == "teacher_tokens"]
     return apart[0] if apart else ""
 
 
@@ -75,7 +76,7 @@ def compare_answers(
     """
     found = compare_forward(scenario, side, twins, micro_batch, mask)
     own = own_micro_batch(side, micro_batch.rows, batch)
-    if found.status == DIVERGENT or same_inputs(side, micro_batch, own):
+    if found.status == Status.DIVERGENT or same_inputs(side, micro_batch, own):
         return [found]
     width = micro_batch.inputs["responses"].size(1)
     counts = mask != 0
@@ -86,7 +87,7 @@ def compare_answers(
     actual = micro_batch.logits[side].float()[counts]
     spread = distance(expected, truth)
     compared = compare_tensor("log_probs", scenario.id, expected, truth, actual, spread)
-    if compared.status == DIVERGENT:
+    if compared.status == Status.DIVERGENT:
         note = f"{side}'s answer beside that to the reference's own tokens: {compared.note}"
         compared = replace(compared, note=note, inherits=inherits)
     return [found, compared]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.stages import PROMPT_STAGES
-from sdpo.parity.compare.comparison import ERROR, Comparison, compare_exact
+from sdpo.parity.compare.comparison import Comparison, compare_exact
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.recording.token_layout import padding_inside
 from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
 from sdpo.reference import teacher_prompt as reference
@@ -47,7 +48,7 @@ def compare_prompts(
             continue
         if len(shown[stage]) != len(rows):
             note = f"{len(shown[stage])} rows, expected {len(rows)}"
-            found.append(Comparison(stage, ERROR, scenario.id, note=note))
+            found.append(Comparison(stage, Status.ERROR, scenario.id, note=note))
             continue
         about_teacher = stage in ("teacher_prompt", "teacher_tokens")
         judged = [row for row in rows if signal[row] or not about_teacher]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sdpo.fixtures.models import build_optimizer
 from sdpo.parity.cases.checked_call import same_bits
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, Comparison, compare_exact
+from sdpo.parity.compare.comparison import Comparison, compare_exact
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.recorded.updates import compare_tensor, scale_of
 from sdpo.parity.trainers.judge.prompt_stages import attended
 from sdpo.parity.trainers.scenarios.scenario import Scenario
@@ -150,7 +151,7 @@ def compare_gradient(
     missing = [name for name in expected if name not in step.gradient]
     if missing:
         note = f"{len(missing)} gradients are missing, the first of {missing[0]}"
-        return [Comparison("accumulate", ERROR, scenario.id, note=note)]
+        return [Comparison("accumulate", Status.ERROR, scenario.id, note=note)]
     return compare_all("accumulate", scenario.id, expected, truth, step.gradient)
 
 
@@ -255,7 +256,11 @@ def compare_start(scenario: Scenario, teacher: Tensors, student: Tensors) -> lis
     distance = max((teacher[n] - student[n]).abs().max().item() for n in apart)
     compared = sum(value.numel() for value in teacher.values())
     stage, effect = "teacher_update", "value"
-    return [Comparison(stage, DIVERGENT, scenario.id, compared, distance, note=note, effect=effect)]
+    return [
+        Comparison(
+            stage, Status.DIVERGENT, scenario.id, compared, distance, note=note, effect=effect
+        )
+    ]
 
 
 def compare_teacher(
@@ -268,7 +273,7 @@ def compare_teacher(
     missing = [name for name in before if name not in actual or name not in student]
     if missing:
         note = f"{len(missing)} weights of the teacher are missing, the first {missing[0]}"
-        return [Comparison("teacher_update", ERROR, scenario.id, note=note)]
+        return [Comparison("teacher_update", Status.ERROR, scenario.id, note=note)]
     sides = []
     for dtype in (torch.float32, TRUTH):
         sides.append(

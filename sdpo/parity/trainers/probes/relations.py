@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
+from sdpo.parity.compare.statuses import RelationStatus
 from sdpo.parity.recorded.updates import ROUNDINGS, SLACK, scale_of
-from sdpo.parity.relations.catalogue import ERROR, HOLDS, NOT_COVERED, RELATIONS, VIOLATED, Relation
+from sdpo.parity.relations.catalogue import RELATIONS, Relation
 from sdpo.parity.relations.check import Outcome, blamed, relation_row
 from sdpo.parity.trainers.judge.effects import mean_loss
 from sdpo.parity.trainers.judge.follow_training import merged
@@ -70,10 +71,14 @@ def row_of(candidate: Any, relation: Relation, runs: Mapping[str, TrainerRun]) -
         found = [blamed(*both) for both in zip(own, reference, strict=True)]
         return relation_row(relation, found, reference)
     if relation.name == NEVER_NEGATIVE:
-        return relation_row(relation, never_negative(runs), [Outcome(HOLDS, "scenarios")])
+        return relation_row(
+            relation, never_negative(runs), [Outcome(RelationStatus.HOLDS, "scenarios")]
+        )
     if relation.name == TEACHER:
-        return relation_row(relation, teacher_gradient(runs), [Outcome(HOLDS, "scenarios")])
-    untested = [Outcome(NOT_COVERED, "", note=CONTINUITY)]
+        return relation_row(
+            relation, teacher_gradient(runs), [Outcome(RelationStatus.HOLDS, "scenarios")]
+        )
+    untested = [Outcome(RelationStatus.NOT_COVERED, "", note=CONTINUITY)]
     return relation_row(relation, untested, untested)
 
 
@@ -144,9 +149,9 @@ def outcome_of(first: Any, pair: Pair) -> Outcome:
         right = None if pair.right is None else first(pair.right)
         refused = nothing_tested(first, pair, left, right)
     except NotCoveredError as error:
-        return Outcome(NOT_COVERED, pair.case, note=str(error))
+        return Outcome(RelationStatus.NOT_COVERED, pair.case, note=str(error))
     except CandidateError as error:
-        return Outcome(ERROR, pair.case, note=str(error))
+        return Outcome(RelationStatus.ERROR, pair.case, note=str(error))
     if refused is not None:
         return Outcome(refused.status, pair.case, note=refused.note)
     scale_from = SHARE_OF if right is None else pair.left
@@ -168,8 +173,8 @@ def outcome_of(first: Any, pair: Pair) -> Outcome:
             measured("loss", pair.case, abs(left.loss - (right.loss if right else 0)), room)
         )
     worst = max(found, key=lambda outcome: outcome.used or 0.0)
-    if worst.status == HOLDS and worst.used and not shows_a_factor_of_two(share):
-        return Outcome(NOT_COVERED, pair.case, note=refusal({"a gradient": share}))
+    if worst.status == RelationStatus.HOLDS and worst.used and not shows_a_factor_of_two(share):
+        return Outcome(RelationStatus.NOT_COVERED, pair.case, note=refusal({"a gradient": share}))
     return worst
 
 
@@ -186,7 +191,7 @@ def nothing_tested(first: Any, pair: Pair, left: First, right: First | None) -> 
             return refused
     elif learns(first(SHARE_OF)):
         return None
-    return Refusal(NOT_COVERED, NEVER_LEARNS)
+    return Refusal(RelationStatus.NOT_COVERED, NEVER_LEARNS)
 
 
 def learns(update: First) -> bool:
@@ -203,7 +208,9 @@ def largest_gap(left: torch.Tensor, right: torch.Tensor | None) -> float:
 def measured(value: str, case: str, gap: float, room: float) -> Outcome:
     """A distance beside its budget."""
     used = 0.0 if gap == 0 else gap / room if room else math.inf
-    return Outcome(HOLDS if used <= 1 else VIOLATED, case, used, value, gap, room)
+    return Outcome(
+        RelationStatus.HOLDS if used <= 1 else RelationStatus.VIOLATED, case, used, value, gap, room
+    )
 
 
 def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
@@ -224,14 +231,14 @@ def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
             largest = max(value.abs().max().item() for value in sizes)
             room = 2 * ROUNDINGS * EPSILON * max(largest, 1.0)
             found.append(measured("loss", name, max(-lowest, 0.0), room))
-    return found or [Outcome(NOT_COVERED, "", note=NO_DIVERGENCE)]
+    return found or [Outcome(RelationStatus.NOT_COVERED, "", note=NO_DIVERGENCE)]
 
 
 def teacher_gradient(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
     """Whether a gradient was found on the teacher's weights, in each scenario."""
     found = [
-        Outcome(VIOLATED if run.teacher_gradient else HOLDS, name)
+        Outcome(RelationStatus.VIOLATED if run.teacher_gradient else RelationStatus.HOLDS, name)
         for name, run in runs.items()
         if run.teacher_gradient is not None
     ]
-    return found or [Outcome(NOT_COVERED, "", note=SHARED)]
+    return found or [Outcome(RelationStatus.NOT_COVERED, "", note=SHARED)]

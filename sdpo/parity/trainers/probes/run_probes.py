@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, MATCH, NOT_COVERED, Comparison
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import prepared
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded.roundings import equal, moved
 from sdpo.parity.trainers.judge.effects import mean_loss
@@ -53,19 +54,21 @@ def run_probe(candidate: Any, probe: Probe, runs: dict[str, TrainerRun]) -> Case
         result.note = f"not covered: {probe.question} {error}"
         return result
     except CandidateError as error:
-        result.comparisons.append(Comparison(error.stage, ERROR, probe.id, note=str(error)))
+        result.comparisons.append(Comparison(error.stage, Status.ERROR, probe.id, note=str(error)))
         return result
     refused = why_one_experiment(base, probe.change(base), runs[probe.base], changed)
     if refused is None and not probe.moves:
         refused = unseen_settings(base, probe.change(base), changed)
     if refused is None and probe.moves and not shows(probe.moves, runs[probe.base], changed):
-        refused = Refusal(NOT_COVERED, f"the trainer shows none of {', '.join(probe.moves)}")
+        refused = Refusal(Status.NOT_COVERED, f"the trainer shows none of {', '.join(probe.moves)}")
     if refused is None:
         result.comparisons.extend(judged(probe, runs[probe.base], changed))
-    elif refused.status == NOT_COVERED:
+    elif refused.status == Status.NOT_COVERED:
         result.note = f"not covered: {probe.question} {refused.note}"
     else:
-        result.comparisons.append(Comparison(probe.stage, ERROR, probe.id, note=refused.note))
+        result.comparisons.append(
+            Comparison(probe.stage, Status.ERROR, probe.id, note=refused.note)
+        )
     return result
 
 
@@ -138,10 +141,16 @@ def judged(probe: Probe, before: TrainerRun, after: TrainerRun) -> Iterator[Comp
         note = f"{probe.question} {', '.join(wrong)}"
         worst = {"value": probe.question, "actual": ", ".join(wrong), "expected": "the opposite"}
         yield Comparison(
-            probe.stage, DIVERGENT, probe.id, compared, worst=worst, note=note, effect="value"
+            probe.stage,
+            Status.DIVERGENT,
+            probe.id,
+            compared,
+            worst=worst,
+            note=note,
+            effect="value",
         )
     else:
-        yield Comparison(probe.stage, MATCH, probe.id, compared)
+        yield Comparison(probe.stage, Status.MATCH, probe.id, compared)
 
 
 def value_of(run: TrainerRun, name: str) -> Any:

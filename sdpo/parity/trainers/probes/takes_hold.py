@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sdpo.parity.cases.checked_call import same_bits
-from sdpo.parity.compare.comparison import ERROR, NOT_COVERED
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.processes.training_pool import nameless
 from sdpo.parity.trainers.recording.handed_over import PARTS
 from sdpo.parity.trainers.scenarios.scenario import Scenario
@@ -41,19 +41,19 @@ def why_one_experiment(
         theirs: the run of the changed script.
     """
     if nameless(before) == nameless(after):
-        return Refusal(ERROR, "the script is not changed, so that nothing is tested")
+        return Refusal(Status.ERROR, "the script is not changed, so that nothing is tested")
     if changed(ours.given, theirs.given):
         return None
     if set(PARTS) <= theirs.given.keys():
         note = "the changed script hands the trainer nothing else, so that nothing is tested"
-        return Refusal(ERROR, note)
+        return Refusal(Status.ERROR, note)
     world = [getattr(after, n) for n in ("disguise", "nudge") if getattr(after, n)]
     if world and not recorded_change(ours, theirs):
         note = (
             f"nothing that the adapter records is changed by {world[0]!r}: its `run` does not play "
             "it, or does not say so in `TrainerRun.given`"
         )
-        return Refusal(NOT_COVERED, note)
+        return Refusal(Status.NOT_COVERED, note)
     return None
 
 
@@ -68,7 +68,7 @@ def unseen_settings(before: Scenario, after: Scenario, run: TrainerRun) -> Refus
     if not missing:
         return None
     note = f"the adapter does not show {', '.join(missing)} among the settings in effect"
-    return Refusal(NOT_COVERED, note)
+    return Refusal(Status.NOT_COVERED, note)
 
 
 def changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sdpo.parity.cases.checked_call import CandidateError, same_bits
-from sdpo.parity.compare.comparison import DIVERGENT, Comparison
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import Tensors, TrainerRun, Update
 
@@ -60,7 +61,7 @@ def compare_ranks(case: str, run: TrainerRun, number: int) -> Iterator[Compariso
         for stage, ours, theirs in pairs:
             if name := first_apart(ours, theirs):
                 note = f"process {rank} holds another {name} than process 0"
-                yield Comparison(stage, DIVERGENT, case, 1, note=note, effect="value")
+                yield Comparison(stage, Status.DIVERGENT, case, 1, note=note, effect="value")
 
 
 def first_apart(ours: Tensors, theirs: Tensors) -> str:

@@ -8,8 +8,8 @@ import audit_my_trainer as mine
 import pytest
 import torch
 
-from sdpo.parity.compare.comparison import DIVERGENT, MATCH, NOT_COVERED
-from sdpo.parity.relations.catalogue import HOLDS, INHERITED, RELATION_NAMES, RELATIONS, VIOLATED
+from sdpo.parity.compare.statuses import RelationStatus, Status
+from sdpo.parity.relations.catalogue import RELATION_NAMES, RELATIONS
 from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
 from sdpo.parity.trainers.judge.logged_metrics import LOSS, METRIC, NORM, compare_logged
 from sdpo.parity.trainers.probes import relations
@@ -125,13 +125,16 @@ def test_a_trainer_whose_padding_follows_the_tokenizer_violates_the_padding_side
         row_of(laid_out.adapter_of(kind), BY_NAME["padding side"], {})
         for kind in (laid_out.TokenizerDecides, SDPOTrainer)
     ]
-    assert [row["status"] for row in rows] == [VIOLATED, HOLDS]
+    assert [row["status"] for row in rows] == [RelationStatus.VIOLATED, RelationStatus.HOLDS]
 
 
 @pytest.mark.slow
 def test_gradients_that_are_added_over_processes_violate_the_process_split():
     (relation,) = [r for r in RELATIONS if r.name == "process split"]
-    for kind, status in ((laid_out.SummedOverProcesses, VIOLATED), (SDPOTrainer, INHERITED)):
+    for kind, status in (
+        (laid_out.SummedOverProcesses, RelationStatus.VIOLATED),
+        (SDPOTrainer, RelationStatus.INHERITED),
+    ):
         with Apart(laid_out.adapter_of(kind), all_scripts(), twice=False) as apart:
             assert row_of(apart, relation, {})["status"] == status
 
@@ -140,7 +143,7 @@ def test_a_negative_divergence_violates_never_negative():
     micro = MicroBatch([0], values={"divergence": torch.tensor([[0.2, -1e-3]])})
     run = TrainerRun(updates=[Update(steps=[OptimizerStep([micro])])])
     (outcome,) = never_negative({"T01": run})
-    assert outcome.status == VIOLATED
+    assert outcome.status == RelationStatus.VIOLATED
 
 
 # --- a change that changes nothing -----------------------------------------------------------
@@ -281,12 +284,24 @@ def a_run(**logged):
 @pytest.mark.parametrize(
     ("logged", "statuses"),
     [
-        ({"loss": 0.5, "own": 0.5, "grad_norm": 5.0}, (MATCH, MATCH, MATCH)),
-        ({"loss": 0.51, "own": 0.5, "grad_norm": 5.0}, (DIVERGENT, MATCH, MATCH)),
-        ({"loss": 0.5, "own": 1.0, "grad_norm": 5.0}, (MATCH, DIVERGENT, MATCH)),
-        ({"loss": 0.5, "own": 0.5, "grad_norm": 1.0}, (MATCH, MATCH, DIVERGENT)),
-        ({"loss": float("nan"), "own": 0.5, "grad_norm": 5.0}, (DIVERGENT, MATCH, MATCH)),
-        ({}, (NOT_COVERED, NOT_COVERED, NOT_COVERED)),
+        ({"loss": 0.5, "own": 0.5, "grad_norm": 5.0}, (Status.MATCH, Status.MATCH, Status.MATCH)),
+        (
+            {"loss": 0.51, "own": 0.5, "grad_norm": 5.0},
+            (Status.DIVERGENT, Status.MATCH, Status.MATCH),
+        ),
+        (
+            {"loss": 0.5, "own": 1.0, "grad_norm": 5.0},
+            (Status.MATCH, Status.DIVERGENT, Status.MATCH),
+        ),
+        (
+            {"loss": 0.5, "own": 0.5, "grad_norm": 1.0},
+            (Status.MATCH, Status.MATCH, Status.DIVERGENT),
+        ),
+        (
+            {"loss": float("nan"), "own": 0.5, "grad_norm": 5.0},
+            (Status.DIVERGENT, Status.MATCH, Status.MATCH),
+        ),
+        ({}, (Status.NOT_COVERED, Status.NOT_COVERED, Status.NOT_COVERED)),
     ],
 )
 def test_what_is_logged_is_compared_with_what_was_optimised(logged, statuses):
@@ -299,19 +314,19 @@ def test_a_metric_is_judged_in_one_process_alone():
     run = a_run(own=9.0)
     run.ranks = [replace(run)]
     (_, metric, _) = compare_logged({"T31": run}, {}, ("own",))
-    assert metric.status == NOT_COVERED
+    assert metric.status == Status.NOT_COVERED
 
 
 def test_a_relation_without_a_budget_says_nothing(monkeypatch):
     """A trainer that sums its micro-batches violates it, if rounding is not of that size."""
     pair, first = PAIRS["micro-batch split"][0], First(1.0, {"w": torch.ones(2)})
     monkeypatch.setattr(relations, "reference_first", lambda scenario: first)
-    for spread, status in ((1e-7, VIOLATED), (0.1, NOT_COVERED)):
+    for spread, status in ((1e-7, RelationStatus.VIOLATED), (0.1, Status.NOT_COVERED)):
         monkeypatch.setattr(relations, "spread_of", lambda scenario, value=spread: value)
         sides = iter([first, First(1.5, {"w": 1.5 * torch.ones(2)})])
         found = relations.outcome_of(lambda scenario, s=sides: next(s), pair)
         assert found.status == status
-        assert ("no budget" in found.note) == (status == NOT_COVERED)
+        assert ("no budget" in found.note) == (status == Status.NOT_COVERED)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e-30])
@@ -324,4 +339,4 @@ def test_any_gradient_on_the_teacher_is_noted(bad):
         teacher.bias.grad = torch.full((2,), gradient)
         Recorder.look_at_teacher(recorder)
     (outcome,) = teacher_gradient({"scenario": run})
-    assert outcome.status == VIOLATED
+    assert outcome.status == RelationStatus.VIOLATED

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, MATCH
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
 from sdpo.parity.trainers.probes.catalogue import BASES, PROBES
 from sdpo.parity.trainers.probes.run_probes import run_probe
@@ -92,7 +92,9 @@ FAULTS = {
 @pytest.mark.parametrize("probe", FAULTS)
 def test_a_probe_finds_the_fault_that_it_is_for(probe):
     result = run_probe(adapter(FAULTS[probe]), BY_ID[probe], {})
-    assert [(c.stage, c.status) for c in result.comparisons] == [(BY_ID[probe].stage, DIVERGENT)]
+    assert [(c.stage, c.status) for c in result.comparisons] == [
+        (BY_ID[probe].stage, Status.DIVERGENT)
+    ]
 
 
 NOT_BY_THE_EXAMPLE = {"C14", "C15", "C16", "C17", "C27", "C34", "C35"}
@@ -104,7 +106,7 @@ def test_a_sound_loop_deviates_in_no_probe(part):
     runs = {}
     probes = PROBES[part::2]
     results = [run_probe(adapter(mine.MyTrainer), probe, runs) for probe in probes]
-    assert {c.status for result in results for c in result.comparisons} == {MATCH}
+    assert {c.status for result in results for c in result.comparisons} == {Status.MATCH}
     untested = {result.id for result in results if not result.comparisons}
     assert untested == NOT_BY_THE_EXAMPLE & {probe.id for probe in probes}
 
@@ -128,7 +130,9 @@ class WrongWay(OwnTrainer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "status"), [(OwnTrainer, MATCH), (WrongWay, DIVERGENT)], ids=["sound", "wrong way"]
+    ("kind", "status"),
+    [(OwnTrainer, Status.MATCH), (WrongWay, Status.DIVERGENT)],
+    ids=["sound", "wrong way"],
 )
 def test_a_loss_that_moves_the_wrong_way_is_found(kind, status, monkeypatch):
     import sdpo.loss.self_distillation
@@ -138,7 +142,7 @@ def test_a_loss_that_moves_the_wrong_way_is_found(kind, status, monkeypatch):
     )
     (comparison,) = run_probe(kind(), BY_ID["C16"], {}).comparisons
     assert comparison.status == status
-    if status == DIVERGENT:
+    if status == Status.DIVERGENT:
         assert "where the reference's moves by" in comparison.note
 
 
@@ -146,7 +150,7 @@ def test_a_loss_that_moves_the_wrong_way_is_found(kind, status, monkeypatch):
 @pytest.mark.parametrize("probe", ["C14", "C15", "C17", "C34", "C35"])
 def test_what_is_nudged_alone_moves_what_it_must(probe):
     (comparison,) = run_probe(OwnTrainer(), BY_ID[probe], {}).comparisons
-    assert comparison.status == MATCH, comparison.note
+    assert comparison.status == Status.MATCH, comparison.note
 
 
 # --- every probe checks something ------------------------------------------------------------
@@ -189,21 +193,21 @@ def test_a_probe_fails_where_nothing_moves_or_nothing_stays(probe):
     before = a_run(1.0)
     deaf, restless = a_run(1.0, handed=2.0), a_run(2.0)
     (nothing_moves,) = probed(probe, before, deaf).comparisons
-    assert nothing_moves.status == (DIVERGENT if probe.moves else MATCH)
+    assert nothing_moves.status == (Status.DIVERGENT if probe.moves else Status.MATCH)
     (everything_moves,) = probed(probe, before, restless).comparisons
-    assert everything_moves.status == (DIVERGENT if probe.stays else MATCH)
+    assert everything_moves.status == (Status.DIVERGENT if probe.stays else Status.MATCH)
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.id)
 def test_a_probe_that_changes_nothing_is_an_error(probe):
     (comparison,) = probed(probe, a_run(1.0), a_run(1.0)).comparisons
-    assert comparison.status == ERROR
+    assert comparison.status == Status.ERROR
     assert "hands the trainer nothing else" in comparison.note
     idle = replace(probe, change=lambda scenario: scenario)
     (comparison,) = run_probe(
         Replayed(BASES[probe.base], a_run(1.0), a_run(2.0)), idle, {}
     ).comparisons
-    assert comparison.status == ERROR
+    assert comparison.status == Status.ERROR
     assert "the script is not changed" in comparison.note
 
 
@@ -263,4 +267,4 @@ def test_what_a_trainer_cannot_express_is_not_covered_and_a_failure_is_an_error(
     failing.error = NotCoveredError("no such setting")
     assert "no such setting" in run_probe(failing, PROBES[0], {}).note
     failing.error = CandidateError("config", "it broke")
-    assert run_probe(failing, PROBES[0], {}).comparisons[0].status == ERROR
+    assert run_probe(failing, PROBES[0], {}).comparisons[0].status == Status.ERROR

@@ -3,7 +3,7 @@
 import pytest
 
 from sdpo.parity.cases.stages import first_in_order
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR
+from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
 from sdpo.parity.trainers.judge.follow_training import run_trainer_family
 from sdpo.parity.trainers.processes.training_pool import Apart
@@ -66,11 +66,7 @@ FAULTS = {
 def first_failure(kind, scenarios):
     with Apart(kind(), scenarios, twice=False) as apart:
         findings = run_trainer_family(apart, lambda *_: None, scenarios)
-    wrong = [
-        c
-        for c in findings.results[-1].comparisons
-        if c.status in (DIVERGENT, ERROR) and not c.inherits
-    ]
+    wrong = [c for c in findings.results[-1].comparisons if c.status in FAILING and not c.inherits]
     stage = first_in_order({c.stage for c in wrong})
     return stage, {c.effect for c in wrong if c.stage == stage}, findings.results[-1].status
 
@@ -81,9 +77,9 @@ def test_a_fault_of_several_processes_is_found(fault):
     found, effects, status = first_failure(kind, [BY_ID["T01"], BY_ID["T31"]])
     assert found == stage
     assert effects == ({effect} if effect else set())
-    assert status == (DIVERGENT if stage else "PASS")
+    assert status == (Status.DIVERGENT if stage else "PASS")
 
 
 def test_a_trainer_that_never_trains_is_an_error_and_no_deviation():
     stage, _, status = first_failure(RaisesInTwo, [BY_ID["T31"]])
-    assert (stage, status) == ("config", ERROR)
+    assert (stage, status) == ("config", Status.ERROR)

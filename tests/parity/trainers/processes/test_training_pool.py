@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sdpo.parity.cases.checked_call import CandidateError, Location, NotCoveredError
-from sdpo.parity.compare.comparison import DIVERGENT
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.adapters.sdpo_rl import SdpoRl
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
 from sdpo.parity.trainers.adapters.trl import TRL
@@ -237,7 +237,7 @@ def test_processes_are_joined_and_what_they_hold_is_compared():
     assert update.prompt["distillation_mask"] == [0, 0, 1, 1]
     stages = [(c.stage, c.status) for c in compare_ranks("case", found, 0)]
     expected = ("teacher_update", "accumulate", "optimizer")
-    assert stages == [(stage, DIVERGENT) for stage in expected]
+    assert stages == [(stage, Status.DIVERGENT) for stage in expected]
 
 
 def test_processes_that_hold_the_same_agree():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sdpo.parity.cases.checked_call import CandidateError
-from sdpo.parity.compare.comparison import DIVERGENT, ERROR, MATCH, PASS
+from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
 from sdpo.parity.trainers.judge.follow_training import run_trainer_family
 from sdpo.parity.trainers.recording.forward_passes import (
@@ -37,7 +37,7 @@ def audited(trainer: type, *scenarios: str):
 
 def failing(result) -> dict[str, str]:
     """The stages of a scenario that diverge, with the stage that each follows from."""
-    return {c.stage: c.inherits for c in result.comparisons if c.status in (DIVERGENT, ERROR)}
+    return {c.stage: c.inherits for c in result.comparisons if c.status in FAILING}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,9 @@ def failing(result) -> dict[str, str]:
 def test_passes_in_another_order_or_number_are_no_deviation(trainer):
     # T10 has rows without signal, T05 several micro-batches and old log-probs
     results, explained = audited(trainer, "T10", "T05")
-    assert {result.status for result in results} <= {MATCH, PASS}, [failing(r) for r in results]
+    assert {result.status for result in results} <= {Status.MATCH, Status.PASS}, [
+        failing(r) for r in results
+    ]
     assert not explained
 
 
@@ -75,7 +77,7 @@ def test_another_layout_of_the_teachers_tokens_shows_at_tokens_and_answer(traine
 def test_what_cannot_be_attributed_is_an_error_that_says_why(trainer, message):
     ((result,), explained) = audited(trainer, "T01")
     ((comparison),) = result.comparisons
-    assert (comparison.stage, comparison.status) == ("log_probs", ERROR)
+    assert (comparison.stage, comparison.status) == ("log_probs", Status.ERROR)
     assert message in comparison.note
     assert not explained
 
