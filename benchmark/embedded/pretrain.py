@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -24,6 +23,8 @@ from torch import Tensor
 from sdpo.benchmark.embedded import tokenizer as words
 from sdpo.benchmark.embedded.batches import IGNORED, Batches
 from sdpo.benchmark.embedded.recipe import RECIPES, Recipe
+from sdpo.runtime.atomic_write import replacing
+from sdpo.runtime.progress import progress_bars
 from sdpo.settings.determinism import deterministic
 
 SAVE_EVERY = 50
@@ -73,9 +74,9 @@ def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: i
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value
-    part = path.with_suffix(".part")
-    save_file({name: t.detach().clone() for name, t in tensors.items()}, part, {"step": str(step)})
-    os.replace(part, path)
+    copies = {name: t.detach().clone() for name, t in tensors.items()}
+    with replacing(path) as partial:
+        save_file(copies, partial, {"step": str(step)})
 
 
 def load_state(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
@@ -148,12 +149,8 @@ def pretrain(
     Returns:
         Steps made in all.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
     tokenizer, steps, began = words.build(), recipe.steps, time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with deterministic(recipe.seed), one_attention(device), Progress(*columns) as bar:
+    with deterministic(recipe.seed), one_attention(device), progress_bars() as bar:
         model = new_model(recipe, tokenizer.get_vocab_size()).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
         done = load_state(state, model, optimizer)

@@ -12,9 +12,9 @@ from typing import Any
 from sdpo.benchmark.results.figures import figures
 from sdpo.benchmark.results.findings import findings, shown
 from sdpo.benchmark.results.load_runs import Run, by_name, csv_of, outcome, paired, read_runs
-from sdpo.benchmark.runs.records import replace_text
 from sdpo.parity.render.html import data_uri
 from sdpo.parity.render.templates import compiled
+from sdpo.runtime.atomic_write import write_atomically
 
 NOT_SHOWN = (
     "how the methods compare on real models: the embedded model has about a million parameters and "
@@ -64,10 +64,10 @@ def write_report(folder: Path, out: Path, title: str) -> str:
     out.mkdir(parents=True, exist_ok=True)
     for name in ("report.md", "report.html"):
         template = compiled(Path(__file__).with_name(f"{name}.j2"), {"data_uri": data_uri})
-        replace_text(out / name, template.render(content))
+        write_atomically(out / name, template.render(content))
     for plot in plots:
         (out / plot.file).write_bytes(plot.png)
-    replace_text(out / "steps.csv", csv_of(runs))
+    write_atomically(out / "steps.csv", csv_of(runs))
     return content["headline"]
 
 

@@ -7,10 +7,11 @@ what must be the same in every repetition.
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from sdpo.runtime.atomic_write import write_atomically
 
 FILES = ("steps", "parity", "cost", "evals", "samples")
 
@@ -49,7 +50,7 @@ class Records:
             if self.path(name).is_file():
                 rows = [row for row in self.read(name) if row["step"] <= step]
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                replace_text(self.path(name), text)
+                write_atomically(self.path(name), text)
 
 
 def plain(value: Any) -> Any:
@@ -63,19 +64,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that at any moment it holds either the old or the new text."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file."""
-    replace_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

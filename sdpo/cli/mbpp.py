@@ -9,6 +9,7 @@ import typer
 
 from sdpo.cli import mbpp_bench, mbpp_run, mbpp_sweep
 from sdpo.cli.interrupts import INTERRUPTED, terminable
+from sdpo.runtime.progress import progress_bars
 
 if TYPE_CHECKING:
     from sdpo.benchmark.problems.dataset import Dataset
@@ -159,11 +160,6 @@ def _executor(workers: int | None, timeout: float, require: bool) -> Iterator["E
 @contextlib.contextmanager
 def _progress(total: int, finished: int) -> Iterator[Callable[[Any], None]]:
     """A bar on standard error; the callback advances it by one."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("cases", total=total, completed=finished)
-        yield lambda result: bar.advance(task)
+    with progress_bars() as bars:
+        task = bars.add_task("cases", total=total, completed=finished)
+        yield lambda result: bars.advance(task)

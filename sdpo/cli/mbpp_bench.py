@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sdpo.cli.mbpp_run import Set, overrides, reported
+from sdpo.runtime.progress import progress_bars
 
 
 def bench(
@@ -70,12 +71,6 @@ def _report(runs: Path, name: str, out: Path | None = None) -> None:
 @contextlib.contextmanager
 def bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
     """A bar on standard error with the time left, set to a number of steps."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"{name}: steps", total=total)
-        yield lambda done: progress.update(task, completed=done)
+    with progress_bars() as bars:
+        task = bars.add_task(f"{name}: steps", total=total)
+        yield lambda done: bars.update(task, completed=done)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sdpo.cli.interrupts import INTERRUPTED, terminable
+from sdpo.runtime.progress import progress_bars
 
 FULL = ": the disk is full; make room, then the same command continues from the last checkpoint"
 # What --quick changes: a short look at a curve, no claim.
@@ -152,18 +153,12 @@ def reported() -> Iterator[None]:
 @contextlib.contextmanager
 def progress(total: int, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar on standard error with the time left; the callback takes a step's log row."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=total)
+    with progress_bars() as bars:
+        task = bars.add_task(name, total=total)
 
         def advance(row: dict[str, Any]) -> None:
             done = int(row.get("step", 0)) or None
-            bar.update(
+            bars.update(
                 task,
                 advance=1,
                 completed=done,

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sdpo.runtime.progress import progress_bars
+
 MOST_PROCESSES = 8
 
 
@@ -59,17 +61,13 @@ def mutants(
 
 def run(ids: list[str]) -> list[dict[str, Any]]:
     """Audit the faults with a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from sdpo.parity.audit.self_test import self_test
 
     processes = min(os.cpu_count() or 1, MOST_PROCESSES) if len(ids) > MOST_PROCESSES else 1
-    console = Console(stderr=True)
     rows = []
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("known faults", total=len(ids))
+    with progress_bars(transient=True) as bars:
+        task = bars.add_task("known faults", total=len(ids))
         for row in self_test(ids, processes):
             rows.append(row)
-            bar.advance(task)
+            bars.advance(task)
     return rows

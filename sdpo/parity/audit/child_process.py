@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import signal
 import sys
 import traceback
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.parity.cases.failure import described
+from sdpo.runtime.atomic_write import write_atomically
 
 
 def answer(
@@ -34,9 +34,7 @@ def answer(
     except Exception as error:
         traceback.print_exc(file=sys.stdout)
         result = {"crash": f"the audit itself failed: {described(error)}"}
-    partial = Path(result_file + ".partial")
-    partial.write_text(json.dumps(plain(result)), encoding="utf-8")
-    os.replace(partial, result_file)
+    write_atomically(Path(result_file), json.dumps(plain(result)))
 
 
 def plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from sdpo.parity.cases.checked_call import CandidateError
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.report.document import compact
 from sdpo.parity.report.rejudge import case_result
+from sdpo.runtime.atomic_write import write_atomically
 
 Work = Callable[[], list[CaseResult]]
 
@@ -67,9 +68,7 @@ def _run(work: Work, path: Path) -> None:
         found: dict[str, Any] = {"cases": [_row(result) for result in work()]}
     except CandidateError as error:
         found = {"stage": error.stage, "error": str(error)}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(found))
 
 
 def _row(result: CaseResult) -> dict[str, Any]:

@@ -8,10 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from sdpo.parity.audit.child_process import answer, plain
+from sdpo.runtime.progress import progress_bars
 
 __all__ = ["main", "plain"]
 
@@ -29,14 +27,13 @@ def audited(fields: Mapping[str, Any]) -> dict[str, Any]:
     gc.freeze()
     gc.enable()
     request = Request.from_fields(dict(fields))
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bars(transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(family: str, done: int, total: int) -> None:
             if family not in tasks:
-                tasks[family] = bar.add_task(f"{request.candidate}: {family}", total=total)
-            bar.update(tasks[family], completed=done)
+                tasks[family] = bars.add_task(f"{request.candidate}: {family}", total=total)
+            bars.update(tasks[family], completed=done)
 
         return audit(request, advance)
 

@@ -25,6 +25,7 @@ from sdpo.parity.trainers.recording.run_training import TrainingFailedError, qui
 from sdpo.parity.trainers.scenarios import record_file
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import TrainerRun
+from sdpo.runtime.atomic_write import replacing
 from sdpo.settings.determinism import reseed
 
 SEEDS = (20260, 20261)
@@ -302,6 +303,5 @@ def write_failure(
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
     """Write a file that is whole as soon as it is there."""
-    partial = path.with_suffix(f"{path.suffix}.partial")
-    record_file.write(partial, found)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        record_file.write(partial, found)
