@@ -1,11 +1,12 @@
-"""Statistics of pass rates: estimates with intervals, and paired comparison of two runs.
+"""Compute intervals of pass rates, and compare two runs over the same problems.
 
-All exact or by resampling, with the standard library; problems are the unit of resampling.
+The interval of a proportion and McNemar's test are exact or closed-form, from `scipy.stats`; the
+interval of a mean is a bootstrap over problems. `scipy` is imported where it is needed: loading
+its statistics takes longer than most commands.
 """
 
 import dataclasses
 import math
-import random
 import statistics
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ def _check_level(level: float) -> None:
 
 
 def wilson(passed: int, total: int, level: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion; pass@1 of a greedy run is the plain proportion.
+    """Compute the Wilson score interval of a proportion, such as pass@1 of a greedy run.
 
     Raises:
         ValueError: If `total` is not positive or `passed` lies outside 0 to `total`.
@@ -34,13 +35,10 @@ def wilson(passed: int, total: int, level: float = 0.95) -> Interval:
     _check_level(level)
     if total < 1 or not 0 <= passed <= total:
         raise ValueError(f"{passed} of {total}: needs 0 <= passed <= total and total >= 1")
-    z = statistics.NormalDist().inv_cdf(0.5 + level / 2)
-    p = passed / total
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total**2))
-    low = 0.0 if passed == 0 else max(0.0, centre - half)
-    high = 1.0 if passed == total else min(1.0, centre + half)
-    return Interval(p, low, high, level)
+    from scipy.stats import binomtest
+
+    interval = binomtest(passed, total).proportion_ci(level, method="wilson")
+    return Interval(passed / total, float(interval.low), float(interval.high), level)
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:
@@ -70,21 +68,21 @@ def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
     return statistics.fmean(pass_at_k(samples, passed, k) for samples, passed in counts)
 
 
-def unseen(problems: int, level: float = 0.95) -> float:
-    """Largest share of problems of another kind than all of a sample were, `(0, 1)`.
+def unseen_fraction(problems: int, level: float = 0.95) -> float:
+    """Compute the largest fraction of problems of a kind of which a sample holds none, `(0, 1)`.
 
-    If the share were larger, the chance that none of them is among `problems` drawn ones would be
-    less than `(1 - level) / 2`.
+    If the fraction were larger, the chance that none of them is among `problems` drawn ones would
+    be less than `(1 - level) / 2`.
 
     Args:
-        problems: Number of problems, all of one kind.
+        problems: Number of problems in the sample.
         level: Coverage of a two-sided interval.
 
     Raises:
         ValueError: If there are no problems.
 
     Source: Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404, with no success: the
-    bound `1 - (α/2)^(1/n)`, about 3.7 / n ("rule of three" for a one-sided one).
+    bound is `1 - (α/2)^(1/n)`, about 3.7 / n (the "rule of three" for a one-sided one).
     """
     _check_level(level)
     if problems < 1:
@@ -100,18 +98,18 @@ def bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of the mean over problems.
+    """Compute the percentile bootstrap interval of the mean over problems.
 
-    Where all values are equal, resampling shows no spread, which is not certainty: other problems
-    may have other values. The interval is then what a share `unseen` of them, with the least or the
-    greatest value possible, would make of the mean.
+    Where all values are equal, resampling shows no variation, which is not certainty: other
+    problems may have other values. The interval is then what an `unseen_fraction` of them, with
+    the least or the greatest value possible, would make of the mean.
 
     Args:
         values: One value per problem, such as its pass@k or pass/fail as 1 and 0.
         level: Coverage aimed at.
         limits: Least and greatest value that a problem may have.
         resamples: Number of resamples.
-        seed: The same seed gives the same interval.
+        seed: Of `numpy.random.default_rng`, which draws the resamples.
 
     Raises:
         ValueError: If there are no values or no resamples, or a value lies outside the limits.
@@ -123,21 +121,33 @@ def bootstrap(
     if not least <= min(values) <= max(values) <= greatest:
         raise ValueError(f"values from {min(values)} to {max(values)} must lie within {limits}")
     if min(values) == max(values):
-        share, value = unseen(len(values), level), values[0]
-        low, high = value - share * (value - least), value + share * (greatest - value)
+        unseen, value = unseen_fraction(len(values), level), values[0]
+        low, high = value - unseen * (value - least), value + unseen * (greatest - value)
         return Interval(value, low, high, level)
-    generator = random.Random(seed)
-    size = len(values)
-    means = sorted(math.fsum(generator.choices(values, k=size)) / size for _ in range(resamples))
-    tail = (1 - level) / 2
-    low = means[math.floor(tail * (resamples - 1))]
-    high = means[math.ceil((1 - tail) * (resamples - 1))]
-    return Interval(statistics.fmean(values), low, high, level)
+    return Interval(statistics.fmean(values), *_resampled(values, level, resamples, seed), level)
+
+
+def _resampled(
+    values: Sequence[float], level: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    import numpy as np
+    from scipy import stats
+
+    interval = stats.bootstrap(
+        (np.asarray(values, dtype=float),),
+        np.mean,
+        n_resamples=resamples,
+        batch=1000,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Paired comparison of two runs over the same problems.
+class PairedComparison:
+    """Compares two runs over the same problems.
 
     `only_first` and `only_second` count the problems that one run passes and the other does not;
     `p_value` is two-sided. `verdict` is `first`, `second` or `cannot distinguish`.
@@ -153,16 +163,19 @@ class Comparison:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value of McNemar's test: a fair coin over the discordant problems.
+    """Compute the exact two-sided p-value of McNemar's test: a fair coin over discordant problems.
 
     Raises:
         ValueError: If a count is negative.
     """
     if min(only_first, only_second) < 0:
         raise ValueError(f"counts {only_first} and {only_second} must not be negative")
-    total = only_first + only_second
-    tail = sum(math.comb(total, i) for i in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    if only_first == only_second:
+        # Also where there is no discordant problem, of which `binomtest` makes an error.
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
 def minimum_detectable_effect(
@@ -201,7 +214,7 @@ def minimum_detectable_effect(
 
 def compare(
     first: Sequence[bool], second: Sequence[bool], *, alpha: float = 0.05, power: float = 0.8
-) -> Comparison:
+) -> PairedComparison:
     """Compare two runs problem by problem.
 
     Args:
@@ -224,7 +237,7 @@ def compare(
     if p_value < alpha:
         verdict = "first" if only_first > only_second else "second"
     discordant = (only_first + only_second) / problems
-    return Comparison(
+    return PairedComparison(
         problems,
         only_first,
         only_second,

@@ -13,7 +13,7 @@ from sdpo.benchmark.scoring.intervals import (
     mean_pass_at_k,
     minimum_detectable_effect,
     pass_at_k,
-    unseen,
+    unseen_fraction,
     wilson,
 )
 
@@ -86,7 +86,7 @@ def test_bootstrap_agrees_with_the_exact_distribution() -> None:
 def test_equal_values_are_no_certainty(problems, value, limits) -> None:
     """The interval reaches as far as problems that 95 % of samples would have shown."""
     found = bootstrap([value] * problems, limits=limits)
-    share = unseen(problems)
+    share = unseen_fraction(problems)
     assert (1 - share) ** problems == pytest.approx(0.025)
     assert found.estimate == value
     assert found.low == pytest.approx(value - share * (value - limits[0]))
@@ -96,7 +96,7 @@ def test_equal_values_are_no_certainty(problems, value, limits) -> None:
 
 def test_an_interval_of_equal_values_covers_as_often_as_it_says() -> None:
     """A share of the problems that the bound just leaves out is missed in one sample of 40."""
-    problems, share = 30, unseen(30)
+    problems, share = 30, unseen_fraction(30)
     generator = random.Random(0)
     draws = [sum(generator.random() < share for _ in range(problems)) for _ in range(20_000)]
     assert draws.count(0) / len(draws) == pytest.approx(0.025, abs=0.005)
@@ -143,7 +143,7 @@ def test_minimum_detectable_effect_shrinks_with_problems_and_may_not_exist() -> 
         lambda: wilson(1, 2, 1.0),
         lambda: bootstrap([], limits=(0, 1)),
         lambda: bootstrap([2.0], limits=(0, 1)),
-        lambda: unseen(0),
+        lambda: unseen_fraction(0),
         lambda: mcnemar(-1, 2),
         lambda: compare([True], []),
         lambda: compare([], []),
