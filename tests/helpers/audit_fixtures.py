@@ -49,7 +49,7 @@ def budgets_once(monkeypatch, goldens, float32_goldens):
 @pytest.fixture(scope="session")
 def relations():
     from sdpo.parity.candidates.loss_functions import FromLogits
-    from sdpo.parity.faults.reference_parts import loss_from_logits
+    from sdpo.parity.faults.evaluate_fault import loss_from_logits
     from sdpo.parity.relations.check import invariants
 
     return invariants(FromLogits("the reference", loss_from_logits({})))

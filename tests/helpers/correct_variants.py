@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.faults.reference_parts import Pair, Part, Run, aggregate, ratio
+from sdpo.parity.faults.reference_parts import (
+    LossPart,
+    LossState,
+    Pair,
+    aggregate,
+    importance_ratio,
+)
 
 Sum = Callable[[Tensor], Tensor]
 
@@ -65,43 +71,43 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return p.exp() * (p - q)
 
 
-def summed(total: Sum) -> dict[str, Part]:
+def summed(total: Sum) -> dict[str, LossPart]:
     """Every sum over vocabulary or support in another order; explicit terms for F.kl_div."""
 
-    def log_probs(run: Run) -> Pair:
-        at = run.responses.unsqueeze(-1)
+    def log_probs(state: LossState) -> Pair:
+        at = state.responses.unsqueeze(-1)
         student, teacher = (
             (z.gather(-1, at) - log_normalizer(z, total)).squeeze(-1)
-            for z in (run.student, run.teacher)
+            for z in (state.scaled_student, state.scaled_teacher)
         )
         return student, teacher
 
-    def support(run: Run) -> Pair:
-        sides = [z - log_normalizer(z, total) for z in (run.student, run.teacher)]
-        if run.topk:
-            sides = [side.gather(-1, run.indices) for side in sides]
+    def support(state: LossState) -> Pair:
+        sides = [z - log_normalizer(z, total) for z in (state.scaled_student, state.scaled_teacher)]
+        if state.uses_topk:
+            sides = [side.gather(-1, state.support_indices) for side in sides]
         return sides[0], sides[1]
 
-    def tail(run: Run) -> Pair:
+    def tail(state: LossState) -> Pair:
         def complete(side: Tensor) -> Tensor:
-            if run.config.distillation_add_tail:
+            if state.config.distillation_add_tail:
                 log_mass = log_normalizer(side, total).clamp(max=-1e-7)
                 return torch.cat([side, torch.log(-torch.expm1(log_mass))], dim=-1)
             return side - log_normalizer(side, total)
 
-        return complete(run.student_on), complete(run.teacher_on)
+        return complete(state.student_support), complete(state.teacher_support)
 
     return {
         "log_probs": log_probs,
         "support": support,
         "tail": tail,
-        "divergence": lambda run: total(terms(run)),
+        "divergence": lambda state: total(terms(state)),
     }
 
 
-def terms(run: Run) -> Tensor:
+def terms(state: LossState) -> Tensor:
     """The terms of the divergence, with logaddexp for the mixture."""
-    student, teacher, alpha = run.student_on, run.teacher_on, run.config.alpha
+    student, teacher, alpha = state.student_support, state.teacher_support, state.config.alpha
     if alpha == 0.0:
         return kl(teacher, student)
     if alpha == 1.0:
@@ -111,89 +117,91 @@ def terms(run: Run) -> Tensor:
     return (1 - weight) * kl(student, mixture) + weight * kl(teacher, mixture)
 
 
-def wide(run: Run) -> Tensor:
+def wide(state: LossState) -> Tensor:
     """The divergence computed in float64 and rounded once."""
-    kept = run.student_on, run.teacher_on
-    run.student_on, run.teacher_on = kept[0].double(), kept[1].double()
-    value = terms(run).sum(-1).to(kept[0].dtype)
-    run.student_on, run.teacher_on = kept
+    kept = state.student_support, state.teacher_support
+    state.student_support, state.teacher_support = kept[0].double(), kept[1].double()
+    value = terms(state).sum(-1).to(kept[0].dtype)
+    state.student_support, state.teacher_support = kept
     return value
 
 
-def by_log_softmax(run: Run) -> Pair:
+def by_log_softmax(state: LossState) -> Pair:
     """Sampled log-probs by log_softmax and gather."""
-    at = run.responses.unsqueeze(-1)
+    at = state.responses.unsqueeze(-1)
     return (
-        run.student.log_softmax(-1).gather(-1, at).squeeze(-1),
-        run.teacher.log_softmax(-1).gather(-1, at).squeeze(-1),
+        state.scaled_student.log_softmax(-1).gather(-1, at).squeeze(-1),
+        state.scaled_teacher.log_softmax(-1).gather(-1, at).squeeze(-1),
     )
 
 
-def support_by_log_softmax(run: Run) -> Pair:
+def support_by_log_softmax(state: LossState) -> Pair:
     """Support by log_softmax and gather."""
-    student, teacher = run.student.log_softmax(-1), run.teacher.log_softmax(-1)
-    if not run.topk:
+    student, teacher = state.scaled_student.log_softmax(-1), state.scaled_teacher.log_softmax(-1)
+    if not state.uses_topk:
         return student, teacher
-    return student.gather(-1, run.indices), teacher.gather(-1, run.indices)
+    return student.gather(-1, state.support_indices), teacher.gather(-1, state.support_indices)
 
 
-def tail_by_log1p(run: Run) -> Pair:
+def tail_by_log1p(state: LossState) -> Pair:
     """The tail by log1p of minus the mass."""
-    if run.config.distillation_add_tail:
-        return plain_tail(run.student_on, pairwise), plain_tail(run.teacher_on, pairwise)
-    return run.student_on.log_softmax(-1), run.teacher_on.log_softmax(-1)
+    if state.config.distillation_add_tail:
+        return plain_tail(state.student_support, pairwise), plain_tail(
+            state.teacher_support, pairwise
+        )
+    return state.student_support.log_softmax(-1), state.teacher_support.log_softmax(-1)
 
 
-def in_probabilities(run: Run) -> Tensor:
+def in_probabilities(state: LossState) -> Tensor:
     """The mixture form on probabilities; zero terms are left out."""
-    p, q, alpha = run.student_on.exp(), run.teacher_on.exp(), run.config.alpha
+    p, q, alpha = state.student_support.exp(), state.teacher_support.exp(), state.config.alpha
     if alpha in (0.0, 1.0):
-        return terms(run).sum(-1)
+        return terms(state).sum(-1)
     m = (1 - alpha) * p + alpha * q
     middle = torch.where(m > 0, m, 1.0).log()
-    own, other = p * (run.student_on - middle), q * (run.teacher_on - middle)
+    own, other = p * (state.student_support - middle), q * (state.teacher_support - middle)
     return ((1 - alpha) * own + alpha * other).sum(-1)
 
 
-def upcast(run: Run) -> Pair:
+def upcast(state: LossState) -> Pair:
     """Everything from the logits on in float64."""
-    temperature = run.config.temperature
-    teacher = run.teacher_logits.detach().double()
-    return run.student_logits.double() / temperature, teacher / temperature
+    temperature = state.config.temperature
+    teacher = state.teacher_logits.detach().double()
+    return state.student_logits.double() / temperature, teacher / temperature
 
 
-def centred(run: Run) -> Pair:
+def centred(state: LossState) -> Pair:
     """Logits moved so that the largest is 0."""
     sides = []
-    for logits in (run.student_logits, run.teacher_logits.detach()):
+    for logits in (state.student_logits, state.teacher_logits.detach()):
         top = logits.detach().max(-1, keepdim=True).values
         top = torch.where(top.isfinite(), top, 0.0)
-        sides.append((logits - top) / run.config.temperature)
+        sides.append((logits - top) / state.config.temperature)
     return sides[0], sides[1]
 
 
-def by_index(run: Run) -> Tensor:
+def by_index(state: LossState) -> Tensor:
     """Only the tokens that count are gathered, row by row."""
-    counts, mode = run.mask != 0, run.config.loss_agg_mode
-    rows = [row[here] for row, here in zip(run.per_token, counts, strict=True) if here.any()]
+    counts, mode = state.loss_mask != 0, state.config.loss_agg_mode
+    rows = [row[here] for row, here in zip(state.token_losses, counts, strict=True) if here.any()]
     if not rows:
-        return aggregate(run)
+        return aggregate(state)
     if mode == "token-mean":
-        return run.per_token[counts].mean()
+        return state.token_losses[counts].mean()
     if mode == "seq-mean-token-sum-norm":
-        return torch.stack([row.sum() for row in rows]).sum() / run.mask.shape[1]
+        return torch.stack([row.sum() for row in rows]).sum() / state.loss_mask.shape[1]
     sums = [row.sum() if mode == "seq-mean-token-sum" else row.mean() for row in rows]
     return torch.stack(sums).mean()
 
 
-def ratio_by_division(run: Run) -> Tensor:
+def ratio_by_division(state: LossState) -> Tensor:
     """The ratio as exp of each side, where neither is small."""
-    assert run.old_log_probs is not None
-    gap = (run.student_log_probs - run.old_log_probs).detach()
-    if bool((gap.abs() > 20).any() or (run.student_log_probs < -20).any()):
-        return ratio(run)
-    own = run.student_log_probs.detach().exp() / run.old_log_probs.to(gap.dtype).exp()
-    return own.clamp(max=run.config.is_clip)
+    assert state.old_log_probs is not None
+    gap = (state.student_log_probs - state.old_log_probs).detach()
+    if bool((gap.abs() > 20).any() or (state.student_log_probs < -20).any()):
+        return importance_ratio(state)
+    own = state.student_log_probs.detach().exp() / state.old_log_probs.to(gap.dtype).exp()
+    return own.clamp(max=state.config.is_clip)
 
 
 def applies(name: str, case: LossCase) -> bool:
@@ -217,19 +225,19 @@ SMALL_TAILS = {
     "huge_logits",
 }
 
-VARIANTS: Mapping[str, Mapping[str, Part]] = {
+VARIANTS: Mapping[str, Mapping[str, LossPart]] = {
     "sums in order": summed(in_order),
     "sums by halves": summed(pairwise),
     "sums from the end": summed(backwards),
     "sums in chunks": summed(chunked),
     "sums by einsum": summed(einsum),
-    "explicit terms and logaddexp": {"divergence": lambda run: terms(run).sum(-1)},
+    "explicit terms and logaddexp": {"divergence": lambda state: terms(state).sum(-1)},
     "divergence in float64": {"divergence": wide},
     "log_softmax and gather": {"log_probs": by_log_softmax, "support": support_by_log_softmax},
     TAIL_BY_LOG1P: {"tail": tail_by_log1p},
     "mixture of probabilities": {"divergence": in_probabilities},
-    "everything in float64": {"scaled": upcast},
-    CENTRED: {"scaled": centred},
+    "everything in float64": {"scaled_logits": upcast},
+    CENTRED: {"scaled_logits": centred},
     "tokens gathered by index": {"aggregate": by_index},
-    "ratio by division": {"ratio": ratio_by_division},
+    "ratio by division": {"importance_ratio": ratio_by_division},
 }

@@ -9,7 +9,7 @@ from sdpo.parity.cases.checked_call import LossCandidate
 from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.explain.fault_coverage import hints
 from sdpo.parity.explain.match_faults import evaluation
-from sdpo.parity.faults.reference_parts import Fault
+from sdpo.parity.faults.catalogue import Fault
 from sdpo.settings.determinism import deterministic
 
 ACTING, IDLE = 3, 1

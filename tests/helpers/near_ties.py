@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.faults.reference_parts import Part, Run
+from sdpo.parity.faults.reference_parts import LossPart, LossState
 from sdpo.settings.config import SDPOConfig
 from sdpo.settings.rules import LOSS_AGG_MODES
 
@@ -72,44 +72,50 @@ def tie(logits: Tensor, count: int, tied: int, numbers: np.random.Generator) -> 
     return found
 
 
-def largest(key: Callable[[Run], Tensor], *, last: bool = False) -> Part:
+def largest(key: Callable[[LossState], Tensor], *, last: bool = False) -> LossPart:
     """The K largest of a key; of equal ones the first by vocabulary id, or the last."""
 
-    def choose(run: Run) -> Tensor:
-        found = key(run)
+    def choose(state: LossState) -> Tensor:
+        found = key(state)
         if last:
             order = found.flip(-1).sort(dim=-1, descending=True, stable=True).indices
-            return found.shape[-1] - 1 - order[..., : run.count]
-        return found.sort(dim=-1, descending=True, stable=True).indices[..., : run.count]
+            return found.shape[-1] - 1 - order[..., : state.support_size]
+        return found.sort(dim=-1, descending=True, stable=True).indices[..., : state.support_size]
 
     return choose
 
 
-def centred(run: Run) -> Tensor:
+def centred(state: LossState) -> Tensor:
     """Logits less their maximum, then over the temperature."""
-    return (run.student_logits - run.student_logits.amax(-1, keepdim=True)) / run.config.temperature
+    return (
+        state.student_logits - state.student_logits.amax(-1, keepdim=True)
+    ) / state.config.temperature
 
 
-KEYS: Mapping[str, Callable[[Run], Tensor]] = {
-    "logits": lambda run: run.student_logits,
-    "logits over temperature": lambda run: run.student,
-    "logits times one over temperature": lambda run: (
-        run.student_logits * (1 / run.config.temperature)
+KEYS: Mapping[str, Callable[[LossState], Tensor]] = {
+    "logits": lambda state: state.student_logits,
+    "logits over temperature": lambda state: state.scaled_student,
+    "logits times one over temperature": lambda state: (
+        state.student_logits * (1 / state.config.temperature)
     ),
     "centred logits": centred,
-    "log_softmax": lambda run: run.student.log_softmax(-1),
-    "logits less logsumexp": lambda run: run.student - run.student.logsumexp(-1, keepdim=True),
-    "log_softmax of centred logits": lambda run: centred(run).log_softmax(-1),
-    "softmax": lambda run: run.student.softmax(-1),
-    "exp of log_softmax": lambda run: run.student.log_softmax(-1).exp(),
-    "exp over its sum": lambda run: centred(run).exp() / centred(run).exp().sum(-1, keepdim=True),
-    "log_softmax in float32": lambda run: (
-        run.student.float().log_softmax(-1)
-        if run.student.dtype != torch.float64
-        else run.student.log_softmax(-1)
+    "log_softmax": lambda state: state.scaled_student.log_softmax(-1),
+    "logits less logsumexp": lambda state: (
+        state.scaled_student - state.scaled_student.logsumexp(-1, keepdim=True)
+    ),
+    "log_softmax of centred logits": lambda state: centred(state).log_softmax(-1),
+    "softmax": lambda state: state.scaled_student.softmax(-1),
+    "exp of log_softmax": lambda state: state.scaled_student.log_softmax(-1).exp(),
+    "exp over its sum": lambda state: (
+        centred(state).exp() / centred(state).exp().sum(-1, keepdim=True)
+    ),
+    "log_softmax in float32": lambda state: (
+        state.scaled_student.float().log_softmax(-1)
+        if state.scaled_student.dtype != torch.float64
+        else state.scaled_student.log_softmax(-1)
     ),
 }
-CORRECT: Mapping[str, Part] = {
+CORRECT: Mapping[str, LossPart] = {
     f"{name}, {'last' if last else 'first'}": largest(key, last=last)
     for name, key in KEYS.items()
     for last in (False, True)
@@ -117,9 +123,9 @@ CORRECT: Mapping[str, Part] = {
 """Correct choices of the support."""
 
 
-def alternating(run: Run) -> Tensor:
+def alternating(state: LossState) -> Tensor:
     """Another key at each token."""
-    first, last = (largest(KEYS["log_softmax"], last=at)(run) for at in (False, True))
+    first, last = (largest(KEYS["log_softmax"], last=at)(state) for at in (False, True))
     even = torch.arange(first.shape[1])[None, :, None] % 2 == 0
     return torch.where(even, first, last)
 
@@ -147,13 +153,17 @@ def crowded_case(seed: int) -> LossCase:
     )
 
 
-def drawn(seed: int) -> Part:
+def drawn(seed: int) -> LossPart:
     """The K largest logits; of equal ones any, by lot."""
 
-    def choose(run: Run) -> Tensor:
-        lots = torch.rand(run.student.shape, generator=torch.Generator().manual_seed(seed))
+    def choose(state: LossState) -> Tensor:
+        lots = torch.rand(state.scaled_student.shape, generator=torch.Generator().manual_seed(seed))
         order = lots.argsort(-1)
-        kept = run.student.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices
-        return order.gather(-1, kept)[..., : run.count]
+        kept = (
+            state.scaled_student.gather(-1, order)
+            .sort(dim=-1, descending=True, stable=True)
+            .indices
+        )
+        return order.gather(-1, kept)[..., : state.support_size]
 
     return choose

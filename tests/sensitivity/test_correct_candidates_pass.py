@@ -7,11 +7,8 @@ from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.self_test import families
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.compare.evaluated_case import loss_cases
-from sdpo.parity.faults.reference_parts import (
-    FROM_LOGITS_ONLY,
-    loss_from_log_probs,
-    loss_from_logits,
-)
+from sdpo.parity.faults.evaluate_fault import loss_from_log_probs, loss_from_logits
+from sdpo.parity.faults.reference_parts import FROM_LOGITS_ONLY
 from sdpo.parity.relations.check import invariants
 from tests.helpers.correct_variants import TAIL_BY_LOG1P, VARIANTS, applies
 from tests.helpers.fault_harness import run_of, some_cases

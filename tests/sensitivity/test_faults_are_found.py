@@ -11,7 +11,7 @@ from sdpo.parity.compare.evaluated_case import loss_cases
 from sdpo.parity.explain.first_departure import WITHOUT_LOG_PROBS, rung_outcome
 from sdpo.parity.explain.ladder import first_departure
 from sdpo.parity.faults.catalogue import LOSS_FAULTS
-from sdpo.parity.faults.reference_parts import loss_from_log_probs, loss_from_logits
+from sdpo.parity.faults.evaluate_fault import loss_from_log_probs, loss_from_logits
 from sdpo.settings.determinism import deterministic
 from tests.helpers.fault_harness import run_of, telling_cases
 from tests.helpers.spread import one_in

@@ -24,13 +24,8 @@ from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.loss_stages import ORDER
 from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.explain.match_faults import evaluation
-from sdpo.parity.faults.catalogue import BY_ID
-from sdpo.parity.faults.reference_parts import (
-    Fault,
-    fault_trace,
-    loss_from_log_probs,
-    loss_from_logits,
-)
+from sdpo.parity.faults.catalogue import BY_ID, Fault
+from sdpo.parity.faults.evaluate_fault import fault_trace, loss_from_log_probs, loss_from_logits
 from sdpo.settings.determinism import deterministic
 
 TRACE, LOGITS, LOG_PROBS = "trace", "logits", "log-probs"

@@ -17,8 +17,8 @@ from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import prepared
 from sdpo.parity.compare.loss_stages import ORDER, compare_loss
 from sdpo.parity.compare.statuses import FAILING
-from sdpo.parity.faults.catalogue import LOSS_FAULTS
-from sdpo.parity.faults.reference_parts import Fault, fault_trace
+from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
+from sdpo.parity.faults.evaluate_fault import fault_trace
 
 HINTS = Path(__file__).with_name("telling.json")
 MOST_TRIES = 256

@@ -30,8 +30,9 @@ from sdpo.parity.compare.evaluated_case import (
     values_of,
 )
 from sdpo.parity.explain.one_setting_only import condition
-from sdpo.parity.faults.catalogue import LOSS_FAULTS
-from sdpo.parity.faults.reference_parts import Fault, Part, fault_trace
+from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
+from sdpo.parity.faults.evaluate_fault import fault_trace
+from sdpo.parity.faults.reference_parts import LossPart
 
 MOST_NAMED = 6
 LENIENCE = 4
@@ -280,6 +281,6 @@ def loss_alone(faults: tuple[Fault, ...], on: Prepared) -> Values | None:
     return values_of(on, {"aggregate": trace["aggregate"]})
 
 
-def parts_of(faults: tuple[Fault, ...]) -> dict[str, Part]:
+def parts_of(faults: tuple[Fault, ...]) -> dict[str, LossPart]:
     """All parts that some faults exchange."""
     return {name: part for fault in faults for name, part in fault.parts.items()}

@@ -1,197 +1,193 @@
 """Faults of the stage `importance`: the ratio and the rollout weights."""
 
 import math
-from collections.abc import Callable
 from copy import copy
 
 import torch
 from torch import Tensor
 
-from sdpo.parity.faults.reference_parts import Fault, Part, Run, ratio
+from sdpo.parity.faults.reference_parts import (
+    FaultParts,
+    LossPart,
+    LossState,
+    importance_ratio,
+    loss_mask,
+)
 from sdpo.reference.loss import log_probs_from_logits
 
 LARGEST_LOG_RATIO = 20.0
 
 
-def log_ratio(run: Run) -> Tensor:
-    """The log ratio without gradient.
+def log_ratio(state: LossState) -> Tensor:
+    """Compute the log ratio without gradient.
 
     Raises:
         ValueError: old log-probs are missing.
     """
-    if run.old_log_probs is None:
+    if state.old_log_probs is None:
         raise ValueError("is_clip needs old_log_probs")
-    return (run.student_log_probs - run.old_log_probs).detach()
+    return (state.student_log_probs - state.old_log_probs).detach()
 
 
-def clamped(log_values: Tensor) -> Tensor:
-    """Log ratios within ±20."""
-    return log_values.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+def limited_log_ratio(state: LossState, limit: float = LARGEST_LOG_RATIO) -> Tensor:
+    """Compute the log ratio, kept within plus and minus a limit."""
+    return log_ratio(state).clamp(-limit, limit)
 
 
-def cap(run: Run) -> float:
-    """The upper limit of the ratio; infinity if there is none."""
-    return math.inf if run.config.is_clip is None else run.config.is_clip
+def cap(state: LossState) -> float:
+    """Return the upper limit of the ratio; infinity if there is none."""
+    return math.inf if state.config.is_clip is None else state.config.is_clip
 
 
-def ratio_with_gradient(run: Run) -> Tensor:
-    """The ratio, not detached."""
-    own = ratio(run)
-    gap = run.student_log_probs - run.student_log_probs.detach()
-    free = (own < cap(run)) & (log_ratio(run).abs() < LARGEST_LOG_RATIO) & gap.isfinite()
-    return own * (1 + torch.where(free, gap, 0.0))
+def not_limited(state: LossState) -> Tensor:
+    """Exponentiate the log ratio without its limit of ±20."""
+    return log_ratio(state).exp().clamp(max=cap(state))
 
 
-def of_other_temperature(run: Run) -> Tensor:
-    """The present log-probs at temperature 1, the old ones at the setting's."""
-    present = log_probs_from_logits(run.student_logits, run.responses)
-    return ratio(replaced(run, student_log_probs=present))
+def limited_to(limit: float) -> LossPart:
+    """Keep the log ratio within another limit."""
+    return lambda state: limited_log_ratio(state, limit).exp().clamp(max=cap(state))
 
 
-def replaced(run: Run, **values: Tensor) -> Run:
-    """A copy of the run with other values."""
-    other = copy(run)
-    other.__dict__.update(values)
-    return other
+def clipped_from_below(state: LossState) -> Tensor:
+    """Take the cap for a floor."""
+    return limited_log_ratio(state).exp().clamp(min=cap(state))
 
 
-def of_the_row(run: Run) -> Tensor:
-    """One ratio for each row: the mean log ratio of its tokens."""
-    mean = (log_ratio(run) * run.mask).sum(-1, keepdim=True)
-    mean = mean / run.mask.sum(-1, keepdim=True).clamp(min=1)
-    return clamped(mean).exp().clamp(max=cap(run)).expand_as(run.mask)
+def applied_twice(state: LossState) -> Tensor:
+    """Square the ratio."""
+    return importance_ratio(state).square()
 
 
-def self_normalized(run: Run) -> Tensor:
-    """The ratio divided by its mean over the tokens that count."""
-    own = ratio(run)
-    counts = run.mask != 0
-    mean = torch.where(counts, own, 0.0).sum() / counts.sum().clamp(min=1)
-    return own / mean
+def at_other_temperature(state: LossState) -> Tensor:
+    """Take the present log-probs at temperature 1, the old ones at the setting's."""
+    present = log_probs_from_logits(state.student_logits, state.responses)
+    return _ratio_of(state, present)
 
 
-def capped_product(run: Run) -> Tensor:
-    """The product of ratio and weights is capped, not the ratio."""
-    product = clamped(log_ratio(run)).exp()
-    if run.rollout_is_weights is not None:
-        product = product * run.rollout_is_weights
-    return product.clamp(max=cap(run))
+def upside_down(state: LossState) -> Tensor:
+    """Divide the old probability by the present one."""
+    return (-limited_log_ratio(state)).exp().clamp(max=cap(state))
 
 
-def ratio_of(change: Callable[[Run, Tensor], Tensor]) -> Part:
-    """A ratio made from the run and the log ratio."""
-    return lambda run: change(run, log_ratio(run))
+def of_the_teacher(state: LossState) -> Tensor:
+    """Divide the teacher's probability by the old policy's."""
+    return _ratio_of(state, state.teacher_log_probs)
 
 
-def squared_weights(run: Run) -> Tensor | None:
-    """The rollout weights squared."""
-    return None if run.rollout_is_weights is None else run.rollout_is_weights.square()
+def left_out(state: LossState) -> Tensor:
+    """Weigh every token by one."""
+    return torch.ones_like(state.student_log_probs)
 
 
-def ratio_fault(
-    id_: str, name: str, part: Part, *, source: str = "design", inactive: str = ""
-) -> Fault:
-    """A fault of the importance ratio."""
-    return Fault(
-        id_,
-        name,
-        "importance sampling",
-        "importance",
-        source,
-        {"ratio": part},
-        inactive=inactive,
-    )
+def not_capped(state: LossState) -> Tensor:
+    """Leave the cap of the ratio out."""
+    return limited_log_ratio(state).exp()
 
 
-IMPORTANCE = (
-    ratio_fault(
-        "M17b",
-        "log ratio not kept within ±20",
-        ratio_of(lambda run, gap: gap.exp().clamp(max=cap(run))),
-        source="TRL #4935",
-        inactive="shows only where the log ratio is beyond 20",
-    ),
-    ratio_fault(
-        "M17c",
-        "ratio clipped from below",
-        ratio_of(lambda run, gap: clamped(gap).exp().clamp(min=cap(run))),
-        source="TRL #4935",
-    ),
-    ratio_fault(
-        "M18",
-        "ratio applied twice",
-        lambda run: ratio(run).square(),
-        source="lasgroup/SDPO applies ratio and weights",
-    ),
-    Fault(
-        "M19",
-        "ratio across temperatures",
-        "importance sampling",
-        "importance",
-        "design",
-        {"ratio": of_other_temperature},
-        needs_logits=True,
-    ),
-    ratio_fault(
-        "M71",
-        "ratio upside down",
-        ratio_of(lambda run, gap: clamped(-gap).exp().clamp(max=cap(run))),
-    ),
-    ratio_fault(
-        "M72",
-        "ratio of the teacher to the old policy",
-        lambda run: ratio(replaced(run, student_log_probs=run.teacher_log_probs)),
-    ),
-    ratio_fault("M73", "ratio left out", lambda run: torch.ones_like(run.student_log_probs)),
-    ratio_fault("M76", "ratio not capped", ratio_of(lambda run, gap: clamped(gap).exp())),
-    ratio_fault(
-        "M77",
-        "cap applied to the log ratio",
-        ratio_of(lambda run, gap: clamped(gap).clamp(max=cap(run)).exp()),
-    ),
-    ratio_fault("M78", "one ratio for each row", of_the_row),
-    ratio_fault("M79", "ratio divided by its mean", self_normalized),
-    ratio_fault(
-        "M80",
-        "ratio capped on both sides",
-        ratio_of(lambda run, gap: clamped(gap).exp().clamp(1 / cap(run), cap(run))),
-    ),
-    Fault(
-        "M74",
-        "rollout weights left out",
-        "importance sampling",
-        "importance",
-        "design",
-        {"weights": lambda run: None},
-    ),
-    Fault(
-        "M75",
-        "rollout weights squared",
-        "importance sampling",
-        "importance",
-        "design",
-        {"weights": squared_weights},
-    ),
-    Fault(
-        "M81",
-        "product of ratio and weights capped",
-        "importance sampling",
-        "importance",
-        "design",
-        {
-            "ratio": capped_product,
-            "weights": lambda run: run.rollout_is_weights if run.config.is_clip is None else None,
-        },
-    ),
-)
+def log_ratio_capped(state: LossState) -> Tensor:
+    """Cap the log ratio at the limit of the ratio."""
+    return limited_log_ratio(state).clamp(max=cap(state)).exp()
 
-GRADIENT = (
-    Fault(
-        "M17",
-        "ratio not detached",
-        "importance sampling",
-        "gradient",
-        "TRL #4935",
-        {"ratio": ratio_with_gradient},
-    ),
-)
+
+def of_the_row(state: LossState) -> Tensor:
+    """Give each row one ratio: that of the mean log ratio of its tokens."""
+    total = (log_ratio(state) * state.loss_mask).sum(-1, keepdim=True)
+    mean = total / state.loss_mask.sum(-1, keepdim=True).clamp(min=1)
+    limited = mean.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    return limited.exp().clamp(max=cap(state)).expand_as(state.loss_mask)
+
+
+def divided_by_mean(state: LossState) -> Tensor:
+    """Divide the ratio by its mean over the tokens that count."""
+    ratio = importance_ratio(state)
+    return ratio / mean_over_counted(ratio, state.loss_mask)
+
+
+def capped_on_both_sides(state: LossState) -> Tensor:
+    """Keep the ratio above 1 ÷ cap too."""
+    return limited_log_ratio(state).exp().clamp(1 / cap(state), cap(state))
+
+
+def at_least_one(state: LossState) -> Tensor:
+    """Keep the ratio from falling below 1."""
+    return importance_ratio(state).clamp(min=1.0)
+
+
+def token_loss_capped(state: LossState) -> Tensor:
+    """Scale so that the token's loss, and not the ratio, is at most the cap."""
+    ratio = limited_log_ratio(state).exp()
+    limit = cap(state) / state.token_losses.detach().abs().clamp(min=1e-12)
+    return torch.where(state.token_losses * ratio > cap(state), limit, ratio).detach()
+
+
+def product_capped(state: LossState) -> Tensor:
+    """Cap the product of ratio and rollout weights instead of the ratio."""
+    product = not_capped(state)
+    if state.rollout_is_weights is not None:
+        product = product * state.rollout_is_weights
+    return product.clamp(max=cap(state))
+
+
+def weights_without_ratio_only(state: LossState) -> Tensor | None:
+    """Apply the rollout weights where the ratio does not hold them already."""
+    return state.rollout_is_weights if state.config.is_clip is None else None
+
+
+def weights_left_out(state: LossState) -> None:
+    """Ignore the rollout weights."""
+
+
+def weights_squared(state: LossState) -> Tensor | None:
+    """Square the rollout weights."""
+    return None if state.rollout_is_weights is None else state.rollout_is_weights.square()
+
+
+def weights_at_most_one(state: LossState) -> Tensor | None:
+    """Cap the rollout weights at 1."""
+    return None if state.rollout_is_weights is None else state.rollout_is_weights.clamp(max=1.0)
+
+
+def weights_by_mean(state: LossState) -> Tensor | None:
+    """Divide the rollout weights by their mean over the tokens that count."""
+    weights = state.rollout_is_weights
+    if weights is None:
+        return None
+    return weights / mean_over_counted(weights, loss_mask(state)).clamp(min=1e-6)
+
+
+def mean_over_counted(values: Tensor, mask: Tensor) -> Tensor:
+    """Average values over the tokens that count."""
+    counts = mask != 0
+    return torch.where(counts, values, 0.0).sum() / counts.sum().clamp(min=1)
+
+
+def _ratio_of(state: LossState, log_probs: Tensor) -> Tensor:
+    """Compute the ratio of other log-probs to the old ones."""
+    other = copy(state)
+    other.student_log_probs = log_probs
+    return importance_ratio(other)
+
+
+FAULTS: FaultParts = {
+    "M17b": {"importance_ratio": not_limited},
+    "M17c": {"importance_ratio": clipped_from_below},
+    "M18": {"importance_ratio": applied_twice},
+    "M19": {"importance_ratio": at_other_temperature},
+    "M71": {"importance_ratio": upside_down},
+    "M72": {"importance_ratio": of_the_teacher},
+    "M73": {"importance_ratio": left_out},
+    "M74": {"rollout_weights": weights_left_out},
+    "M75": {"rollout_weights": weights_squared},
+    "M76": {"importance_ratio": not_capped},
+    "M77": {"importance_ratio": log_ratio_capped},
+    "M78": {"importance_ratio": of_the_row},
+    "M79": {"importance_ratio": divided_by_mean},
+    "M80": {"importance_ratio": capped_on_both_sides},
+    "M81": {"importance_ratio": product_capped, "rollout_weights": weights_without_ratio_only},
+    "M124": {"importance_ratio": limited_to(10.0)},
+    "M125": {"importance_ratio": at_least_one},
+    "M126": {"rollout_weights": weights_at_most_one},
+    "M127": {"rollout_weights": weights_by_mean},
+    "M128": {"importance_ratio": token_loss_capped},
+}

@@ -5,216 +5,120 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sdpo.parity.faults.reference_parts import Fault, Pair, Part, Run, divergence
+from sdpo.parity.faults.reference_parts import FaultParts, LossPart, LossState, Pair, divergence
 from sdpo.reference.loss import add_tail, renormalize
 
-Sides = Callable[[Tensor], Tensor]
+Complete = Callable[[Tensor], Tensor]
+"""From one side's log-probs on the support to the completed ones."""
 
 
-def untouched(run: Run) -> Pair:
-    """Neither tail nor renormalisation."""
-    return run.student_on, run.teacher_on
+def untouched(state: LossState) -> Pair:
+    """Neither add a tail nor renormalise."""
+    return state.student_support, state.teacher_support
 
 
-def clamped_sum(run: Run) -> Tensor:
-    """The divergence, at least 0."""
-    return divergence(run).clamp(min=0)
+def clamped_sum(state: LossState) -> Tensor:
+    """Compute the divergence, at least 0."""
+    return divergence(state).clamp(min=0)
 
 
-def on_each(with_tail: Sides, without_tail: Sides) -> Part:
-    """One function of the log-probs for both sides; which one depends on the setting."""
+def each_side_by(with_tail: Complete, without_tail: Complete) -> LossPart:
+    """Complete both sides by one function; which one depends on the setting."""
 
-    def complete(run: Run) -> Pair:
-        function = with_tail if run.config.distillation_add_tail else without_tail
-        return function(run.student_on), function(run.teacher_on)
-
-    return complete
-
-
-def on_tail(change: Callable[[Tensor, Tensor], Pair]) -> Part:
-    """Both sides changed together where a tail is asked, renormalised elsewhere."""
-
-    def complete(run: Run) -> Pair:
-        if run.config.distillation_add_tail:
-            return change(run.student_on, run.teacher_on)
-        return renormalize(run.student_on), renormalize(run.teacher_on)
+    def complete(state: LossState) -> Pair:
+        function = with_tail if state.config.distillation_add_tail else without_tail
+        return function(state.student_support), function(state.teacher_support)
 
     return complete
 
 
-def on_renormalized(change: Callable[[Tensor, Tensor], Pair]) -> Part:
-    """Both sides changed together where renormalising is asked, tails elsewhere."""
+def where_a_tail_is_asked(change: Callable[[Tensor, Tensor], Pair]) -> LossPart:
+    """Change both sides together where a tail is asked, renormalise them elsewhere."""
 
-    def complete(run: Run) -> Pair:
-        if run.config.distillation_add_tail:
-            return add_tail(run.student_on), add_tail(run.teacher_on)
-        return change(run.student_on, run.teacher_on)
+    def complete(state: LossState) -> Pair:
+        if state.config.distillation_add_tail:
+            return change(state.student_support, state.teacher_support)
+        return renormalize(state.student_support), renormalize(state.teacher_support)
 
     return complete
 
 
-def with_rest(log_probs: Tensor, log_rest: Tensor) -> Tensor:
-    """Log-probs with a last entry."""
-    return torch.cat([log_probs, log_rest], dim=-1)
+def where_no_tail_is_asked(change: Callable[[Tensor, Tensor], Pair]) -> LossPart:
+    """Change both sides together where renormalising is asked, add tails elsewhere."""
+
+    def complete(state: LossState) -> Pair:
+        if state.config.distillation_add_tail:
+            return add_tail(state.student_support), add_tail(state.teacher_support)
+        return change(state.student_support, state.teacher_support)
+
+    return complete
+
+
+def with_tail_entry(log_probs: Tensor, log_tail: Tensor) -> Tensor:
+    """Append the tail to log-probs."""
+    return torch.cat([log_probs, log_tail], dim=-1)
 
 
 def tail_without_limit(log_probs: Tensor) -> Tensor:
-    """The tail of an unlimited mass."""
+    """Add the tail of an unlimited mass."""
     log_mass = log_probs.logsumexp(-1, keepdim=True)
-    return with_rest(log_probs, torch.log(-torch.expm1(log_mass)))
+    return with_tail_entry(log_probs, torch.log(-torch.expm1(log_mass)))
 
 
 def tail_by_subtraction(log_probs: Tensor) -> Tensor:
-    """The tail as log1p of minus the sum, unlimited."""
-    return with_rest(log_probs, torch.log1p(-log_probs.exp().sum(-1, keepdim=True)))
+    """Add the tail as log1p of minus the sum, unlimited."""
+    return with_tail_entry(log_probs, torch.log1p(-log_probs.exp().sum(-1, keepdim=True)))
 
 
-def tail_with_limit(limit: float, gradient: str = "none") -> Sides:
-    """The tail with another limit; `gradient` `passed` lets it through where the limit holds."""
+def tail_with_limit(limit: float, *, gradient_passes: bool = False) -> Complete:
+    """Add the tail with another limit, which may let the gradient through where it acts."""
 
     def complete(log_probs: Tensor) -> Tensor:
         log_mass = log_probs.logsumexp(-1, keepdim=True)
         limited = log_mass.clamp(max=-limit)
-        if gradient == "passed":
+        if gradient_passes:
             limited = limited.detach() + (log_mass - log_mass.detach())
-        return with_rest(log_probs, torch.log(-torch.expm1(limited)))
+        return with_tail_entry(log_probs, torch.log(-torch.expm1(limited)))
 
     return complete
 
 
-def tail_without_gradient(log_probs: Tensor) -> Tensor:
-    """The tail without gradient."""
-    return with_rest(log_probs, add_tail(log_probs)[..., -1:].detach())
-
-
-def one_tail(student: Tensor, teacher: Tensor) -> Pair:
-    """The student's tail on both sides."""
+def students_tail_on_both(student: Tensor, teacher: Tensor) -> Pair:
+    """Add the student's tail on both sides."""
     student = add_tail(student)
-    return student, with_rest(teacher, student[..., -1:].detach())
+    return student, with_tail_entry(teacher, student[..., -1:].detach())
 
 
-def closed_tail(log_probs: Tensor) -> Tensor:
-    """A tail after renormalising: what is left is the limit."""
+def tail_after_renormalising(log_probs: Tensor) -> Tensor:
+    """Add a tail after renormalising: what is left is the limit."""
     return add_tail(renormalize(log_probs))
 
 
-TAIL = (
-    Fault(
-        "M05",
-        "top-k without renormalisation or tail, clamped at 0",
-        "tail",
-        "tail",
-        "verl #7856",
-        {"tail": untouched, "divergence": clamped_sum},
-    ),
-    Fault(
-        "M06",
-        "tail without its limit",
-        "tail",
-        "tail",
-        "CLaaS #1",
-        {"tail": on_each(tail_without_limit, renormalize)},
-        inactive="shows only where the tail is below 1e-7",
-    ),
-    Fault(
-        "M06b",
-        "tail by log1p(-sum), without its limit",
-        "tail",
-        "tail",
-        "CLaaS #1",
-        {"tail": on_each(tail_by_subtraction, renormalize)},
-        inactive="shows only where the tail is below 1e-7",
-    ),
-    Fault(
-        "M46",
-        "limit of the tail at 1e-3",
-        "tail",
-        "tail",
-        "design",
-        {"tail": on_each(tail_with_limit(1e-3), renormalize)},
-    ),
-    Fault(
-        "M47",
-        "tail on the student only",
-        "tail",
-        "tail",
-        "design",
-        {"tail": on_tail(lambda s, t: (add_tail(s), closed_tail(t)))},
-    ),
-    Fault(
-        "M48",
-        "tail on the teacher only",
-        "tail",
-        "tail",
-        "design",
-        {"tail": on_tail(lambda s, t: (closed_tail(s), add_tail(t)))},
-    ),
-    Fault(
-        "M49",
-        "tail after renormalising",
-        "tail",
-        "tail",
-        "design",
-        {"tail": on_each(closed_tail, renormalize)},
-    ),
-    Fault(
-        "M50",
-        "renormalised instead of a tail",
-        "tail",
-        "tail",
-        "design",
-        {"tail": on_each(renormalize, renormalize)},
-    ),
-    Fault(
-        "M51",
-        "tail instead of renormalising",
-        "tail",
-        "tail",
-        "design",
-        {"tail": on_each(add_tail, add_tail)},
-    ),
-    Fault(
-        "M52",
-        "student's tail on both sides",
-        "tail",
-        "tail",
-        "design",
-        {"tail": on_tail(one_tail)},
-    ),
-    Fault(
-        "M53",
-        "teacher not renormalised",
-        "tail",
-        "tail",
-        "design",
-        {"tail": on_renormalized(lambda s, t: (renormalize(s), t))},
-    ),
-    Fault(
-        "M54",
-        "student not renormalised",
-        "tail",
-        "tail",
-        "design",
-        {"tail": on_renormalized(lambda s, t: (s, renormalize(t)))},
-    ),
-)
+def identity(log_probs: Tensor) -> Tensor:
+    """Leave the log-probs as they are."""
+    return log_probs
 
-GRADIENT = (
-    Fault(
-        "M99",
-        "stop-gradient on the tail",
-        "gradient",
-        "gradient",
-        "design",
-        {"tail": on_each(tail_without_gradient, renormalize)},
-    ),
-    Fault(
-        "M100",
-        "gradient passes the tail's limit",
-        "gradient",
-        "gradient",
-        "design",
-        {"tail": on_each(tail_with_limit(1e-7, "passed"), renormalize)},
-        inactive="shows only where the tail is below 1e-7",
-    ),
-)
+
+def renormalized_by_probabilities(log_probs: Tensor) -> Tensor:
+    """Rescale by the log of a sum of probabilities, which may all be zero in the dtype."""
+    return log_probs - log_probs.exp().sum(-1, keepdim=True).log()
+
+
+FAULTS: FaultParts = {
+    "M05": {"tail": untouched, "divergence": clamped_sum},
+    "M05b": {"tail": each_side_by(identity, renormalize)},
+    "M06": {"tail": each_side_by(tail_without_limit, renormalize)},
+    "M06b": {"tail": each_side_by(tail_by_subtraction, renormalize)},
+    "M46": {"tail": each_side_by(tail_with_limit(1e-3), renormalize)},
+    "M47": {"tail": where_a_tail_is_asked(lambda s, t: (add_tail(s), tail_after_renormalising(t)))},
+    "M48": {"tail": where_a_tail_is_asked(lambda s, t: (tail_after_renormalising(s), add_tail(t)))},
+    "M49": {"tail": each_side_by(tail_after_renormalising, renormalize)},
+    "M50": {"tail": each_side_by(renormalize, renormalize)},
+    "M51": {"tail": each_side_by(add_tail, add_tail)},
+    "M52": {"tail": where_a_tail_is_asked(students_tail_on_both)},
+    "M53": {"tail": where_no_tail_is_asked(lambda s, t: (renormalize(s), t))},
+    "M54": {"tail": where_no_tail_is_asked(lambda s, t: (s, renormalize(t)))},
+    "M118": {"tail": each_side_by(tail_with_limit(1e-6), renormalize)},
+    "M119": {"tail": each_side_by(tail_with_limit(1e-8), renormalize)},
+    "M120": {"tail": each_side_by(add_tail, renormalized_by_probabilities)},
+}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdpo.parity.faults.reference_parts import Fault
+from sdpo.parity.faults.catalogue import Fault
 
 Row = Mapping[str, Any]
 

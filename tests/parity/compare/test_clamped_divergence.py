@@ -8,9 +8,9 @@ import torch
 from sdpo.parity.audit.audit import run_loss_case
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.faults.evaluate_fault import loss_from_logits
 from sdpo.parity.faults.reference_parts import divergence as plain
-from sdpo.parity.faults.reference_parts import loss_from_logits
-from sdpo.parity.faults.tail import on_each, with_rest
+from sdpo.parity.faults.tail import each_side_by, with_tail_entry
 from sdpo.reference.loss import renormalize
 from sdpo.settings.config import SDPOConfig
 from tests.helpers.fault_harness import run_of, some_cases
@@ -45,7 +45,7 @@ def clamped(run):
 
 def each_clamped(run):
     """The mixture form, each of its two divergences clamped."""
-    student, teacher, alpha = run.student_on, run.teacher_on, run.config.alpha
+    student, teacher, alpha = run.student_support, run.teacher_support, run.config.alpha
     if alpha in (0.0, 1.0):
         return clamped(run)
     mixture = torch.logaddexp(student + math.log(1 - alpha), teacher + math.log(alpha))
@@ -96,7 +96,7 @@ def test_a_token_whose_divergence_is_more_than_rounding_keeps_its_gradient():
         return value.clamp(min=float(value.detach().median()))
 
     def silent(run):
-        return plain(run).detach() + 0 * run.student_on.sum(-1)
+        return plain(run).detach() + 0 * run.student_support.sum(-1)
 
     for part in (floored, silent):
         assert vanishing(part, case) > 0
@@ -125,9 +125,9 @@ def by_subtraction(limit):
 
     def tail(log_probs):
         mass = log_probs.double().exp().sum(-1, keepdim=True)
-        return with_rest(log_probs, (1 - mass).clamp(min=limit).log().to(log_probs.dtype))
+        return with_tail_entry(log_probs, (1 - mass).clamp(min=limit).log().to(log_probs.dtype))
 
-    return FromLogits("tail", loss_from_logits({"tail": on_each(tail, renormalize)}))
+    return FromLogits("tail", loss_from_logits({"tail": each_side_by(tail, renormalize)}))
 
 
 def test_the_limit_of_the_tail_may_be_one_of_its_mass():

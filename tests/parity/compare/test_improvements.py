@@ -7,8 +7,8 @@ from sdpo.loss.aggregate import aggregate
 from sdpo.loss.divergence import divergence
 from sdpo.parity.audit import audit
 from sdpo.parity.candidates.loss_functions import FromLogits
+from sdpo.parity.faults.evaluate_fault import loss_from_logits
 from sdpo.parity.faults.reference_parts import divergence as plain
-from sdpo.parity.faults.reference_parts import loss_from_logits
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.markdown import markdown_report
 from sdpo.parity.render.text import text_report
@@ -23,7 +23,7 @@ PADDING = ("P-L135", "P-L136", "P-L140")
 
 def guarded(run):
     """The divergence as the definition says, 0 · log 0 = 0."""
-    return divergence(run.student_on, run.teacher_on, alpha=run.config.alpha)
+    return divergence(run.student_support, run.teacher_support, alpha=run.config.alpha)
 
 
 def finite_as(value):
@@ -33,10 +33,10 @@ def finite_as(value):
 
 def floored_teacher(floor):
     def part(run):
-        on = run.teacher_on
-        run.teacher_on = on.clamp(min=floor)
+        on = run.teacher_support
+        run.teacher_support = on.clamp(min=floor)
         value = plain(run)
-        run.teacher_on = on
+        run.teacher_support = on
         return value
 
     return part
@@ -44,14 +44,14 @@ def floored_teacher(floor):
 
 def weighed(run):
     """The aggregate that places of weight zero do not reach."""
-    return aggregate(run.per_token, run.mask, loss_agg_mode=run.config.loss_agg_mode)
+    return aggregate(run.token_losses, run.loss_mask, loss_agg_mode=run.config.loss_agg_mode)
 
 
 def answering(value):
     """The mean of no rows is a number."""
     return lambda run: (
         torch.nan_to_num(weighed(run), nan=value)
-        if run.mask.any()
+        if run.loss_mask.any()
         else (run.student_logits.sum() * 0 + value)
     )
 

@@ -10,7 +10,7 @@ from sdpo.parity.compare.evaluated_case import loss_cases
 from sdpo.parity.compare.own_precision import ACROSS, PLACES, measured, precision_rows, step_of
 from sdpo.parity.explain.one_setting_only import departs_only
 from sdpo.parity.faults.catalogue import BY_ID
-from sdpo.parity.faults.reference_parts import loss_from_log_probs, loss_from_logits
+from sdpo.parity.faults.evaluate_fault import loss_from_log_probs, loss_from_logits
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.junit import junit_report
 from sdpo.parity.render.markdown import markdown_report
@@ -182,7 +182,7 @@ def test_a_departure_in_bfloat16_alone_is_named_and_one_everywhere_is_not():
 
 def test_what_has_no_counterpart_in_another_dtype_is_not_blamed_on_its_own():
     ids = [e["id"] for e in FAMILY.manifest["cases"] if "teacher_neg_inf" in e["tags"]][:4]
-    wrong = {"divergence": lambda run: run.student_on.sum(-1) * 0 + 1}
+    wrong = {"divergence": lambda run: run.student_support.sum(-1) * 0 + 1}
     observations = []
     from sdpo.parity.audit.audit import run_loss_case
 

@@ -24,7 +24,7 @@ from sdpo.parity.explain.match_faults import (
     stage_of,
 )
 from sdpo.parity.faults.catalogue import BY_ID, LOSS_FAULTS
-from sdpo.parity.faults.reference_parts import loss_from_logits
+from sdpo.parity.faults.evaluate_fault import loss_from_logits
 from tests.helpers.fault_harness import run_of
 
 ENDPOINTS: dict[float, float] = {0.0: 1.0, 1.0: 0.0}

@@ -1,11 +1,8 @@
 """Faults of the catalogue outside the loss that no other test plants."""
 
-import pytest
-
 from sdpo.parity.faults.catalogue import BY_ID
 from sdpo.update import actor_update
-
-cases = pytest.importorskip("update_cases", reason="runners of recorded updates")
+from tests.helpers.recorded import update_cases as cases
 
 
 def test_accumulation_scaled_twice(monkeypatch):

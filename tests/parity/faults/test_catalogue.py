@@ -1,21 +1,32 @@
-"""The catalogue itself: complete, sourced, and built on parts that together are the reference."""
+"""The catalogue itself: complete, sourced, and read strictly."""
 
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.self_test import families
-from sdpo.parity.cases.checked_call import BrokenGradientError, CandidateError, same_bits
-from sdpo.parity.cases.loss_case import transcription_trace
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.evaluated_case import loss_cases
 from sdpo.parity.compare.loss_stages import ORDER
-from sdpo.parity.faults.catalogue import BY_ID, CATALOGUE, LOSS_FAULTS, collected
-from sdpo.parity.faults.reference_parts import REFERENCE, Fault, fault_trace, kept_start_of, merged
-from tests.helpers.fault_harness import some_cases
+from sdpo.parity.faults import (
+    aggregate,
+    divergence,
+    gradient,
+    importance,
+    log_probs,
+    support,
+    tail,
+)
+from sdpo.parity.faults.catalogue import (
+    BY_ID,
+    CATALOGUE,
+    LOSS_FAULTS,
+    merged_parts,
+    read_catalogue,
+)
+from sdpo.parity.faults.reference_parts import REFERENCE
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,60 +51,49 @@ def test_a_fault_outside_the_loss_names_its_proof(fault):
         assert name.split(";")[0] in (ROOT / file).read_text(encoding="utf-8")
 
 
-def departures(changes, family):
-    """Where the parts, some of them exchanged, are not the live transcription to the bit."""
-    found = []
-    for case in loss_cases(family):
-        expected = transcription_trace(case, case.recorded.get("support.indices"))
-        actual = fault_trace(changes, case)
-        assert actual.keys() == expected.keys() - {"loss_mask"}
-        found += [(case.id, n) for n in actual if not same_bits(actual[n], expected[n])]
-    return found
-
-
-def test_without_a_fault_the_parts_are_the_reference_to_the_bit():
-    assert departures({}, packaged_family("loss")) == []
-
-
-def test_one_bit_in_one_part_is_seen():
-    changes = {"aggregate": lambda run: REFERENCE["aggregate"](run) * (1 + 2**-23)}
-    assert ("P-L001", "aggregate") in departures(changes, some_cases(("P-L001",)))
-
-
-def departures_after(parts_of_faults):
-    """Where the reference's parts depart from it once some faults have been evaluated."""
-    family = some_cases(("P-L001", "P-L018", "P-L030"))
-    for parts in parts_of_faults:
-        for case in loss_cases(family):
-            with suppress(CandidateError, BrokenGradientError):
-                fault_trace(parts, case)
-    return departures({}, family)
-
-
-def spoiling(run):
-    run.student_log_probs.data.add_(1)
-    return REFERENCE["mask"](run)
-
-
-def test_faults_leave_what_they_share_as_it_was():
-    """Those behind the log-probs start from the same tensors."""
-    assert departures_after(fault.parts for fault in LOSS_FAULTS) == []
-    try:
-        assert departures_after([{"mask": spoiling}]) != []
-    finally:
-        kept_start_of.cache_clear()
-
-
 def test_the_self_test_has_an_empty_batch_for_each_way_of_averaging():
     empty = [case for case in loss_cases(families()[0]) if not case.loss_mask.any()]
     ways = {entry["config"]["loss_agg_mode"] for entry in packaged_family("loss").manifest["cases"]}
     assert {case.config.loss_agg_mode for case in empty} == ways
 
 
-def test_unknown_parts_and_repeated_ids_are_refused():
-    with pytest.raises(KeyError, match="are no parts"):
-        merged({"nonsense": lambda run: None})
-    with pytest.raises(ValueError, match="used twice"):
-        collected([(LOSS_FAULTS[0], LOSS_FAULTS[0])])
-    with pytest.raises(ValueError, match="unknown stages"):
-        collected([(Fault("M99", "x", "y", "no stage", "design"),)])
+def test_the_functions_of_the_loss_faults_are_each_used_by_one():
+    modules = (log_probs, support, tail, divergence, importance, aggregate, gradient)
+    ids = [id_ for module in modules for id_ in module.FAULTS]
+    assert sorted(ids) == sorted(fault.id for fault in LOSS_FAULTS)
+    assert all(fault.parts.keys() <= REFERENCE.keys() for fault in LOSS_FAULTS)
+    parts = [tuple(sorted(fault.parts.items())) for fault in LOSS_FAULTS]
+    assert len(set(parts)) == len(parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[tail]\nM1 = {name = "a", group = "b", proof = "c"}', "not listed: \\['M05'\\]"),
+        ('[tail]\nM05 = {name = "a", group = "b", proof = "c"}', "M05: needs either a proof or"),
+        ('[tail]\nM1 = {name = "a", group = "b"}', "M1: needs either a proof or code"),
+        ('[tail]\nM05 = {name = "a"}\n[support]\nM05 = {name = "b"}', "used twice: \\['M05'\\]"),
+        ('[tails]\nM05 = {name = "a"}', "\\[tails\\]: faults of an unknown stage"),
+        ("[tail]\nM05 = {name = 5}", "fault M05: Expected `str`, got `int`"),
+        ('[tail]\nM05 = {name = "a", colour = "b"}', "fault M05: .* unknown field `colour`"),
+        ('[tail]\nM05 = {group = "b"}', "fault M05: .* missing required field `name`"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused_with_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        read_catalogue(text, {"M05": {"tail": tail.untouched}})
+    assert "\n" not in str(error.value)
+
+
+def test_one_fault_cannot_have_code_in_two_modules():
+    with pytest.raises(ValueError, match="used twice: \\['M05'\\]"):
+        merged_parts([tail.FAULTS, {"M05": {"tail": tail.untouched}}])
+
+
+def test_a_group_of_a_table_holds_for_faults_that_name_none():
+    text = '[tail]\ngroup = "usual"\nM9 = {name = "a"}\nM05b = {name = "b", group = "other"}'
+    faults = read_catalogue(text, {"M9": {}, "M05b": {}})
+    assert [(f.id, f.stage, f.group) for f in faults] == [
+        ("M05b", "tail", "other"),
+        ("M9", "tail", "usual"),
+    ]

@@ -15,7 +15,7 @@ from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.candidates.stage_functions import StageFunctions
 from sdpo.parity.compare.evaluated_case import prepared
 from sdpo.parity.faults.catalogue import BY_ID
-from sdpo.parity.faults.reference_parts import loss_from_log_probs, loss_from_logits
+from sdpo.parity.faults.evaluate_fault import loss_from_log_probs, loss_from_logits
 from sdpo.parity.relations.catalogue import RELATION_NAMES, RELATIONS, claims_of
 from sdpo.parity.relations.check import (
     FROM_LOG_PROBS,

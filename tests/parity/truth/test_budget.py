@@ -17,7 +17,7 @@ from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import FAILING
-from sdpo.parity.faults.reference_parts import fault_trace
+from sdpo.parity.faults.evaluate_fault import fault_trace
 from sdpo.parity.truth.budget import truth
 from sdpo.parity.truth.oracle import array_of
 from sdpo.settings.config import SDPOConfig
@@ -88,7 +88,7 @@ def test_a_tie_leaves_room_for_the_roundings_of_each_choice():
     )
     true = truth(case)
     for chosen in ([2, 1], [2, 3]):
-        trace = fault_trace({"choice": lambda run, at=chosen: torch.tensor([[at]])}, case)
+        trace = fault_trace({"support_indices": lambda run, at=chosen: torch.tensor([[at]])}, case)
         for name in ("divergence", "gradient"):
             away = abs(array_of(trace[name]).ravel() - true.values[name].ravel())
             assert (away <= true.bounds[name].ravel()).all(), (chosen, name)

@@ -13,7 +13,7 @@ from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.explain.ladder import ladder
-from sdpo.parity.faults.reference_parts import fault_trace
+from sdpo.parity.faults.evaluate_fault import fault_trace
 from sdpo.parity.truth.norm_limit import limit_as_a_whole
 from sdpo.parity.truth.oracle import array_of
 from sdpo.settings.config import SDPOConfig

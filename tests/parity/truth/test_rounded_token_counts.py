@@ -11,7 +11,8 @@ from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import prepared
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.faults.reference_parts import Run, aggregate, loss_from_logits
+from sdpo.parity.faults.evaluate_fault import loss_from_logits
+from sdpo.parity.faults.reference_parts import LossState, aggregate
 from sdpo.reference.loss import agg_loss
 from sdpo.settings.config import SDPOConfig
 from sdpo.settings.determinism import deterministic
@@ -42,26 +43,26 @@ def case_of(
     )
 
 
-def exactly(run: Run) -> torch.Tensor:
+def exactly(state: LossState) -> torch.Tensor:
     """Tokens counted in float32."""
-    mask = run.mask.float()
-    return agg_loss(run.per_token, mask, run.config.loss_agg_mode, mask.sum().clamp(min=1.0))
+    mask = state.loss_mask.float()
+    return agg_loss(state.token_losses, mask, state.config.loss_agg_mode, mask.sum().clamp(min=1.0))
 
 
 def divided_by(count: float):
     """The sum over tokens ÷ a number."""
-    return lambda run: (run.per_token * run.mask).sum() / count
+    return lambda state: (state.token_losses * state.loss_mask).sum() / count
 
 
-def all_places(run: Run) -> torch.Tensor:
+def all_places(state: LossState) -> torch.Tensor:
     """Padding is counted."""
-    return divided_by(run.mask.numel())(run)
+    return divided_by(state.loss_mask.numel())(state)
 
 
-def loss_alone_exact(run: Run) -> torch.Tensor:
+def loss_alone_exact(state: LossState) -> torch.Tensor:
     """The loss counts exactly, its gradient as the reference does."""
-    rounded = aggregate(run)
-    return rounded + (exactly(run) - rounded).detach()
+    rounded = aggregate(state)
+    return rounded + (exactly(state) - rounded).detach()
 
 
 def result_of(case: LossCase, part):

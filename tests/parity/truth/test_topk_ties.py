@@ -16,8 +16,9 @@ from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
-from sdpo.parity.faults.reference_parts import Part, Run, fault_trace, loss_from_logits
-from sdpo.parity.faults.support import choice_of, teachers_choice
+from sdpo.parity.faults.evaluate_fault import fault_trace, loss_from_logits
+from sdpo.parity.faults.reference_parts import LossPart, LossState
+from sdpo.parity.faults.support import teachers_choice, with_k_changed
 from sdpo.parity.truth import oracle
 from sdpo.parity.truth.oracle import array_of
 from sdpo.parity.truth.tie_choices import enclosed
@@ -36,19 +37,23 @@ from tests.helpers.near_ties import (
 
 FINE = (torch.float32, torch.float64)
 NAMES = list(CORRECT)
-WRONG = {"the teacher's": teachers_choice, "one more": choice_of(1), "one less": choice_of(-1)}
+WRONG = {
+    "the teacher's": teachers_choice,
+    "one more": with_k_changed(1),
+    "one less": with_k_changed(-1),
+}
 HALF_SHARE = {"the teacher's": 0.8, "one more": 0.6, "one less": 0.3}
 """In half precision a gradient's budget is often wider than what one entry moves."""
 
 
-def judged(case: LossCase, choice: Part, **parts: Part) -> CaseResult:
-    function = loss_from_logits({"choice": choice, **parts})
+def judged(case: LossCase, choice: LossPart, **parts: LossPart) -> CaseResult:
+    function = loss_from_logits({"support_indices": choice, **parts})
     return run_loss_case(FromLogits("candidate", function), case)[0]
 
 
-def chosen_by(case: LossCase, choice: Part) -> np.ndarray:
+def chosen_by(case: LossCase, choice: LossPart) -> np.ndarray:
     """The choice as a mask `(N, V)`."""
-    indices = fault_trace({"choice": choice}, case)["support.indices"]
+    indices = fault_trace({"support_indices": choice}, case)["support.indices"]
     counts = prepared(case).truth.counts
     return oracle.marked(indices.numpy()[counts], case.student_logits.shape[-1])
 
@@ -82,13 +87,13 @@ def test_it_is_on_thousands_of_cases(part):
     assert sum(other) > 200
 
 
-def changes_the_loss(case: LossCase, choice: Part) -> bool:
+def changes_the_loss(case: LossCase, choice: LossPart) -> bool:
     """Whether a choice is one that no correct program makes, and moves the gradient measurably.
 
     Where a tail is nearly empty, a rounding of it is more than an entry: no support shows there.
     """
     on = prepared(case)
-    gradient = array_of(fault_trace({"choice": choice}, case)["gradient"])
+    gradient = array_of(fault_trace({"support_indices": choice}, case)["gradient"])
     own = on.standard.choosing(on.reference["support.indices"]).expected("gradient")
     moved = (abs(gradient - own.reference) > 2 * own.allowed).any()
     return bool(moved and not on.truth.ties.admits(chosen_by(case, choice)).all())
@@ -118,7 +123,7 @@ def test_another_support_fails_on_many_cases(name):
         check_wrong([near_tie_case(seed) for seed in range(2000, 2600)], name)
 
 
-def edge_case(dtype: torch.dtype, temperature: float, beyond: int) -> tuple[LossCase, Part]:
+def edge_case(dtype: torch.dtype, temperature: float, beyond: int) -> tuple[LossCase, LossPart]:
     """A case with one entry below the K-th, and a program that takes it in place of the K-th.
 
     It is the smallest that still ties, `beyond` units in the last place lower.
@@ -145,8 +150,8 @@ def edge_case(dtype: torch.dtype, temperature: float, beyond: int) -> tuple[Loss
         value = torch.nextafter(value, down)
     student[0, 0, entry] = value
 
-    def swapped(run: Run) -> torch.Tensor:
-        indices = largest(lambda run: run.student)(run)
+    def swapped(state: LossState) -> torch.Tensor:
+        indices = largest(lambda state: state.scaled_student)(state)
         indices[0, 0, 3] = entry
         return indices
 
@@ -216,11 +221,11 @@ def check_crowded(seed: int) -> None:
         choice = drawn(lot)
         result = judged(case, choice)
         assert result.status in (Status.MATCH, Status.PASS), (seed, result.comparisons)
-        value = array_of(fault_trace({"choice": choice}, case)["divergence"])[truth.counts]
+        value = array_of(fault_trace({"support_indices": choice}, case)["divergence"])[truth.counts]
         assert (abs(value - truth.values["divergence"]) <= truth.bounds["divergence"]).all()
     if case.dtype in FINE:
-        assert judged(case, choice_of(1)).status == Status.DIVERGENT
-        assert judged(case, choice_of(-1)).status == Status.DIVERGENT
+        assert judged(case, with_k_changed(1)).status == Status.DIVERGENT
+        assert judged(case, with_k_changed(-1)).status == Status.DIVERGENT
 
 
 def test_the_interval_holds_all_choices_and_is_no_wider_than_needed():
@@ -263,22 +268,26 @@ def test_what_is_wrong_behind_a_right_choice_is_placed_as_ever(dtype):
     choice = CORRECT["softmax, last"]
     with deterministic():
         assert judged(case, choice).status in (Status.MATCH, Status.PASS)
-        steep = judged(case, choice, outcome=lambda run: 2 * run.loss - run.loss.detach())
-        larger = judged(case, choice, outcome=lambda run: run.loss + 0.001 * run.loss.detach())
+        steep = judged(
+            case, choice, returned_loss=lambda state: 2 * state.loss - state.loss.detach()
+        )
+        larger = judged(
+            case, choice, returned_loss=lambda state: state.loss + 0.001 * state.loss.detach()
+        )
     assert [c.stage for c in steep.comparisons if c.status == Status.DIVERGENT] == ["gradient"]
     assert [c.stage for c in larger.comparisons if c.status == Status.DIVERGENT] == ["aggregate"]
 
 
-def with_another_gradient(seed: int) -> Part:
+def with_another_gradient(seed: int) -> LossPart:
     """The loss stays; its gradient is some numbers."""
 
-    def outcome(run: Run) -> torch.Tensor:
-        shape, dtype = run.student_logits.shape, run.student_logits.dtype
+    def returned_loss(state: LossState) -> torch.Tensor:
+        shape, dtype = state.student_logits.shape, state.student_logits.dtype
         random = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        moved = (run.student_logits * random.to(dtype) * run.mask.unsqueeze(-1)).sum()
-        return run.loss.detach() + moved - moved.detach()
+        moved = (state.student_logits * random.to(dtype) * state.loss_mask.unsqueeze(-1)).sum()
+        return state.loss.detach() + moved - moved.detach()
 
-    return outcome
+    return returned_loss
 
 
 def test_a_gradient_of_no_choice_does_not_accuse_the_loss():
@@ -287,8 +296,8 @@ def test_a_gradient_of_no_choice_does_not_accuse_the_loss():
         for dtype in FINE:
             case = with_another_choice(dtype)
             for seed in range(12):
-                outcome = with_another_gradient(seed)
-                result = judged(case, CORRECT["softmax, last"], outcome=outcome)
+                returned = with_another_gradient(seed)
+                result = judged(case, CORRECT["softmax, last"], returned_loss=returned)
                 found = [c.stage for c in result.comparisons if c.status == Status.DIVERGENT]
                 assert found == ["gradient"], (case.id, seed)
 
@@ -296,20 +305,20 @@ def test_a_gradient_of_no_choice_does_not_accuse_the_loss():
 def test_a_loss_of_another_choice_than_its_gradient_fails():
     """Each is that of a choice among the ties, but not of the same."""
     case = with_another_choice(torch.float32)
-    other = loss_from_logits({"choice": CORRECT["softmax, last"]})
+    other = loss_from_logits({"support_indices": CORRECT["softmax, last"]})
 
-    def patched(run: Run) -> torch.Tensor:
+    def patched(state: LossState) -> torch.Tensor:
         value = other(
-            run.student_logits,
-            run.teacher_logits,
-            run.responses,
-            run.response_mask,
-            config=run.config,
+            state.student_logits,
+            state.teacher_logits,
+            state.responses,
+            state.response_mask,
+            config=state.config,
         )
-        return run.loss + (value - run.loss).detach()
+        return state.loss + (value - state.loss).detach()
 
     with deterministic():
-        result = judged(case, largest(lambda run: run.student), outcome=patched)
+        result = judged(case, largest(lambda state: state.scaled_student), returned_loss=patched)
     assert [c.stage for c in result.comparisons if c.status == Status.DIVERGENT] == ["aggregate"]
 
 
