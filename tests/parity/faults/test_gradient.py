@@ -1,6 +1,7 @@
 """Faults of `gradient`: the loss stays as it is, and its derivative is another."""
 
 from math import log
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ STUDENT, TEACHER = [[0.5, 0.25, 0.25]], [[0.25, 0.5, 0.25]]
 SURROGATE = SDPOConfig(full_logit_distillation=False, alpha=1.0, is_clip=None)
 
 
-def gradient_of(fault, **settings):
+def gradient_of(fault: str, **settings: Any) -> tuple[float, Any, Any]:
     """Loss and gradient to the student's and the teacher's logits of one token."""
     state = one_row(STUDENT, TEACHER, [0], **settings)
     loss = trace_of(fault, state)["loss"]
@@ -63,7 +64,7 @@ def test_a_gradient_in_bfloat16_has_three_digits():
 )
 def test_the_surrogate_of_a_token_twice_as_likely_as_the_teacher_says(fault, expected):
     """(s - t) s with s = log 1/2, t = log 1/4: detached factors decide which part is left."""
-    student = logs([[0.5]]).requires_grad_()
+    student: Any = logs([[0.5]]).requires_grad_()
     loss = loss_from_log_probs(BY_ID[fault].parts if fault else {})(
         student_log_probs=student,
         teacher_log_probs=logs([[0.25]]),
