@@ -30,7 +30,8 @@ from sdpo.parity.trainers.scenarios.training_record import (
     TrainerRun,
     Update,
 )
-from sdpo.prompt import teacher_prompt
+from sdpo.prompt.teacher_batch import Attempts, PromptTrace, teacher_batch
+from sdpo.settings.stage_settings import PromptSettings
 
 
 class MyTrainer:
@@ -47,16 +48,16 @@ class MyTrainer:
         rows = range(len(generation.rollouts))
         rewards = torch.zeros(batch["responses"].shape)
         rewards[:, 0] = torch.tensor([rollout.reward for rollout in generation.rollouts])
-        return teacher_prompt.teacher_batch(
+        attempts = Attempts(
             [list(generation.conversation_of(row)) for row in rows],
             batch["responses"],
             batch["response_mask"],
             rewards,
             [row // generation.group_size for row in rows],
-            tokenizer,
-            reward_extra_infos={"feedback": [r.feedback for r in generation.rollouts]},
-            **reprompt_settings(self.scenario),
+            [rollout.feedback for rollout in generation.rollouts],
         )
+        settings = PromptSettings(**reprompt_settings(self.scenario))
+        return teacher_batch(attempts, tokenizer, settings)
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor], prefix: str = "") -> Tensor:
         """Raw logits of the response tokens."""
@@ -75,7 +76,9 @@ class MyTrainer:
         top = {"distillation_topk": config["distillation_topk"], "temperature": tau}
         indices, s, t = support(student, teacher, **top)
         values = {"log_probs.student": own, "log_probs.teacher": theirs}
-        values |= {"support.indices": indices, "support.student": s, "support.teacher": t}
+        values |= {"support.student": s, "support.teacher": t}
+        if indices is not None:
+            values["support.indices"] = indices
         add_tail = config["distillation_add_tail"]
         s, t = (tail(x, distillation_add_tail=add_tail) for x in (s, t))
         values |= {"tail.student": s, "tail.teacher": t}
@@ -240,13 +243,15 @@ def reprompt_settings(scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def shown(trace: dict[str, Any]) -> dict[str, list[Any]]:
+def shown(trace: PromptTrace) -> dict[str, list[Any]]:
     """The prompt stages, one entry per row."""
-    found = {n: list(trace[n]) for n in ("feedback", "demonstration", "teacher_prompt")}
-    tokens = trace["teacher_tokens"]
-    found["teacher_tokens"] = attended(*tokens)
-    found["distillation_mask"] = trace["distillation_mask"].tolist()
-    return found
+    return {
+        "feedback": trace["feedback"],
+        "demonstration": trace["demonstration"],
+        "teacher_prompt": trace["teacher_prompt"],
+        "teacher_tokens": attended(*trace["teacher_tokens"]),
+        "distillation_mask": trace["distillation_mask"].tolist(),
+    }
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Symbols: `B` rows, `R` response width.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,14 @@ class RepromptWarning(UserWarning):
     """Input that is used as the reference uses it, but is probably not what was meant."""
 
 
+class Decoder(Protocol):
+    """A tokenizer that makes text of ids."""
+
+    def decode(self, ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        """Text of some ids."""
+        ...
+
+
 class Demonstration(NamedTuple):
     """The successful row shown to a teacher: its place in the batch, and its cleaned response."""
 
@@ -24,7 +32,7 @@ class Demonstration(NamedTuple):
     text: str
 
 
-def response_texts(responses: Tensor, tokenizer: Any) -> list[str]:
+def response_texts(responses: Tensor, tokenizer: Decoder) -> list[str]:
     """Decode the responses, special tokens skipped.
 
     All ids of a row count, whatever the response mask says: text after an end-of-turn token is part

@@ -1,76 +1,19 @@
-"""The teacher's inputs: from a batch of attempts, rewards and feedback to token ids and a row mask.
-
-    responses, rewards ─ demonstration ─┬─ teacher_prompt ─ teacher_tokens ─► ids, mask, positions
-    environment ──────── feedback ──────┴─ distillation_mask ───────────────► rows with a signal
+"""Stages `teacher_prompt` and `distillation_mask`: what the teacher reads, and who learns from it.
 
 The teacher sees the student's prompt plus a successful attempt of the same group, or the
-environment's feedback, and then scores the student's own response. Each stage is a pure function
-of its arguments; `teacher_batch` puts them together. The tokenizer is an argument, and its settings
-are left alone. Symbols: `B` rows, `R` response width, `L` width of the teacher prompt.
+environment's feedback. Symbol: `B` rows.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdpo.prompt.demonstrations import (
-    Demonstration,
-    RepromptWarning,
-    check_rows,
-    demonstration,
-    feedback,
-    group_ids,
-    remove_thinking,
-    response_texts,
-    successes,
-)
-from sdpo.prompt.teacher_tokens import TeacherTokens, teacher_tokens
-from sdpo.settings.templates import TemplateError, check_template
-
-__all__ = [
-    "Demonstration",
-    "RepromptWarning",
-    "TeacherBatch",
-    "TeacherTokens",
-    "TemplateError",
-    "demonstration",
-    "distillation_mask",
-    "feedback",
-    "needs_teacher_batch",
-    "remove_thinking",
-    "reprompt_metrics",
-    "response_texts",
-    "successes",
-    "teacher_batch",
-    "teacher_prompt",
-    "teacher_tokens",
-    "used_feedback",
-]
+from sdpo.prompt.demonstrations import Demonstration, check_rows
+from sdpo.settings.templates import check_template
 
 Message = dict[str, Any]
-
-
-class TeacherBatch(NamedTuple):
-    """Everything a training step needs from here, and how it came about.
-
-    `distillation_mask` is `(B,)` float32. `metrics` has the reference's names. `trace` maps
-    `response_texts` and each stage's name to its value, in stage order.
-    """
-
-    tokens: TeacherTokens
-    distillation_mask: Tensor
-    metrics: dict[str, float]
-    trace: dict[str, Any]
-
-
-def needs_teacher_batch(loss_mode: str) -> bool:
-    """Whether the loss uses a teacher batch: only for exactly `"sdpo"`.
-
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106, which returns nothing otherwise.
-    """
-    return loss_mode == "sdpo"
 
 
 def used_feedback(
@@ -210,153 +153,3 @@ def distillation_mask(
         for shown, text in zip(demonstrations, used, strict=True)
     ]
     return torch.tensor(signal, dtype=torch.float32)
-
-
-def reprompt_metrics(
-    uids: Sequence[Any] | Tensor,
-    succeeded: Sequence[bool],
-    demonstrations: Sequence[Demonstration | None],
-    feedbacks: Sequence[str | None],
-    used: Sequence[str | None],
-    mask: Tensor,
-) -> dict[str, float]:
-    """The reference's five metrics, under its names.
-
-    Args:
-        uids: group id per row.
-        succeeded: from `successes`, B entries.
-        demonstrations: from `demonstration`, B entries.
-        feedbacks: from `feedback`, B entries.
-        used: from `used_feedback`, B entries.
-        mask: from `distillation_mask`.
-
-    Returns:
-        Fraction of groups with a success; fractions of rows with a demonstration (not: rows that
-        succeeded), with feedback that counts, with used feedback, and with a teacher signal.
-
-    Raises:
-        ValueError: the arguments differ in length.
-
-    Numerics: the last metric is a float32 mean, the others are float64 quotients.
-
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
-    """
-    groups = group_ids(uids)
-    check_rows(uids=groups, succeeded=succeeded, demonstrations=demonstrations, feedbacks=feedbacks)
-    solved = {uid for uid, success in zip(groups, succeeded, strict=True) if success}
-
-    def share(entries: Sequence[Any]) -> float:
-        return sum(entry is not None for entry in entries) / len(groups)
-
-    return {
-        "self_distillation/success_group_fraction": len(solved) / len(set(groups)),
-        "self_distillation/success_sample_fraction": share(demonstrations),
-        "self_distillation/feedback_available_fraction": share(feedbacks),
-        "self_distillation/feedback_used_fraction": share(used),
-        "self_distillation/reprompt_sample_fraction": mask.mean().item(),
-    }
-
-
-def teacher_batch(
-    raw_prompt: Sequence[Sequence[Message]],
-    responses: Tensor,
-    response_mask: Tensor,
-    token_level_rewards: Tensor,
-    uids: Sequence[Any] | Tensor,
-    tokenizer: Any,
-    *,
-    reward_extra_infos: Mapping[str, Any] | None = None,
-    success_reward_threshold: float,
-    dont_reprompt_on_self_success: bool,
-    remove_thinking_from_demonstration: bool,
-    include_environment_feedback: bool,
-    environment_feedback_only_without_solution: bool,
-    max_reprompt_len: int,
-    reprompt_truncation: str,
-    reprompt_template: str,
-    solution_template: str,
-    feedback_template: str,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> TeacherBatch:
-    """All stages in order, for one batch.
-
-    Args:
-        raw_prompt: per row the messages the student was asked with.
-        responses: `(B, R)` int64, right-padded.
-        response_mask: `(B, R)`, 1 where a response token counts.
-        token_level_rewards: `(B, R)`, usually float32.
-        uids: group id per row.
-        tokenizer: the student's; left as it was found.
-        reward_extra_infos: what the environment returned per row; only `feedback` is read.
-        success_reward_threshold: see `demonstration`.
-        dont_reprompt_on_self_success: see `demonstration`.
-        remove_thinking_from_demonstration: see `demonstration`.
-        include_environment_feedback: see `feedback`.
-        environment_feedback_only_without_solution: see `used_feedback`.
-        max_reprompt_len: see `teacher_tokens`.
-        reprompt_truncation: see `teacher_tokens`.
-        reprompt_template: see `teacher_prompt`.
-        solution_template: see `teacher_prompt`.
-        feedback_template: see `teacher_prompt`.
-        chat_template_kwargs: see `teacher_tokens`.
-
-    Returns:
-        Model inputs and row mask on the device of `responses`, metrics, and the trace.
-
-    Raises:
-        TypeError: feedback is not a list, or a prompt is not text.
-        ValueError: a template cannot be filled, sizes disagree, an option is out of range, or a
-            prompt is too long where that is refused.
-
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
-    """
-    only_without = environment_feedback_only_without_solution
-    texts = response_texts(responses, tokenizer)
-    feedbacks = feedback(
-        (reward_extra_infos or {}).get("feedback", ()),
-        len(texts),
-        include_environment_feedback=include_environment_feedback,
-    )
-    demonstrations = demonstration(
-        texts,
-        token_level_rewards,
-        uids,
-        success_reward_threshold=success_reward_threshold,
-        dont_reprompt_on_self_success=dont_reprompt_on_self_success,
-        remove_thinking_from_demonstration=remove_thinking_from_demonstration,
-    )
-    messages = teacher_prompt(
-        raw_prompt,
-        demonstrations,
-        feedbacks,
-        environment_feedback_only_without_solution=only_without,
-        reprompt_template=reprompt_template,
-        solution_template=solution_template,
-        feedback_template=feedback_template,
-    )
-    tokens = teacher_tokens(
-        messages,
-        responses,
-        response_mask,
-        tokenizer,
-        max_reprompt_len=max_reprompt_len,
-        reprompt_truncation=reprompt_truncation,
-        chat_template_kwargs=chat_template_kwargs,
-    )
-    mask = distillation_mask(
-        demonstrations, feedbacks, environment_feedback_only_without_solution=only_without
-    )
-    succeeded = successes(token_level_rewards, success_reward_threshold)
-    used = used_feedback(
-        demonstrations, feedbacks, environment_feedback_only_without_solution=only_without
-    )
-    metrics = reprompt_metrics(uids, succeeded, demonstrations, feedbacks, used, mask)
-    trace = {
-        "response_texts": texts,
-        "feedback": feedbacks,
-        "demonstration": demonstrations,
-        "teacher_prompt": messages,
-        "teacher_tokens": tokens,
-        "distillation_mask": mask,
-    }
-    return TeacherBatch(tokens, mask.to(responses.device), metrics, trace)

@@ -4,7 +4,7 @@ Symbols: `B` rows, `R` response width, `L` width of the longest teacher prompt.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,31 @@ LOST_BY_TRUNCATION = {
     "right": "the end of the user text, the end-of-turn token and the assistant header",
     "left": "the system prompt and the beginning of the question",
 }
+
+
+class Tokenizer(Protocol):
+    """The little of a tokenizer that the teacher prompt needs."""
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Id that fills short prompts."""
+
+    def decode(self, ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        """Text of some ids."""
+        ...
+
+    def apply_chat_template(
+        self,
+        conversations: list[Any],
+        /,
+        *,
+        tokenize: bool,
+        return_dict: bool,
+        add_generation_prompt: bool,
+        enable_thinking: Any,
+        tokenizer_kwargs: Any,
+    ) -> Any:
+        """A mapping with the ids of each prompt as `input_ids`."""
 
 
 class TeacherTokens(NamedTuple):
@@ -30,11 +55,11 @@ def teacher_tokens(
     messages: Sequence[Sequence[Mapping[str, Any]]],
     responses: Tensor,
     response_mask: Tensor,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     max_reprompt_len: int,
     reprompt_truncation: str,
-    chat_template_kwargs: Mapping[str, Any] | None,
+    chat_template_kwargs: Mapping[str, object] | None,
 ) -> TeacherTokens:
     """Stage `teacher_tokens`: what the teacher model is given.
 
@@ -88,8 +113,8 @@ def teacher_tokens(
 
 def prompt_ids(
     messages: Sequence[Sequence[Mapping[str, Any]]],
-    tokenizer: Any,
-    chat_template_kwargs: Mapping[str, Any] | None,
+    tokenizer: Tokenizer,
+    chat_template_kwargs: Mapping[str, object] | None,
 ) -> list[list[int]]:
     """Ids of each prompt with the generation header, neither cut nor padded.
 
@@ -168,7 +193,7 @@ def cut_prompts(
     return [ids[:max_reprompt_len] for ids in prompts]
 
 
-def _check_options(tokenizer: Any, max_reprompt_len: int, reprompt_truncation: str) -> None:
+def _check_options(tokenizer: Tokenizer, max_reprompt_len: int, reprompt_truncation: str) -> None:
     if reprompt_truncation not in TRUNCATION_MODES:
         raise ValueError(
             f"reprompt_truncation is {reprompt_truncation!r}, not one of {TRUNCATION_MODES}"

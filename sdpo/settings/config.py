@@ -9,19 +9,15 @@ from dataclasses import InitVar, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
-from sdpo.settings.rules import (
-    DEFAULT_ALPHA,
-    DEFAULT_RATE,
-    DEFAULT_REPROMPT_LEN,
-    nearest,
-    violations,
+from sdpo.settings.rules import DEFAULT_RATE, nearest, violations
+from sdpo.settings.stage_settings import (
+    FEEDBACK_TEMPLATE,
+    REPROMPT_TEMPLATE,
+    SOLUTION_TEMPLATE,
+    LossSettings,
+    PromptSettings,
 )
 
-REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
-SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
-FEEDBACK_TEMPLATE = (
-    "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback_raw}"
-)
 DATACLASS_TEMPLATES = {
     "reprompt_template": REPROMPT_TEMPLATE + "\n",
     "solution_template": SOLUTION_TEMPLATE + "\n\n",
@@ -34,12 +30,11 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDPOConfig:
-    """Settings of the loss, the teacher and its prompt.
+class SDPOConfig(PromptSettings, LossSettings):
+    """Settings of the loss, the teacher prompt, the teacher and its training.
 
     Field names are verl's; the settings of `sdpo-rl` are accepted under its names too, as long as
-    two names of one thing do not disagree. The comment behind a field gives its default in the
-    reference's three layers where they disagree: dataclass / actor.yaml / sdpo.yaml.
+    two names of one thing do not disagree.
 
     Raises:
         ConfigError: any field breaks its rule; all violations are listed.
@@ -61,20 +56,6 @@ class SDPOConfig:
     """Who computes a prompt once for all rows of a micro-batch that have it, the same but for
     rounding: `none`, the `teacher`, or `both` it and the student."""
 
-    full_logit_distillation: bool = True
-    """Compare distributions; False compares the sampled token alone (needs alpha 1)."""
-    alpha: float = DEFAULT_ALPHA  # 0.0 / 0.5 / 0.5
-    """0: KL(teacher‖student); 1: KL(student‖teacher); between: mixture form."""
-    distillation_topk: int | None = 100  # None / 100 / 100
-    """K likeliest tokens of the student; None takes the full vocabulary."""
-    distillation_add_tail: bool = True
-    """Keep the left-over mass as one more entry; False renormalises the K entries."""
-    is_clip: float | None = 2.0  # None / 2 / 2
-    """Upper limit of the importance ratio; None for no ratio."""
-    loss_agg_mode: str = "token-mean"
-    """How token losses become one number."""
-    temperature: float = 1.0
-    """Divides the logits of both sides; the sampling temperature of training."""
     rollout_is_threshold: float | None = 2.0
     """Upper limit of the rollout-correction weights (used where the sampler's log-probs exist)."""
 
@@ -90,28 +71,8 @@ class SDPOConfig:
     """What `lora_ema` averages: the `factors` A and B, or the `effective` weights B·A, which needs
     one dense matrix for each adapted layer."""
 
-    success_reward_threshold: float = 0.5  # 1.0 / 0.5 / 0.5
-    """Smallest summed reward of a successful attempt."""
-    dont_reprompt_on_self_success: bool = True  # False / True / True
-    """Never show an attempt to itself as a demonstration."""
-    remove_thinking_from_demonstration: bool = True  # False / True / True
-    """Delete `<think>…</think>` spans from demonstrations."""
-    include_environment_feedback: bool = True  # False / True / True
-    """Let feedback into the teacher prompt."""
-    environment_feedback_only_without_solution: bool = True  # False / True / True
-    """Use feedback only where there is no demonstration."""
-    max_reprompt_len: int = DEFAULT_REPROMPT_LEN
-    """Longest teacher prompt in tokens, chat template included."""
     max_reprompt_length: InitVar[int | None] = None
     """sdpo-rl's name of `max_reprompt_len`, which is the one to read."""
-    reprompt_truncation: str = "right"
-    """Which end of a longer prompt is cut, or `error`."""
-    reprompt_template: str = REPROMPT_TEMPLATE
-    """Slots `prompt`, `solution`, `feedback`."""
-    solution_template: str = SOLUTION_TEMPLATE
-    """Slot `successful_previous_attempt`."""
-    feedback_template: str = FEEDBACK_TEMPLATE
-    """Slot `feedback_raw`."""
     apply_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Chat-template arguments of the teacher prompt."""
     feedback_column: str = "feedback"

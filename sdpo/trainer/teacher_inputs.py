@@ -9,17 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdpo.prompt.teacher_prompt import (
-    demonstration,
-    distillation_mask,
-    feedback,
-    reprompt_metrics,
-    response_texts,
-    successes,
-    teacher_prompt,
-    teacher_tokens,
-    used_feedback,
-)
+from sdpo.prompt.teacher_batch import Attempts, Processes, PromptTrace, teacher_batch
 from sdpo.settings.config import SDPOConfig
 from sdpo.update.rollouts import TEACHER_KEYS, Rollouts, as_messages
 
@@ -31,7 +21,7 @@ class TeacherInputs(NamedTuple):
 
     tensors: dict[str, Tensor]
     metrics: dict[str, float]
-    trace: dict[str, Any]
+    trace: PromptTrace
 
 
 def weighted_rewards(rewards_per_func: Tensor, weights: Tensor) -> Tensor:
@@ -132,72 +122,33 @@ def teacher_inputs(
 
     Raises:
         TypeError: a prompt has content other than text.
-        ValueError: a template, a size or a length does not fit; see `sdpo.prompt.teacher_prompt`.
+        ValueError: a template, a size or a length does not fit; see `sdpo.prompt.teacher_batch`.
     """
-    only_without = config.environment_feedback_only_without_solution
     plain = isinstance(rollouts.prompts[0], str)
     # `enable_thinking` is passed by the stage itself; other arguments have to follow the student.
     arguments = {**(template_kwargs or {}), **config.apply_chat_template_kwargs}
-    renderer = PromptTokenizer(tokenizer, arguments, plain=plain)
-    own = feedback(
-        list(rollouts.feedbacks),
-        len(rollouts.prompts),
-        include_environment_feedback=config.include_environment_feedback,
-    )
-    texts, feedbacks = gather(response_texts(rollouts.responses, renderer)), gather(own)
-    rewards = rollouts.rewards.unsqueeze(-1).cpu()
-    uids = [row // group_size for row in range(len(texts))]
-    demonstrations = demonstration(
-        texts,
-        rewards,
-        uids,
-        success_reward_threshold=config.success_reward_threshold,
-        dont_reprompt_on_self_success=config.dont_reprompt_on_self_success,
-        remove_thinking_from_demonstration=config.remove_thinking_from_demonstration,
-    )
-    used = used_feedback(
-        demonstrations, feedbacks, environment_feedback_only_without_solution=only_without
-    )
-    mask = distillation_mask(
-        demonstrations, feedbacks, environment_feedback_only_without_solution=only_without
-    )
-    succeeded = successes(rewards, config.success_reward_threshold)
-    metrics = reprompt_metrics(uids, succeeded, demonstrations, feedbacks, used, mask)
-
     rows = len(rollouts.prompts)
-    here = slice(process_index * rows, (process_index + 1) * rows)
-    messages = teacher_prompt(
-        [as_messages(prompt) for prompt in rollouts.prompts],
-        demonstrations[here],
-        own,
-        environment_feedback_only_without_solution=only_without,
-        reprompt_template=config.reprompt_template,
-        solution_template=config.solution_template,
-        feedback_template=config.feedback_template,
+    attempts = Attempts(
+        raw_prompt=[as_messages(prompt) for prompt in rollouts.prompts],
+        responses=rollouts.responses,
+        response_mask=rollouts.response_mask,
+        token_level_rewards=rollouts.rewards.unsqueeze(-1).cpu(),
+        uids=[row // group_size for row in range(len(rollouts.rewards))],
+        feedback_raw=list(rollouts.feedbacks),
     )
-    tokens = teacher_tokens(
-        messages,
-        rollouts.responses,
-        rollouts.response_mask,
-        renderer,
-        max_reprompt_len=config.max_reprompt_len,
-        reprompt_truncation=config.reprompt_truncation,
+    batch = teacher_batch(
+        attempts,
+        PromptTokenizer(tokenizer, arguments, plain=plain),
+        config,
         chat_template_kwargs={k: v for k, v in arguments.items() if k == "enable_thinking"},
+        processes=Processes(gather, process_index * rows),
     )
-    device = rollouts.responses.device
     tensors = {
-        **dict(zip(TEACHER_KEYS, tokens, strict=True)),
-        "self_distillation_mask": mask[here].to(device),
-        ROW: torch.arange(rows, device=device),
+        **dict(zip(TEACHER_KEYS, batch.tokens, strict=True)),
+        "self_distillation_mask": batch.distillation_mask,
+        ROW: torch.arange(rows, device=rollouts.responses.device),
     }
-    trace = {
-        "feedback": own,
-        "demonstration": demonstrations[here],
-        "teacher_prompt": messages,
-        "teacher_tokens": tokens,
-        "distillation_mask": mask[here],
-    }
-    return TeacherInputs(tensors, metrics, trace)
+    return TeacherInputs(tensors, batch.metrics, batch.trace)
 
 
 def in_order(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

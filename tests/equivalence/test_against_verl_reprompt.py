@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from sdpo.fixtures.loader import GoldenCase
-from sdpo.prompt import teacher_prompt, teacher_tokens
+from sdpo.prompt import teacher_tokens
+from sdpo.prompt.demonstrations import remove_thinking
 from sdpo.reference import teacher_prompt as reference
 from tests.helpers.recorded.reprompt_records import (
     CASES,
@@ -25,7 +26,7 @@ from tests.helpers.recorded.reprompt_records import (
     run_sdpo,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::sdpo.prompt.teacher_prompt.RepromptWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sdpo.prompt.demonstrations.RepromptWarning")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_reference_makes_the_recorded_call(
 
 
 @pytest.mark.parametrize("pair", FAMILY.manifest["thinking_removal"], ids=lambda p: repr(p["text"]))
-@pytest.mark.parametrize("remove", [reference.remove_thinking, teacher_prompt.remove_thinking])
+@pytest.mark.parametrize("remove", [reference.remove_thinking, remove_thinking])
 def test_thinking_removal(remove: Callable[[str], str], pair: dict[str, str]):
     assert remove(pair["text"]) == pair["result"]
 

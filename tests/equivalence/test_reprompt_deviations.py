@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from sdpo.prompt import teacher_prompt
-from sdpo.prompt.teacher_prompt import RepromptWarning, TemplateError
+from sdpo.prompt.demonstrations import RepromptWarning, successes
+from sdpo.prompt.teacher_batch import Attempts, TeacherBatch, teacher_batch
 from sdpo.reference import teacher_prompt as reference
+from sdpo.settings.stage_settings import PromptSettings
+from sdpo.settings.templates import TemplateError
 from tests.helpers.recorded.reprompt_records import CASES, TENSORS, new_tokenizer
 
 CASE = CASES["P-R011"]
@@ -46,13 +48,14 @@ def run_reference(**changes: Any) -> reference.TeacherBatch:
     return batch
 
 
-def run_sdpo(**changes: Any) -> teacher_prompt.TeacherBatch:
+def run_sdpo(**changes: Any) -> TeacherBatch:
     arguments = call(**changes)
-    settings = arguments.pop("self_distillation")
+    settings = PromptSettings(**arguments.pop("self_distillation"))
     template_kwargs = arguments.pop("apply_chat_template_kwargs")
-    return teacher_prompt.teacher_batch(
-        **arguments, chat_template_kwargs=template_kwargs, **settings
-    )
+    tokenizer = arguments.pop("tokenizer")
+    infos = arguments.pop("reward_extra_infos") or {}
+    attempts = Attempts(**arguments, feedback_raw=infos.get("feedback", ()))
+    return teacher_batch(attempts, tokenizer, settings, chat_template_kwargs=template_kwargs)
 
 
 class Raises(NamedTuple):
@@ -159,15 +162,9 @@ def test_tokenizer_settings_are_left_alone():
     assert (tokenizer.padding_side, tokenizer.truncation_side) == ("left", "left")
 
 
-def test_another_loss_mode_is_asked_for_instead_of_returning_none():
-    arguments = call()
-    assert reference.build_teacher_batch(**arguments, loss_mode="vanilla") is None
-    assert not teacher_prompt.needs_teacher_batch("vanilla")
-
-
 def test_half_precision_rewards_are_summed_in_float32():
     """1000 bfloat16 rewards of 0.00099945…: 0.99945 in float32, rounded up to 1.0 in bfloat16."""
     rewards = torch.full((1, 1000), 1 / 1000.9, dtype=torch.bfloat16)
     assert rewards[0, 0].item() * 1000 < 0.9995
-    assert teacher_prompt.successes(rewards, 1.0) == [False]
+    assert successes(rewards, 1.0) == [False]
     assert reference.successes_by_uid(rewards, ["a"], 1.0) == {"a": [0]}

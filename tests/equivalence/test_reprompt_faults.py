@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sdpo.prompt import demonstrations, teacher_prompt, teacher_tokens
+from sdpo.prompt import demonstrations, teacher_batch, teacher_tokens
 from tests.helpers.recorded.reprompt_records import (
     CASES,
     Record,
@@ -22,7 +22,7 @@ from tests.helpers.recorded.reprompt_records import (
     run_sdpo,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::sdpo.prompt.teacher_prompt.RepromptWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sdpo.prompt.demonstrations.RepromptWarning")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ class Fault(NamedTuple):
     stage: str
     function: str
     change: Callable[..., Any]
-    module: Any = teacher_prompt
+    module: Any = teacher_batch
 
 
 def setting(**changes: Any) -> Callable[..., Any]:

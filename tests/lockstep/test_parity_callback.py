@@ -19,8 +19,8 @@ from sdpo.loss import self_distillation as loss_stages
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.tensor_distances import match
 from sdpo.parity.truth.usable_budget import LARGEST, shows_a_factor_of_two
+from sdpo.prompt import teacher_batch
 from sdpo.settings.config import ConfigError
-from sdpo.trainer import teacher_inputs
 from sdpo.trainer.sdpo_trainer import SDPOTrainer
 from tests.helpers.spread import slow_are
 from tests.helpers.trainers import tiny_trainer
@@ -302,12 +302,12 @@ def one_sided_temperature(monkeypatch):
 
 
 def no_system_message(monkeypatch):
-    real = teacher_inputs.teacher_prompt
+    real = teacher_batch.teacher_prompt
 
     def wrong(prompts, *others, **settings):
         return real([prompt[-1:] for prompt in prompts], *others, **settings)
 
-    monkeypatch.setattr(teacher_inputs, "teacher_prompt", wrong)
+    monkeypatch.setattr(teacher_batch, "teacher_prompt", wrong)
 
 
 def own_support(monkeypatch):
@@ -328,12 +328,12 @@ def masked_rows_counted(monkeypatch):
 
 
 def own_success_shown(monkeypatch):
-    real = teacher_inputs.demonstration
+    real = teacher_batch.demonstration
 
     def wrong(*rows, **settings):
         return real(*rows, **{**settings, "dont_reprompt_on_self_success": False})
 
-    monkeypatch.setattr(teacher_inputs, "demonstration", wrong)
+    monkeypatch.setattr(teacher_batch, "demonstration", wrong)
 
 
 def ratio_twice(monkeypatch):

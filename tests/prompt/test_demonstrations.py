@@ -9,20 +9,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo.prompt import teacher_prompt
-from sdpo.prompt.teacher_prompt import Demonstration, RepromptWarning
+from sdpo.prompt import demonstrations
+from sdpo.prompt.demonstrations import Demonstration, RepromptWarning
 from tests.helpers.char_tokenizer import CHOICE, rewards
 
 # feedback
 
 
 def counting(raw: Any, n_rows: int) -> list[str | None]:
-    return teacher_prompt.feedback(raw, n_rows, include_environment_feedback=True)
+    return demonstrations.feedback(raw, n_rows, include_environment_feedback=True)
 
 
 def test_feedback_that_counts_is_verbatim_and_not_blank():
     raw = [" a\n", "", " \u3000\t", None]
-    assert teacher_prompt.feedback(raw, 4, include_environment_feedback=True) == [
+    assert demonstrations.feedback(raw, 4, include_environment_feedback=True) == [
         " a\n",
         None,
         None,
@@ -34,7 +34,7 @@ def test_feedback_that_counts_is_verbatim_and_not_blank():
 def test_feedback_that_is_no_list_is_refused(raw: Any):
     with pytest.raises(TypeError, match=r"one entry per row, not .*; pass \[\] for no feedback"):
         counting(raw, 2)
-    assert teacher_prompt.feedback(raw, 2, include_environment_feedback=False) == [None, None]
+    assert demonstrations.feedback(raw, 2, include_environment_feedback=False) == [None, None]
 
 
 @pytest.mark.parametrize(("raw", "expected"), [(["a"], ["a", None]), (list("abc"), ["a", "b"])])
@@ -61,7 +61,7 @@ def test_feedback_in_an_object_array_or_empty():
 
 def choose(scores: torch.Tensor, uids: Any, **changes: Any) -> list[int | None]:
     texts = [f"t{row}" for row in range(len(scores))]
-    found = teacher_prompt.demonstration(texts, scores, uids, **{**CHOICE, **changes})
+    found = demonstrations.demonstration(texts, scores, uids, **{**CHOICE, **changes})
     assert all(x is None or x.text == f"t{x.row}" for x in found)
     return [x and x.row for x in found]
 
@@ -74,18 +74,18 @@ def test_first_other_success_of_the_group():
 
 def test_rewards_are_summed_and_nan_is_no_success():
     scores = torch.tensor([[0.25, 0.25], [1.0, -0.75], [1.0, torch.nan], [torch.inf, 0.0]])
-    assert teacher_prompt.successes(scores, 0.5) == [True, False, False, True]
+    assert demonstrations.successes(scores, 0.5) == [True, False, False, True]
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.7, 0.9])
 def test_threshold_is_rounded_like_the_reward(threshold: float):
-    assert teacher_prompt.successes(rewards(threshold), threshold) == [True]
+    assert demonstrations.successes(rewards(threshold), threshold) == [True]
     single = torch.tensor(threshold).item()
-    assert teacher_prompt.successes(rewards(threshold).double(), threshold) == [single >= threshold]
+    assert demonstrations.successes(rewards(threshold).double(), threshold) == [single >= threshold]
 
 
 def test_integer_rewards_are_not_compared_as_integers():
-    assert teacher_prompt.successes(torch.tensor([[0], [1]]), 0.5) == [False, True]
+    assert demonstrations.successes(torch.tensor([[0], [1]]), 0.5) == [False, True]
 
 
 def test_tensor_uids_are_compared_by_value():
@@ -95,15 +95,15 @@ def test_tensor_uids_are_compared_by_value():
 
 def test_demonstration_emptied_by_the_removal_still_counts():
     texts = ["<think>x</think>\n", "y"]
-    found = teacher_prompt.demonstration(texts, rewards(1, 0), "aa", **CHOICE)
+    found = demonstrations.demonstration(texts, rewards(1, 0), "aa", **CHOICE)
     assert found == [None, Demonstration(0, "")]
 
 
 def test_demonstration_arguments_must_agree():
     with pytest.raises(ValueError, match="response_texts 2, token_level_rewards 2, uids 1"):
-        teacher_prompt.demonstration(["x", "y"], rewards(0, 0), ["a"], **CHOICE)
+        demonstrations.demonstration(["x", "y"], rewards(0, 0), ["a"], **CHOICE)
     with pytest.raises(ValueError, match=r"shape \(2,\), not \(B, R\)"):
-        teacher_prompt.demonstration(["x", "y"], torch.zeros(2), "aa", **CHOICE)
+        demonstrations.demonstration(["x", "y"], torch.zeros(2), "aa", **CHOICE)
 
 
 PIECES = st.sampled_from(
@@ -113,12 +113,12 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES).map("".join) | st.text())
 def test_removal_is_the_shortest_span_and_its_white_space(text: str):
-    assert teacher_prompt.remove_thinking(text) == re.sub(r"(?s)<think>.*?</think>\s*", "", text)
+    assert demonstrations.remove_thinking(text) == re.sub(r"(?s)<think>.*?</think>\s*", "", text)
 
 
 def test_removal_takes_every_kind_of_white_space():
     blanks = "".join(chr(i) for i in range(0x110000) if chr(i).isspace())
-    assert teacher_prompt.remove_thinking(f"<think></think>{blanks}x") == "x"
+    assert demonstrations.remove_thinking(f"<think></think>{blanks}x") == "x"
 
 
 @pytest.mark.timeout(5)
@@ -128,4 +128,4 @@ def test_removal_takes_every_kind_of_white_space():
     ids=["unclosed", "closed"],
 )
 def test_removal_is_linear_in_the_tags(text: str, expected: str):
-    assert teacher_prompt.remove_thinking(text) == expected
+    assert demonstrations.remove_thinking(text) == expected

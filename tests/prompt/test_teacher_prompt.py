@@ -1,4 +1,4 @@
-"""Stages `teacher_prompt` and `distillation_mask`, and the whole batch."""
+"""Stages `teacher_prompt` and `distillation_mask`, on texts that are written down."""
 
 import re
 from typing import Any
@@ -7,16 +7,9 @@ import pytest
 import torch
 
 from sdpo.prompt import teacher_prompt
-from sdpo.prompt.teacher_prompt import Demonstration, TemplateError
-from tests.helpers.char_tokenizer import (
-    SETTINGS,
-    TEMPLATES,
-    CharTokenizer,
-    chars,
-    ids,
-    rewards,
-    user,
-)
+from sdpo.prompt.demonstrations import Demonstration
+from sdpo.settings.templates import TemplateError
+from tests.helpers.char_tokenizer import TEMPLATES, user
 
 # teacher_prompt
 
@@ -103,7 +96,7 @@ def test_prompt_arguments_must_agree():
         prompt([[]], [None], [None])
 
 
-# distillation_mask and the whole batch
+# distillation_mask
 
 
 def test_mask_marks_rows_with_a_signal():
@@ -113,52 +106,3 @@ def test_mask_marks_rows_with_a_signal():
     )
     assert mask.dtype == torch.float32
     assert mask.tolist() == [0.0, 1.0, 1.0]
-
-
-def batch(texts: list[str], scores: Any, uids: Any, feedbacks: Any) -> teacher_prompt.TeacherBatch:
-    width = max(map(len, texts))
-    return teacher_prompt.teacher_batch(
-        [user(f"q{row}") for row in range(len(texts))],
-        ids(*texts, width=width),
-        torch.ones(len(texts), width),
-        rewards(*scores),
-        uids,
-        CharTokenizer(),
-        reward_extra_infos={"feedback": feedbacks},
-        **SETTINGS,
-    )
-
-
-def test_metrics_by_hand():
-    """Three groups: a (rows 0, 1), b (row 2) and c (row 3).
-
-    Row 0 succeeds, so row 1 has a demonstration and its feedback is not used. Row 2 has no success
-    to look at and uses its feedback. Row 3 has nothing. So rows 1 and 2 have a signal.
-    """
-    built = batch(["w", "x", "y", "z"], [1, 0, 0, 0], "aabc", [None, "f", "g", None])
-    assert built.distillation_mask.tolist() == [0, 1, 1, 0]
-    assert built.metrics == {
-        "self_distillation/success_group_fraction": 1 / 3,
-        "self_distillation/success_sample_fraction": 1 / 4,
-        "self_distillation/feedback_available_fraction": 2 / 4,
-        "self_distillation/feedback_used_fraction": 1 / 4,
-        "self_distillation/reprompt_sample_fraction": 0.5,
-    }
-    assert chars(built.tokens.input_ids[1]) == "u:q1 S=w!|A:x"
-
-
-def test_trace_has_the_stages_in_order():
-    built = batch(["w"], [1], "a", [])
-    assert list(built.trace) == [
-        "response_texts",
-        "feedback",
-        "demonstration",
-        "teacher_prompt",
-        "teacher_tokens",
-        "distillation_mask",
-    ]
-
-
-@pytest.mark.parametrize(("mode", "needed"), [("sdpo", True), ("vanilla", False), ("SDPO", False)])
-def test_only_the_sdpo_loss_needs_a_teacher_batch(mode: str, needed: bool):
-    assert teacher_prompt.needs_teacher_batch(mode) is needed

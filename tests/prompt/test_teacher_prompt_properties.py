@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from sdpo.fixtures import PACKAGED
-from sdpo.prompt import teacher_prompt
+from sdpo.prompt import demonstrations, teacher_prompt
+from sdpo.prompt.teacher_batch import Attempts, teacher_batch
 from sdpo.reference import teacher_prompt as reference
+from sdpo.settings.stage_settings import PromptSettings
 from tests.helpers.char_tokenizer import CHOICE, SETTINGS, TEMPLATES, rewards, user
 
 REAL_TOKENIZER = AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
@@ -18,7 +20,7 @@ REAL_TOKENIZER = AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenize
 
 def choose(scores: torch.Tensor, uids: Any, **changes: Any) -> list[int | None]:
     texts = [f"t{row}" for row in range(len(scores))]
-    found = teacher_prompt.demonstration(texts, scores, uids, **{**CHOICE, **changes})
+    found = demonstrations.demonstration(texts, scores, uids, **{**CHOICE, **changes})
     assert all(x is None or x.text == f"t{x.row}" for x in found)
     return [x and x.row for x in found]
 
@@ -38,9 +40,9 @@ BATCHES = settings(max_examples=50, deadline=None, derandomize=True)
 @given(ROWS, st.booleans(), st.booleans())
 def test_invariants_of_a_batch(rows: Any, only_without: bool, own: bool):
     uids, scores, texts, raw = map(list, zip(*rows, strict=True))
-    feedbacks = teacher_prompt.feedback(raw, len(rows), include_environment_feedback=True)
+    feedbacks = demonstrations.feedback(raw, len(rows), include_environment_feedback=True)
     choice = {**CHOICE, "dont_reprompt_on_self_success": not own}
-    shown = teacher_prompt.demonstration(texts, rewards(*scores), uids, **choice)
+    shown = demonstrations.demonstration(texts, rewards(*scores), uids, **choice)
     switch: dict[str, Any] = {"environment_feedback_only_without_solution": only_without}
     mask = teacher_prompt.distillation_mask(shown, feedbacks, **switch)
     questions = [user(f"q{row}") for row in range(len(rows))]
@@ -78,7 +80,7 @@ def encode(texts: list[str]) -> torch.Tensor:
     return torch.tensor([row + [421] * (width - len(row)) for row in rows])
 
 
-@pytest.mark.filterwarnings("ignore::sdpo.prompt.teacher_prompt.RepromptWarning")
+@pytest.mark.filterwarnings("ignore::sdpo.prompt.demonstrations.RepromptWarning")
 @BATCHES
 @given(
     ROWS,
@@ -100,18 +102,9 @@ def test_random_batches_against_the_reference(
     token_rewards[:, -1] = torch.tensor(scores)
     raw_prompt = [[{"role": "system", "content": "s"}, *user(text)] for text in texts]
     options = {**SETTINGS, **switches, "max_reprompt_len": limit, "reprompt_truncation": side}
-    infos = {"feedback": raw}
     sides = REAL_TOKENIZER.padding_side, REAL_TOKENIZER.truncation_side
-    actual = teacher_prompt.teacher_batch(
-        raw_prompt,
-        responses,
-        response_mask,
-        token_rewards,
-        uids,
-        REAL_TOKENIZER,
-        reward_extra_infos=infos,
-        **options,
-    )
+    attempts = Attempts(raw_prompt, responses, response_mask, token_rewards, uids, raw)
+    actual = teacher_batch(attempts, REAL_TOKENIZER, PromptSettings(**options))
     assert (REAL_TOKENIZER.padding_side, REAL_TOKENIZER.truncation_side) == sides
     reference.set_tokenizer_sides(REAL_TOKENIZER, options)
     expected = reference.build_teacher_batch(
@@ -120,7 +113,7 @@ def test_random_batches_against_the_reference(
         token_rewards,
         raw_prompt,
         uids,
-        infos,
+        {"feedback": raw},
         REAL_TOKENIZER,
         loss_mode="sdpo",
         self_distillation=options,

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from sdpo.prompt import teacher_prompt
-from sdpo.prompt.teacher_prompt import RepromptWarning
+from sdpo.prompt import teacher_tokens
+from sdpo.prompt.demonstrations import RepromptWarning
 from tests.helpers.char_tokenizer import CharTokenizer, NoPadding, chars, ids, user
 
 
 def tokens(
     messages: Any, responses: Any, mask: Any, **changes: Any
-) -> teacher_prompt.TeacherTokens:
+) -> teacher_tokens.TeacherTokens:
     options: dict[str, Any] = {
         "max_reprompt_len": 99,
         "reprompt_truncation": "error",
@@ -20,7 +20,7 @@ def tokens(
         **changes,
     }
     tokenizer = options.pop("tokenizer", CharTokenizer())
-    return teacher_prompt.teacher_tokens(messages, responses, mask, tokenizer, **options)
+    return teacher_tokens.teacher_tokens(messages, responses, mask, tokenizer, **options)
 
 
 def test_left_padded_prompt_then_response():

@@ -8,6 +8,10 @@ import pytest
 import torch
 from datasets import Dataset
 
+from sdpo.fixtures import packaged_family
+from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.cases.stages import PROMPT_STAGES
+from sdpo.prompt import teacher_batch
 from sdpo.prompt.demonstrations import RepromptWarning
 from sdpo.settings.config import ConfigError, SDPOConfig
 from sdpo.trainer.checks import SDPOWarning
@@ -254,6 +258,24 @@ def test_multimodal_prompts_are_refused():
     assert build(spoken).trace["teacher_prompt"][0][-1]["content"] == "a"
     with pytest.raises(TypeError, match="multimodal"):
         build(picture)
+
+
+@pytest.mark.parametrize("stage", PROMPT_STAGES)
+def test_what_is_audited_is_what_trains(stage, monkeypatch):
+    """A fault in any stage of `teacher_batch` breaks the audited prompt and the trainer's alike."""
+
+    def fault(*_, **__):
+        raise AssertionError(f"the {stage} with the fault")
+
+    golden = next(iter(packaged_family("reprompt")))
+    tokenizer = tiny_trainer.recorded_tokenizer()
+    ids = torch.full((2, 3), 40)
+    rollouts = Rollouts(["?"] * 2, ids, torch.ones_like(ids), torch.ones(2), [None] * 2)
+    monkeypatch.setattr(teacher_batch, stage, fault)
+    with pytest.raises(AssertionError, match=f"the {stage} with the fault"):
+        Own().prompt_record(golden, golden.tensors(), tokenizer)
+    with pytest.raises(AssertionError, match=f"the {stage} with the fault"):
+        teacher_inputs(rollouts, tokenizer, SDPOConfig(), group_size=2)
 
 
 def test_a_row_that_no_function_scored_has_no_reward():

@@ -14,9 +14,10 @@ from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.recorded import updates
 from sdpo.parity.recorded.teacher_prompts import Record, transcription_record
 from sdpo.parity.recorded.updates import UpdateRun
-from sdpo.prompt import teacher_prompt
+from sdpo.prompt.teacher_batch import Attempts, teacher_batch
 from sdpo.reference.loss import loss_from_logits
 from sdpo.settings.config import SDPOConfig
+from sdpo.settings.stage_settings import PromptSettings
 
 
 class Own:
@@ -53,16 +54,19 @@ class Own:
     ) -> Record:
         """Stage values of a recorded teacher prompt, each from our value of the stage before."""
         inputs = golden.entry["inputs"]
-        batch = teacher_prompt.teacher_batch(
+        attempts = Attempts(
             inputs["raw_prompt"],
             tensors["in.responses"],
             tensors["in.response_mask"],
             tensors["in.token_level_rewards"],
             inputs["uids"],
+            (inputs["reward_extra_infos"] or {}).get("feedback", ()),
+        )
+        batch = teacher_batch(
+            attempts,
             tokenizer,
-            reward_extra_infos=inputs["reward_extra_infos"],
+            PromptSettings(**golden.config["self_distillation"]),
             chat_template_kwargs=golden.config["apply_chat_template_kwargs"],
-            **golden.config["self_distillation"],
         )
         return dict(batch.trace)
 

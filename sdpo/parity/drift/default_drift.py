@@ -7,8 +7,8 @@ import json
 import textwrap
 import tomllib
 from collections.abc import Sequence
-from dataclasses import fields
-from itertools import pairwise
+from dataclasses import fields, is_dataclass
+from itertools import chain, pairwise
 from typing import Any
 
 from sdpo.fixtures import packaged_family
@@ -54,11 +54,12 @@ def verl_layers() -> dict[str, dict[str, Any]]:
 
 
 def meanings() -> dict[str, str]:
-    """What each of our settings means: the text below it in `SDPOConfig`."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(SDPOConfig)))
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    """What each of our settings means: the text below it in `SDPOConfig` or a base of it."""
+    sources = [inspect.getsource(cls) for cls in SDPOConfig.__mro__ if is_dataclass(cls)]
+    statements = ast.walk(ast.parse("\n".join(map(textwrap.dedent, sources))))
+    bodies = [node.body for node in statements if isinstance(node, ast.ClassDef)]
     found = {}
-    for setting, text in pairwise(body):
+    for setting, text in chain.from_iterable(map(pairwise, bodies)):
         if isinstance(setting, ast.AnnAssign) and isinstance(setting.target, ast.Name):
             said = text.value if isinstance(text, ast.Expr) else None
             if isinstance(said, ast.Constant):

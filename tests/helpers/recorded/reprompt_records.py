@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 from sdpo.fixtures import packaged_family
 from sdpo.fixtures.loader import GoldenCase
-from sdpo.prompt import teacher_prompt
+from sdpo.prompt.teacher_batch import Attempts, teacher_batch
 from sdpo.reference import teacher_prompt as reference
+from sdpo.settings.stage_settings import PromptSettings
 
 FAMILY = packaged_family("reprompt")
 CASES = {case.id: case for case in FAMILY}
@@ -57,19 +58,22 @@ def run_reference(case: GoldenCase, tokenizer: Any, **overrides: Any) -> Record 
 
 
 def run_sdpo(case: GoldenCase, tokenizer: Any) -> Record | None:
-    if not teacher_prompt.needs_teacher_batch(case.config["loss_mode"]):
-        return None
+    if case.config["loss_mode"] != "sdpo":
+        return None  # ours knows no other loss
     inputs, tensors = case.entry["inputs"], TENSORS[case.id]
-    batch = teacher_prompt.teacher_batch(
+    attempts = Attempts(
         inputs["raw_prompt"],
         tensors["in.responses"],
         tensors["in.response_mask"],
         tensors["in.token_level_rewards"],
         inputs["uids"],
+        (inputs["reward_extra_infos"] or {}).get("feedback", ()),
+    )
+    batch = teacher_batch(
+        attempts,
         tokenizer,
-        reward_extra_infos=inputs["reward_extra_infos"],
+        PromptSettings(**case.config["self_distillation"]),
         chat_template_kwargs=case.config["apply_chat_template_kwargs"],
-        **case.config["self_distillation"],
     )
     teacher_tokens = {f"teacher_{name}": x for name, x in batch.tokens._asdict().items()}
     return {**batch.trace, "teacher_tokens": teacher_tokens, "metrics": batch.metrics}

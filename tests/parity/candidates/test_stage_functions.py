@@ -13,7 +13,7 @@ def statuses(run) -> dict[str, str]:
 
 
 def test_our_prompt_module_matches_every_recorded_prompt():
-    run = audit(Request("sdpo.prompt.teacher_prompt"))
+    run = audit(Request("sdpo.prompt.teacher_batch"))
     assert run["verdict"] == "PASS", run["message"]
     names = ("feedback", "demonstration", "teacher_prompt", "teacher_tokens", "distillation_mask")
     assert statuses(run) == dict.fromkeys(names, "MATCH")

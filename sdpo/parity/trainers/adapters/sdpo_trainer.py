@@ -92,11 +92,11 @@ class OwnTrainer(HFTrainerAdapter):
     def sources(self, trainer: Any) -> Mapping[str, Any]:
         """Where this project computes each stage."""
         from sdpo.loss import aggregate, divergence, importance, support
-        from sdpo.prompt import teacher_prompt
+        from sdpo.prompt import teacher_batch
 
         return {
-            **{stage: getattr(teacher_prompt, stage) for stage in (*PROMPTS, "teacher_tokens")},
-            "distillation_mask": teacher_prompt.distillation_mask,
+            **{stage: getattr(teacher_batch, stage) for stage in (*PROMPTS, "teacher_tokens")},
+            "distillation_mask": teacher_batch.distillation_mask,
             "log_probs": support.log_probs,
             "support": support.support,
             "tail": support.tail,
