@@ -1,8 +1,8 @@
 """How far two records of one update are apart, stage by stage, and how far they may be.
 
-A budget is not chosen: the reference is also run in float64, and what float32 alone moves a value
-by, measured there, times `SLACK`, is what a candidate in float32 may deviate. Where that is so much
-that no fault would show, nothing is said of the value (`usable`).
+The reference is also run in float64: what float32 alone moves a value by, measured there, times
+`live_slack`, is what a candidate in float32 may deviate. Where that is so much that no fault would
+show, nothing is said of the value (`usable_budget.py`).
 """
 
 import math
@@ -15,10 +15,8 @@ from torch import Tensor
 
 from sdpo.lockstep.reference_update import Record, Step
 from sdpo.parity.compare.tensor_distances import Match, distance, match, relative
+from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
-
-SLACK = 16.0
-FLOOR = 4 * torch.finfo(torch.float32).eps
 
 EXACT = ("feedback", "demonstration", "teacher_prompt", "teacher_tokens", "distillation_mask")
 PER_TOKEN = (
@@ -134,7 +132,9 @@ def noise(distances: Iterable[Delta], unit: float = 0.0) -> dict[str, float]:
 
 def budgets(noises: Mapping[str, float], names: set[str]) -> dict[str, float]:
     """The distance that each kind of value may have; 0 for exact stages."""
-    found = {name: SLACK * (noises.get(name, 0.0) + FLOOR) for name in names}
+    floor = TOLERANCES.live_roundings * torch.finfo(torch.float32).eps
+    slack = TOLERANCES.live_slack
+    found = {name: slack * (noises.get(name, 0.0) + floor) for name in names}
     return found | dict.fromkeys(EXACT, 0.0)
 
 

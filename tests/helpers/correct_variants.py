@@ -1,7 +1,7 @@
 """Correct evaluations of the loss that differ in order and form: none of them may be blamed.
 
 Each exchanges parts of the reference (`sdpo.parity.faults.reference_parts`) for equivalent ones.
-They fix the one constant of the budgets: see `test_budget.py`.
+They fix `loss_roundings`, the constant of the loss's budgets: see `test_budget.py`.
 """
 
 from collections.abc import Callable, Mapping

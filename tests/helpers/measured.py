@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdpo.parity.cases.checked_call import same_bits
 from sdpo.parity.compare.tensor_distances import distance, norms
-from sdpo.parity.recorded.updates import SLACK
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 TELLING = 1e-3
 """The share of a step that a comparison may leave open; faults move steps by far more."""
@@ -94,11 +94,11 @@ def alike(
     Raises:
         AssertionError: rounding may be so much of the step that a fault would not show.
     """
-    assert SLACK * rounding <= TELLING, (
+    assert TOLERANCES.update_slack * rounding <= TELLING, (
         f"the step is {1 / rounding:.3g} times its own rounding, too little to compare it: give "
         "the model larger weights, or the optimizer a larger rate"
     )
-    return distance(actual, expected, before) <= SLACK * rounding
+    return distance(actual, expected, before) <= TOLERANCES.update_slack * rounding
 
 
 def gives_bits(canary: Mapping[str, Tensor], recorded: Mapping[str, Tensor]) -> bool:

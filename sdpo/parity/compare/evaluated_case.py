@@ -16,10 +16,9 @@ from sdpo.parity.cases.loss_case import LossCase, from_golden, reference_trace
 from sdpo.parity.compare.loss_stages import PER_TOKEN, Standard, counted
 from sdpo.parity.truth.budget import Truth, truth
 from sdpo.parity.truth.oracle import Array, array_of
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 COMPARED = (*PER_TOKEN, "aggregate", "gradient")
-
-ROUNDINGS_OF_LARGEST = 4
 
 Values = Mapping[str, Array]
 
@@ -69,7 +68,7 @@ class Prepared:
     @cached_property
     def budgets(self) -> dict[str, tuple[Array, float]]:
         """The budget of each value, and its share of the largest element, limited."""
-        most = float(np.sqrt(torch.finfo(self.case.dtype).eps))
+        most = torch.finfo(self.case.dtype).eps ** TOLERANCES.agreement_largest_digits
         found = {}
         for name in COMPARED:
             if name in self.truth.values:
@@ -165,7 +164,7 @@ def allowances(on: Prepared, centre: Values) -> Values:
             if name == "gradient" and scale.size:
                 of_token = scale.max(axis=-1, keepdims=True)
                 scale = np.where(outside, of_token, scale)
-                bound = np.maximum(bound, ROUNDINGS_OF_LARGEST * epsilon * of_token)
+                bound = np.maximum(bound, TOLERANCES.agreement_roundings * epsilon * of_token)
             found[name] = 2 * np.maximum(bound, share * scale)
     return found
 

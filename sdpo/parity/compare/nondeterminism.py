@@ -16,8 +16,8 @@ from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.truth.oracle import array_of
+from sdpo.parity.truth.tolerances import TOLERANCES
 
-CLEARLY = 10
 WITHDRAWN = "not larger than ten times what two runs of the candidate differ by"
 
 Scatter = dict[str, float]
@@ -60,5 +60,5 @@ def believed(found: Comparison, own: float | None) -> Comparison:
     actual, expected = found.worst.get("actual"), found.worst.get("expected")
     if found.effect != "value" or actual is None or expected is None:
         return withdrawn
-    clear = abs(actual - expected) > CLEARLY * own * max(abs(actual), abs(expected))
-    return found if clear else withdrawn
+    room = TOLERANCES.self_difference_slack * own * max(abs(actual), abs(expected))
+    return found if abs(actual - expected) > room else withdrawn

@@ -21,17 +21,15 @@ from sdpo.parity.cases.loss_case import LossCase, transcription_trace
 from sdpo.parity.compare.evaluated_case import Observation
 from sdpo.parity.truth.error_bounds import unit_roundoff
 from sdpo.parity.truth.oracle import Array, array_of
+from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.settings.determinism import reseed
 
 PLACES = (0, 2, 5, 7)
 ACROSS = (-3, 7, -7, 3)
-"""Weights of the values at `PLACES` that give zero on every quadratic curve."""
+"""Weights of the values at `PLACES` that give zero on every quadratic curve.
 
-FINENESS = 16
-"""Roundings of the lower precision ÷ the distance of two places: the line is 7/16 of one long."""
-
-MEASURABLE = 2.0**-4
-"""Steps ÷ way of the reference above which a case tells nothing."""
+The line is 7/16 of a rounding of the lower precision long, by `precision_line_fineness`.
+"""
 
 SEED = 20260
 MOST_LOW = 3
@@ -47,7 +45,7 @@ Trace = Callable[[LossCase], Mapping[str, Tensor]]
 
 def line(case: LossCase, low: torch.dtype) -> list[LossCase]:
     """A case whose logits `low` can hold, and others that `low` rounds to the same."""
-    step = unit_roundoff(low) / FINENESS
+    step = unit_roundoff(low) / TOLERANCES.precision_line_fineness
     found = []
     for place in PLACES:
         sides = [
@@ -98,11 +96,12 @@ def follows(trace: Trace, case: LossCase, low: torch.dtype) -> dict[str, bool]:
     high = next(dtype for dtype, below in LOWER.items() if below == low)
     cases = line(case, low)
     control = steps(transcription_trace, [in_dtype(moved, high) for moved in cases])
-    least = torch.finfo(high).eps / (PLACES[-1] * unit_roundoff(low) / FINENESS)
+    way = PLACES[-1] * unit_roundoff(low) / TOLERANCES.precision_line_fineness
+    least = torch.finfo(high).eps / way
     return {
         name: size <= max(control[name], least) ** 0.5
         for name, size in steps(trace, cases).items()
-        if name in control and control[name] <= MEASURABLE
+        if name in control and control[name] <= TOLERANCES.precision_control_step
     }
 
 

@@ -1,16 +1,15 @@
 """Known faults that explain a candidate, each with the diverging cases that it explains.
 
 Ordered by their number. A fault that explains one case of forty does not stand beside one that
-explains thirty-nine: below a quarter (`BESIDE`) of what the first explains it is told apart, as
-"also". It may be a second fault that few cases can show, or a likeness.
+explains thirty-nine: below a quarter of what the first explains (`explanation_beside_share`) it is
+told apart, as "also". It may be a second fault that few cases can show, or a likeness.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-BESIDE = 0.25
-"""The share of the cases of the first from which an explanation stands beside it."""
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def rows(found: Sequence[Explained]) -> list[dict[str, Any]]:
             "fault": one.fault,
             "explains": len(one.cases),
             "of": one.of,
-            "also": len(one.cases) < BESIDE * most,
+            "also": len(one.cases) < TOLERANCES.explanation_beside_share * most,
             "cases": list(one.cases),
         }
         for one in found

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sdpo.parity.truth.tolerances import TOLERANCES
+
 LOSS_HOLDS = "holds"
 LOSS_DEPARTS = "departs"
 ONLY_LOSS_DEPARTS = "loss departs"
 GRADIENT_DEPARTS = "gradient departs"
 UNUSABLE = "not covered"
-SAME_FACTOR = 0.05
-"""Largest spread of one factor over the rungs, as a share of its distance from 1."""
 
 
 class Reading:
@@ -41,8 +41,10 @@ class Reading:
             return False
         factors = [self.factors[f] for f in features]
         known = [f for f in factors if f is not None]
-        near = SAME_FACTOR * max(abs(f - 1) for f in known) if known else 0.0
-        return len(known) == len(factors) and max(known) - min(known) <= near
+        if len(known) < len(factors):
+            return False
+        near = TOLERANCES.ladder_factor_spread * max(abs(f - 1) for f in known)
+        return max(known) - min(known) <= near
 
 
 def scaled_as_a_whole(rungs: Reading) -> bool:

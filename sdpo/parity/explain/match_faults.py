@@ -21,7 +21,6 @@ import torch
 from sdpo.parity.cases.checked_call import BrokenGradientError, CandidateError
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.evaluated_case import (
-    ROUNDINGS_OF_LARGEST,
     Observation,
     Prepared,
     Values,
@@ -33,11 +32,9 @@ from sdpo.parity.explain.one_setting_only import condition
 from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
 from sdpo.parity.faults.evaluate_fault import fault_trace
 from sdpo.parity.faults.reference_parts import LossPart
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 MOST_NAMED = 6
-LENIENCE = 4
-"""Times the allowance that candidate and fault may differ by: a fault may be worse conditioned."""
-
 CACHED_EVALUATIONS = 8192
 # Pairs are tried until their evaluations have cost this much, in elements of logits: seconds on
 # one core. A count, not a clock, so that two runs of an audit try the same pairs.
@@ -179,7 +176,12 @@ def explains(
         if observation.diverges:
             diverging += 1
             shown += [observation.on.case.id] if given.shows_in(observation) else []
-    return tuple(dict.fromkeys(shown)) if 2 * len(shown) >= diverging else ()
+    return tuple(dict.fromkeys(shown)) if shows_enough(len(shown), diverging) else ()
+
+
+def shows_enough(shown: int, diverging: int) -> bool:
+    """Whether a fault shows on so many of the divergent cases that it may explain them all."""
+    return diverging > 0 and diverging - shown <= TOLERANCES.fault_hidden_share * diverging
 
 
 def explains_in_part(fault: Fault, ordered: Sequence[Observation]) -> Explanation | None:
@@ -196,7 +198,7 @@ def explains_in_part(fault: Fault, ordered: Sequence[Observation]) -> Explanatio
             return None
         elif not alike:
             spared.append(observation.on.case)
-    only = condition(shows, spared) if 2 * len(shows) >= diverging > 0 else ""
+    only = condition(shows, spared) if shows_enough(len(shows), diverging) else ""
     cases = tuple(dict.fromkeys(case.id for case in shows))
     return Explanation((fault,), only, cases) if only else None
 
@@ -208,14 +210,14 @@ def agrees(observation: Observation, given: Evaluation) -> bool:
     room = lenient(given.allowed)
     if "gradient" in room:
         # where the reference has no gradient a fault shows roundings of the natural scale
-        few = ROUNDINGS_OF_LARGEST * torch.finfo(observation.on.case.dtype).eps
+        few = TOLERANCES.agreement_roundings * torch.finfo(observation.on.case.dtype).eps
         room["gradient"] = np.maximum(room["gradient"], few * observation.on.truth.unit)
     return same(observation.on, observation.values, given.values, room)
 
 
 def lenient(allowed: Values) -> dict[str, np.ndarray]:
-    """How far candidate and fault may be apart."""
-    return {name: LENIENCE * values for name, values in allowed.items()}
+    """How far candidate and fault may be apart: a fault may be worse conditioned."""
+    return {name: TOLERANCES.fault_agreement_slack * values for name, values in allowed.items()}
 
 
 def agrees_in_loss(observation: Observation, faults: tuple[Fault, ...]) -> bool:

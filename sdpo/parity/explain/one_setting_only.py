@@ -13,6 +13,7 @@ import torch
 
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import Observation
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 Setting = Callable[[LossCase], Any]
 
@@ -62,7 +63,8 @@ def departs_only(observations: Sequence[Observation]) -> dict[str, Any] | None:
     holding = [o for o in given if o.given != dtype]
     kinds = {kind_of(o.on.case) for o in holding}
     departing = [o for o in given if o.diverges]
-    if 2 * sum(kind_of(o.on.case) in kinds for o in departing) < len(departing):
+    unmatched = sum(kind_of(o.on.case) not in kinds for o in departing)
+    if unmatched > TOLERANCES.dtype_unmatched_share * len(departing):
         return None
     counts = Counter(named(o.given) for o in holding)
     of = sum(o.given == dtype for o in given)

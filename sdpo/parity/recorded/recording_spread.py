@@ -13,16 +13,13 @@ from torch import Tensor, nn
 
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
-
-RUNS = 8
-REACH = 10.0
-"""How many budgets a value may use that several runs might explain: they differ by less."""
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 
 def a_little_over(found: Iterable[Comparison]) -> bool:
-    """Whether something is over its budget, and nothing is by more than `REACH`."""
+    """Whether something is over its budget, and nothing is by more than further runs explain."""
     used = [comparison.budget_used for comparison in found if comparison.status == Status.DIVERGENT]
-    return bool(used) and min(used) > 1 and max(used) <= REACH
+    return bool(used) and min(used) > 1 and max(used) <= TOLERANCES.update_rerun_reach
 
 
 @torch.no_grad()

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from sdpo.parity.cases.checked_call import same_bits
 from sdpo.parity.compare.tensor_distances import norms, same_shapes
-from sdpo.parity.recorded.recording_spread import REACH
-from sdpo.parity.recorded.updates import ROUNDINGS
+from sdpo.parity.truth.tolerances import TOLERANCES
 
-MANY = REACH * ROUNDINGS / 2
+MANY = TOLERANCES.update_rerun_reach * TOLERANCES.update_roundings / 2
 """Units in the last place, of the size of a value, that rounding may explain.
 
-The budget of a whole update's value has `ROUNDINGS` roundings of half a unit besides what was
-measured, and a value up to `REACH` budgets away may still be the same by other kernels.
+The budget of a whole update's value has `update_roundings` of half a unit besides what was
+measured, and a value `update_rerun_reach` budgets away may still be the same by other kernels.
 """
 
 

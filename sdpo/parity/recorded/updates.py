@@ -1,11 +1,11 @@
 """Stages of a whole update, on the recorded cases: per-token values, gradients, weights, teacher.
 
 The models' arithmetic is not within the oracle, so the budget is the reference's own distance from
-the truth: the recorded update is repeated in float64, and a value may be `SLACK` times as far from
-the recording as the recording is from the float64 run, plus a few roundings. The distance is taken
-over all tensors of a kind, relative to each tensor's scale, so that a scaled or missing gradient
-fails whatever its size. Before a value a little over its budget is called different, the distance
-is taken from more float32 runs of the reference (`recording_spread`).
+the truth: the recorded update is repeated in float64, and a value may be `update_slack` times as
+far from the recording as the recording is from the float64 run, plus a few roundings. The distance
+is taken over all tensors of a kind, relative to each tensor's scale, so that a scaled or missing
+gradient fails whatever its size. Before a value a little over its budget is called different, the
+distance is taken from more float32 runs of the reference (`recording_spread`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,16 +25,14 @@ from sdpo.parity.compare.improvements import EMPTY_BATCH
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.value_dtypes import other_dtypes
 from sdpo.parity.compare.verdict import CaseResult
-from sdpo.parity.recorded.recording_spread import RUNS, a_little_over, round_anew, widest
+from sdpo.parity.recorded.recording_spread import a_little_over, round_anew, widest
 from sdpo.parity.recorded.update_places import norms_placed, placed
 from sdpo.parity.truth.oracle import array_of
+from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
 from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
 from sdpo.settings.config import SDPOConfig
 from sdpo.update.actor_update import actor_update
-
-SLACK = 4.0
-ROUNDINGS = 8.0
 
 STAGE_OF = {
     "student_log_probs": "log_probs",
@@ -111,7 +109,8 @@ def run_case(candidate: Any, family: GoldenFamily, golden: GoldenCase) -> CaseRe
         spread = noise(family, golden, recorded, truth)
         result.comparisons = compare_update(golden, recorded, truth, actual, spread)
         if result.status == Status.PASS:
-            result.note = f"budgets from {RUNS} more float32 runs: the recording is closer by luck"
+            runs = TOLERANCES.update_reruns
+            result.note = f"budgets from {runs} more float32 runs: the recording is closer by luck"
     result.comparisons += other_dtypes(candidate, golden.id, actual.tensors, recorded, stage_of)
     return result
 
@@ -123,7 +122,7 @@ def noise(
     names = [name for name in recorded if stage_of(name)]
     runs = (
         run_reference(family, golden, recorded, torch.float32, rounded=seed).tensors
-        for seed in range(RUNS)
+        for seed in range(TOLERANCES.update_reruns)
     )
     return widest(runs, recorded, lambda run: relative_spread(run, truth.tensors, names))
 
@@ -373,14 +372,15 @@ def compare_tensor(
     *,
     excused: bool = False,
 ) -> Comparison:
-    """Compare with the budget `SLACK · spread · scale` plus roundings, for every element.
+    """Compare with the budget `update_slack · spread · scale` plus roundings, for every element.
 
     `excused` lets 0 stand for the reference's NaN on a micro-batch in which nothing counts. Within
     a budget that shows no factor of two nothing is said of the value: NOT_COVERED, with the reason.
     """
     epsilon = torch.finfo(expected.dtype).eps
     scale = scale_of(truth)
-    bound = (SLACK * spread + ROUNDINGS * epsilon / 2) * scale
+    bound = TOLERANCES.update_slack * spread + TOLERANCES.update_roundings * epsilon / 2
+    bound = bound * scale
     reference = array_of(expected)
     true = np.where(np.isnan(reference), 0.0, reference) if excused else reference
     limit = np.full(reference.shape, bound)

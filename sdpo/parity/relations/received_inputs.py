@@ -12,11 +12,10 @@ from torch import Tensor
 
 from sdpo.parity.candidates.loss_functions import NEEDED, FromLogProbs, log_prob_inputs
 from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 NOT_GIVEN = ("id", "tags", "recorded")
 LOGITS = ("student_logits", "teacher_logits", "responses")
-ROUNDINGS = 64
-"""Log-probs that are this many roundings apart were computed in another order, from the same."""
 
 
 def received(candidate: Any, case: LossCase) -> dict[str, Any]:
@@ -39,12 +38,12 @@ def differences(candidate: Any, case: LossCase, other: LossCase) -> set[str]:
 
 
 def alike(ours: Any, theirs: Any) -> bool:
-    """Whether two inputs are the same but for rounding."""
+    """Whether two inputs are the same but for rounding: computed from the same in another order."""
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
         return ours is theirs or (type(ours) is type(theirs) and ours == theirs)
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     if not ours.is_floating_point():
         return torch.equal(ours, theirs)
-    room = ROUNDINGS * torch.finfo(ours.dtype).eps
+    room = TOLERANCES.relation_input_roundings * torch.finfo(ours.dtype).eps
     return torch.allclose(ours, theirs, rtol=room, atol=room, equal_nan=True)

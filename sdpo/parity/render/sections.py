@@ -6,7 +6,7 @@ fields and are never put into a sentence: the templates quote them. In sentences
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sdpo.parity.cases.stages import STAGES
@@ -23,6 +23,7 @@ from sdpo.parity.render.text import (
 )
 from sdpo.parity.report.counts import compared_in
 from sdpo.parity.report.judgement import counted, judgement
+from sdpo.parity.truth.tolerances import MEANINGS
 
 OF_A_SCALAR = ("aggregate", "gradient")
 """What every callable shows: its loss and what follows from it."""
@@ -108,6 +109,7 @@ def sections(run: RUN) -> dict[str, Any]:
         "notes": run["notes"],
         "location": location(run),
         "environment": environment(run),
+        "tolerances": tolerances(run),
         "repro": run["repro"],
     }
 
@@ -374,9 +376,17 @@ def environment(run: RUN) -> list[tuple[str, str]]:
     """Versions, machine and determinism settings, flat."""
     pairs = []
     for key, value in run["environment"].items():
+        if key == "tolerances":
+            continue
         if isinstance(value, dict):
             pairs += [(f"{key}: {inner}", str(setting)) for inner, setting in value.items()]
         elif key != "goldens":
             items = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             pairs.append((key, items))
     return [*pairs, ("created", run["created"])] if run["created"] else pairs
+
+
+def tolerances(run: RUN) -> list[tuple[str, str, str]]:
+    """Each tolerance of the audit with what it allows, where this version still has it."""
+    used: Mapping[str, float] = run["environment"].get("tolerances", {})
+    return [(name, f"{value:g}", MEANINGS.get(name, "")) for name, value in used.items()]

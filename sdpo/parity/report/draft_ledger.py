@@ -11,9 +11,7 @@ from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.report.declared_deviations import ANY, EFFECTS, judge
 from sdpo.parity.report.rejudge import evidence_of, policy_of
-
-# how far a size may move before the gate asks again: rounding moves it far less
-SLACK = 0.1
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 HEAD = """\
 # Declared deviations of {candidate}, drafted on {day}.
@@ -73,7 +71,7 @@ def entry(
     tag, cases = scope(shown, compared)
     by_value = effect == "value" and STAGES[stage].kind == "numeric"
     size = max(c.max_abs for _, c in found) if by_value else float(len(shown))
-    slack = SLACK if by_value else 0.0
+    slack = TOLERANCES.drafted_range_share if by_value else 0.0
     fields: dict[str, Any] = {
         "id": id_,
         "candidates": [run["candidate"]],

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from sdpo.fixtures import GoldenFamily
-from sdpo.parity.recorded import updates
-from sdpo.parity.truth import budget
+from sdpo.parity.truth import tolerances
 from sdpo.settings.version import __version__
 
 
 def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> dict[str, Any]:
-    """Versions, machine, what was set for determinism, and the constants of the budgets."""
+    """Versions, machine, what was set for determinism, and all tolerances."""
     return {
         "sdpo": __version__,
         "python": platform.python_version(),
@@ -28,11 +27,7 @@ def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> di
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "determinism": settings,
         "candidate_seeds": list(seeds),
-        "tolerances": {
-            "loss_roundings": budget.ROUNDINGS,
-            "update_slack": updates.SLACK,
-            "update_roundings": updates.ROUNDINGS,
-        },
+        "tolerances": tolerances.recorded(),
     }
 
 

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdpo.parity.cases.stages import NAMES
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 BARS = "▁▂▃▄▅▆▇█"
 MOST_SHOWN = 40
-# the smallest detectable change is measured; a part in a hundred may come from another torch
-NOISE = 1.01
 
 Line = Mapping[str, Any]
 
@@ -33,27 +32,27 @@ def alarms(before: Line, now: Line) -> list[str]:
 
 
 def constants(before: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
-    """Constants of the budgets that grew or disappeared."""
+    """Tolerances that grew or disappeared."""
     found = [
-        f"constant {name} of the budgets grew from {before[name]:g} to {now[name]:g}"
+        f"tolerance {name} grew from {before[name]:g} to {now[name]:g}"
         for name in before
         if name in now and now[name] > before[name]
     ]
-    return found + [
-        f"constant {name} of the budgets is no longer recorded" for name in before.keys() - now
-    ]
+    return found + [f"tolerance {name} is no longer recorded" for name in before.keys() - now]
 
 
 def detectable(before: Line, now: Line) -> list[str]:
     """Stages whose smallest detectable change grew on the same golden data."""
     if before["goldens"] != now["goldens"]:
         return []
+    # it is measured: a part in a hundred may come from another torch
+    growth = TOLERANCES.detectable_growth
     then, later = before["smallest_detectable"], now["smallest_detectable"]
     return [
         f"{stage}: the smallest detectable change grew from {float(then[stage]):.3g} "
         f"to {float(later[stage]):.3g}"
         for stage in NAMES
-        if stage in then and stage in later and float(later[stage]) > NOISE * float(then[stage])
+        if stage in then and stage in later and float(later[stage]) > growth * float(then[stage])
     ]
 
 

@@ -4,8 +4,8 @@
 admit both branches within rounding: the tail's limit, the ratio's cap, and the choice among entries
 that tie at the edge of the top-k (`topk_ties.py`).
 
-`ROUNDINGS` is the one constant. It was fixed by running correct evaluation orders that differ in
-summation order, in the form of the expressions and in compilation
+Unit roundoff is taken `loss_roundings` times. That was fixed by running correct evaluation orders
+that differ in summation order, in the form of the expressions and in compilation
 (`tests/parity/truth/test_budget.py` repeats that): none may use more than half of a budget.
 """
 
@@ -19,9 +19,8 @@ from sdpo.parity.truth import oracle
 from sdpo.parity.truth.error_bounds import LogProbs
 from sdpo.parity.truth.oracle import Array, Token
 from sdpo.parity.truth.tie_choices import OpenToken, open_token
+from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.topk_ties import Ties, settled, ties_of
-
-ROUNDINGS = 2.5
 
 
 @dataclass
@@ -78,7 +77,7 @@ class Truth:
 
 def roundings(case: LossCase) -> float:
     """The unit roundoff of a case's dtype, times the calibrated constant."""
-    return ROUNDINGS * bounds.unit_roundoff(case.dtype)
+    return TOLERANCES.loss_roundings * bounds.unit_roundoff(case.dtype)
 
 
 def truth(case: LossCase, *, all_choices: bool = True) -> Truth:

@@ -15,6 +15,7 @@ import torch
 
 from sdpo.parity.truth import oracle
 from sdpo.parity.truth.oracle import Array, Token
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 HALF_PRECISION = 2.0**-20
 
@@ -38,9 +39,10 @@ def growth(count: int, u: float) -> float:
 
 
 def together(errors: Array) -> Array:
-    """What independent errors add up to over the last axis: three standard deviations at most."""
+    """What independent errors add up to over the last axis: three standard deviations."""
     size = np.abs(errors)
-    return np.minimum(size.sum(axis=-1), 3 * np.sqrt((size**2).sum(axis=-1)))
+    deviation = np.sqrt((size**2).sum(axis=-1))
+    return np.minimum(size.sum(axis=-1), TOLERANCES.loss_error_deviations * deviation)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ than the value itself, so that a gradient of the wrong size or direction would p
 many elements do not all go the same way: the distance of the whole tensor from the oracle hardly
 depends on the order of operations, and the reference's own distance measures it.
 
-A correct evaluation stays within `TIMES` the larger of the reference's distance and of what a few
-roundings make, besides the distance between choices among ties. Both numbers were fixed by the
-correct programs of `tests/parity/truth/test_budget.py`, of which none may use more than half. Where
-values are as small as one rounding of their natural scale the rule says nothing; in float32 and
+A correct evaluation stays within `norm_slack` times the larger of the reference's distance and of
+what a few roundings make, besides the distance between choices among ties. These numbers were
+fixed by correct programs, of which none may use more than half. Where values are as small as a few
+roundings of their natural scale the rule says nothing; in float32 and
 float64 the bounds of the elements are the sharper ones.
 """
 
@@ -21,13 +21,7 @@ from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.truth import error_bounds, oracle
 from sdpo.parity.truth.budget import Truth
 from sdpo.parity.truth.oracle import Array, array_of
-
-TIMES = 6
-ROUNDINGS_OF_VALUE = 4
-ROUNDINGS_OF_UNIT = {"divergence": 1.0, "importance": 1.0, "aggregate": 1.0, "gradient": 0.5}
-MEANINGFUL = 8
-FEWEST_TOKENS = 4
-"""Of fewer values the distance is no average, and the reference may be right by chance."""
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 
 def limit_as_a_whole(
@@ -42,7 +36,8 @@ def limit_as_a_whole(
         reference: stage values of the reference.
     """
     u = error_bounds.unit_roundoff(case.dtype)
-    fewest = 1 if name == "gradient" else FEWEST_TOKENS
+    # of fewer values the distance is no average, and the reference may be right by chance
+    fewest = 1 if name == "gradient" else TOLERANCES.norm_fewest_tokens
     if u <= error_bounds.HALF_PRECISION or truth.counts.sum() < fewest:
         return None
     of_divergence, of_slope = natural_scales(case, truth)
@@ -65,10 +60,15 @@ def limit_as_a_whole(
         size, distance, unit = (float(np.linalg.norm(v)) for v in (value, error, scales))
         spread = {"divergence": truth.spread, "importance": truth.weight * truth.spread}
         of_choice = float(np.linalg.norm(spread.get(name, 0.0)))
-    if not np.isfinite(size + distance + unit) or size <= MEANINGFUL * u * unit:
+    if not np.isfinite(size + distance + unit) or size <= TOLERANCES.norm_least_size * u * unit:
         return None
-    few = max(ROUNDINGS_OF_VALUE * size, ROUNDINGS_OF_UNIT[name] * unit)
-    return float(TIMES * max(distance, u * few)) + of_choice
+    of_scale = (
+        TOLERANCES.norm_roundings_of_gradient
+        if name == "gradient"
+        else TOLERANCES.norm_roundings_of_divergence
+    )
+    few = max(TOLERANCES.norm_roundings_of_value * size, of_scale * unit)
+    return float(TOLERANCES.norm_slack * max(distance, u * few)) + of_choice
 
 
 def natural_scales(case: LossCase, truth: Truth) -> tuple[Array, Array]:

@@ -19,10 +19,7 @@ import torch
 
 from sdpo.parity.truth import error_bounds
 from sdpo.parity.truth.oracle import Array
-
-ROUNDINGS_OF_EXP = 4
-"""Of a vectorised exponential: two units in the last place. Half precision computes it in float32
-and rounds once."""
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 
 def key_errors(scaled: Array, log_p: Array, divided: bool, dtype: torch.dtype) -> Array:
@@ -43,7 +40,8 @@ def key_errors(scaled: Array, log_p: Array, divided: bool, dtype: torch.dtype) -
     finite = np.isfinite(scaled) & np.isfinite(log_p)
     z, log_p = np.where(finite, scaled, 0), np.where(finite, log_p, 0)
     below = np.abs(np.where(finite, scaled - scaled.max(axis=-1, keepdims=True), 0))
-    of_exp = 1 if u > error_bounds.HALF_PRECISION else ROUNDINGS_OF_EXP
+    # half precision exponentiates in float32 and rounds once
+    of_exp = 1 if u > error_bounds.HALF_PRECISION else TOLERANCES.exp_roundings
     of_division = np.maximum(np.abs(z), below) * divided
     p = np.exp(log_p)
     one = np.where(p < 2 * u * tiny, 1, np.maximum(tiny / np.maximum(p, 2 * u * tiny), 1))

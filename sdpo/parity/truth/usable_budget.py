@@ -9,8 +9,7 @@ if what is left is over the budget: 1/2 - b > b, that is b < 1/4.
 import math
 from collections.abc import Mapping
 
-LARGEST = 0.25
-"""Budgets of a quarter of the value, or more, show no factor of two."""
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 
 def shows_a_factor_of_two(budget: float, size: float = 1.0) -> bool:
@@ -20,7 +19,8 @@ def shows_a_factor_of_two(budget: float, size: float = 1.0) -> bool:
         budget: how far a value may be off, in the unit of `size`.
         size: of the value itself. Nothing is required of a value that is zero: half of it is right.
     """
-    return size == 0 or (math.isfinite(budget) and budget < LARGEST * abs(size))
+    largest = TOLERANCES.usable_budget_share * abs(size)
+    return size == 0 or (math.isfinite(budget) and budget < largest)
 
 
 def refusal(shares: Mapping[str, float]) -> str:
@@ -33,6 +33,6 @@ def refusal(shares: Mapping[str, float]) -> str:
         return ""
     named = ", ".join(f"{name} by {share:.2g}" for name, share in shares.items())
     return (
-        f"no budget: rounding alone may move {named} of its size; from {LARGEST:g} on no factor of "
-        "two shows"
+        f"no budget: rounding alone may move {named} of its size; from "
+        f"{TOLERANCES.usable_budget_share:g} on no factor of two shows"
     )

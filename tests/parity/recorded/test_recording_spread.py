@@ -14,7 +14,7 @@ from sdpo.fixtures import packaged_family
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.recorded import updates
-from sdpo.parity.recorded.recording_spread import REACH, a_little_over, round_anew, widest
+from sdpo.parity.recorded.recording_spread import a_little_over, round_anew, widest
 from sdpo.parity.report.document import compact
 from sdpo.parity.report.rejudge import case_result
 
@@ -112,7 +112,8 @@ def test_only_what_is_a_little_over_is_measured_again():
         return [Comparison("importance", Status.DIVERGENT, budget_used=value) for value in used]
 
     assert a_little_over(over(1.5, 3.0))
-    assert not a_little_over(over(1.5, 2 * REACH))
+    assert a_little_over(over(1.5, 10.0))
+    assert not a_little_over(over(1.5, 10.1))
     assert not a_little_over(over(0.0)), "of another kind than a distance"
     assert not a_little_over([Comparison("importance", Status.PASS, budget_used=0.9)])
 

@@ -31,8 +31,8 @@ def moved(*path, value):
 
 
 LOOSER = [
-    (("tolerances", "loss_roundings"), 3.0, "loss_roundings of the budgets grew from 2.5 to 3"),
-    (("tolerances",), {}, "loss_roundings of the budgets is no longer recorded"),
+    (("tolerances", "loss_roundings"), 3.0, "tolerance loss_roundings grew from 2.5 to 3"),
+    (("tolerances",), {}, "tolerance loss_roundings is no longer recorded"),
     (("smallest_detectable", "aggregate"), 2e-7, "aggregate: the smallest detectable change grew"),
     (("policy", "budget"), 1.0, "share of the budgets grew from 0.5 to 1"),
     (("policy", "coverage"), 0, "required coverage fell from 1 to 0"),

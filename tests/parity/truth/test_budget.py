@@ -1,6 +1,6 @@
 """Calibration of the budgets: correct evaluations that differ in order and form stay well inside.
 
-At float32 and float64 none may use more than half of a budget; that is how `ROUNDINGS` was chosen.
+At float32 and float64 none may use more than half of a budget; that set `loss_roundings`.
 Where a tail is near its limit the log of the tail may be anything between two rounding errors, and
 the interval ends at the limit: there, and at bfloat16, a budget must merely not be exceeded.
 """

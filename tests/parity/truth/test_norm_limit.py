@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,7 +129,50 @@ def test_a_difference_of_log_probs_may_be_rounded_away():
     assert gradient_status(case, lambda g: g + 1) == Status.DIVERGENT
 
 
-def test_it_says_nothing_where_it_has_nothing_to_measure():
+def limit_of(name: str, values: torch.Tensor, size: float = 1.0) -> float | None:
+    """The limit of a bfloat16 value `(B, T)` whose reference is the oracle's; one token is `size`.
+
+    Roundoff is 2⁻⁸ in bfloat16.
+    """
+    rows, tokens = values.shape
+    case = LossCase(
+        id="arithmetic",
+        config=SDPOConfig(distillation_topk=None, is_clip=None),
+        student_logits=torch.zeros(rows, tokens, 2, dtype=torch.bfloat16),
+        teacher_logits=torch.ones(rows, tokens, 2, dtype=torch.bfloat16),
+        responses=torch.zeros(rows, tokens, dtype=torch.int64),
+        response_mask=torch.ones(rows, tokens, dtype=torch.int64),
+    )
+    truth = prepared(case).truth
+    gradient = values[..., None] * torch.tensor([0.6, -0.8])
+    exact = {"divergence": array_of(values)[truth.counts], "gradient": array_of(gradient)}
+    truth = replace(truth, values=truth.values | exact, share=np.full(rows * tokens, size))
+    return limit_as_a_whole(name, case, truth, {"divergence": values, "gradient": gradient})
+
+
+def test_a_lucky_reference_leaves_room_for_a_few_roundings():
+    """Four tokens: the scale of D is one for each, two in the norm."""
+    one, small = torch.full((2, 2), 0.5), torch.full((2, 2), 0.125)
+    # of norm 1: six times four roundings of it; of norm 1/4: six times one rounding of the scale
+    assert limit_of("divergence", one) == pytest.approx(6 * 4 * 1 / 256)
+    assert limit_of("divergence", small) == pytest.approx(6 * 1 * 2 / 256)
+    # the gradient's scale counts half
+    assert limit_of("gradient", small, size=3.0) == pytest.approx(6 * 0.5 * 3 * 2 / 256)
+
+
+def test_a_value_of_a_few_roundings_has_no_limit_in_the_norm():
+    """Eight roundings of a scale of two are 1/16 in the norm, 1/32 for each of four tokens."""
+    assert limit_of("divergence", torch.full((2, 2), 1 / 32)) is None
+    assert limit_of("divergence", torch.full((2, 2), 1.01 / 32)) is not None
+
+
+def test_the_loss_of_a_few_tokens_has_no_limit_in_the_norm():
+    assert limit_of("divergence", torch.full((1, 3), 0.5)) is None
+    assert limit_of("divergence", torch.full((1, 4), 0.5)) is not None
+    assert limit_of("gradient", torch.full((1, 1), 0.5)) is not None
+
+
+def test_float32_and_a_gradient_of_rounding_noise_have_no_limit_in_the_norm():
     with deterministic():
         single = cases_of(torch.float32)[0]
         on = prepared(single)

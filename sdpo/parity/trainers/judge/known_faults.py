@@ -19,11 +19,9 @@ from sdpo.parity.trainers.judge.reference_run import whole_batch
 from sdpo.parity.trainers.judge.weight_stages import Optimizers, Twins, compare_forward
 from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
 from sdpo.parity.trainers.scenarios.training_record import MicroBatch, Tensors
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 USUAL_THRESHOLD = 0.5
-
-SCALE_TOLERANCE = 1e-3
-"""A factor is a whole number of accumulation steps, or it is none; nothing lies close to it."""
 
 
 def label(fault: str) -> str:
@@ -102,7 +100,8 @@ def explained_scale(scales: Sequence[float], accumulation: int) -> list[str]:
     found, told = [], [scale for scale in scales if math.isfinite(scale)]
     for fault, factor in (("M11", accumulation), ("M12", 1 / accumulation)):
         wanted = factor / accumulation
-        near = [abs(scale / wanted - 1) < SCALE_TOLERANCE for scale in told]
+        # a factor is a whole number of accumulation steps, or it is none
+        near = [abs(s / wanted - 1) < TOLERANCES.accumulation_factor_spread for s in told]
         if accumulation > 1 and near and all(near):
             found.append(label(fault))
     return found
@@ -189,10 +188,11 @@ def averaged(before: Mapping[str, Any], path: Sequence[Tensors], rate: float) ->
 
 def close(ours: Tensors, theirs: Tensors) -> bool:
     """Whether two sets of weights agree to a few roundings of the largest weight of each tensor."""
+    few = TOLERANCES.known_weights_roundings * torch.finfo(torch.float32).eps
     for name, value in ours.items():
         if not torch.equal(value.isfinite(), theirs[name].isfinite()):
             return False
-        limit = 16 * torch.finfo(torch.float32).eps * value.abs().nan_to_num().max()
+        limit = few * value.abs().nan_to_num().max()
         apart = (value.double() - theirs[name].double()).abs()
         if not bool((apart.nan_to_num() <= limit).all()):
             return False

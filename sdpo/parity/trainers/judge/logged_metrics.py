@@ -13,10 +13,7 @@ from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.trainers.judge.effects import mean_loss
 from sdpo.parity.trainers.scenarios.training_record import OptimizerStep, TrainerRun
-
-ROUNDED = 5.1e-5
-"""transformers rounds losses to four decimals in some versions."""
-RELATIVE = 1e-4
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 LOSS, METRIC, NORM = "C31", "C32", "C33"
 QUESTIONS = {
@@ -44,7 +41,8 @@ class Logged:
         if math.isnan(self.expected) or math.isnan(self.actual):
             return math.isnan(self.expected) != math.isnan(self.actual)
         gap = abs(self.actual - self.expected)
-        return gap > ROUNDED + RELATIVE * abs(self.expected)
+        room = TOLERANCES.logged_absolute + TOLERANCES.logged_relative * abs(self.expected)
+        return gap > room
 
 
 def compare_logged(

@@ -29,18 +29,11 @@ from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import MicroBatch
 from sdpo.parity.truth.budget import Truth
+from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.reference import loss as reference
 from sdpo.settings.config import SDPOConfig
 
 SIDES = ("student", "teacher")
-
-ROUNDINGS_OF_SCALE = 64
-"""A fitted scale this many roundings from the reference's is the reference's."""
-
-ROUNDINGS_OF_PROBABILITY = 16
-
-SAME_FACTOR = 0.2
-"""Two losses weigh rows differently, so that their gradients' projections agree only roughly."""
 
 
 def loss_case(
@@ -106,7 +99,7 @@ def unscaled(gradient: Tensor, expected: Tensor, accumulation: int) -> tuple[Ten
     if accumulation == 1 or norm == 0:
         return gradient * accumulation, weight if norm else math.nan
     fitted = float((ours * theirs).sum() / norm)
-    roundings = ROUNDINGS_OF_SCALE * torch.finfo(gradient.dtype).eps
+    roundings = TOLERANCES.micro_batch_scale_roundings * torch.finfo(gradient.dtype).eps
     if fitted <= 0 or abs(fitted / weight - 1) <= roundings:
         return gradient * accumulation, weight
     return (gradient.double() / fitted).to(gradient.dtype), fitted
@@ -152,9 +145,10 @@ def scale_beside(
     usual = 1 / accumulation
     if ours is None or accumulation == 1 or not bool(theirs != 0):
         return usual
+    # the two losses weigh rows differently: projections of their gradients agree only roughly
     factor = fitted * accumulation / float(ours / theirs)
     for wrong in (accumulation, 1 / accumulation):
-        if abs(factor / wrong - 1) < SAME_FACTOR:
+        if abs(factor / wrong - 1) < TOLERANCES.loss_ratio_spread:
             return usual * wrong
     return usual
 
@@ -206,7 +200,7 @@ def agree(on: Prepared, name: str, actual: Tensor, expected: Tensor) -> bool:
         return False
     if name.startswith("tail."):
         ours, theirs = (np.exp(counted(value, on.truth)) for value in (actual, expected))
-        limit = ROUNDINGS_OF_PROBABILITY * torch.finfo(on.case.dtype).eps
+        limit = TOLERANCES.tail_probability_roundings * torch.finfo(on.case.dtype).eps
         return bool((np.abs(ours - theirs) <= limit).all())
     wanted = values_of(on, {name: expected})
     return same(on, values_of(on, {name: actual}), wanted, allowances(on, wanted))

@@ -16,7 +16,7 @@ import torch
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
 from sdpo.parity.compare.statuses import RelationStatus
-from sdpo.parity.recorded.updates import ROUNDINGS, SLACK, scale_of
+from sdpo.parity.recorded.updates import scale_of
 from sdpo.parity.relations.catalogue import RELATIONS, Relation
 from sdpo.parity.relations.check import Outcome, blamed, relation_row
 from sdpo.parity.trainers.judge.effects import mean_loss
@@ -29,6 +29,7 @@ from sdpo.parity.trainers.recording.run_training import quiet
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import handed_tokenizer, tiny_model
 from sdpo.parity.trainers.scenarios.training_record import Tensors, TrainerRun
+from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
 
 EPSILON = torch.finfo(torch.float32).eps
@@ -155,7 +156,8 @@ def outcome_of(first: Any, pair: Pair) -> Outcome:
     if refused is not None:
         return Outcome(refused.status, pair.case, note=refused.note)
     scale_from = SHARE_OF if right is None else pair.left
-    share = 2 * (SLACK * spread_of(scale_from) + ROUNDINGS * EPSILON / 2)
+    roundings = TOLERANCES.update_roundings * EPSILON / 2
+    share = 2 * (TOLERANCES.update_slack * spread_of(scale_from) + roundings)
     usual = reference_first(scale_from)
     found = [
         measured(
@@ -229,7 +231,7 @@ def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
         if whole and (sizes := [value for value in finite if value.numel()]):
             lowest = min(value.min().item() for value in sizes)
             largest = max(value.abs().max().item() for value in sizes)
-            room = 2 * ROUNDINGS * EPSILON * max(largest, 1.0)
+            room = 2 * TOLERANCES.update_roundings * EPSILON * max(largest, 1.0)
             found.append(measured("loss", name, max(-lowest, 0.0), room))
     return found or [Outcome(RelationStatus.NOT_COVERED, "", note=NO_DIVERGENCE)]
 

@@ -27,9 +27,7 @@ from sdpo.parity.trainers.probes.takes_hold import Refusal, unseen_settings, why
 from sdpo.parity.trainers.recording.run_training import quiet
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import TrainerRun, Update
-
-FACTOR = 5.0
-"""A loss that moves more than this many times as far as the reference's, or as little, is wrong."""
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 
 def all_probes() -> list[Scenario]:
@@ -105,7 +103,8 @@ def wrong_way(probe: Probe, before: TrainerRun, after: TrainerRun) -> list[str]:
     if points[0] is None or points[1] is None:
         return []
     ours, theirs = (now - then for then, now in zip(*points, strict=True))
-    if theirs == 0 or 1 / FACTOR <= ours / theirs <= FACTOR:
+    factor = TOLERANCES.probe_loss_factor
+    if theirs == 0 or 1 / factor <= ours / theirs <= factor:
         return []
     return [f"aggregate moves by {ours:.3g} where the reference's moves by {theirs:.3g}"]
 
