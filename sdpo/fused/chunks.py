@@ -1,14 +1,14 @@
-"""What one fused loss was given, and its tokens in chunks."""
+"""The inputs of one fused loss, and its tokens in chunks."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-from sdpo.fused.gradient_buffer import CAN_GIVE_BACK, GradientMemory
+from sdpo.fused.gradient_buffer import CAN_RELEASE_PAGES, GradientBuffer
 from sdpo.fused.lm_head import Projection, blocks
 from sdpo.loss.aggregate import aggregate
 from sdpo.loss.self_distillation import Trace
@@ -16,151 +16,154 @@ from sdpo.settings.config import SDPOConfig
 
 CHUNK_BYTES = 96 * 2**20
 GPU_CHUNK_BYTES = 256 * 2**20
-FULL_VOCABULARY_BUFFERS = 16
+"""A first guess that has not been run on a GPU."""
+FULL_VOCABULARY_COPIES = 16
+"""Tensors as large as the logits that autograd holds if the whole vocabulary is compared."""
 
 
 class Chunk(NamedTuple):
-    """Some of the tokens: their places `(N,)`, and where their logits go, `(N, V)`.
+    """Some of the tokens: their `positions` `(N,)` among all, and where their `logits` go `(N, V)`.
 
-    `room` is for a block of logits or of the head's gradient. It is there if the logits lie in the
-    memory of that gradient, and by columns then.
+    `scratch` has the size of a block of logits or of the head's gradient. It is there if the logits
+    are columns of the gradient's buffer, because then a block may need another place for a while.
     """
 
-    places: Tensor
+    positions: Tensor
     logits: Tensor
-    room: Tensor | None = None
+    scratch: Tensor | None = None
 
-    def block(self, part: slice) -> Tensor | None:
-        """Room for the logits of a part of the vocabulary, `(N, width of the part)`."""
-        if self.room is None:
+    def scratch_for(self, part: slice) -> Tensor | None:
+        """The scratch memory as logits of a part of the vocabulary, `(N, width of the part)`."""
+        if self.scratch is None:
             return None
-        shape = part.stop - part.start, len(self.places)
-        return self.room.view(-1)[: math.prod(shape)].view(shape).T
+        shape = part.stop - part.start, len(self.positions)
+        return self.scratch.view(-1)[: math.prod(shape)].view(shape).T
 
 
-def in_gradient(places: Tensor, columns: Tensor) -> Chunk:
-    """A chunk whose logits take a column each of the memory of the head's gradient.
+class StageArguments(TypedDict):
+    """What the stages after the logits need beside log-probs."""
 
-    All of them are multiplied at once, almost without memory of their own.
-    """
-    part = next(blocks(len(columns), columns.device))
-    return Chunk(places, columns[:, : len(places)].T, torch.empty_like(columns[part]))
-
-
-def over_all(config: SDPOConfig) -> bool:
-    """Whether all of the vocabulary is compared."""
-    return config.full_logit_distillation and config.distillation_topk is None
+    old_log_probs: Tensor | None
+    rollout_is_weights: Tensor | None
+    config: SDPOConfig
+    trace: Trace
 
 
-def tokens_that_fit(
-    width: int, dtype: torch.dtype, config: SDPOConfig, device: torch.device
-) -> int:
-    """Tokens of a chunk: `CHUNK_BYTES` for everything of the size of the vocabulary."""
-    buffers = FULL_VOCABULARY_BUFFERS if over_all(config) else 1
-    size = GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
-    return max(1, size // (width * dtype.itemsize * buffers))
+def chunk_in_buffer(positions: Tensor, logit_columns: Tensor) -> Chunk:
+    """A chunk whose logits are columns of the gradient's buffer, one for each token."""
+    part = next(blocks(len(logit_columns), logit_columns.device))
+    logits = logit_columns[:, : len(positions)].T
+    return Chunk(positions, logits, torch.empty_like(logit_columns[part]))
 
 
 @dataclass
-class Job:
-    """One loss: what `fused_self_distillation_loss` was given, places `(B, T)` in one row."""
+class LossInputs:
+    """The arguments of `fused_self_distillation_loss`, with `(B, T)` flattened to `(B·T,)`.
+
+    Only `loss_mask`, the product of the masks, keeps its shape `(B, T)`.
+    """
 
     student: Projection
     teacher: Projection
     live: Projection | None
     responses: Tensor
     old_log_probs: Tensor | None
-    weights: Tensor | None
+    rollout_is_weights: Tensor | None
     loss_mask: Tensor
     config: SDPOConfig
     dtype: torch.dtype
     chunk_tokens: int | None
     traces: list[Trace] | None
-    differentiable: bool
-    tokens: Tensor = field(init=False)
-    """Places that count."""
+    needs_gradient: bool
+    positions: Tensor = field(init=False)
+    """Positions `(N,)` of the tokens that count."""
 
     def __post_init__(self) -> None:
-        self.tokens = self.loss_mask.flatten().nonzero().squeeze(-1)
+        self.positions = self.loss_mask.flatten().nonzero().squeeze(-1)
 
     @property
-    def whole(self) -> bool:
-        """`over_all` of the settings."""
-        return over_all(self.config)
+    def compares_full_vocabulary(self) -> bool:
+        """Whether every entry of the vocabulary is compared."""
+        return self.config.full_logit_distillation and self.config.distillation_topk is None
 
     @property
-    def fit(self) -> int:
-        """`tokens_that_fit` of the settings."""
+    def tokens_per_chunk(self) -> int:
+        """The tokens for which everything of the vocabulary's width fits into `CHUNK_BYTES`."""
+        copies = FULL_VOCABULARY_COPIES if self.compares_full_vocabulary else 1
+        size = GPU_CHUNK_BYTES if self.positions.is_cuda else CHUNK_BYTES
         width = len(self.student.head.weight)
-        return tokens_that_fit(width, self.dtype, self.config, self.tokens.device)
+        return max(1, size // (width * self.dtype.itemsize * copies))
 
     @property
-    def lends(self) -> bool:
-        """Whether the memory of the head's gradient holds the logits of the first tokens."""
-        many = min(len(self.tokens), self.student.head.weight.shape[1]) > self.fit
-        on_cpu = self.tokens.device.type == "cpu"
-        return many and on_cpu and self.chunk_tokens is None and not self.whole
+    def buffer_holds_logits(self) -> bool:
+        """Whether the buffer of the head's gradient holds the first tokens' logits."""
+        columns = min(len(self.positions), self.student.head.weight.shape[1])
+        allowed = self.chunk_tokens is None and not self.compares_full_vocabulary
+        return allowed and self.positions.device.type == "cpu" and columns > self.tokens_per_chunk
 
-    def memory(self) -> GradientMemory:
-        """For the head's gradient; where it lends, for up to a chunk's tokens more than columns."""
-        shape, device = self.student.head.weight.shape, self.tokens.device
-        more = min(len(self.tokens) - shape[1], self.fit) if self.lends and CAN_GIVE_BACK else 0
-        return GradientMemory(shape, shape[1] + max(more, 0), self.dtype, device)
+    def gradient_buffer(self) -> GradientBuffer:
+        """The buffer of the head's gradient, with a tail of up to a chunk's tokens if it can."""
+        shape, device = self.student.head.weight.shape, self.positions.device
+        extra = 0
+        if self.buffer_holds_logits and CAN_RELEASE_PAGES:
+            extra = max(0, min(len(self.positions) - shape[1], self.tokens_per_chunk))
+        return GradientBuffer(shape, shape[1] + extra, self.dtype, device)
 
-    def chunks(self, memory: GradientMemory | None) -> Iterator[Chunk]:
-        """The tokens in chunks; the first in the memory of the head's gradient, if it lends that.
+    def chunks(self, buffer: GradientBuffer | None) -> Iterator[Chunk]:
+        """The tokens in chunks, the first in the buffer if `buffer_holds_logits`.
 
         Args:
-            memory: of any value; the gradient is set to zeros unless the first chunk lies there.
-                None if nobody wants that gradient.
+            buffer: uninitialised; its gradient is set to zero unless the first chunk lies there.
+                None if the head's gradient is not wanted.
         """
-        tokens, width = self.tokens, len(self.student.head.weight)
-        spare = torch.empty(0, dtype=self.dtype, device=tokens.device)
-        if memory is not None and self.lends:
-            first, tokens = tokens.tensor_split([memory.columns.shape[1]])
-            yield in_gradient(first, memory.columns)
-            spare = memory.beyond
-        elif memory is not None:
-            memory.gradient.zero_()
-        size = self.chunk_tokens or self.fit
-        parts = tokens.tensor_split(-(-len(tokens) // size)) if len(tokens) else ()
-        room = len(parts[0]) * width if parts else 0
-        buffer = spare if len(spare) >= room else spare.new_empty(room)
-        for places in parts:
-            yield Chunk(places, buffer[: len(places) * width].view(-1, width))
+        positions, width = self.positions, len(self.student.head.weight)
+        tail_of_buffer = torch.empty(0, dtype=self.dtype, device=positions.device)
+        if buffer is not None and self.buffer_holds_logits:
+            first, positions = positions.tensor_split([buffer.logit_columns.shape[1]])
+            yield chunk_in_buffer(first, buffer.logit_columns)
+            tail_of_buffer = buffer.tail
+        elif buffer is not None:
+            buffer.gradient.zero_()
+        if not len(positions):
+            return
+        size = self.chunk_tokens or self.tokens_per_chunk
+        parts = positions.tensor_split(-(-len(positions) // size))
+        needed = len(parts[0]) * width
+        fits = len(tail_of_buffer) >= needed
+        memory = tail_of_buffer if fits else tail_of_buffer.new_empty(needed)
+        for part in parts:
+            yield Chunk(part, memory[: len(part) * width].view(-1, width))
 
-    def shares(self) -> Tensor:
-        """How much each place's loss adds to the whole: the derivative of `aggregate`, `(B·T,)`."""
+    def loss_weights(self) -> Tensor:
+        """The derivative of `aggregate` by the loss of each token, `(B·T,)`."""
         with torch.enable_grad():
-            leaf = torch.zeros(self.loss_mask.shape, dtype=self.dtype, device=self.tokens.device)
+            leaf = torch.zeros(self.loss_mask.shape, dtype=self.dtype, device=self.positions.device)
             loss = self.aggregate(leaf.requires_grad_())
         return torch.autograd.grad(loss, leaf)[0].flatten()
 
     def aggregate(self, per_token_loss: Tensor) -> Tensor:
-        """One number from the losses `(B, T)`."""
+        """The scalar loss from the tokens' losses `(B, T)`."""
         mode = self.config.loss_agg_mode
         return aggregate(per_token_loss, self.loss_mask, loss_agg_mode=mode)
 
-    def settings(self, places: Tensor, trace: Trace, config: SDPOConfig) -> dict[str, Any]:
-        """The arguments of the stages after the logits, at some places."""
+    def stage_arguments(
+        self, positions: Tensor, trace: Trace, config: SDPOConfig
+    ) -> StageArguments:
+        """The arguments of the stages after the logits, at some positions."""
+        old, weights = (
+            None if tensor is None else tensor[positions].to(self.dtype)
+            for tensor in (self.old_log_probs, self.rollout_is_weights)
+        )
+        return StageArguments(
+            old_log_probs=old, rollout_is_weights=weights, config=config, trace=trace
+        )
 
-        def chosen(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[places].to(self.dtype)
-
-        return {
-            "old_log_probs": chosen(self.old_log_probs),
-            "rollout_is_weights": chosen(self.weights),
-            "config": config,
-            "trace": trace,
-        }
-
-    def whole_trace(self) -> Trace:
-        """The chunks' values at their places, `(B, T, …)`."""
-        whole: Trace = {}
+    def joined_traces(self) -> Trace:
+        """The chunks' stage values at their positions, `(B, T, …)`; zeros elsewhere."""
+        joined: Trace = {}
         for name in self.traces[0] if self.traces else ():
             values = torch.cat([trace[name] for trace in self.traces or ()]).detach()
-            empty = values.new_zeros(self.loss_mask.numel(), *values.shape[1:])
-            whole[name] = empty.index_copy_(0, self.tokens, values).unflatten(
-                0, self.loss_mask.shape
-            )
-        return whole
+            zeros = values.new_zeros(self.loss_mask.numel(), *values.shape[1:])
+            flat = zeros.index_copy_(0, self.positions, values)
+            joined[name] = flat.unflatten(0, self.loss_mask.shape)
+        return joined

@@ -1,48 +1,53 @@
-"""The same loss as `sdpo.loss.self_distillation`, from hidden states, without holding the logits.
+"""The loss of `sdpo.loss.self_distillation` from hidden states, without holding the logits.
 
-    hidden ─ head ─► logits of a few tokens ─► their losses ─► d loss / d logits ─ head ─► gradients
+    hidden ─ head ─► logits of a chunk ─► token losses ─► d loss / d logits ─ head ─► gradients
 
-Tokens that the masks exclude are left out; the others are taken in chunks, each from hidden states
-to gradients before the next begins. A token's loss depends on its logits z only through the K
-entries of the support, the response token and the normalizer log Σ exp z, so that
+Tokens that the masks exclude are left out. The others are taken in chunks, each of which goes all
+the way from hidden states to gradients before the next begins:
 
-    d loss / d z  =  (d loss / d normalizer) · softmax(z)  +  d loss / d entries, at their places
+    for each chunk of N tokens                                       memory
+      student logits   block by block: normalizers, group maxima     N × V, the chunk's logits
+      top-k            searched in the groups with largest maxima    a few MiB
+      teacher logits   block by block: K entries, normalizers        one block
+      token losses     the stages of `sdpo.loss`, with autograd      N × K
+      d loss / d z     written over the student's logits             the chunk's logits again
+      gradients        added to the hidden states' and the head's    sums in float32 or float64
 
-where the two derivatives on the right are autograd's through the stages of
-`sdpo.loss.self_distillation`. Over the full vocabulary the whole derivative is autograd's, in
-smaller chunks.
+On a CPU the first chunk's logits lie in the buffer of the head's gradient, which is written last,
+over logits that have been read (`gradient_buffer`):
+
+    chunk         logits lie in
+    1             columns of the gradient's buffer: H tokens, and those that fit into its tail
+    2, 3, …       the tail of the buffer, or 96 MiB of their own
+
+A token's loss depends on its logits z only through the K entries of the support, the response token
+and the normalizer log Σ exp z, so that
+
+    d loss / d z  =  (d loss / d normalizer) · softmax(z)  +  d loss / d entries, at their indices
+
+where autograd takes the two derivatives on the right through the stages. If the whole vocabulary is
+compared, the whole derivative is autograd's, in smaller chunks.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdpo.fused.chunks import Chunk, Job
+from sdpo.fused.chunks import Chunk, LossInputs
 from sdpo.fused.lm_head import (
     HeadGradients,
     Projection,
     computing_dtype,
-    finished,
-    flat,
+    detached_rows,
+    logit_slope,
     logits_of,
-    parts_of,
-    product,
-    slope,
-    vocabulary,
+    vocabulary_blocks,
 )
-from sdpo.fused.token_log_probs import entries_of
-from sdpo.fused.vocabulary_scan import (
-    exponentials,
-    group_maxima,
-    has_kernels,
-    likeliest,
-    spread,
-    survey,
-)
+from sdpo.fused.token_log_probs import log_probs_at
+from sdpo.fused.vocabulary_scan import has_kernels, logit_gradient, scan, top_indices
 from sdpo.loss.argument_shapes import check_loss_arguments
 from sdpo.loss.log_softmax import Softmax
 from sdpo.loss.self_distillation import Trace, token_losses, token_losses_on
@@ -80,7 +85,8 @@ def fused_self_distillation_loss(
         rollout_is_weights: `(B, T)`, or None.
         config: settings under verl's names.
         chunk_tokens: tokens whose logits are held at once. None for as many as fit in 96 MiB; on
-            a CPU H more at first, in the memory of the head's gradient, if that is wanted.
+            a CPU the first chunk has H more, in the buffer of the head's gradient, if that is
+            wanted.
         trace: receives the stages' values without gradient, zeros where the masks exclude; without
             the supports if they are the whole vocabulary.
 
@@ -102,57 +108,58 @@ def fused_self_distillation_loss(
     loss_mask = response_mask
     if self_distillation_mask is not None:
         loss_mask = response_mask * self_distillation_mask.unsqueeze(-1)
-    dtype = computing_dtype(student.hidden, student.head.weight)
-    job = Job(
-        student=flat(student),
-        teacher=flat(teacher),
-        live=None if live is None else flat(live),
+    inputs = LossInputs(
+        student=detached_rows(student),
+        teacher=detached_rows(teacher),
+        live=None if live is None else detached_rows(live),
         responses=responses.flatten(),
         old_log_probs=None if old_log_probs is None else old_log_probs.flatten(),
-        weights=None if rollout_is_weights is None else rollout_is_weights.flatten(),
+        rollout_is_weights=None if rollout_is_weights is None else rollout_is_weights.flatten(),
         loss_mask=loss_mask,
         config=config,
-        dtype=dtype,
+        dtype=computing_dtype(student.hidden, student.head.weight),
         chunk_tokens=chunk_tokens,
         traces=None if trace is None else [],
-        differentiable=torch.is_grad_enabled(),
+        needs_gradient=torch.is_grad_enabled(),
     )
     weight, bias = student.head.weight, student.head.bias
-    loss: Any = FusedLoss.apply(student.hidden.flatten(0, -2), weight, bias, job)
+    loss: Any = FusedLoss.apply(student.hidden.flatten(0, -2), weight, bias, inputs)
     if trace is not None:
-        trace |= job.whole_trace() | {"loss_mask": loss_mask, "aggregate": loss.detach()}
+        trace |= inputs.joined_traces() | {"loss_mask": loss_mask, "aggregate": loss.detach()}
     return loss
 
 
 class FusedLoss(torch.autograd.Function):
-    """The loss, with all gradients computed on the way forward."""
+    """The loss, whose gradients are computed during the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> Tensor:
-        """Chunk by chunk: the tokens' losses, and what they add to the gradients."""
-        wanted = [job.differentiable and needed for needed in ctx.needs_input_grad[:3]]
-        memory = job.memory() if wanted[1] else None
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, inputs: LossInputs
+    ) -> Tensor:
+        """Compute the tokens' losses chunk by chunk, and add up their gradients."""
+        wanted = [inputs.needs_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        buffer = inputs.gradient_buffer() if wanted[1] else None
         by_hidden, by_bias = (
-            torch.zeros_like(tensor, dtype=job.dtype) if tensor is not None and needed else None
+            torch.zeros_like(tensor, dtype=inputs.dtype) if tensor is not None and needed else None
             for tensor, needed in ((hidden, wanted[0]), (bias, wanted[2]))
         )
-        gradients = HeadGradients(by_hidden, memory and memory.gradient, by_bias)
-        per_token_loss = torch.zeros(job.loss_mask.numel(), dtype=job.dtype, device=hidden.device)
-        shares = job.shares()
+        gradients = HeadGradients(by_hidden, buffer and buffer.gradient, by_bias)
+        count, loss_weights = inputs.loss_mask.numel(), inputs.loss_weights()
+        per_token_loss = torch.zeros(count, dtype=inputs.dtype, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for chunk in job.chunks(memory):
-                losses = losses_of(job, chunk, shares[chunk.places], gradients)
-                per_token_loss[chunk.places] = losses
-        if memory is not None:
-            memory.give_back()
+            for chunk in inputs.chunks(buffer):
+                losses = _chunk_losses(inputs, chunk, loss_weights[chunk.positions], gradients)
+                per_token_loss[chunk.positions] = losses
+        if buffer is not None:
+            buffer.release_tail()
         ctx.gradients = gradients
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
-        return job.aggregate(per_token_loss.view(job.loss_mask.shape))
+        return inputs.aggregate(per_token_loss.view(inputs.loss_mask.shape))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The gradients times the loss's own."""
+        """Multiply the gradients by the loss's own."""
         if ctx.gradients is None:
             raise RuntimeError(
                 "the fused loss can go backward once; compute it again, or use "
@@ -168,41 +175,41 @@ class FusedLoss(torch.autograd.Function):
         return *cast, None
 
 
-def losses_of(job: Job, chunk: Chunk, shares: Tensor, gradients: HeadGradients) -> Tensor:
+def _chunk_losses(
+    inputs: LossInputs, chunk: Chunk, loss_weights: Tensor, gradients: HeadGradients
+) -> Tensor:
     """Losses `(N,)` of a chunk's tokens; adds their gradients if any are wanted."""
     trace: Trace = {}
     wanted = any(tensor is not None for tensor in gradients)
-    losses, by_logits, scale = (over_vocabulary if job.whole else over_support)(
-        job, chunk, shares if wanted else None, trace
-    )
+    compare = _over_vocabulary if inputs.compares_full_vocabulary else _over_support
+    losses, by_logits = compare(inputs, chunk, loss_weights if wanted else None, trace)
     if by_logits is not None:
-        student = at(job.student, chunk.places)
-        gradients.add(student, chunk.places, by_logits, scale, chunk.room)
-    if job.traces is not None:
-        job.traces.append({name: value.detach() for name, value in trace.items()})
+        student = _rows_at(inputs.student, chunk.positions)
+        gradients.add(student, chunk.positions, by_logits, chunk.scratch)
+    if inputs.traces is not None:
+        inputs.traces.append({name: value.detach() for name, value in trace.items()})
     return losses
 
 
-def over_support(
-    job: Job, chunk: Chunk, shares: Tensor | None, trace: Trace
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Losses `(N,)`, and their sum's derivative by `hidden · weightᵀ + bias` `(N, V)`.
+def _over_support(
+    inputs: LossInputs, chunk: Chunk, loss_weights: Tensor | None, trace: Trace
+) -> tuple[Tensor, Tensor | None]:
+    """Losses `(N,)`, and their weighted sum's derivative by `hidden · weightᵀ + bias` `(N, V)`.
 
-    `shares` are the losses' weights in that sum; None leaves the derivative out. The rows of the
-    derivative are still to be multiplied by the last result `(N, 1)`, if that is not None.
+    Without `loss_weights` `(N,)` there is no derivative.
     """
-    config, head, temperature = job.config, job.student.head, job.config.temperature
-    logits, maxima, normalizer = whole_logits(job, chunk)
-    indices = job.responses[chunk.places].unsqueeze(-1)
+    config, head, logits = inputs.config, inputs.student.head, chunk.logits
+    scans = [scan(block) for block in _student_blocks(inputs, chunk)]
+    normalizers, maxima = (torch.cat(parts, -1) for parts in zip(*scans, strict=True))
+    indices = inputs.responses[chunk.positions].unsqueeze(-1)
     if config.full_logit_distillation:
         count = min(config.distillation_topk or 0, logits.shape[-1])
-        indices = torch.cat([indices, likeliest(logits, maxima, count)], dim=-1)
-    largest = maxima.amax(-1, keepdim=True)
-    del maxima  # of the size of a block
-    teacher = teacher_log_probs(job, chunk, indices)
-    entries, factors = logits.gather(-1, indices), None
-    if normalizer is None:
-        normalizer, factors = exponentials(logits, largest, head, temperature)
+        indices = torch.cat([indices, top_indices(logits, maxima, count)], dim=-1)
+    del scans, maxima  # of the size of a block
+    # block by block as the teacher's, so that equal logits round alike
+    normalizer = normalizers.logsumexp(-1, keepdim=True)
+    teacher = log_probs_at(indices, _teacher_blocks(inputs, chunk))
+    entries = logits.gather(-1, indices)
     with torch.enable_grad():
         leaves = entries.requires_grad_(), normalizer.requires_grad_()
         student = leaves[0] - leaves[1]
@@ -211,83 +218,63 @@ def over_support(
             student[:, 0],
             teacher[:, 0],
             both if config.full_logit_distillation else None,
-            **job.settings(chunk.places, trace, config),
+            **inputs.stage_arguments(chunk.positions, trace, config),
         )
-    if shares is None:
-        return losses.detach(), None, None
-    by_entries, by_normalizer = torch.autograd.grad(losses, leaves, shares)
-    found = normalizer.detach(), factors, by_normalizer
-    at_entries = indices, entries.detach(), by_entries
-    return losses.detach(), *spread(logits, *found, *at_entries, head, temperature)
+    if loss_weights is None:
+        return losses.detach(), None
+    by_entries, by_normalizer = torch.autograd.grad(losses, leaves, loss_weights)
+    of_entries = indices, entries.detach(), by_entries
+    return losses.detach(), logit_gradient(
+        logits, normalizer.detach(), by_normalizer, *of_entries, head, config.temperature
+    )
 
 
-def over_vocabulary(
-    job: Job, chunk: Chunk, shares: Tensor | None, trace: Trace
-) -> tuple[Tensor, Tensor | None, None]:
-    """As `over_support`, where every entry of the vocabulary is compared."""
-    config, head = job.config, job.student.head
-    logits, *_ = whole_logits(job, chunk)
-    parts = [logits for _, logits in teacher_logits(job, chunk)]
-    settings = job.settings(chunk.places, trace, replace(config, temperature=1.0))
+def _over_vocabulary(
+    inputs: LossInputs, chunk: Chunk, loss_weights: Tensor | None, trace: Trace
+) -> tuple[Tensor, Tensor | None]:
+    """As `_over_support`, where every entry of the vocabulary is compared."""
+    config, head = inputs.config, inputs.student.head
+    for _ in _student_blocks(inputs, chunk):
+        pass
+    teacher_logits = torch.cat([block for _, block in _teacher_blocks(inputs, chunk)], -1)
+    # the logits are divided by the temperature already
+    arguments = inputs.stage_arguments(chunk.positions, trace, replace(config, temperature=1.0))
     with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
-        sides = Softmax(leaf), Softmax(torch.cat(parts, -1))
-        losses = token_losses(*sides, job.responses[chunk.places], **settings)
+        leaf = chunk.logits.detach().requires_grad_()
+        sides = Softmax(leaf), Softmax(teacher_logits)
+        losses = token_losses(*sides, inputs.responses[chunk.positions], **arguments)
     for name in [name for name in trace if name.startswith("support.")]:
         del trace[name]
-    if shares is None:
-        return losses.detach(), None, None
-    (by_logits,) = torch.autograd.grad(losses, leaf, shares)
-    return losses.detach(), by_logits * slope(leaf.detach(), head, config.temperature), None
+    if loss_weights is None:
+        return losses.detach(), None
+    (by_logits,) = torch.autograd.grad(losses, leaf, loss_weights)
+    return losses.detach(), by_logits * logit_slope(leaf.detach(), head, config.temperature)
 
 
-def whole_logits(job: Job, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The student's logits `(N, V)` over temperature, and their `group_maxima`.
-
-    Where there are kernels, the normalizers `(N, 1)` too, which they find in the same pass.
-    """
-    student, temperature = at(job.student, chunk.places), job.config.temperature
-    logits = chunk.logits
-    if has_kernels(logits):
-        logits_of(student, slice(None), temperature, logits)
-        normalizers, maxima = survey(logits)
-        return logits, maxima, normalizers
-    hidden, head = student
-    if chunk.room is not None:  # so many rows are multiplied faster at once than in blocks
-        for part in parts_of(head.weight, logits, at_once=True):
-            product(hidden, head.weight[part].T, out=logits[:, part])
-    maxima = []
-    for part in vocabulary(student):
-        # while the block, which holds whole groups, is in the cache
-        block = logits[:, part]
-        if chunk.room is None:
-            product(hidden, head.weight[part].T, out=block)
-        maxima.append(group_maxima(finished(block, head, part, temperature)))
-    return logits, torch.cat(maxima, -1), None
+def _student_blocks(inputs: LossInputs, chunk: Chunk) -> Iterator[Tensor]:
+    """Write the student's logits over temperature, and give each block while it is in the cache."""
+    student = _rows_at(inputs.student, chunk.positions)
+    at_once = [slice(0, len(student.head.weight))]
+    for part in at_once if has_kernels(chunk.logits) else vocabulary_blocks(student):
+        yield logits_of(student, part, inputs.config.temperature, chunk.logits[:, part])
 
 
-def teacher_log_probs(job: Job, chunk: Chunk, indices: Tensor) -> Tensor:
-    """The teacher's log-probs of some entries `(N, K)`, a block of its logits at a time."""
-    width = len(job.teacher.head.weight)
-    return entries_of(partial(teacher_logits, job, chunk), indices, width, job.dtype)
-
-
-def teacher_logits(job: Job, chunk: Chunk) -> Iterator[tuple[slice, Tensor]]:
+def _teacher_blocks(inputs: LossInputs, chunk: Chunk) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of the teacher's logits over temperature, in the dtype of the computation.
 
-    Where the chunk has room for a block, the next takes its place.
+    Where the chunk has scratch memory, the next block overwrites it.
     """
-    temperature, mix = job.config.temperature, job.config.teacher_update_rate
-    own = at(job.teacher, chunk.places)
-    live = None if job.live is None else at(job.live, chunk.places)
-    for part in vocabulary(own):
-        logits = logits_of(own, part, temperature, chunk.block(part)).to(job.dtype)
+    temperature, mix = inputs.config.temperature, inputs.config.teacher_update_rate
+    teacher = _rows_at(inputs.teacher, chunk.positions)
+    live = None if inputs.live is None else _rows_at(inputs.live, chunk.positions)
+    for part in vocabulary_blocks(teacher):
+        logits = logits_of(teacher, part, temperature, chunk.scratch_for(part)).to(inputs.dtype)
         if live is not None:
-            theirs = logits_of(live, part, temperature).to(job.dtype)
-            logits = trust_region_logits(logits, theirs, mix)
+            live_logits = logits_of(live, part, temperature).to(inputs.dtype)
+            logits = trust_region_logits(logits, live_logits, mix)
         yield part, logits
 
 
-def at(side: Projection, places: Tensor) -> Projection:
-    """The hidden states at some places."""
-    return side._replace(hidden=side.hidden[places])
+def _rows_at(side: Projection, positions: Tensor) -> Projection:
+    """The hidden states at some positions."""
+    return side._replace(hidden=side.hidden[positions])

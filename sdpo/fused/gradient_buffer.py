@@ -1,10 +1,11 @@
-"""Memory of the head's gradient, in which logits lie before it is written.
+"""One buffer for the head's gradient, which holds logits before the gradient is written.
 
-    logits     S columns, a row for each entry of the vocabulary    ├ 0 ┤├ 1 ┤├ 2 ┤├ 3 ┤
-    gradient   H columns, S or fewer                                ├0 ┤├1 ┤├2 ┤├3 ┤ beyond
+    logits     S columns, a row for each vocabulary entry    ├ 0 ┤├ 1 ┤├ 2 ┤├ 3 ┤
+    gradient   H columns, S or fewer                         ├0 ┤├1 ┤├2 ┤├3 ┤ tail
 
-A block of the gradient is written when the logits of its rows have been read: over them, or over
-those of rows before. What lies beyond it serves further logits, and is then given back.
+A block of the gradient is written once the logits of its rows have been read: over those logits, or
+over those of earlier rows. The tail behind the gradient holds the logits of further chunks; its
+pages are returned to the operating system when the loss has been computed.
 """
 
 import mmap
@@ -12,15 +13,15 @@ from collections.abc import Sequence
 
 import torch
 
-CAN_GIVE_BACK = hasattr(mmap, "MADV_DONTNEED")
+CAN_RELEASE_PAGES = hasattr(mmap, "MADV_DONTNEED")
 
 
-class GradientMemory:
-    """An empty gradient `(V, H)` and `columns` `(V, S)` of the same memory.
+class GradientBuffer:
+    """An uninitialised gradient `(V, H)`, and `logit_columns` `(V, S)` in the same memory.
 
     Args:
-        shape: of the gradient.
-        columns: S. More than H only on a CPU, and where `CAN_GIVE_BACK`.
+        shape: of the gradient, `(V, H)`.
+        columns: S. More than H only on a CPU, and where `CAN_RELEASE_PAGES`.
         dtype: of both.
         device: of both.
     """
@@ -29,33 +30,33 @@ class GradientMemory:
         self, shape: Sequence[int], columns: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         height, width = shape
-        self._map: mmap.mmap | None = None
+        self._pages: mmap.mmap | None = None
         if columns > width:
             size = height * columns * dtype.itemsize
-            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            whole = torch.frombuffer(self._map, dtype=dtype)
+            self._pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory = torch.frombuffer(self._pages, dtype=dtype)
         else:
-            whole = torch.empty(height * width, dtype=dtype, device=device)
-        self.columns = whole.view(height, -1)
-        self.gradient = whole[: height * width].view(height, width)
-        self.beyond = whole[height * width :]
+            memory = torch.empty(height * width, dtype=dtype, device=device)
+        self.logit_columns = memory.view(height, -1)
+        self.gradient = memory[: height * width].view(height, width)
+        self.tail = memory[height * width :]
 
-    def give_back(self) -> None:
-        """Leave what lies beyond the gradient to the system; its values are lost."""
-        if self._map is None:
+    def release_tail(self) -> None:
+        """Return the tail's pages to the operating system; its values are lost."""
+        if self._pages is None:
             return
         used = self.gradient.nbytes
         start = -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
-        if start < len(self._map):
-            self._map.madvise(mmap.MADV_DONTNEED, start, len(self._map) - start)
+        if start < len(self._pages):
+            self._pages.madvise(mmap.MADV_DONTNEED, start, len(self._pages) - start)
 
 
-def lies_behind(part: slice, width: int, columns: int) -> bool:
-    """Whether the logits of a part of the vocabulary, and of all after, lie behind its gradient.
+def gradient_ends_before_logits(part: slice, hidden_size: int, logits_stride: int) -> bool:
+    """Whether the gradient of a part of the vocabulary ends before the part's logits begin.
 
     Args:
         part: entries of the vocabulary.
-        width: columns of the gradient.
-        columns: from one entry's logits to the next one's.
+        hidden_size: columns of the gradient.
+        logits_stride: numbers from one entry's logits to the next entry's.
     """
-    return part.stop * width <= part.start * columns
+    return part.stop * hidden_size <= part.start * logits_stride

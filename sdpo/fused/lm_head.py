@@ -3,9 +3,9 @@
     logits = softcap * tanh(scale * (hidden · weightᵀ + bias) / softcap) / temperature
 
 Blocks of the vocabulary keep what is held beside the weights small; half-precision inputs are
-multiplied and added up in float32, on a GPU by its matrix units. On CPU oneDNN, where torch has it,
-multiplies the few rows of a chunk up to 1.4 times as fast as `torch.mm` does; what lies by columns
-it would copy first.
+multiplied and added up in float32, on a GPU by its matrix units. On a CPU oneDNN, where torch has
+it, multiplies the few rows of a chunk up to 1.4 times as fast as `torch.mm`; matrices that lie by
+columns it would copy first, so they go to `torch.mm`.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdpo.fused.gradient_buffer import lies_behind
+from sdpo.fused.gradient_buffer import gradient_ends_before_logits
 
 BLOCK = 2048
 GPU_BLOCK = 16384
+"""A first guess that has not been run on a GPU."""
 
 
 class Head(NamedTuple):
@@ -53,10 +54,11 @@ def blocks(width: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + size, width))
 
 
-def flat(side: Projection) -> Projection:
+def detached_rows(side: Projection) -> Projection:
     """Hidden states `(N, H)`, and everything without gradient.
 
-    On a GPU a float32 head is rounded to half-precision hidden states, as autocast does.
+    On a GPU a float32 head is rounded to half-precision hidden states, as autocast does. This has
+    not been run on a GPU.
     """
     hidden, weight = side.hidden.detach().flatten(0, -2), side.head.weight.detach()
     bias = None if side.head.bias is None else side.head.bias.detach()
@@ -65,46 +67,38 @@ def flat(side: Projection) -> Projection:
     return Projection(hidden, side.head._replace(weight=weight, bias=bias))
 
 
-def vocabulary(side: Projection) -> Iterator[slice]:
+def vocabulary_blocks(side: Projection) -> Iterator[slice]:
     """The blocks of a side's vocabulary."""
     return blocks(len(side.head.weight), side.hidden.device)
 
 
-def parts_of(weight: Tensor, other: Tensor, *, at_once: bool = False) -> Iterator[slice]:
-    """The parts in which a head is multiplied with what has the vocabulary's size.
-
-    One for everything on a GPU, whose many units share its sums, and if `at_once` is asked for and
-    no copy of the weights in another dtype is needed.
-    """
-    if other.is_cuda or (at_once and weight.dtype == other.dtype):
-        return iter([slice(0, len(weight))])
-    return blocks(len(weight), other.device)
-
-
 def product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`left · right` in the dtype of `computing_dtype`, into `out` if that is given."""
+    """`left · right` in the dtype of `computing_dtype`, into `out` if that is given.
+
+    The branch of half precision on a GPU has not been run.
+    """
     dtype = computing_dtype(left, right)
     if left.is_cuda and left.dtype == right.dtype != dtype:
         return torch.mm(left, right, out_dtype=dtype, out=out)
     left, right = left.to(dtype), right.to(dtype)
     by_rows = all(tensor.stride(-1) == 1 for tensor in (left, out) if tensor is not None)
-    if left.device.type == "cpu" and dtype == torch.float32 and by_rows and one_dnn():
-        found = torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
-        return found if out is None else out.copy_(found)
+    if left.device.type == "cpu" and dtype == torch.float32 and by_rows and has_one_dnn():
+        result = torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
+        return result if out is None else out.copy_(result)
     return torch.mm(left, right, out=out)
 
 
-def one_dnn() -> bool:
+def has_one_dnn() -> bool:
     """Whether torch has oneDNN's linear layer, which its compiler uses as well."""
     available = torch.backends.mkldnn.is_available()
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add `left · right` to `total`, which has the dtype of `computing_dtype`.
 
     Not by `product`, because it would hold `left · right`, and of few columns of `left` oneDNN is
-    no faster.
+    no faster. The branch of half precision on a GPU has not been run.
     """
     if left.is_cuda and left.dtype == right.dtype != total.dtype:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
@@ -124,12 +118,7 @@ def logits_of(
         out: where to write them.
     """
     logits = product(projection.hidden, projection.head.weight[part].T, out=out)
-    return finished(logits, projection.head, part, temperature)
-
-
-def finished(logits: Tensor, head: Head, part: slice, temperature: float) -> Tensor:
-    """What follows `hidden · weightᵀ`, in place: bias, scale, soft cap, temperature."""
-    _, bias, scale, softcap = head
+    _, bias, scale, softcap = projection.head
     if bias is not None:
         logits += bias[part]
     if scale != 1.0:
@@ -139,7 +128,7 @@ def finished(logits: Tensor, head: Head, part: slice, temperature: float) -> Ten
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def slope(logits: Tensor, head: Head, temperature: float) -> Tensor | float:
+def logit_slope(logits: Tensor, head: Head, temperature: float) -> Tensor | float:
     """Derivative of `logits_of` by `hidden · weightᵀ + bias`, from its value."""
     if head.softcap is None:
         return head.scale / temperature
@@ -147,7 +136,7 @@ def slope(logits: Tensor, head: Head, temperature: float) -> Tensor | float:
 
 
 class HeadGradients(NamedTuple):
-    """Sums that gradients are added to, None for those that nobody wants; float32 or float64."""
+    """Sums to which chunks add their gradients, in float32 or float64; None where not wanted."""
 
     hidden: Tensor | None
     weight: Tensor | None
@@ -156,52 +145,54 @@ class HeadGradients(NamedTuple):
     def add(
         self,
         projection: Projection,
-        rows: Tensor,
-        grad: Tensor,
-        scale: Tensor | None = None,
-        room: Tensor | None = None,
+        positions: Tensor,
+        by_logits: Tensor,
+        scratch: Tensor | None = None,
     ) -> None:
-        """Add what `grad` `(N, V)`, by `hidden · weightᵀ + bias`, gives.
+        """Add what the derivative by `hidden · weightᵀ + bias` gives.
 
         Args:
             projection: hidden states `(N, H)` and head.
-            rows: `(N,)`, where those hidden states stand among all.
-            grad: in the dtype of the sums, or in that of hidden states and head.
-            scale: `(N, 1)`, what its rows are to be multiplied by; None for ones.
-            room: as large as a block of `grad`, given if that lies in the memory of `weight`, which
-                holds no sum yet; it is overwritten.
+            positions: `(N,)`, where those hidden states stand among all.
+            by_logits: the derivative, `(N, V)`, in the dtype of the sums, or in that of hidden
+                states and head.
+            scratch: as large as a block of the head's gradient, given if `by_logits` lies in the
+                buffer of that gradient, which holds no sum yet; overwritten.
         """
-        if self.bias is not None and scale is None:
-            self.bias.add_(grad.sum(0, dtype=self.bias.dtype))
-        elif self.bias is not None and scale is not None:
-            self.bias.addmv_(grad.T, scale.squeeze(-1))
+        if self.bias is not None:
+            self.bias.add_(by_logits.sum(0, dtype=self.bias.dtype))
         if self.hidden is not None:
-            found = by_hidden(projection.head.weight, grad, at_once=room is not None)
-            self.hidden[rows] = found if scale is None else found.mul_(scale)
-            del found
+            self.hidden[positions] = _by_hidden(projection.head.weight, by_logits)
         if self.weight is not None:
-            hidden = projection.hidden if grad.is_cuda else projection.hidden.to(grad.dtype)
-            hidden = hidden if scale is None else hidden * scale
-            add_by_weight(self.weight, hidden, grad, room)
+            hidden = projection.hidden
+            hidden = hidden if by_logits.is_cuda else hidden.to(by_logits.dtype)
+            _add_by_weight(self.weight, hidden, by_logits, scratch)
 
 
-def by_hidden(weight: Tensor, grad: Tensor, *, at_once: bool) -> Tensor:
-    """`grad · weight` `(N, H)`, in parts of the vocabulary if that saves memory."""
-    first, *others = parts_of(weight, grad, at_once=at_once)
-    total = product(grad[:, first], weight[first])
+def _by_hidden(weight: Tensor, by_logits: Tensor) -> Tensor:
+    """`by_logits · weight` `(N, H)`, block by block where the weights must be copied to float32."""
+    if by_logits.is_cuda or weight.dtype == by_logits.dtype:
+        return product(by_logits, weight)
+    first, *others = blocks(len(weight), weight.device)
+    total = product(by_logits[:, first], weight[first])
     for part in others:
-        total += product(grad[:, part], weight[part])
+        total += product(by_logits[:, part], weight[part])
     return total
 
 
-def add_by_weight(total: Tensor, hidden: Tensor, grad: Tensor, room: Tensor | None) -> None:
-    """Add `gradᵀ · hidden` to `total` `(V, H)`; with `room`, where `grad` lies, write it there."""
-    for part in parts_of(total, grad):
-        own = total[part]
-        if room is None:
-            add_product(own, grad[:, part].T, hidden)
-        elif lies_behind(part, own.shape[1], grad.stride(1)):
-            torch.mm(grad[:, part].T, hidden, out=own)
+def _add_by_weight(
+    total: Tensor, hidden: Tensor, by_logits: Tensor, scratch: Tensor | None
+) -> None:
+    """Add `by_logitsᵀ · hidden` to `total` `(V, H)`; with `scratch`, write it over `by_logits`."""
+    if by_logits.is_cuda:  # at once: its many units share the sums
+        _add_product(total, by_logits.T, hidden)
+        return
+    for part in blocks(len(total), total.device):
+        rows, columns = total[part], by_logits[:, part].T
+        if scratch is None:
+            _add_product(rows, columns, hidden)
+        elif gradient_ends_before_logits(part, rows.shape[1], by_logits.stride(1)):
+            torch.mm(columns, hidden, out=rows)
         else:
-            place = room.view(-1)[: own.numel()].view_as(own)
-            own.copy_(torch.mm(grad[:, part].T, hidden, out=place))
+            block = scratch.view(-1)[: rows.numel()].view_as(rows)
+            rows.copy_(torch.mm(columns, hidden, out=block))

@@ -1,69 +1,15 @@
 """Log-probs of some entries, from hidden states, without holding the logits."""
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from sdpo.fused.lm_head import Projection, blocks, computing_dtype, flat, logits_of, vocabulary
-from sdpo.fused.vocabulary_scan import (
-    has_kernels,
-    reference_of,
-    sum_of_exponentials,
-    survey,
-    within_reach,
-)
+from sdpo.fused.lm_head import Projection, detached_rows, logits_of, vocabulary_blocks
+from sdpo.fused.vocabulary_scan import normalizers_of
 
 TOKENS_AT_ONCE = 1024
-"""Of log-probs alone, of which only blocks are held."""
-
-
-def entries_of(
-    logits_by_block: Callable[[], Iterable[tuple[slice, Tensor]]],
-    indices: Tensor,
-    width: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Log-probs `(N, K)` of some entries, from logits whose blocks come one after the other.
-
-    The blocks are overwritten. On a CPU only the first is searched for the largest logit of each
-    token; all are asked for again if exponentials relative to that are too large or too small.
-    """
-    found, trusted = taken(logits_by_block(), indices, width, dtype, search_all=indices.is_cuda)
-    if not trusted:
-        found, _ = taken(logits_by_block(), indices, width, dtype, search_all=True)
-    return found
-
-
-def taken(
-    logits_by_block: Iterable[tuple[slice, Tensor]],
-    indices: Tensor,
-    width: int,
-    dtype: torch.dtype,
-    *,
-    search_all: bool,
-) -> tuple[Tensor, bool]:
-    """Log-probs of some entries `(N, K)`, and whether the references were near enough."""
-    # results go to tensors made before: small ones between large ones would fragment the heap
-    entries = torch.zeros(indices.shape, dtype=dtype, device=indices.device)
-    normalizers = entries.new_empty(len(indices), len([*blocks(width, indices.device)]))
-    reference = None
-    for number, (part, logits) in enumerate(logits_by_block):
-        inside = (indices >= part.start) & (indices < part.stop)
-        near = (indices - part.start).clamp(0, logits.shape[-1] - 1)
-        entries.copy_(torch.where(inside, logits.gather(-1, near), entries))
-        if has_kernels(logits):
-            normalizers[:, number : number + 1] = survey(logits)[0]
-        else:
-            if reference is None or search_all:
-                reference = reference_of(logits.amax(-1, keepdim=True))
-            found = sum_of_exponentials(logits, reference).log_().add_(reference)
-            normalizers[:, number : number + 1] = found
-        del logits
-    whole = normalizers.logsumexp(-1, keepdim=True)
-    trusted = search_all or reference is None or within_reach(whole, reference)
-    return entries - whole, trusted
+"""Tokens of which a block of logits is held."""
 
 
 @torch.no_grad()
@@ -75,18 +21,32 @@ def token_log_probs(side: Projection, responses: Tensor, temperature: float) -> 
         responses: `(B, T)` int64 token ids.
         temperature: divides the logits.
     """
-    whole, width = flat(side), len(side.head.weight)
-    dtype, found = computing_dtype(whole.hidden, whole.head.weight), []
-    rows = whole.hidden.split(TOKENS_AT_ONCE), responses.flatten().split(TOKENS_AT_ONCE)
+    rows, log_probs = detached_rows(side), []
+    pieces = rows.hidden.split(TOKENS_AT_ONCE), responses.flatten().split(TOKENS_AT_ONCE)
     with torch.autocast(responses.device.type, enabled=False):
-        for hidden, tokens in zip(*rows, strict=True):
-            some = whole._replace(hidden=hidden)
-            parts = partial(logits_by_block, some, temperature)
-            found.append(entries_of(parts, tokens.unsqueeze(-1), width, dtype))
-    return torch.cat(found).view(responses.shape)
+        for hidden, tokens in zip(*pieces, strict=True):
+            logits = _blocks_of_logits(rows._replace(hidden=hidden), temperature)
+            log_probs.append(log_probs_at(tokens.unsqueeze(-1), logits))
+    return torch.cat(log_probs).view(responses.shape)
 
 
-def logits_by_block(side: Projection, temperature: float) -> Iterator[tuple[slice, Tensor]]:
-    """A side's logits over temperature, a block of the vocabulary at a time."""
-    for part in vocabulary(side):
+def _blocks_of_logits(side: Projection, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+    for part in vocabulary_blocks(side):
         yield part, logits_of(side, part, temperature)
+
+
+def log_probs_at(indices: Tensor, blocks_of_logits: Iterable[tuple[slice, Tensor]]) -> Tensor:
+    """Log-probs of the entries at `indices` `(N, K)`, from logits that come block by block.
+
+    Args:
+        indices: of the vocabulary.
+        blocks_of_logits: parts of the vocabulary, in order, and their logits `(N, width)`.
+    """
+    entries, normalizers = 0.0, []
+    for part, logits in blocks_of_logits:
+        inside = (indices >= part.start) & (indices < part.stop)
+        within_part = (indices - part.start).clamp(0, logits.shape[-1] - 1)
+        entries = torch.where(inside, logits.gather(-1, within_part), entries)
+        normalizers.append(normalizers_of(logits))
+        del logits  # before the next block is made
+    return entries - torch.cat(normalizers, -1).logsumexp(-1, keepdim=True)

@@ -1,6 +1,7 @@
 """Passes over logits on a GPU that read them once, in Triton; `vocabulary_scan` chooses them.
 
-Imported only where Triton is installed and tensors are on CUDA.
+Imported only where Triton is installed and tensors are on CUDA. The kernels pass their tests in
+Triton's interpreter on a CPU; they have not been run on a GPU.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ GROUPS_AT_ONCE = 64
 ENTRIES_AT_ONCE = 4096
 
 
-def survey(logits: Tensor, normalizers: Tensor, maxima: Tensor, group: int) -> None:
+def scan(logits: Tensor, normalizers: Tensor, maxima: Tensor, group: int) -> None:
     """Write log Σ exp of each row, and the largest logit of each group of neighbours.
 
     Args:
@@ -24,7 +25,7 @@ def survey(logits: Tensor, normalizers: Tensor, maxima: Tensor, group: int) -> N
         group: entries of a group, a power of two.
     """
     count, width = logits.shape
-    kernel: Any = _survey
+    kernel: Any = _scan
     kernel[(count,)](
         logits,
         normalizers,
@@ -70,7 +71,7 @@ def softmax_gradient(
 
 
 @triton.jit
-def _survey(
+def _scan(
     logits,
     normalizers,
     maxima,
@@ -89,15 +90,15 @@ def _survey(
     for start in range(0, groups, GROUPS):
         group = start + tl.arange(0, GROUPS)
         places = group[:, None] * GROUP + inside[None, :]
-        found = tl.load(
+        block = tl.load(
             logits + row * logits_stride + places, mask=places < width, other=-float("inf")
         )
-        largest = tl.max(found, 1)
+        largest = tl.max(block, 1)
         tl.store(maxima + row * maxima_stride + group, largest, mask=group < groups)
         higher = tl.maximum(peak, tl.max(largest, 0))
         # nothing but -inf so far: their exp is zero at any finite reference
         reference = tl.where(higher == -float("inf"), 0.0, higher)
-        total = total * tl.exp(peak - reference) + tl.sum(tl.sum(tl.exp(found - reference), 1), 0)
+        total = total * tl.exp(peak - reference) + tl.sum(tl.sum(tl.exp(block - reference), 1), 0)
         peak = higher
     tl.store(normalizers + row * normalizers_stride, peak + tl.log(total))
 
@@ -117,9 +118,9 @@ def _softmax_gradient(
     row = tl.program_id(0).to(tl.int64)
     places = tl.program_id(1) * ENTRIES + tl.arange(0, ENTRIES)
     valid = places < width
-    found = tl.load(logits + row * logits_stride + places, mask=valid, other=0.0)
-    value = tl.exp(found - tl.load(normalizers + row)) * tl.load(factors + row)
+    block = tl.load(logits + row * logits_stride + places, mask=valid, other=0.0)
+    value = tl.exp(block - tl.load(normalizers + row)) * tl.load(factors + row)
     if CAPPED:
-        ratio = found / softcap
+        ratio = block / softcap
         value *= 1.0 - ratio * ratio
     tl.store(gradient + row * width + places, value.to(gradient.dtype.element_ty), mask=valid)

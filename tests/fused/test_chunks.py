@@ -1,7 +1,6 @@
 """The fused loss holds little, its faults are seen, and random cases agree."""
 
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdpo.fused import chunks, fused_loss, lm_head, vocabulary_scan
+from sdpo.fused.lm_head import Head, Projection
 from sdpo.settings.rules import LOSS_AGG_MODES
 from tests.helpers.fused_inputs import (
     EXACT,
@@ -27,7 +27,6 @@ from tests.helpers.fused_inputs import (
 )
 
 __all__ = ["narrow_blocks"]
-CPU = torch.device("cpu")
 
 # --- memory -------------------------------------------------------------------------------------
 
@@ -72,32 +71,50 @@ def test_no_tensor_is_larger_than_the_weights_where_the_gradient_holds_logits(mo
     assert seen.elements >= ROWS * TOKENS * width
 
 
-def test_chunks_fit_into_their_size(monkeypatch):
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2**20)
-    for width, dtype in product((100, 1000, 2**20), (torch.float32, torch.float64)):
-        tokens = chunks.tokens_that_fit(width, dtype, config("topk_tail"), CPU)
-        assert tokens == 1 or tokens * width * dtype.itemsize <= 2**20
-        assert chunks.tokens_that_fit(width, dtype, config("full_vocab"), CPU) <= tokens
+def loss_inputs(mode: str, width: int, count: int = 0, hidden: int = 2) -> chunks.LossInputs:
+    """Inputs in float32 of which `count` tokens count."""
+    side = Projection(torch.zeros(count, hidden), Head(torch.zeros(width, hidden)))
+    return chunks.LossInputs(
+        student=side, teacher=side, live=None, responses=torch.zeros(count, dtype=torch.long),
+        old_log_probs=None, rollout_is_weights=None, loss_mask=torch.ones(1, count),
+        config=config(mode), dtype=torch.float32, chunk_tokens=None, traces=None,
+        needs_gradient=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mode", "width", "tokens"),
+    [("topk_tail", 100, 16), ("topk_tail", 1601, 1), ("full_vocab", 100, 1), ("full_vocab", 8, 12)],
+)
+def test_a_chunk_has_the_tokens_whose_logits_fit_into_its_bytes(mode, width, tokens, monkeypatch):
+    """6,400 bytes hold 1,600 numbers: 16 rows of 100, or 16 copies of a row."""
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 6400)
+    assert loss_inputs(mode, width).tokens_per_chunk == tokens
+
+
+def test_tokens_beyond_a_chunk_are_shared_out_evenly(monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * 100 * 3)
+    sizes = [len(chunk.positions) for chunk in loss_inputs("topk_tail", 100, 7).chunks(None)]
+    assert sizes == [3, 2, 2]
 
 
 # --- planted faults -----------------------------------------------------------------------------
 
 
-def unnormalized(job, chunk, indices):
-    parts = [logits for _, logits in fused_loss.teacher_logits(job, chunk)]
-    return torch.cat(parts, -1).gather(-1, indices)
+def unnormalized(indices, blocks_of_logits):
+    return torch.cat([logits for _, logits in blocks_of_logits], -1).gather(-1, indices)
 
 
-def first_block_only(logits, head, temperature):
+def constant_slope(logits, head, temperature):
     return head.scale / temperature
 
 
 FAULTS = {
-    "teacher not normalized": (fused_loss, "teacher_log_probs", unnormalized),
-    "slope of the soft cap left out": (vocabulary_scan, "slope", first_block_only),
+    "teacher not normalized": (fused_loss, "log_probs_at", unnormalized),
+    "slope of the soft cap left out": (vocabulary_scan, "logit_slope", constant_slope),
     "blocks overlap": (lm_head, "blocks", lambda width, *_: iter([slice(0, 16), slice(12, width)])),
     "mix left out": (fused_loss, "trust_region_logits", lambda reference, live, mix: reference),
-    "mean instead of shares": (
+    "mean instead of the mode's weights": (
         chunks,
         "aggregate",
         lambda values, mask, *, loss_agg_mode: (values * mask).sum() / mask.numel(),

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdpo.fused import vocabulary_scan
 from sdpo.fused.fused_loss import fused_self_distillation_loss
 from sdpo.fused.lm_head import Head, Projection
-from sdpo.fused.vocabulary_scan import GROUP, exponentials, likeliest, spread, survey
+from sdpo.fused.vocabulary_scan import GROUP, logit_gradient, scan, top_indices
 from sdpo.loss.self_distillation import self_distillation_loss
 from sdpo.settings.config import SDPOConfig
 
@@ -41,48 +41,46 @@ def group_maxima(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("width", [GROUP * 30, 5003])
-def test_the_likeliest_lie_in_the_groups_with_the_largest_maxima(width):
+def test_the_largest_logits_lie_in_the_groups_with_the_largest_maxima(width):
     logits = numbers(7, width, device="cpu")
     logits[0] = 1.0  # all equal
-    found = likeliest(logits, group_maxima(logits), 20)
+    found = top_indices(logits, group_maxima(logits), 20)
     assert torch.equal(logits.gather(-1, found), logits.topk(20, dim=-1).values)
     assert all(len(row.unique()) == 20 for row in found)
     other = group_maxima(logits).flip(-1)
-    assert not torch.equal(logits.gather(-1, likeliest(logits, other, 20)), logits.topk(20).values)
+    assert not torch.equal(
+        logits.gather(-1, top_indices(logits, other, 20)), logits.topk(20).values
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [1000, 4096, WIDTH])
-def test_survey_is_logsumexp_and_group_maxima(width):
+def test_scan_is_logsumexp_and_group_maxima(width):
     logits = numbers(5, width) * 5
     logits[0, :300] = -torch.inf
     assert vocabulary_scan.has_kernels(logits)
-    normalizers, maxima = survey(logits)
+    normalizers, maxima = scan(logits)
     assert maxima is not None
     assert torch.equal(maxima, group_maxima(logits))
     torch.testing.assert_close(normalizers, logits.logsumexp(-1, keepdim=True), rtol=1e-6, atol=0)
     strided = torch.cat([logits, logits], -1)[:, :width]
-    assert torch.equal(survey(strided)[0], normalizers)
+    assert torch.equal(scan(strided)[0], normalizers)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("softcap", [None, 30.0])
-def test_spread_is_what_torch_computes(softcap):
+def test_the_kernels_gradient_is_what_torch_computes(softcap, monkeypatch):
     logits, by_normalizers = numbers(5, WIDTH), numbers(5, 1, seed=1)
-    normalizers, maxima = survey(logits)
-    indices = torch.cat([torch.full((5, 1), 7, device="cuda"), likeliest(logits, maxima, 20)], -1)
+    normalizers, maxima = scan(logits)
+    indices = torch.cat([torch.full((5, 1), 7, device="cuda"), top_indices(logits, maxima, 20)], -1)
     indices[1, 0] = indices[1, 3]  # the response token is one of the likeliest
     by_entries = numbers(5, 21, seed=2)
     head = Head(numbers(WIDTH, HIDDEN), None, 0.5, softcap)
     rest = (by_normalizers, indices, logits.gather(-1, indices), by_entries, head, 0.7)
-    found, no_scale = spread(logits, normalizers, None, *rest)
-    assert no_scale is None
-    by_torch = logits.clone()
-    both = exponentials(by_torch, logits.amax(-1, keepdim=True), head, 0.7)
-    torch.testing.assert_close(both[0], normalizers)
-    expected, scale = spread(by_torch, *both, *rest)
-    assert scale is not None
-    torch.testing.assert_close(found, expected * scale, rtol=1e-5, atol=1e-7)
+    found = logit_gradient(logits, normalizers, *rest)
+    monkeypatch.setattr(vocabulary_scan, "triton_installed", lambda: False)
+    expected = logit_gradient(logits.clone(), logits.logsumexp(-1, keepdim=True), *rest)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def sides(dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> Sides:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdpo.fused import chunks as fused_job
+from sdpo.fused import chunks as chunks_module
 from sdpo.fused import gradient_buffer, lm_head
 from sdpo.fused.fused_loss import fused_self_distillation_loss
-from sdpo.fused.gradient_buffer import GradientMemory, lies_behind
+from sdpo.fused.gradient_buffer import GradientBuffer, gradient_ends_before_logits
 from sdpo.fused.lm_head import Head, Projection
 from tests.helpers.fused_inputs import (
     EXACT,
@@ -40,20 +40,20 @@ def more_tokens_than_columns():
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Two tokens fit into a chunk with memory of its own, four in float32."""
-    monkeypatch.setattr(fused_job, "CHUNK_BYTES", 2 * WIDTH * torch.float64.itemsize)
+    monkeypatch.setattr(chunks_module, "CHUNK_BYTES", 2 * WIDTH * torch.float64.itemsize)
 
 
 @pytest.fixture
 def chunks(monkeypatch):
     """The chunks that were computed."""
-    seen, made = [], fused_job.Job.chunks
+    seen, made = [], chunks_module.LossInputs.chunks
 
     def chunks(job, by_weight):
         for chunk in made(job, by_weight):
             seen.append(chunk)
             yield chunk
 
-    monkeypatch.setattr(fused_job.Job, "chunks", chunks)
+    monkeypatch.setattr(chunks_module.LossInputs, "chunks", chunks)
     return seen
 
 
@@ -66,7 +66,7 @@ def test_loss_and_gradients_are_those_of_the_logits(mode, on, softcap, chunks):
     on = replace(on, student=on.student._replace(head=head), teacher=teacher)
     settings_ = config(mode, temperature=0.7)
     assert distance(on, settings_, chunk_tokens=None) < EXACT
-    sizes = [(len(chunk.places), chunk.room is not None) for chunk in chunks]
+    sizes = [(len(chunk.positions), chunk.scratch is not None) for chunk in chunks]
     assert sizes == ([(5, True)] if on.optional["self_distillation_mask"].min() == 0 else
                      [(HIDDEN + 2, True), (1, False)])  # fmt: skip
 
@@ -78,13 +78,13 @@ def test_trust_region_mixes_the_logits():
 
 def filled(monkeypatch, value):
     """Memory for gradients that holds some value at first."""
-    made = gradient_buffer.GradientMemory.__init__
+    made = gradient_buffer.GradientBuffer.__init__
 
     def make(self, *arguments):
         made(self, *arguments)
-        self.columns.fill_(value)
+        self.logit_columns.fill_(value)
 
-    monkeypatch.setattr(gradient_buffer.GradientMemory, "__init__", make)
+    monkeypatch.setattr(gradient_buffer.GradientBuffer, "__init__", make)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -119,11 +119,11 @@ def overwritten(monkeypatch):
     """Of the blocks of the gradient that were written, whether they were directly."""
     seen = []
 
-    def lies_behind(*arguments):
-        seen.append(gradient_buffer.lies_behind(*arguments))
+    def gradient_ends_before_logits(*arguments):
+        seen.append(gradient_buffer.gradient_ends_before_logits(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(lm_head, "lies_behind", lies_behind)
+    monkeypatch.setattr(lm_head, "gradient_ends_before_logits", gradient_ends_before_logits)
     return seen
 
 
@@ -145,61 +145,63 @@ def last_row_first(one, other, *, out):
     return out
 
 
-@pytest.mark.parametrize(("behind", "exact"), [(lies_behind, True), (lambda *_: True, False)])
-def test_a_gradient_over_its_own_logits_is_made_elsewhere(behind, exact, monkeypatch):
+@pytest.mark.parametrize(
+    ("behind", "exact"), [(gradient_ends_before_logits, True), (lambda *_: True, False)]
+)
+def test_a_gradient_over_its_own_logits_is_made_elsewhere(check, exact, monkeypatch):
     """Whatever the order in which a product reads and writes."""
     monkeypatch.setattr(torch, "mm", last_row_first)
     monkeypatch.setattr(lm_head, "BLOCK", 2048)
-    monkeypatch.setattr(lm_head, "lies_behind", behind)
+    monkeypatch.setattr(lm_head, "gradient_ends_before_logits", check)
     tokens, hidden, width = 200, 160, 3 * 2048
-    memory = GradientMemory((width, hidden), tokens, torch.float32, torch.device("cpu"))
+    buffer = GradientBuffer((width, hidden), tokens, torch.float32, torch.device("cpu"))
     side = Projection(torch.randn(tokens, hidden), Head(torch.randn(width, hidden)))
-    chunk = fused_job.in_gradient(torch.arange(tokens), memory.columns)
+    chunk = chunks_module.chunk_in_buffer(torch.arange(tokens), buffer.logit_columns)
     chunk.logits.copy_(torch.randn(tokens, width))
     expected = chunk.logits.T.double() @ side.hidden.double()
-    sums = lm_head.HeadGradients(None, memory.gradient, None)
-    sums.add(side, chunk.places, chunk.logits, None, chunk.room)
-    error = (memory.gradient - expected).abs().max() / expected.abs().max()
+    sums = lm_head.HeadGradients(None, buffer.gradient, None)
+    sums.add(side, chunk.positions, chunk.logits, chunk.scratch)
+    error = (buffer.gradient - expected).abs().max() / expected.abs().max()
     assert (error < 1e-5) == exact
 
 
 def test_where_nothing_can_be_given_back_the_gradient_has_its_own_size(chunks, monkeypatch):
-    monkeypatch.setattr(fused_job, "CAN_GIVE_BACK", False)
+    monkeypatch.setattr(chunks_module, "CAN_RELEASE_PAGES", False)
     assert distance(more_tokens_than_columns(), config("topk_tail"), chunk_tokens=None) < EXACT
-    sizes = [(len(chunk.places), chunk.room is not None) for chunk in chunks]
+    sizes = [(len(chunk.positions), chunk.scratch is not None) for chunk in chunks]
     assert sizes == [(HIDDEN, True), (2, False), (1, False)]
 
 
-@pytest.mark.skipif(not gradient_buffer.CAN_GIVE_BACK, reason="the system takes nothing back")
+@pytest.mark.skipif(not gradient_buffer.CAN_RELEASE_PAGES, reason="the system takes nothing back")
 def test_what_lies_beyond_the_gradient_is_given_back():
     height, width, columns = 5000, 30, 40
-    memory = GradientMemory((height, width), columns, torch.float32, torch.device("cpu"))
-    memory.columns.fill_(1)
+    buffer = GradientBuffer((height, width), columns, torch.float32, torch.device("cpu"))
+    buffer.logit_columns.fill_(1)
     before = resident()
-    memory.give_back()
+    buffer.release_tail()
     beyond = height * (columns - width) * 4
     assert before - resident() > 0.9 * beyond
-    assert (memory.gradient == 1).all()
-    assert not memory.beyond[mmap.PAGESIZE // 4 :].any()
+    assert (buffer.gradient == 1).all()
+    assert not buffer.tail[mmap.PAGESIZE // 4 :].any()
 
 
-@pytest.mark.skipif(not gradient_buffer.CAN_GIVE_BACK, reason="the system takes nothing back")
+@pytest.mark.skipif(not gradient_buffer.CAN_RELEASE_PAGES, reason="the system takes nothing back")
 def test_the_loss_gives_back_what_it_does_not_need(monkeypatch):
     width, made = 3000, []
-    monkeypatch.setattr(fused_job, "CHUNK_BYTES", 2 * width * torch.float64.itemsize)
+    monkeypatch.setattr(chunks_module, "CHUNK_BYTES", 2 * width * torch.float64.itemsize)
     monkeypatch.setattr(
-        fused_job,
-        "GradientMemory",
-        lambda *arguments: made.append(GradientMemory(*arguments)) or made[-1],
+        chunks_module,
+        "GradientBuffer",
+        lambda *arguments: made.append(GradientBuffer(*arguments)) or made[-1],
     )
     on = inputs(width=width)
     on.optional["self_distillation_mask"].fill_(1)
     by_chunks(on, config("topk_tail"), None)
-    (memory,) = made
-    assert memory.gradient.any()
-    page = mmap.PAGESIZE // memory.beyond.itemsize
-    assert len(memory.beyond) > 2 * page
-    assert not memory.beyond[page:].any()
+    (buffer,) = made
+    assert buffer.gradient.any()
+    page = mmap.PAGESIZE // buffer.tail.itemsize
+    assert len(buffer.tail) > 2 * page
+    assert not buffer.tail[page:].any()
 
 
 def resident() -> int:
@@ -208,11 +210,11 @@ def resident() -> int:
 
 
 def test_memory_of_the_gradients_size_is_kept():
-    memory = GradientMemory((50, 30), 30, torch.float64, torch.device("cpu"))
-    memory.columns.fill_(1)
-    memory.give_back()
-    assert (memory.gradient == 1).all()
-    assert not len(memory.beyond)
+    buffer = GradientBuffer((50, 30), 30, torch.float64, torch.device("cpu"))
+    buffer.logit_columns.fill_(1)
+    buffer.release_tail()
+    assert (buffer.gradient == 1).all()
+    assert not len(buffer.tail)
 
 
 def test_gradients_add_up_in_what_is_left():
@@ -261,7 +263,7 @@ def in_dtype(dtype):
 def test_half_precision_is_computed_in_float32(chunks):
     dtypes = torch.bfloat16, torch.float32
     found = [by_chunks(in_dtype(dtype), config("topk_tail"), None) for dtype in dtypes]
-    assert [chunk.room is not None for chunk in chunks] == [True, True]
+    assert [chunk.scratch is not None for chunk in chunks] == [True, True]
     assert torch.equal(found[0][0], found[1][0])
     for actual, expected in zip(found[0][1], found[1][1], strict=True):
         assert actual.dtype == torch.bfloat16
@@ -283,12 +285,12 @@ def test_a_frozen_head_lends_nothing(chunks):
     on.student.head.weight.requires_grad_(False)
     found = by_chunks(on, config("topk_tail"), None)[1][0]
     assert (found - expected).abs().max() < EXACT * expected.abs().max()
-    assert [chunk.room for chunk in chunks] == [None] * 5
+    assert [chunk.scratch for chunk in chunks] == [None] * 5
 
 
 def test_a_size_that_is_asked_for_holds_for_all_chunks(chunks):
     by_chunks(more_tokens_than_columns(), config("topk_tail"), 4)
-    assert [(len(chunk.places), chunk.room) for chunk in chunks] == [(3, None)] * 3
+    assert [(len(chunk.positions), chunk.scratch) for chunk in chunks] == [(3, None)] * 3
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -298,16 +300,16 @@ def test_few_tokens_have_memory_of_their_own(count, chunks):
     on = replace(on, response_mask=mask.long())
     on.optional["self_distillation_mask"].fill_(1)
     assert distance(on, config("topk_tail"), chunk_tokens=None) < EXACT
-    assert [chunk.room is not None for chunk in chunks] == [count == 3]
+    assert [chunk.scratch is not None for chunk in chunks] == [count == 3]
 
 
 def test_logits_take_columns_of_the_gradient():
     """Nothing of the logits' size is allocated."""
     by_weight = torch.zeros(WIDTH, HIDDEN, dtype=torch.float32)
-    chunk = fused_job.in_gradient(torch.arange(4), by_weight)
+    chunk = chunks_module.chunk_in_buffer(torch.arange(4), by_weight)
     assert chunk.logits.shape == (4, WIDTH)
-    assert chunk.room is not None
-    assert chunk.room.shape == (lm_head.BLOCK, HIDDEN)
+    assert chunk.scratch is not None
+    assert chunk.scratch.shape == (lm_head.BLOCK, HIDDEN)
     chunk.logits.fill_(1)
     assert torch.equal(by_weight.sum(0), torch.tensor([WIDTH] * 4 + [0] * (HIDDEN - 4)).float())
 
@@ -315,23 +317,24 @@ def test_logits_take_columns_of_the_gradient():
 # --- planted faults -----------------------------------------------------------------------------
 
 
-def gradient_before_its_logits_are_read(self, projection, rows, grad, scale, room=None):
-    part = slice(0, len(projection.head.weight))
-    if room is not None and self.weight is not None:
-        self.weight[part] = grad[:, part].T @ (scale * projection.hidden)
-    self.hidden[rows] = scale * (grad @ projection.head.weight)
+def gradient_before_its_logits_are_read(self, projection, positions, by_logits, scratch=None):
+    if scratch is not None:
+        self.weight.copy_(by_logits.T @ projection.hidden)
+    self.hidden[positions] = by_logits @ projection.head.weight
 
 
-def without_zeros(self, memory):
-    tokens = self.tokens
-    yield fused_job.Chunk(tokens, torch.empty(len(tokens), WIDTH, dtype=self.dtype))
+def without_zeros(self, buffer):
+    logits = torch.empty(len(self.positions), WIDTH, dtype=self.dtype)
+    yield chunks_module.Chunk(self.positions, logits)
 
 
 FAULTS = {
     "gradient written before its logits are read": (
         lm_head.HeadGradients, "add", gradient_before_its_logits_are_read, None,
     ),
-    "gradient not set to zero where no logits lie": (fused_job.Job, "chunks", without_zeros, 9),
+    "gradient not set to zero where no logits lie": (
+        chunks_module.LossInputs, "chunks", without_zeros, 9,
+    ),
 }  # fmt: skip
 
 
@@ -362,8 +365,8 @@ class OfWeightsSize(TorchDispatchMode):
 
 
 def test_a_head_in_half_precision_is_never_copied_whole(chunks, monkeypatch):
-    monkeypatch.setattr(fused_job, "CHUNK_BYTES", WIDTH * torch.float32.itemsize)
+    monkeypatch.setattr(chunks_module, "CHUNK_BYTES", WIDTH * torch.float32.itemsize)
     with OfWeightsSize() as seen:
         by_chunks(in_dtype(torch.bfloat16), config("topk_tail"), None)
-    assert chunks[0].room is not None
+    assert chunks[0].scratch is not None
     assert len(seen.found) == 1, "the gradient, and nothing else"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdpo.fused import lm_head
-from sdpo.fused.lm_head import Head, HeadGradients, Projection, blocks, logits_of, slope
+from sdpo.fused.lm_head import Head, HeadGradients, Projection, blocks, logit_slope, logits_of
 
 CPU = torch.device("cpu")
 SHAPES = {"plain": (1.0, None), "scale": (0.25, None), "softcap": (1.0, 3.0), "both": (0.5, 2.0)}
@@ -32,8 +32,8 @@ def plainly(leaves, scale, softcap, temperature):
 @pytest.mark.parametrize("available", [True, False])
 def test_products_are_those_of_float64(available, monkeypatch):
     """By oneDNN, which this torch should have, and without."""
-    assert lm_head.one_dnn()
-    monkeypatch.setattr(lm_head, "one_dnn", lambda: available)
+    assert lm_head.has_one_dnn()
+    monkeypatch.setattr(lm_head, "has_one_dnn", lambda: available)
     left, right = numbers(7, 33), numbers(41, 33, seed=1).T
     out = torch.empty(7, 50)
     for place in (None, out[:, 3:44]):
@@ -67,7 +67,7 @@ def test_logits_and_gradients_are_autograds(name, temperature):
     torch.testing.assert_close(actual, expected.detach(), rtol=1e-14, atol=1e-14)
     sums = HeadGradients(*(torch.zeros_like(tensor) for tensor in (hidden, weight, bias)))
     rows = torch.tensor([2, 0, 1])
-    steep = upstream * slope(actual, head, temperature)
+    steep = upstream * logit_slope(actual, head, temperature)
     sums.add(Projection(hidden[rows], head), rows, steep[rows])
     for found, expected_gradient in zip(sums, wanted, strict=True):
         torch.testing.assert_close(found, expected_gradient, rtol=1e-13, atol=1e-13)

@@ -30,12 +30,12 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("width", [1000, 4096, 9001])
-def test_survey_is_logsumexp_and_group_maxima(kernels, width):
+def test_scan_is_logsumexp_and_group_maxima(kernels, width):
     logits = numbers(3, width)
     logits[0, :300] = -torch.inf
     groups = -(-width // 64)
     normalizers, maxima = torch.empty(3), torch.empty(3, groups)
-    kernels.survey(logits, normalizers, maxima, 64)
+    kernels.scan(logits, normalizers, maxima, 64)
     torch.testing.assert_close(normalizers, logits.logsumexp(-1), rtol=1e-6, atol=0)
     padded = torch.nn.functional.pad(logits, (0, groups * 64 - width), value=-torch.inf)
     assert torch.equal(maxima, padded.view(3, groups, 64).amax(-1))

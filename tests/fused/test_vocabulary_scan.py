@@ -1,133 +1,97 @@
-"""Passes over logits: exponentials that are taken as they are, and what is done where they can't.
+"""Passes over logits: normalizers, group maxima, the largest entries and the derivative.
 
-A group has four entries here, a block sixteen.
+In the tests of the whole loss a group has four entries, a block sixteen.
 """
+
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from sdpo.fused import token_log_probs, vocabulary_scan
-from sdpo.fused.lm_head import Head, blocks
-from sdpo.fused.vocabulary_scan import MODERATE, exponentials, scaled, sum_of_exponentials
+from sdpo.fused import fused_loss, vocabulary_scan
+from sdpo.fused.lm_head import Head
+from sdpo.fused.vocabulary_scan import group_maxima, logit_gradient, scan, top_indices
 from tests.helpers.fused_inputs import EXACT, config, distance, inputs, narrow_blocks
 
 __all__ = ["narrow_blocks"]
-TOKENS, WIDTH = 3, 43
-FAR = 2 * MODERATE[1]
+LAYOUTS = [torch.clone, lambda logits: logits.T.contiguous().T]
+LARGE = 4000.0
+"""A logit whose exponential no dtype can hold."""
 
 
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    random = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=random, dtype=torch.float64)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["by rows", "by columns"])
+def test_the_maxima_of_groups_of_four_and_of_the_rest(layout):
+    logits = layout(torch.tensor([[1.0, 5.0, 2.0, 0.0, 7.0, 7.0, 3.0, 1.0, 4.0, 6.0]]))
+    assert group_maxima(logits).tolist() == [[5.0, 7.0, 6.0]]
 
 
-def by_columns(logits: Tensor) -> Tensor:
-    return logits.T.contiguous().T
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["by rows", "by columns"])
+def test_the_largest_logits_are_found_in_groups_and_in_the_rest(layout):
+    row = [1.0, 5.0, 2.0, 0.0, 7.0, 7.5, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 4.0, 6.0]
+    logits = layout(torch.tensor([row]))
+    assert top_indices(logits, group_maxima(logits), 2).tolist() == [[5, 4]]
+    assert top_indices(logits, group_maxima(logits), 3).tolist() == [[5, 4, 13]]
 
 
-@pytest.mark.parametrize("layout", [torch.clone, by_columns])
+@pytest.mark.parametrize("shift", [0.0, LARGE, -LARGE])
+def test_a_normalizer_of_equal_logits_is_their_value_and_the_log_of_their_number(shift):
+    normalizers, maxima = scan(torch.full((1, 8), shift, dtype=torch.float64))
+    assert normalizers.item() == pytest.approx(shift + math.log(8))
+    assert maxima.tolist() == [[shift, shift]]
+
+
+def test_the_derivative_is_the_softmax_and_the_entries_at_their_indices():
+    """Probabilities 1/4, 1/4, 1/2 by a normalizer's derivative of -2; 3 at the last entry."""
+    logits = torch.tensor([[0.0, 0.0, math.log(2)]], dtype=torch.float64)
+    found = logit_gradient(
+        logits.clone(),
+        normalizers=torch.tensor([[math.log(4)]], dtype=torch.float64),
+        by_normalizers=torch.tensor([[-2.0]], dtype=torch.float64),
+        indices=torch.tensor([[2]]),
+        entries=logits[:, 2:],
+        by_entries=torch.tensor([[3.0]], dtype=torch.float64),
+        head=Head(torch.zeros(3, 1)),
+        temperature=1.0,
+    )
+    torch.testing.assert_close(found, torch.tensor([[-0.5, -0.5, 2.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["by rows", "by columns"])
 @pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("offset", [0.0, -FAR, FAR, -40 * FAR])
-def test_exponentials_are_the_softmax_but_for_a_factor(layout, softcap, offset):
-    head, temperature = Head(numbers(WIDTH, 2), None, 0.5, softcap), 0.7
-    raw = (numbers(TOKENS, WIDTH) + torch.tensor([[0.0], [offset], [1.0]])).requires_grad_()
-    z = raw * head.scale
-    z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / temperature
-    wanted = z.logsumexp(-1, keepdim=True)
-    (by_raw,) = torch.autograd.grad(wanted.sum(), raw)
-    logits = layout(z.detach())
-    found, factors = exponentials(logits, logits.amax(-1, keepdim=True), head, temperature)
-    torch.testing.assert_close(found, wanted.detach(), rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(factors * logits, by_raw, rtol=1e-11, atol=1e-13)
-
-
-@pytest.mark.parametrize("layout", [torch.clone, by_columns])
-def test_moderate_logits_are_taken_as_they_are_and_others_relative_to_the_largest(layout):
-    largest = torch.tensor([[MODERATE[0]], [MODERATE[1]], [FAR], [-FAR], [-torch.inf], [torch.nan]])
-    reference = vocabulary_scan.reference_of(largest)
-    assert reference.flatten().tolist() == [0.0, 0.0, FAR, -FAR, 0.0, 0.0]
-    logits = layout(numbers(6, WIDTH) + reference)
-    expected = (logits - reference).exp()
-    total = sum_of_exponentials(logits, reference)
-    assert torch.equal(logits, expected)
-    torch.testing.assert_close(total, expected.sum(-1, keepdim=True))
-
-
-@pytest.mark.parametrize("scale", [2.0, 0.0, 1e-38, 1e-9])
-@pytest.mark.parametrize("entry", [0.0, 1.0, 1e25])
-def test_a_scale_that_entries_cannot_be_divided_by(scale, entry):
-    """In float32, where 1e25 / 1e-38 and what it would be multiplied with are not numbers."""
-    values, scales = numbers(TOKENS, WIDTH).float(), torch.tensor([[1.0], [scale], [-1.0]])
-    indices, by_entries = torch.tensor([[1, 2], [1, 1], [4, 5]]), torch.full((TOKENS, 2), entry)
-    expected = values.double() * scales.double()
-    expected.scatter_add_(-1, indices, by_entries.double())
-    found, left = scaled(values.clone(), scales, indices, by_entries)
-    assert found.abs().max() <= 1e35
-    torch.testing.assert_close((found * left).double(), expected, rtol=1e-6, atol=1e-30)
-
-
-def log_probs_of(logits: Tensor, indices: Tensor) -> tuple[Tensor, int]:
-    """Through `entries_of`, and how often it asked for the logits."""
-    asked = []
-
-    def by_block():
-        asked.append(1)
-        for part in blocks(logits.shape[-1], logits.device):
-            yield part, logits[:, part].clone()
-
-    found = token_log_probs.entries_of(by_block, indices, logits.shape[-1], logits.dtype)
-    return found, len(asked)
-
-
-@pytest.mark.parametrize(
-    ("first", "rest", "times"),
-    [
-        (0.0, 0.0, 1),
-        (40.0, 0.0, 1),
-        (0.0, 40.0, 1),
-        (-100.0, -100.0, 1),
-        (1000.0, 1000.0, 1),
-        (0.0, 100.0, 2),  # beyond float32
-        (-torch.inf, -95.0, 2),  # below what float32 keeps all digits of
-        (-torch.inf, 0.0, 1),
-    ],
-)
-def test_blocks_are_asked_for_again_where_the_first_says_too_little(first, rest, times):
-    logits = numbers(TOKENS, WIDTH).float()
-    logits[1, :16] += first
-    logits[1, 16:] += rest
-    indices = torch.tensor([[1, 20], [30, 42], [5, 17]])
-    found, asked = log_probs_of(logits.clone(), indices)
-    assert asked == times
-    expected = logits.double().log_softmax(-1).gather(-1, indices)
-    # the normalizer is rounded to float32 in its own size
-    size = logits[logits.isfinite()].abs().max().item()
-    atol = torch.finfo(torch.float32).eps * (size + 1)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=atol)
-
-
-def test_a_token_without_any_number_is_no_number():
-    logits = numbers(TOKENS, WIDTH)
-    logits[1] = torch.nan
-    found, asked = log_probs_of(logits, torch.tensor([[1, 20]] * TOKENS))
-    assert found.isnan().any(-1).tolist() == [False, True, False]
-    assert asked == 2
+def test_the_derivative_is_autograds_through_scale_soft_cap_and_temperature(layout, softcap):
+    random = torch.Generator().manual_seed(0)
+    head, temperature = Head(torch.zeros(43, 2), None, 0.5, softcap), 0.7
+    raw = torch.randn(3, 43, generator=random, dtype=torch.float64).requires_grad_()
+    scaled = raw * head.scale
+    capped = scaled if softcap is None else softcap * torch.tanh(scaled / softcap)
+    logits = capped / temperature
+    normalizers = logits.logsumexp(-1, keepdim=True)
+    indices = torch.tensor([[1, 2], [20, 20], [41, 42]])
+    by_normalizers, by_entries = torch.tensor([[0.3], [0.0], [-2.0]]).double(), torch.ones(3, 2)
+    total = (normalizers * by_normalizers).sum() + logits.gather(-1, indices).sum()
+    (expected,) = torch.autograd.grad(total, raw)
+    values = layout(logits.detach())
+    of_entries = indices, values.gather(-1, indices), by_entries.double()
+    found = logit_gradient(
+        values, normalizers.detach(), by_normalizers, *of_entries, head, temperature
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, None])
 @pytest.mark.parametrize("mode", ["topk_tail", "topk_renorm", "sampled"])
-def test_logits_of_any_size(mode, chunk_tokens):
+def test_logits_whose_exponentials_no_dtype_can_hold(mode, chunk_tokens):
     on = inputs()
     assert on.student.head.bias is not None
     assert on.teacher.head.bias is not None
-    on.student.head.bias.data += 40 * FAR
-    on.teacher.head.bias.data[16:] += 40 * FAR
+    on.student.head.bias.data += LARGE
+    on.teacher.head.bias.data[16:] += LARGE
     assert distance(on, config(mode), chunk_tokens=chunk_tokens) < EXACT
 
 
 @pytest.mark.parametrize("mode", ["topk_tail", "topk_renorm", "sampled"])
-def test_a_token_whose_loss_weighs_nothing(mode):
+def test_a_token_whose_loss_has_weight_zero(mode):
     on = inputs()
     on.optional["rollout_is_weights"][0] = 0
     assert distance(on, config(mode)) < EXACT
@@ -136,21 +100,23 @@ def test_a_token_whose_loss_weighs_nothing(mode):
 # --- planted faults -----------------------------------------------------------------------------
 
 
-def as_it_is(largest: Tensor) -> Tensor:
-    return torch.zeros_like(largest)
+def log_of_sum(logits: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.exp().sum(-1, keepdim=True).log(), group_maxima(logits)
+
+
+def only_groups(logits: Tensor, maxima: Tensor, count: int) -> Tensor:
+    width = logits.shape[-1] // vocabulary_scan.GROUP * vocabulary_scan.GROUP
+    return top_indices(logits[:, :width], maxima, count)
 
 
 FAULTS = {
-    "no reference": (vocabulary_scan, "reference_of", as_it_is, test_logits_of_any_size),
-    "trusted blindly": (token_log_probs, "within_reach", lambda *_: True, test_logits_of_any_size),
-    "any scale divides": (vocabulary_scan, "FEW", -1.0, test_a_token_whose_loss_weighs_nothing),
+    "exponentials of the logits as they are": ("scan", log_of_sum),
+    "entries after the last full group not searched": ("top_indices", only_groups),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_faults_are_seen(name, monkeypatch):
-    owner, attribute, fault, check = FAULTS[name]
-    rest = {"chunk_tokens": 2} if check is test_logits_of_any_size else {}
-    monkeypatch.setattr(owner, attribute, fault)
+    monkeypatch.setattr(fused_loss, *FAULTS[name])
     with pytest.raises(AssertionError):
-        check("topk_tail", **rest)
+        test_logits_whose_exponentials_no_dtype_can_hold("topk_tail", 2)
