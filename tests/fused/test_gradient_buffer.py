@@ -146,7 +146,7 @@ def last_row_first(one, other, *, out):
 
 
 @pytest.mark.parametrize(
-    ("behind", "exact"), [(gradient_ends_before_logits, True), (lambda *_: True, False)]
+    ("check", "exact"), [(gradient_ends_before_logits, True), (lambda *_: True, False)]
 )
 def test_a_gradient_over_its_own_logits_is_made_elsewhere(check, exact, monkeypatch):
     """Whatever the order in which a product reads and writes."""
