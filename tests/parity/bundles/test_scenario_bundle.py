@@ -12,57 +12,13 @@ from sdpo.parity.bundles.loss_bundle import BundleError
 from sdpo.parity.bundles.make_and_replay import make, replay
 from sdpo.parity.bundles.scenario_bundle import DOCUMENT, TrainerBundle, read, write
 from sdpo.parity.bundles.shrink_scenario import MOST_TRIES, shrink
-from sdpo.parity.trainers.scenarios.catalogue import PLAIN, SCENARIOS
-from sdpo.parity.trainers.scenarios.scenario_json import ScenarioError, as_json, from_json
+from sdpo.parity.trainers.scenarios.catalogue import BY_ID, PLAIN
 from tests.helpers.trainers import faulty_adapter
 
 pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 
-BY_ID = {scenario.id: scenario for scenario in SCENARIOS}
 SEEN = {"status": "DIVERGENT", "first_stage": "aggregate", "note": "n"}
 BUNDLE = TrainerBundle(PLAIN, "trl", SEEN, {"tries": 1}, {"torch": "2"}, "sdpo audit trl", "00")
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.id)
-def test_a_scenario_is_read_as_it_was_written(scenario):
-    document = json.loads(json.dumps(as_json(scenario), allow_nan=False))
-    found = from_json(document)
-    assert as_json(found) == as_json(scenario)
-    assert replace(found, generations=()) == replace(scenario, generations=())
-
-
-def changed(**changes):
-    return as_json(PLAIN) | changes
-
-
-def with_row(**changes):
-    document = as_json(PLAIN)
-    document["generations"][0]["rollouts"][0] |= changes
-    return document
-
-
-@pytest.mark.parametrize(
-    ("document", "message"),
-    [
-        ([], "must have the fields"),
-        (changed(more=1), "must have the fields"),
-        (changed(optimizer={"name": "lr_scheduler"}), "valid are SGD, AdamW"),
-        (changed(optimizer={"name": "SGD", "lr": []}), "no number"),
-        (changed(micro_batch_size=10**9), "a number from 1"),
-        (changed(micro_batch_size=True), "a number from 1"),
-        (changed(micro_batch_size=3), "do not have micro_batch_size"),
-        (changed(dtype="float8"), "valid are float32"),
-        (changed(nudge="everything"), "nudge='everything'"),
-        (changed(self_distillation={"no_such": 1}), "no_such"),
-        (changed(generations=[{"conversations": [], "rollouts": []}]), "0 rollouts"),
-        (with_row(completion="x" * 30_000), "no text of at most"),
-        (with_row(reward=None), "no number"),
-        (with_row(truncated="yes"), "fields of a rollout"),
-    ],
-)
-def test_a_document_that_is_no_scenario_is_refused(document, message):
-    with pytest.raises(ScenarioError, match=message):
-        from_json(document)
 
 
 def rewritten(path, text, name=DOCUMENT):

@@ -7,13 +7,11 @@ permuted and masked in the world around the trainer.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sdpo.parity.trainers.scenarios.catalogue import PLAIN, SCENARIOS, settings
+from sdpo.parity.trainers.scenarios.catalogue import BY_ID, PLAIN, with_settings
 from sdpo.parity.trainers.scenarios.fragments import MIXED, OTHERS, SUMS, TWO_GROUPS
 from sdpo.parity.trainers.scenarios.scenario import Generation, Rollout, Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import EXCHANGED
 from sdpo.parity.trainers.scenarios.training_record import Tensors
-
-BY_ID = {scenario.id: scenario for scenario in SCENARIOS}
 
 Place = Callable[[Tensors], Tensors]
 
@@ -90,8 +88,8 @@ def exchanged(gradient: Tensors) -> Tensors:
 
 def equal_sides() -> list[Pair]:
     """A teacher that is asked what the student is asked, before the first update."""
-    same = settings(reprompt_template="{prompt}")
-    return [Pair("plain", replace(PLAIN, self_distillation=same), None)]
+    same = with_settings(PLAIN, {"reprompt_template": "{prompt}"})
+    return [Pair("plain", same, None)]
 
 
 PAIRS: dict[str, list[Pair]] = {

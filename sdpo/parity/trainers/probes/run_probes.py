@@ -22,9 +22,10 @@ from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded.roundings import equal, moved
 from sdpo.parity.trainers.judge.effects import mean_loss
 from sdpo.parity.trainers.judge.loss_stages import loss_case
-from sdpo.parity.trainers.probes.catalogue import BASES, PROBES, Probe
+from sdpo.parity.trainers.probes.catalogue import PROBES, Probe
 from sdpo.parity.trainers.probes.takes_hold import Refusal, unseen_settings, why_one_experiment
 from sdpo.parity.trainers.recording.run_training import quiet
+from sdpo.parity.trainers.scenarios.catalogue import BY_ID
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import TrainerRun, Update
 from sdpo.parity.truth.tolerances import TOLERANCES
@@ -32,7 +33,7 @@ from sdpo.parity.truth.tolerances import TOLERANCES
 
 def all_probes() -> list[Scenario]:
     """The changed scenarios of all probes."""
-    return [probe.change(BASES[probe.base]) for probe in PROBES]
+    return [probe.change(BY_ID[probe.base]) for probe in PROBES]
 
 
 def run_probes(candidate: Any, runs: dict[str, TrainerRun]) -> list[CaseResult]:
@@ -42,7 +43,7 @@ def run_probes(candidate: Any, runs: dict[str, TrainerRun]) -> list[CaseResult]:
 
 def run_probe(candidate: Any, probe: Probe, runs: dict[str, TrainerRun]) -> CaseResult:
     """One probe: the base and the changed scenario, and what differs between them."""
-    base = BASES[probe.base]
+    base = BY_ID[probe.base]
     result = CaseResult(probe.id, "probe", (*base.tags, "probe"))
     try:
         if probe.base not in runs:
@@ -98,7 +99,7 @@ def moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:
 
 def wrong_way(probe: Probe, before: TrainerRun, after: TrainerRun) -> list[str]:
     """How the change of the loss differs from the reference's, if it does by far."""
-    base = BASES[probe.base]
+    base = BY_ID[probe.base]
     points = [moves_to(base, before), moves_to(probe.change(base), after)]
     if points[0] is None or points[1] is None:
         return []

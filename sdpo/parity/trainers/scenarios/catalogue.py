@@ -1,350 +1,56 @@
-"""The scenarios that every trainer is audited with: one plain one, the others with one change.
+"""The scenarios that every trainer is audited with, as `catalogue.toml` lists them."""
 
-A deviation that shows in a single scenario is so tied to the setting that brings it out.
-"""
-
+import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from types import MappingProxyType
 
-from sdpo.parity.trainers.scenarios.fragments import (
-    ADAMW,
-    CONVERSATIONS,
-    ENDS_WITH_TOOL,
-    FAILED,
-    LONG_QUESTION,
-    MIXED,
-    ONE_GROUP,
-    ONE_SILENT,
-    OTHERS,
-    PARTIAL,
-    QUARTER,
-    SAME_FEEDBACK,
-    SETTINGS,
-    SPACED,
-    SUMS,
-    THINKING,
-    THREE_QUARTERS,
-    TWO_GROUPS,
-    WITH_FEEDBACK,
-    asked,
-    distinct,
-    generation,
-    nan_for,
-)
-from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
+from sdpo.parity.trainers.scenarios.fragments import GENERATIONS, OPTIMIZERS, SETTINGS
+from sdpo.parity.trainers.scenarios.scenario import Scenario
+from sdpo.parity.trainers.scenarios.scenario_json import checked_fields
 
-PLAIN = Scenario(
-    id="T01",
-    description="one group, one micro-batch, one update by SGD",
-    generations=(ONE_GROUP,),
-    self_distillation=SETTINGS,
-    micro_batch_size=4,
-)
+_TABLE = Path(__file__).with_name("catalogue.toml")
+_BY_NAME = {"generations": GENERATIONS, "optimizer": OPTIMIZERS}
 
 
-def plain(id_: str, description: str, tags: tuple[str, ...] = (), **changes: Any) -> Scenario:
-    """The plain scenario with one change."""
-    return replace(PLAIN, id=id_, description=description, tags=tags, **changes)
+def with_settings(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:
+    """Change some settings of SDPO; the text `none` stands for None, which TOML lacks."""
+    values = {name: None if value == "none" else value for name, value in changes.items()}
+    return replace(scenario, self_distillation={**scenario.self_distillation, **values})
 
 
-def settings(**changes: Any) -> dict[str, Any]:
-    """The settings of the plain scenario with some changed."""
-    return SETTINGS | changes
+def read_scenarios(text: str) -> tuple[Scenario, ...]:
+    """Read scenarios in the order of their table.
+
+    Raises:
+        ValueError: an unknown field, a value that it cannot have, or an unknown name.
+    """
+    plain = Scenario(
+        id="",
+        description="",
+        generations=GENERATIONS["one group"],
+        self_distillation=SETTINGS,
+        micro_batch_size=4,
+        optimizer=OPTIMIZERS["SGD"],
+    )
+    scenarios = []
+    for id_, entry in tomllib.loads(text).items():
+        fields = dict(entry)
+        try:
+            named = {
+                name: table[fields.pop(name)] for name, table in _BY_NAME.items() if name in fields
+            }
+            scenario = with_settings(plain, fields.pop("settings", {}))
+            fields = checked_fields({"id": id_, "description": "", **fields})
+            scenarios.append(replace(scenario, **named, **fields))
+        except KeyError as error:
+            raise ValueError(f"scenario {id_}: unknown name {error}") from error
+        except ValueError as error:
+            raise ValueError(f"scenario {id_}: {error}") from error
+    return tuple(scenarios)
 
 
-SCENARIOS = (
-    PLAIN,
-    plain("T02", "temperature 0.7", ("temperature",), temperature=0.7),
-    plain(
-        "T03",
-        "four micro-batches of two rows accumulated",
-        ("accumulation",),
-        generations=(TWO_GROUPS,),
-        micro_batch_size=2,
-        accumulation=4,
-        steps_per_generation=4,
-    ),
-    plain(
-        "T04",
-        "two micro-batches of four rows accumulated",
-        ("accumulation",),
-        generations=(TWO_GROUPS,),
-        accumulation=2,
-        steps_per_generation=2,
-    ),
-    plain(
-        "T05",
-        "off-policy: two optimizer steps of two micro-batches each from one generation",
-        ("off_policy",),
-        generations=(TWO_GROUPS,),
-        micro_batch_size=2,
-        accumulation=2,
-        steps_per_generation=4,
-        optimizer=ADAMW | {"lr": 0.05},
-    ),
-    plain(
-        "T06",
-        "off-policy: two passes over one generation, temperature 0.7",
-        ("off_policy", "temperature"),
-        num_iterations=2,
-        temperature=0.7,
-        optimizer=ADAMW | {"lr": 0.05},
-    ),
-    plain(
-        "T07",
-        "three updates by AdamW",
-        ("consecutive",),
-        generations=tuple(distinct(ONE_GROUP, n) for n in range(3)),
-        optimizer=ADAMW,
-    ),
-    plain(
-        "T08",
-        "system and multi-turn prompts, feedback of each rollout, rewards between 0 and 1",
-        ("conversation", "feedback"),
-        generations=(Generation(CONVERSATIONS, WITH_FEEDBACK[0] + WITH_FEEDBACK[1]),),
-        micro_batch_size=8,
-    ),
-    plain(
-        "T09",
-        "thinking spans, a truncated answer",
-        ("thinking", "truncated"),
-        generations=(generation((THINKING,)),),
-    ),
-    plain(
-        "T10",
-        "half of the rows without teacher signal",
-        ("masked_rows",),
-        generations=(ONE_SILENT,),
-        micro_batch_size=8,
-    ),
-    plain(
-        "T11",
-        "no row with teacher signal, AdamW",
-        ("masked_rows", "all_masked"),
-        generations=(generation((FAILED,), 2),),
-        optimizer=ADAMW,
-    ),
-    plain(
-        "T12",
-        "rows without signal spread over two micro-batches of two rows",
-        ("masked_rows", "accumulation"),
-        generations=(Generation(SUMS[:2], FAILED[:2] + MIXED[:2]),),
-        micro_batch_size=2,
-        accumulation=2,
-        steps_per_generation=2,
-    ),
-    plain(
-        "T13",
-        "KL(teacher‖student), renormalised support",
-        ("alpha",),
-        self_distillation=settings(alpha=0.0, distillation_add_tail=False),
-    ),
-    plain(
-        "T14",
-        "KL(student‖teacher)",
-        ("alpha",),
-        self_distillation=settings(alpha=1.0),
-    ),
-    plain(
-        "T15",
-        "full vocabulary",
-        ("full_vocabulary",),
-        self_distillation=settings(distillation_topk=None),
-    ),
-    plain(
-        "T16",
-        "sampled tokens",
-        ("sampled",),
-        self_distillation=settings(full_logit_distillation=False, alpha=1.0),
-    ),
-    plain(
-        "T17",
-        "LoRA adapters, three updates by AdamW",
-        ("lora", "consecutive"),
-        generations=tuple(distinct(ONE_GROUP, n) for n in range(3)),
-        optimizer=ADAMW,
-        lora=True,
-    ),
-    plain("T18", "bfloat16 autocast", ("bfloat16",), dtype="bfloat16"),
-    plain(
-        "T19",
-        "a row without signal whose prompt has a NaN embedding",
-        ("masked_rows", "non_finite"),
-        generations=(Generation((SUMS[0], asked("What is ~ + 7?")), MIXED + FAILED),),
-        micro_batch_size=8,
-        poisoned_token="~",
-    ),
-    plain(
-        "T20",
-        "teacher prompts longer than the limit",
-        ("truncation",),
-        generations=(Generation((asked(LONG_QUESTION),), MIXED),),
-        self_distillation=settings(max_reprompt_len=96),
-    ),
-    plain(
-        "T21",
-        "the same feedback for a group, beside demonstrations",
-        ("feedback", "shared_feedback"),
-        generations=(generation(SAME_FEEDBACK),),
-        micro_batch_size=8,
-        self_distillation=settings(environment_feedback_only_without_solution=False),
-    ),
-    plain(
-        "T22",
-        "own success as demonstration, thinking kept, threshold 1",
-        ("thinking",),
-        generations=(generation((THINKING,)),),
-        self_distillation=settings(
-            dont_reprompt_on_self_success=False,
-            remove_thinking_from_demonstration=False,
-            success_reward_threshold=1.0,
-        ),
-    ),
-    plain("T23", "gradient clipped to 0.01", ("clipping",), grad_clip=0.01),
-    plain(
-        "T24",
-        "mean over rows of their means",
-        ("aggregation",),
-        generations=(ONE_SILENT,),
-        micro_batch_size=8,
-        loss_agg_mode="seq-mean-token-mean",
-    ),
-    plain(
-        "T25",
-        "teacher of mixed logits",
-        ("trust_region",),
-        generations=tuple(distinct(ONE_GROUP, n) for n in range(2)),
-        self_distillation=settings(teacher_regularization="trust-region", teacher_update_rate=0.3),
-    ),
-    plain(
-        "T26",
-        "a cap of the ratio below 1, on-policy",
-        ("cap_below_one",),
-        self_distillation=settings(is_clip=0.5),
-    ),
-    plain(
-        "T27",
-        "a reward equal to a threshold that float32 rounds up",
-        ("threshold",),
-        generations=(generation((tuple(replace(r, reward=0.7 * r.reward) for r in MIXED),)),),
-        self_distillation=settings(success_reward_threshold=0.7),
-    ),
-    plain(
-        "T28",
-        "a conversation that ends with a tool's answer",
-        ("conversation",),
-        generations=(Generation((ENDS_WITH_TOOL,), MIXED),),
-    ),
-    plain(
-        "T29",
-        "bfloat16 autocast, off-policy: two optimizer steps from one generation",
-        ("bfloat16", "off_policy"),
-        generations=(TWO_GROUPS,),
-        micro_batch_size=2,
-        accumulation=2,
-        steps_per_generation=4,
-        optimizer=ADAMW | {"lr": 0.05},
-        dtype="bfloat16",
-    ),
-    plain(
-        "T30",
-        "bfloat16 autocast, three updates by AdamW",
-        ("bfloat16", "consecutive"),
-        generations=tuple(distinct(ONE_GROUP, n) for n in range(3)),
-        optimizer=ADAMW,
-        dtype="bfloat16",
-    ),
-    plain(
-        "T31",
-        "two processes, a group's rollouts spread over both",
-        ("processes",),
-        micro_batch_size=2,
-        processes=2,
-    ),
-    plain(
-        "T32",
-        "two processes with a group each, two micro-batches accumulated, two updates by AdamW",
-        ("processes", "accumulation", "consecutive"),
-        generations=tuple(distinct(TWO_GROUPS, n) for n in range(2)),
-        micro_batch_size=2,
-        accumulation=2,
-        steps_per_generation=2,
-        processes=2,
-        optimizer=ADAMW,
-    ),
-    plain(
-        "T43",
-        "two processes with a group each, the second's without teacher signal",
-        ("processes", "masked_rows"),
-        generations=(ONE_SILENT,),
-        processes=2,
-    ),
-    plain(
-        "T44",
-        "two processes with a group each, LoRA adapters",
-        ("processes", "lora"),
-        generations=(TWO_GROUPS,),
-        processes=2,
-        lora=True,
-    ),
-    plain(
-        "T33",
-        "system and multi-turn prompts",
-        ("conversation",),
-        generations=(Generation(CONVERSATIONS, MIXED + OTHERS),),
-        micro_batch_size=8,
-    ),
-    plain(
-        "T34",
-        "the same feedback for a group, where there is no demonstration",
-        ("feedback", "shared_feedback"),
-        generations=(generation(SAME_FEEDBACK),),
-        micro_batch_size=8,
-    ),
-    plain(
-        "T35",
-        "feedback that is left out by the settings",
-        ("feedback", "shared_feedback"),
-        generations=(generation(SAME_FEEDBACK),),
-        micro_batch_size=8,
-        self_distillation=settings(include_environment_feedback=False),
-    ),
-    plain(
-        "T36",
-        "teacher prompts longer than the limit, cut on the left",
-        ("truncation",),
-        generations=(Generation((asked(LONG_QUESTION),), MIXED),),
-        self_distillation=settings(max_reprompt_len=96, reprompt_truncation="left"),
-    ),
-    plain(
-        "T37",
-        "answers with white space at the ends and special tokens inside",
-        ("special_tokens",),
-        generations=(generation((SPACED,)),),
-    ),
-    plain(
-        "T38",
-        "two reward functions with weights",
-        ("reward_weights",),
-        generations=(generation((PARTIAL,)),),
-        reward_weights=(QUARTER, THREE_QUARTERS),
-    ),
-    plain(
-        "T39",
-        "a reward that is not a number, threshold 0",
-        ("nan_reward",),
-        generations=(generation((tuple(replace(r, reward=nan_for(r)) for r in MIXED),)),),
-        self_distillation=settings(success_reward_threshold=0.0),
-    ),
-    plain("T40", "dropout of the attention", ("dropout",), dropout=0.3),
-    plain(
-        "T41",
-        "LoRA adapters with dropout, two updates by AdamW",
-        ("dropout", "lora"),
-        generations=tuple(distinct(ONE_GROUP, n) for n in range(2)),
-        optimizer=ADAMW,
-        lora=True,
-        dropout=0.3,
-    ),
-    plain("T42", "a student that has left its checkpoint", ("moved",), moved=True),
-)
+SCENARIOS = read_scenarios(_TABLE.read_text(encoding="utf-8"))
+BY_ID: Mapping[str, Scenario] = MappingProxyType({s.id: s for s in SCENARIOS})
+PLAIN = SCENARIOS[0]

@@ -1,6 +1,7 @@
 """What scenarios are made of: settings, conversations, rollouts and generations."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +28,11 @@ SETTINGS: dict[str, Any] = {
     "feedback_template": FEEDBACK_TEMPLATE,
 }
 
-ADAMW = {"name": "AdamW", "lr": 1e-2, "weight_decay": 0.01}
+OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
+    "SGD": {"name": "SGD", "lr": 0.5},
+    "AdamW": {"name": "AdamW", "lr": 0.01, "weight_decay": 0.01},
+    "AdamW, fast": {"name": "AdamW", "lr": 0.05, "weight_decay": 0.01},
+}
 
 LONG_QUESTION = "Add the numbers " + " and ".join(str(n) for n in range(3, 40)) + "."
 
@@ -57,9 +62,6 @@ FAILED = (
     Rollout("57", 0.0),
     Rollout("Maybe 11 or 13, hard to say", 0.0),
 )
-QUARTER, THREE_QUARTERS = 0.25, 0.75
-PARTIAL = tuple(replace(r, reward=0.3 if r.reward == 0.0 else 1.0) for r in MIXED)
-"""Failures that are worth 0.3: a success, were the weights of two reward functions forgotten."""
 SPACED = (
     Rollout("  The answer is 5. ", 1.0),
     Rollout("It is 4", 0.0),
@@ -67,17 +69,6 @@ SPACED = (
     Rollout("No number <|endoftext|> at all", 0.0),
 )
 """White space at both ends, and special tokens inside."""
-NO_LUCK = "No luck at all, sorry."
-"""Has as many tokens as the second answer of `FAILED`."""
-
-LAST = (
-    Rollout("14 it is", 1.0),
-    Rollout("86", 0.0),
-    Rollout("8 + 6 = 14, the sum.", 1.0),
-    Rollout("15 or so", 0.0),
-)
-GROUPS = (MIXED, OTHERS, FAILED, LAST)
-
 CONVERSATIONS: tuple[Conversation, ...] = (
     (
         {"role": "system", "content": "You are terse. {braces} stay."},
@@ -121,9 +112,9 @@ THINKING = (
 )
 
 
-def nan_for(rollout: Rollout) -> float:
-    """NaN for a failure."""
-    return rollout.reward or math.nan
+def with_rewards(change: Callable[[float], float]) -> tuple[Rollout, ...]:
+    """The rollouts of `MIXED`, whose successes are worth 1 and failures 0, with other rewards."""
+    return tuple(replace(rollout, reward=change(rollout.reward)) for rollout in MIXED)
 
 
 def generation(groups: tuple[tuple[Rollout, ...], ...], first: int = 0) -> Generation:
@@ -137,6 +128,36 @@ def distinct(generation: Generation, number: int) -> Generation:
     return replace(generation, rollouts=tuple(rollouts))
 
 
+def times(generation: Generation, count: int) -> tuple[Generation, ...]:
+    """Repeat a generation with other completions each time."""
+    return tuple(distinct(generation, number) for number in range(count))
+
+
 ONE_GROUP = generation((MIXED,))
 TWO_GROUPS = generation((MIXED, OTHERS))
-ONE_SILENT = generation((MIXED, FAILED))
+
+GENERATIONS: Mapping[str, tuple[Generation, ...]] = {
+    "one group": (ONE_GROUP,),
+    "one group, twice": times(ONE_GROUP, 2),
+    "one group, three times": times(ONE_GROUP, 3),
+    "two groups": (TWO_GROUPS,),
+    "two groups, twice": times(TWO_GROUPS, 2),
+    "second group failed": (generation((MIXED, FAILED)),),
+    "all failed": (generation((FAILED,), 2),),
+    "failed, then mixed": (Generation(SUMS[:2], FAILED[:2] + MIXED[:2]),),
+    "conversations": (Generation(CONVERSATIONS, MIXED + OTHERS),),
+    "conversations with feedback": (Generation(CONVERSATIONS, sum(WITH_FEEDBACK, ())),),
+    "ends with a tool": (Generation((ENDS_WITH_TOOL,), MIXED),),
+    "feedback of groups": (generation(SAME_FEEDBACK),),
+    "thinking": (generation((THINKING,)),),
+    "special tokens": (generation((SPACED,)),),
+    "long question": (Generation((asked(LONG_QUESTION),), MIXED),),
+    "poisoned prompt": (Generation((SUMS[0], asked("What is ~ + 7?")), MIXED + FAILED),),
+    "partial rewards": (generation((with_rewards(lambda reward: reward or 0.3),)),),
+    "rewards of 0.7": (generation((with_rewards(lambda reward: 0.7 * reward),)),),
+    "rewards of NaN": (generation((with_rewards(lambda reward: reward or math.nan),)),),
+}
+"""What scenarios learn from, by the names of `catalogue.toml`.
+
+Failures that are worth 0.3 would be successes, were the weights of two reward functions forgotten.
+"""

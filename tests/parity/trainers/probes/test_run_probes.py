@@ -11,12 +11,13 @@ import torch
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
-from sdpo.parity.trainers.probes.catalogue import BASES, PROBES
+from sdpo.parity.trainers.probes.catalogue import PROBES
 from sdpo.parity.trainers.probes.run_probes import run_probe
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
 from sdpo.parity.trainers.recording.handed_over import PARTS, fingerprint, of_parts
 from sdpo.parity.trainers.recording.recorder import Recorder
 from sdpo.parity.trainers.recording.run_training import parts_of
+from sdpo.parity.trainers.scenarios.catalogue import BY_ID
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import (
     MicroBatch,
@@ -28,7 +29,7 @@ from tests.helpers.spread import one_in
 
 pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 
-BY_ID = {probe.id: probe for probe in PROBES}
+PROBE = {probe.id: probe for probe in PROBES}
 
 
 def adapter(trainer):
@@ -91,9 +92,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("probe", FAULTS)
 def test_a_probe_finds_the_fault_that_it_is_for(probe):
-    result = run_probe(adapter(FAULTS[probe]), BY_ID[probe], {})
+    result = run_probe(adapter(FAULTS[probe]), PROBE[probe], {})
     assert [(c.stage, c.status) for c in result.comparisons] == [
-        (BY_ID[probe].stage, Status.DIVERGENT)
+        (PROBE[probe].stage, Status.DIVERGENT)
     ]
 
 
@@ -140,7 +141,7 @@ def test_a_loss_that_moves_the_wrong_way_is_found(kind, status, monkeypatch):
     monkeypatch.setattr(
         sdpo.loss.self_distillation, "importance", sdpo.loss.self_distillation.importance
     )
-    (comparison,) = run_probe(kind(), BY_ID["C16"], {}).comparisons
+    (comparison,) = run_probe(kind(), PROBE["C16"], {}).comparisons
     assert comparison.status == status
     if status == Status.DIVERGENT:
         assert "where the reference's moves by" in comparison.note
@@ -149,7 +150,7 @@ def test_a_loss_that_moves_the_wrong_way_is_found(kind, status, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("probe", ["C14", "C15", "C17", "C34", "C35"])
 def test_what_is_nudged_alone_moves_what_it_must(probe):
-    (comparison,) = run_probe(OwnTrainer(), BY_ID[probe], {}).comparisons
+    (comparison,) = run_probe(OwnTrainer(), PROBE[probe], {}).comparisons
     assert comparison.status == Status.MATCH, comparison.note
 
 
@@ -185,7 +186,7 @@ class Replayed(TrainerAdapter):
 
 def probed(probe, before: TrainerRun, after: TrainerRun):
     undirected = replace(probe, directed=False)
-    return run_probe(Replayed(BASES[probe.base], before, after), undirected, {})
+    return run_probe(Replayed(BY_ID[probe.base], before, after), undirected, {})
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.id)
@@ -205,7 +206,7 @@ def test_a_probe_that_changes_nothing_is_an_error(probe):
     assert "hands the trainer nothing else" in comparison.note
     idle = replace(probe, change=lambda scenario: scenario)
     (comparison,) = run_probe(
-        Replayed(BASES[probe.base], a_run(1.0), a_run(2.0)), idle, {}
+        Replayed(BY_ID[probe.base], a_run(1.0), a_run(2.0)), idle, {}
     ).comparisons
     assert comparison.status == Status.ERROR
     assert "the script is not changed" in comparison.note
@@ -215,7 +216,7 @@ def test_what_a_probe_cannot_see_is_not_covered():
     blind = a_run(2.0)
     for update in blind.updates:
         update.prompt = {}
-    result = probed(BY_ID["C23"], a_run(1.0), blind)
+    result = probed(PROBE["C23"], a_run(1.0), blind)
     assert not result.comparisons
     assert "shows none of teacher_tokens, distillation_mask" in result.note
 
@@ -223,15 +224,15 @@ def test_what_a_probe_cannot_see_is_not_covered():
         def run(self, scenario, folder):
             return replace(super().run(scenario, folder), settings={})
 
-    probe = BY_ID["C13"]
-    result = run_probe(Silent(BASES[probe.base], a_run(1.0), a_run(2.0)), probe, {})
+    probe = PROBE["C13"]
+    result = run_probe(Silent(BY_ID[probe.base], a_run(1.0), a_run(2.0)), probe, {})
     assert not result.comparisons
     assert "does not show max_reprompt_len among the settings in effect" in result.note
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.id)
 def test_each_probe_changes_what_a_trainer_is_handed(probe, tmp_path):
-    base = BASES[probe.base]
+    base = BY_ID[probe.base]
     changed = probe.change(base)
     if changed.nudge:
         pytest.skip("moved after the trainer is built; the recorder notes whether it was")
