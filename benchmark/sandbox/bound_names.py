@@ -1,4 +1,4 @@
-"""Which names a program may bind at its top level, found without running it."""
+"""Finds the names that a program may bind, without running it."""
 
 import ast
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _DYNAMIC = frozenset(
 
 
 def bound_names(source: str, names: list[str]) -> list[str]:
-    """Which of the names the program binds, or may bind by indirect means.
+    """List those of the names that the program binds, or may bind by indirect means.
 
     Args:
         source: The program; it must compile.
@@ -22,13 +22,14 @@ def bound_names(source: str, names: list[str]) -> list[str]:
     """
     missing = set(names)
     for node in ast.walk(ast.parse(source)):
-        missing.difference_update(_bound_by(node))
+        missing.difference_update(bound_by(node))
         if _is_dynamic(node):
             return names
     return [name for name in names if name not in missing]
 
 
-def _bound_by(node: ast.AST) -> Iterator[str]:
+def bound_by(node: ast.AST) -> Iterator[str]:
+    """Yield the names that one node of a syntax tree binds."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

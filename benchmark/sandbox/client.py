@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Literal
 
 from sdpo.benchmark.sandbox.confinement.confine import CORE_LAYERS
 from sdpo.benchmark.sandbox.peer import Peer
@@ -146,11 +147,11 @@ class Session:
         self._ends: list[socket.socket] = []
         self.problem = ""
 
-    def start(self, kind: str, cpu_seconds: float) -> Peer:
-        """Start a `runner` or a `judge`.
+    def start(self, kind: Literal["submission", "tests"], cpu_seconds: float) -> Peer:
+        """Start a process.
 
         Args:
-            kind: `runner` or `judge`.
+            kind: What it will work on.
             cpu_seconds: Limit of processor time.
 
         Raises:

@@ -1,12 +1,12 @@
 """The fork server: makes one confined process per request and leaves none behind.
 
-    harness ── outer ── server (process 1 of its namespaces) ─┬─ runner  ◄── submission, calls
-                                                              └─ judge   ◄── the test itself
+    harness ── outer ── server (process 1 of its namespaces) ─┬─ submission process ◄── its calls
+                                                              └─ tests process ◄── the test itself
 
 The server never learns what its children are given: the harness passes it one end of a socket pair
 for each, and talks to the child over the other end. Requests on the control socket, one datagram
-each: `R` (start a runner) and `J` (start a judge), with the CPU limit in seconds and a descriptor;
-`E` (end: kill everything, empty the scratch folder, report); `Q` (quit).
+each: `S` and `T` (start a submission's process, one for tests), with the CPU limit in seconds and a
+descriptor; `E` (end: kill everything, empty the scratch folder, report); `Q` (quit).
 
 Every module that is loaded here makes each fork slower, hence `_socket` instead of `socket`.
 """
@@ -106,8 +106,8 @@ def _serve(settings: dict, layers: list[str], disabled: frozenset[str]) -> bool:
 
 
 def _preload() -> None:
-    # `random` would draw a seed from the kernel in every child, only for the runner to replace it.
-    # So no module here may import it before.
+    # `random` would draw a seed from the kernel in every child, only for `submission_process` to
+    # replace it. So no module here may import it before.
     register, os.register_at_fork = os.register_at_fork, lambda **hooks: None
     try:
         for name in _PRELOADED:
@@ -136,7 +136,7 @@ class _Server:
             if message[:1] == b"E":
                 self._control.send(self._end())
             else:
-                work = submission_process.run if message[:1] == b"R" else tests_process.run
+                work = submission_process.run if message[:1] == b"S" else tests_process.run
                 descriptor = int.from_bytes(extra[0][2][:4], sys.byteorder)
                 self._start(work, int(message[1:]), descriptor)
 

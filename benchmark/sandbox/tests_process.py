@@ -1,21 +1,20 @@
 """Evaluates a test's own code in a confined process that never sees the submission.
 
-The test arrives rewritten (see `plan_tests`): every expression that the submission must evaluate
+The test arrives rewritten (see `split_test`): every expression that the submission must evaluate
 has become `__ask__(number, variables)`, every assert a call of `__compare__` or `__truth__`. Values
 come back as plain data; what is not plain is an `Opaque`, which forwards iteration, calls, items
 and attributes to the submission's process and compares equal to nothing but itself.
 """
 
-import builtins
 import importlib
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from sdpo.benchmark.sandbox.display import display_pair
-from sdpo.benchmark.sandbox.submission_process import describe
-from sdpo.benchmark.sandbox.values import Encoder, decode
-from sdpo.benchmark.sandbox.wire import Pipe
+from sdpo.benchmark.sandbox.exceptions import describe, nearest_builtin
+from sdpo.benchmark.sandbox.values import Encoded, Encoder, decode
+from sdpo.benchmark.sandbox.wire import Pipe, PlannedTest, Report, Request
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "Eq": operator.eq,
@@ -33,26 +32,19 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 _FIRST_ITEMS, _MOST_ITEMS = 1, 1024
 
 
-class _Failed(AssertionError):
+class _AssertFailed(AssertionError):
     """An assert of the test did not hold."""
 
 
-class _Stop(BaseException):
-    """The submission's process can answer no more; not for the test's handlers."""
-
-
 class Opaque:
-    """Stand-in for a value in the submission's process."""
+    """Stands for a value in the submission's process."""
 
-    __slots__ = ("_handle", "_judge", "_kind")
+    __slots__ = ("_apply", "_handle", "_kind")
 
-    def __init__(self, judge: "_Judge", handle: int, kind: str) -> None:
-        self._judge = judge
+    def __init__(self, apply: Callable[..., Any], handle: int, kind: str) -> None:
+        self._apply = apply
         self._handle = handle
         self._kind = kind
-
-    def _request(self, operation: str, **details: Any) -> Any:
-        return self._judge.request({"operation": operation, "handle": self._handle, **details})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Opaque) and other._handle == self._handle
@@ -61,36 +53,33 @@ class Opaque:
         return hash(self._handle)
 
     def __bool__(self) -> bool:
-        return self._request("truth") is True
+        return self._apply("truth", self) is True
 
     def __len__(self) -> int:
-        return self._request("length")
+        return self._apply("length", self)
 
     def __getitem__(self, key: object) -> Any:
-        return self._request("item", bindings={"key": key})
+        return self._apply("item", self, key)
 
     def __getattr__(self, name: str) -> Any:
-        return self._request("attribute", name=name)
+        return self._apply("attribute", self, name)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Call the object in the submission's process."""
-        bindings = {"arguments": arguments, "keywords": keywords}
-        return self._request("call", bindings=bindings)
+        return self._apply("call", self, arguments, keywords)
 
     def __iter__(self) -> Iterator[Any]:
-        iterator = self._request("iterate")
-        if not isinstance(iterator, Opaque):
-            return iter(iterator)
-        return iterator._items()
+        iterator = self._apply("iterate", self)
+        return iterator._items() if isinstance(iterator, Opaque) else iter(iterator)
 
     def _items(self) -> Iterator[Any]:
         count = _FIRST_ITEMS
-        while items := self._request("take", count=count):
+        while items := self._apply("take", self, count):
             yield from items
             count = min(2 * count, _MOST_ITEMS)
 
     def __next__(self) -> Any:
-        for item in self._request("take", count=1):
+        for item in self._apply("take", self, 1):
             return item
         raise StopIteration
 
@@ -98,61 +87,63 @@ class Opaque:
         return f"<{self._kind} object>"
 
 
-class _Judge:
+class _ArgumentEncoder(Encoder):
+    """Encodes what the test passes to the submission: plain values, and the submission's own."""
+
+    def opaque(self, value: object) -> Encoded:
+        """Encode a value of the submission's by its handle; the test's own objects stay here."""
+        if isinstance(value, Opaque):
+            return {"o": [value._handle, value._kind]}
+        raise TypeError(f"the test cannot pass a {type(value).__name__} to the submission")
+
+
+class _Test:
+    """Evaluates one test: what its rewritten code calls, and what became of its asserts."""
+
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
-        self._encoder = Encoder()
+        self._encode = _ArgumentEncoder().encode
         self.checks = 0
         self.sides: tuple[str, str] | None = None
 
-    def request(self, request: dict[str, Any]) -> Any:
+    def names(self) -> dict[str, Any]:
+        """The names that the test's rewritten code uses."""
+        return {"__ask__": self._ask, "__compare__": self._compare, "__truth__": self._truth}
+
+    def _ask(self, expression: int, bindings: dict[str, Any]) -> Any:
+        """Have the submission evaluate an expression, given the test's variables in it."""
+        encoded = {name: self._encode(value) for name, value in bindings.items()}
+        return self._request({"expression": expression, "bindings": encoded}, bindings)
+
+    def _apply(self, operation: str, *arguments: Any) -> Any:
+        encoded = [self._encode(argument) for argument in arguments]
+        return self._request({"operation": operation, "arguments": encoded}, {})
+
+    def _request(self, request: Request, bindings: dict[str, Any]) -> Any:
         """Have the submission's process do something; its exceptions are raised here."""
-        bindings = request.get("bindings", {})
-        request["bindings"] = {name: self._encode(value) for name, value in bindings.items()}
         self._pipe.send({"request": request})
         reply = self._pipe.receive()
-        if "stop" in reply:
-            raise _Stop
         for name, data in reply.get("changed", {}).items():
             if name in bindings:
                 _update(bindings[name], self._decode(data))
         if "error" in reply:
-            raise _exception(reply["error"])
+            error = nearest_builtin(reply["error"])
+            error.__dict__["description"] = reply["error"]
+            raise error
         return self._decode(reply["value"])
 
-    def _encode(self, value: object) -> Any:
-        return _encode_with_handles(self._encoder.encode(value), self._encoder.kept)
+    def _decode(self, data: Encoded) -> Any:
+        return decode(data, lambda handle, kind: Opaque(self._apply, handle, kind))
 
-    def _decode(self, data: Any) -> Any:
-        return decode(data, lambda handle, kind: Opaque(self, handle, kind))
+    def _compare(self, comparison: str, left: Any, right: Any) -> None:
+        holds = _COMPARISONS[comparison](left, right)
+        self.sides = display_pair(right, left) if comparison == "Eq" and not holds else None
+        self._truth(holds)
 
-    def ask(self, number: int, bindings: dict[str, Any] | None = None) -> Any:
-        return self.request(
-            {"operation": "evaluate", "expression": number, "bindings": bindings or {}}
-        )
-
-    def compare(self, name: str, left: Any, right: Any) -> None:
-        holds = _COMPARISONS[name](left, right)
-        self.sides = display_pair(right, left) if name == "Eq" and not holds else None
-        self.truth(holds)
-
-    def truth(self, value: Any) -> None:
+    def _truth(self, value: Any) -> None:
         if not value:
-            raise _Failed
+            raise _AssertFailed
         self.checks += 1
-
-
-def _encode_with_handles(data: Any, kept: list[object]) -> Any:
-    """Replace the judge's own handles by those of the submission's process."""
-    if isinstance(data, list):
-        return [_encode_with_handles(part, kept) for part in data]
-    if isinstance(data, dict):
-        if "o" in data:
-            value = kept[data["o"][0]]
-            if isinstance(value, Opaque):
-                return {"o": [value._handle, value._kind]}
-        return {tag: _encode_with_handles(part, kept) for tag, part in data.items()}
-    return data
 
 
 def _update(target: Any, value: Any) -> None:
@@ -166,46 +157,35 @@ def _update(target: Any, value: Any) -> None:
         target.update(value)
 
 
-def _exception(description: dict[str, Any]) -> BaseException:
-    """The nearest builtin exception, so that a test's own handlers work as they would."""
-    for name in description["bases"]:
-        kind = getattr(builtins, str(name), None)
-        if isinstance(kind, type) and issubclass(kind, BaseException):
-            try:
-                error = kind(description["message"])
-            except TypeError:
-                continue
-            error.__dict__["description"] = description
-            return error
-    return RuntimeError(description["message"])
-
-
 def run(pipe: Pipe) -> None:
     """Evaluate tests, one after the other and each with names of its own, until the end."""
     while True:
         job = pipe.receive()
-        pipe.send({"report": _report(job, _Judge(pipe))})
+        pipe.send({"report": _report(job, _Test(pipe))})
 
 
-def _report(job: dict[str, Any], judge: _Judge) -> dict[str, Any]:
-    namespace: dict[str, Any] = {
-        "__ask__": judge.ask,
-        "__compare__": judge.compare,
-        "__truth__": judge.truth,
-    }
-    report: dict[str, Any] = {"ok": False, "stage": "setup"}
+def _report(job: PlannedTest, test: _Test) -> Report:
+    namespace = test.names()
+    sides = error = None
+    ok, in_setup, raised_by_submission = False, True, False
     try:
         for name in job["modules"]:
             namespace[name] = importlib.import_module(name)
         exec(compile(job["imports"], "<test>", "exec"), namespace)
         exec(compile(job["setup"], "<test>", "exec"), namespace)
-        report["stage"] = "test"
+        in_setup = False
         exec(compile(job["program"], "<test>", "exec"), namespace)
-        report["ok"] = True
-    except _Failed:
-        report["sides"] = judge.sides
-    except BaseException as error:
-        report["error"] = getattr(error, "description", None) or describe(error)
-        report["raised_by_submission"] = hasattr(error, "description")
-    report["checks"] = judge.checks
-    return report
+        ok = True
+    except _AssertFailed:
+        sides = test.sides
+    except BaseException as raised:
+        raised_by_submission = hasattr(raised, "description")
+        error = getattr(raised, "description", None) or describe(raised)
+    return Report(
+        ok=ok,
+        checks=test.checks,
+        sides=sides,
+        error=error,
+        in_setup=in_setup,
+        raised_by_submission=raised_by_submission,
+    )

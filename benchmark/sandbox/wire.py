@@ -1,8 +1,12 @@
-"""Frames over a socket: four bytes of length, then JSON in ASCII. The confined end."""
+"""Sends messages over a socket: four bytes of length, then JSON in ASCII. The confined end."""
 
 import json
 import os
 import struct
+from typing import Any, NotRequired, TypedDict, final
+
+from sdpo.benchmark.sandbox.exceptions import Description
+from sdpo.benchmark.sandbox.values import Encoded
 
 HEADER = struct.Struct("!I")
 # The longest value a test may return, encoded. Far above any honest answer.
@@ -12,6 +16,75 @@ CHUNK = 1 << 16
 ENDED = b"ended"
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
+
+
+class Submission(TypedDict):
+    """What the process of a submission gets to see before the first request.
+
+    `names` are those that the tests call.
+    """
+
+    code: str
+    imports: str
+    setup: str
+    names: list[str]
+
+
+@final
+class Evaluation(TypedDict):
+    """Asks for an expression's value, with `bindings` in place of the submission's own names.
+
+    A tests process gives the expression by its place in the plan, and no `number`.
+    """
+
+    expression: str | int
+    bindings: dict[str, Encoded]
+    number: NotRequired[int]
+
+
+@final
+class Operation(TypedDict):
+    """Asks for one of the submission process's operations on values that it kept."""
+
+    operation: str
+    arguments: list[Encoded]
+    number: NotRequired[int]
+
+
+Request = Evaluation | Operation
+
+
+class Reply(TypedDict):
+    """Answers a request; `changed` has the bound containers as the evaluation left them."""
+
+    number: NotRequired[int]
+    value: NotRequired[Encoded]
+    changed: NotRequired[dict[str, Encoded]]
+    error: NotRequired[Description]
+
+
+class PlannedTest(TypedDict):
+    """A test for a tests process: its rewritten source, and what it needs before."""
+
+    modules: list[str]
+    imports: str
+    setup: str
+    program: str
+
+
+class Report(TypedDict):
+    """What a tests process says about a test.
+
+    `checks` counts the asserts that held, `sides` are those of a comparison that did not. `error`
+    is the exception that ended the test, in its set-up or in itself.
+    """
+
+    ok: bool
+    checks: int
+    sides: tuple[str, str] | None
+    error: Description | None
+    in_setup: bool
+    raised_by_submission: bool
 
 
 def pack(message: object) -> bytes:
@@ -43,10 +116,10 @@ class Pipe:
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
 
-    def receive(self) -> dict:
-        """Receive a frame; raises `EOFError` if the harness is gone."""
+    def receive(self) -> Any:
+        """Receive a message; raises `EOFError` if the harness is gone."""
         size = HEADER.unpack(self._exactly(HEADER.size))[0]
-        return unpack(self._exactly(size))  # pyright: ignore[reportReturnType]
+        return unpack(self._exactly(size))
 
     def _exactly(self, size: int) -> bytearray:
         while len(self._buffer) < size:

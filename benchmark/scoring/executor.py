@@ -27,10 +27,11 @@ from types import TracebackType
 
 from sdpo.benchmark.problems.case import Case, Result, Status
 from sdpo.benchmark.sandbox.client import ForkServer, Limits, ServerError, require_core
+from sdpo.benchmark.sandbox.wire import Submission
 from sdpo.benchmark.scoring import feedback
 from sdpo.benchmark.scoring.extract_code import MAX_CODE, extract_code
-from sdpo.benchmark.scoring.plan_tests import Plan, PlanError, plan
-from sdpo.benchmark.scoring.run_tests import Outcome, Submission, judge
+from sdpo.benchmark.scoring.plan_tests import Plan, PlanError, plan_tests
+from sdpo.benchmark.scoring.run_tests import TestOutcome, run_tests
 
 # The slowest reference solution of MBPP takes 6 s on an idle core.
 DEFAULT_TIMEOUT = 20.0
@@ -41,6 +42,10 @@ _ATTEMPTS = 2
 def default_workers() -> int:
     """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _NothingToRunError(Exception):
+    """A case without tests, or without code that could be run."""
 
 
 class Executor:
@@ -151,66 +156,69 @@ class Executor:
 
     def _score(self, case: Case) -> Result:
         began = time.monotonic()
+        outcomes: list[TestOutcome] = []
+        refusal = ""
         try:
-            status, outcomes, lines = self._verdict(case)
+            outcomes = self._outcomes(case)
+        except (_NothingToRunError, PlanError) as error:
+            refusal = str(error)
         except ServerError as error:
             if self._closed:
                 raise
-            status, outcomes, lines = "error", [], [str(error)]
+            refusal = str(error)
+        status = _status(outcomes)
         passed = sum(outcome.kind == "pass" for outcome in outcomes)
-        total = len(case.test_list)
-        text = "" if status == "pass" else _feedback(case, outcomes, lines, passed, total)
+        text = "" if status == "pass" else _feedback(case, outcomes, refusal, passed)
         seconds = time.monotonic() - began
-        return Result(status, passed, total, text, seconds, self.isolation)
+        return Result(status, passed, len(case.test_list), text, seconds, self.isolation)
 
-    def _verdict(self, case: Case) -> tuple[Status, list[Outcome], list[str]]:
+    def _outcomes(self, case: Case) -> list[TestOutcome]:
+        """Outcomes of a case's tests; raises `_NothingToRunError`, `PlanError` or `ServerError`."""
         if not case.test_list:
-            return "error", [], ["There are no tests, so there is nothing to pass."]
-        try:
-            planned = plan(case.test_list, case.test_imports, case.test_setup_code)
-        except PlanError as error:
-            return "error", [], [str(error)]
-        code = extract_code(case.completion, planned.names)
+            raise _NothingToRunError("There are no tests, so there is nothing to pass.")
+        plan = plan_tests(case.test_list, case.test_imports, case.test_setup_code)
+        code = extract_code(case.completion, plan.names)
         if not code:
-            return "error", [], ["The completion contains no code."]
+            raise _NothingToRunError("The completion contains no code.")
         if len(code) > MAX_CODE:
-            return "error", [], [f"The code has {len(code)} characters; at most {MAX_CODE}."]
-        submission = Submission(code, case.test_imports, case.test_setup_code)
-        outcomes = self._judge(submission, planned, case.test_list)
-        return _status(outcomes), outcomes, []
+            raise _NothingToRunError(f"The code has {len(code)} characters; at most {MAX_CODE}.")
+        submission = Submission(
+            code=code,
+            imports=case.test_imports,
+            setup=case.test_setup_code,
+            names=list(plan.names),
+        )
+        return self._run(submission, plan, case.test_list)
 
-    def _judge(
-        self, submission: Submission, planned: Plan, tests: tuple[str, ...]
-    ) -> list[Outcome]:
-        for attempt in range(1, _ATTEMPTS + 1):
-            server = self._idle.get()
-            try:
-                outcomes = judge(server, submission, planned, tests, self.timeout)
-            except ServerError:
-                self._discard(server)
-                self._idle.put(self._start())
-                if attempt == _ATTEMPTS:
-                    raise
-            else:
-                self._idle.put(server)
-                return outcomes
-        raise AssertionError("unreachable")
+    def _run(
+        self, submission: Submission, plan: Plan, tests: tuple[str, ...], attempts: int = _ATTEMPTS
+    ) -> list[TestOutcome]:
+        server = self._idle.get()
+        try:
+            outcomes = run_tests(server, submission, plan, tests, self.timeout)
+        except ServerError:
+            self._discard(server)
+            self._idle.put(self._start())
+            if attempts == 1:
+                raise
+            return self._run(submission, plan, tests, attempts - 1)
+        self._idle.put(server)
+        return outcomes
 
 
-def _status(outcomes: list[Outcome]) -> Status:
+def _status(outcomes: list[TestOutcome]) -> Status:
     kinds = {outcome.kind for outcome in outcomes}
     if kinds == {"pass"}:
         return "pass"
     if "timeout" in kinds:
         return "timeout"
-    return "error" if kinds == {"error"} else "fail"
+    return "error" if kinds <= {"error"} else "fail"
 
 
-def _feedback(
-    case: Case, outcomes: list[Outcome], lines: list[str], passed: int, total: int
-) -> str:
+def _feedback(case: Case, outcomes: list[TestOutcome], refusal: str, passed: int) -> str:
+    total = len(case.test_list)
     if not outcomes:
-        return feedback.compose(passed, total, [lines])
+        return feedback.compose(passed, total, [[refusal]])
     if len(set(outcomes)) == 1 and outcomes[0].whole:
         return feedback.compose(passed, total, [outcomes[0].lines])
     parts = [

@@ -8,9 +8,9 @@ it are those of Python's own dictionaries and sets); whoever formats it a second
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from sdpo.benchmark.sandbox.display import shorten
+from sdpo.benchmark.sandbox.exceptions import Description
 
 MAX_FEEDBACK = 2000
 _MAX_TEST, _MAX_VALUE, _MAX_MESSAGE, _MAX_LINE = 300, 300, 300, 200
@@ -65,19 +65,19 @@ def returned(calls: Sequence[tuple[str, str]], test: str) -> list[str]:
     return lines
 
 
-def exception(error: dict[str, Any], code: str, test: str = "") -> list[str]:
+def exception(error: Description, code: str, test: str = "") -> list[str]:
     """Lines for an exception: type, message, and the line of the submitted code.
 
     Args:
-        error: As made by the runner: `type`, `message`, `line` (or `None`).
+        error: The exception.
         code: The submitted code.
         test: Source of the test, whose own paths are left as they are.
     """
-    message = _line(str(error["message"]), _MAX_MESSAGE, test)
-    lines = [f"{_line(str(error['type']), 100)}: {message}".rstrip(": ")]
+    message = _line(error["message"], _MAX_MESSAGE, test)
+    lines = [f"{_line(error['type'], 100)}: {message}".rstrip(": ")]
     number = error["line"]
     source = code.split("\n")
-    if isinstance(number, int) and 0 < number <= len(source):
+    if number is not None and 0 < number <= len(source):
         text = _line(source[number - 1].strip(), _MAX_LINE, test)
         lines.append(f"Line {number} of the submitted code: {text}")
     return lines

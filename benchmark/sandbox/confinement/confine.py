@@ -26,9 +26,9 @@ class Confinement:
     def __init__(self, layers: list[str], disabled: frozenset[str]) -> None:
         self.layers = list(layers)
         self._disabled = disabled
-        self._restrict: Callable[[], None] | None = None
+        self._restrict: Callable[[], int] | None = None
         self._filter: seccomp.ChildFilter | None = None
-        self._die_with_server: Callable[[], None] | None = None
+        self._die_with_server: Callable[[], int] | None = None
 
     def prepare(self, scratch: str, memory: int, file_size: int) -> None:
         """Limit this process and prepare what its children install.

@@ -1,4 +1,4 @@
-"""Bindings to the few system calls that the standard library does not offer."""
+"""Calls the few functions of the C library and the kernel that the standard library lacks."""
 
 import ctypes
 import errno
@@ -15,6 +15,7 @@ PR_SET_NO_NEW_PRIVS = 38
 
 _M_ARENA_MAX = -8
 _DETACH = 2
+_CAPABILITIES_VERSION = 0x20080522
 
 
 def machine() -> str:
@@ -22,84 +23,53 @@ def machine() -> str:
     return os.uname().machine if sys.platform == "linux" else ""
 
 
-def _check(result: int, name: str) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{name}: {os.strerror(code)}")
-    return result
-
-
-def syscall(name: str, number: int, *arguments: object) -> int:
-    """Call the kernel by number.
+def prepared(function: str, *arguments: object) -> Callable[[], int]:
+    """Prepare a call of a C function, for where each call must be fast.
 
     Args:
-        name: Used in the error only.
-        number: Number of the call on this architecture.
+        function: Its name; it must return less than zero on failure.
         *arguments: Integers, bytes, `None` or ctypes objects.
 
-    Raises:
-        OSError: If the call fails, or there is no Linux kernel.
-    """
-    if _libc is None:
-        raise OSError(errno.ENOSYS, f"{name}: not a Linux system")
-    converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    return _check(_libc.syscall(ctypes.c_long(number), *converted), name)
-
-
-def prepared(name: str, *arguments: object) -> Callable[[], None]:
-    """A call of a C function with its arguments converted already, for where each call counts.
-
-    Args:
-        name: Name of the function, which must return less than zero on failure.
-        *arguments: As for `syscall`.
-
     Returns:
-        A function that makes the call and raises `OSError` if it fails.
+        A function that makes the call, and raises `OSError` if it fails.
 
     Raises:
         OSError: If there is no Linux kernel.
     """
     if _libc is None:
-        raise OSError(errno.ENOSYS, f"{name}: not a Linux system")
-    function = _libc[name]
+        raise OSError(errno.ENOSYS, f"{function}: not a Linux system")
+    called = _libc[function]
     converted = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
 
-    def call() -> None:
-        if function(*converted) < 0:
-            _check(-1, name)
+    def call() -> int:
+        result = called(*converted)
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"{function}: {os.strerror(code)}")
+        return result
 
     return call
 
 
+def call(function: str, *arguments: object) -> int:
+    """Call a C function, as described for `prepared`; raises `OSError` if it fails."""
+    return prepared(function, *arguments)()
+
+
 def prctl(option: int, value: int, pointer: object = 0) -> int:
-    """Call `prctl`; raises `OSError` if it fails or there is no Linux kernel."""
-    if _libc is None:
-        raise OSError(errno.ENOSYS, "prctl: not a Linux system")
-    last = pointer if not isinstance(pointer, int) else ctypes.c_ulong(pointer)
-    zero = ctypes.c_ulong(0)
-    return _check(_libc.prctl(option, ctypes.c_ulong(value), last, zero, zero), "prctl")
-
-
-def unshare(flags: int) -> None:
-    """Move this process to new namespaces; raises `OSError` if refused."""
-    if _libc is None:
-        raise OSError(errno.ENOSYS, "unshare: not a Linux system")
-    _check(_libc.unshare(flags), "unshare")
+    """Set an attribute of this process; raises `OSError` if refused."""
+    return call("prctl", option, value, pointer, 0, 0)
 
 
 def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
     """Mount a file system; raises `OSError` if refused."""
-    if _libc is None:
-        raise OSError(errno.ENOSYS, "mount: not a Linux system")
     encoded = (source.encode(), os.fsencode(target), kind.encode())
-    _check(_libc.mount(*encoded, ctypes.c_ulong(flags), options.encode()), f"mount {target}")
+    call("mount", *encoded, flags, options.encode())
 
 
 def unmount(target: str) -> None:
     """Take a mount away, also while it is in use; raises `OSError` if refused."""
-    if _libc is None:
-        raise OSError(errno.ENOSYS, "umount: not a Linux system")
-    _check(_libc.umount2(os.fsencode(target), _DETACH), f"umount {target}")
+    call("umount2", os.fsencode(target), _DETACH)
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -108,10 +78,8 @@ class _CapabilityHeader(ctypes.Structure):
 
 def drop_capabilities() -> None:
     """Give up every capability of this process; raises `OSError` if refused."""
-    if _libc is None:
-        raise OSError(errno.ENOSYS, "capset: not a Linux system")
-    header = _CapabilityHeader(0x20080522, 0)
-    _check(_libc.capset(ctypes.byref(header), (ctypes.c_uint32 * 6)()), "capset")
+    header = _CapabilityHeader(_CAPABILITIES_VERSION, 0)
+    call("capset", ctypes.byref(header), (ctypes.c_uint32 * 6)())
 
 
 def limit_memory_arenas() -> None:

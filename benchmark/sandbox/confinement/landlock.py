@@ -43,7 +43,7 @@ class _PathBeneath(ctypes.Structure):
 
 def version() -> int:
     """Version of the kernel's Landlock interface; raises `OSError` where there is none."""
-    return kernel.syscall("landlock_create_ruleset", _CREATE_RULESET, None, 0, _VERSION_FLAG)
+    return kernel.call("syscall", _CREATE_RULESET, None, 0, _VERSION_FLAG)
 
 
 def ruleset(read: list[str], write: list[str]) -> int:
@@ -63,9 +63,7 @@ def ruleset(read: list[str], write: list[str]) -> int:
     everything = (1 << _FILE_SYSTEM_BITS.get(abi, 16)) - 1
     rules = _Ruleset(everything, 3 if abi >= _FIRST_WITH_NETWORK else 0, 3)
     size = 24 if abi >= _FIRST_WITH_SCOPE else 16 if abi >= _FIRST_WITH_NETWORK else 8
-    number = kernel.syscall(
-        "landlock_create_ruleset", _CREATE_RULESET, ctypes.byref(rules), size, 0
-    )
+    number = kernel.call("syscall", _CREATE_RULESET, ctypes.byref(rules), size, 0)
     for path in read:
         if os.path.exists(path):
             _allow(number, path, (_READ_FILE | _READ_DIR) & everything)
@@ -80,11 +78,11 @@ def _allow(number: int, path: str, rights: int) -> None:
         if not stat.S_ISDIR(os.fstat(folder).st_mode):
             rights &= _FILE_RIGHTS
         rule = _PathBeneath(rights, folder)
-        kernel.syscall("landlock_add_rule", _ADD_RULE, number, _PATH_BENEATH, ctypes.byref(rule), 0)
+        kernel.call("syscall", _ADD_RULE, number, _PATH_BENEATH, ctypes.byref(rule), 0)
     finally:
         os.close(folder)
 
 
-def restriction(number: int) -> Callable[[], None]:
+def restriction(number: int) -> Callable[[], int]:
     """A call that puts the calling process under the rule set for good; needs no_new_privs."""
     return kernel.prepared("syscall", _RESTRICT_SELF, number, 0)

@@ -1,4 +1,4 @@
-"""Namespaces: a world with no other processes, no network and a read-only file system.
+"""Enters namespaces: no other processes, no network and a read-only file system.
 
 They are entered once per fork server; the runs inside cost nothing more. Where the kernel refuses
 them (often inside containers) the server goes on without and reports so.
@@ -32,7 +32,7 @@ def enter() -> list[str]:
     uid, gid = os.geteuid(), os.getegid()
     for names in (list(_FLAGS), [n for n in _FLAGS if n != "user-namespace"]):
         try:
-            kernel.unshare(sum(_FLAGS[name] for name in names))
+            kernel.call("unshare", sum(_FLAGS[name] for name in names))
         except OSError:
             continue
         if "user-namespace" in names:
@@ -74,7 +74,7 @@ def seal_file_system(scratch: str, megabytes: int) -> list[str]:
         kernel.mount("none", "/", "", _PRIVATE_RECURSIVE)
         attributes = _MountAttributes(_READ_ONLY, 0, 0, 0)
         arguments = (_HERE, b"/", _RECURSIVE, ctypes.byref(attributes), ctypes.sizeof(attributes))
-        kernel.syscall("mount_setattr", _MOUNT_SETATTR, *arguments)
+        kernel.call("syscall", _MOUNT_SETATTR, *arguments)
         done.append("read-only-root")
     except OSError:
         # An older kernel; Landlock and the filter still protect what lies outside.

@@ -149,13 +149,16 @@ def test_cycles_and_depth_are_opaque_and_size_is_an_error() -> None:
         {"c": ["a", "b"]},
         {"b": "0"},
         {"s": [[1]]},
-        {"d": [[1, 2, 3]]},
-        {"d": [[[], 1]]},
+        {"d": [1, 2, 3]},
+        {"d": [[], 1]},
         {"r": [1, 2, 0]},
-        {"F": [1, 0]},
+        {"F": ["Fraction", 1, 0]},
+        {"F": ["Fraction", "1e999999999"]},
+        {"F": ["Fraction", {"D": "1e999999999"}]},
+        {"F": ["timedelta", {"f": "inf"}]},
+        {"F": ["system", 1]},
+        {"F": []},
         {"D": "x"},
-        {"T": ["system", 1]},
-        {"T": []},
         {"B": "exec"},
         {"o": 1},
         {"o": ["a", "b"]},
@@ -167,6 +170,10 @@ def test_cycles_and_depth_are_opaque_and_size_is_an_error() -> None:
 def test_forged_data_is_refused(data: object) -> None:
     with pytest.raises(DecodeError):
         decode(data, opaque)
+
+
+def test_a_dict_is_its_keys_and_values_in_turn() -> None:
+    assert Encoder().encode({1: "a", (): {}}) == {"d": [1, "a", {"t": []}, {"d": []}]}
 
 
 def test_forged_nesting_is_refused() -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sdpo.benchmark.scoring.plan_tests import Equality, Plan, PlanError, Program, plan
+from sdpo.benchmark.scoring.plan_tests import Equality, Plan, PlanError, plan_tests
+from sdpo.benchmark.scoring.split_test import Program
 
 
 def sent(planned: Plan) -> list[str]:
@@ -43,17 +44,17 @@ def sent(planned: Plan) -> list[str]:
     ],
 )
 def test_split(test: str, expressions: list[str]) -> None:
-    planned = plan((test,), "import asyncio")
+    planned = plan_tests((test,), "import asyncio")
     assert sent(planned) == expressions
 
 
 def test_trusted_imports_stay_outside() -> None:
-    planned = plan(("assert Counter(f(1)) == Counter([2])",), "from collections import *")
+    planned = plan_tests(("assert Counter(f(1)) == Counter([2])",), "from collections import *")
     assert sent(planned) == ["f(1)"]
 
 
 def test_names_of_the_setup_belong_to_the_submission() -> None:
-    planned = plan(("assert depth(root) == 2",), "", "root = Node(1)")
+    planned = plan_tests(("assert depth(root) == 2",), "", "root = Node(1)")
     assert sent(planned) == ["depth(root)"]
     assert planned.names == ("depth",)
     assert planned.setup == ""
@@ -61,7 +62,7 @@ def test_names_of_the_setup_belong_to_the_submission() -> None:
 
 def test_helpers_and_constants_of_a_plain_setup_stay_outside() -> None:
     setup = "LIMIT = 3\ndef near(a, b):\n    return abs(a - b) < 1e-6"
-    planned = plan(("assert near(f(1), LIMIT)",), "", setup)
+    planned = plan_tests(("assert near(f(1), LIMIT)",), "", setup)
     assert sent(planned) == ["f(1)"]
     assert planned.setup == setup
 
@@ -78,7 +79,7 @@ def test_helpers_and_constants_of_a_plain_setup_stay_outside() -> None:
     ],
 )
 def test_tests_that_cannot_be_judged(test: str, message: str) -> None:
-    (planned,) = plan((test,)).tests
+    (planned,) = plan_tests((test,)).tests
     assert isinstance(planned, PlanError)
     assert message in str(planned)
 
@@ -87,4 +88,4 @@ def test_tests_that_cannot_be_judged(test: str, message: str) -> None:
 def test_malformed_surroundings_are_an_error(field: str) -> None:
     arguments = ("import (", "") if field == "test_imports" else ("", "x = (")
     with pytest.raises(PlanError, match=field):
-        plan(("assert f(1) == 2",), *arguments)
+        plan_tests(("assert f(1) == 2",), *arguments)

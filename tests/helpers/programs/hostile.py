@@ -273,6 +273,10 @@ CHEATS = {
         "assert t() == {1}",
     ),
     "collision in a list of keys": _cheat("def t():\n    return [[]] * 100_000", "assert t() == 3"),
+    "forges a fraction that takes hours": _cheat(
+        "import sys\nm = sys.modules['sdpo.benchmark.sandbox.values']\n"
+        "m.Encoder.encode = lambda self, v: {'F': ['Fraction', '1e999999999']}\ndef add(a, b):\n    return 0"
+    ),
     "exponential sharing": _cheat(
         "def t():\n    x = [0] * 1000\n    for _ in range(60):\n        x = [x, x]\n    return x",
         "assert t() == []",
