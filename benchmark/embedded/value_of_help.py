@@ -14,13 +14,15 @@ same is said for the demonstrations on those problems, so that the ways can be c
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from sdpo.benchmark.embedded.generate_problems import readings
 from sdpo.benchmark.embedded.lessons import taught
 from sdpo.benchmark.problems.dataset import Problem
-from sdpo.benchmark.problems.prompts import messages
+from sdpo.benchmark.problems.prompts import DataSettings, messages
 from sdpo.benchmark.scoring.executor import Executor
 from sdpo.benchmark.scoring.intervals import wilson
-from sdpo.benchmark.scoring.pass_at_1 import complete, score
+from sdpo.benchmark.scoring.pass_at_1 import EvalSettings, complete, score
 
 Results = list[dict[str, Any]]
 
@@ -30,11 +32,18 @@ def measure(
     tokenizer: Any,
     problems: Sequence[Problem],
     executor: Executor,
-    settings: Mapping[str, Any],
+    data: DataSettings,
+    settings: EvalSettings,
 ) -> list[dict[str, Any]]:
-    """One row for each kind of prompt: `prompt`, `attempts`, `passed`, `pass_at_1`, `low`, `high`.
+    """Measure pass@1 with each kind of prompt; one row for each.
 
-    `settings` is a whole configuration: its sections `data` and `eval` are read.
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, with a padding token.
+        problems: that are asked.
+        executor: runs the tests.
+        data: how a problem becomes a prompt.
+        settings: how completions are made, but for the temperature.
     """
 
     def attempt(
@@ -42,12 +51,12 @@ def measure(
     ) -> Results:
         conversations = []
         for one, given in zip(chosen, help, strict=True):
-            asked = messages(one, settings["data"])
+            asked = messages(one, data)
             asked[-1]["content"] = (
                 taught(asked[-1]["content"], **given) if given else asked[-1]["content"]
             )
             conversations.append(asked)
-        how = {**settings["eval"], "temperature": 1.0 if sampled else 0.0}
+        how = replace(settings, temperature=1.0 if sampled else 0.0)
         return score(executor, chosen, complete(model, tokenizer, conversations, how))
 
     nothing: list[dict[str, str]] = [{} for _ in problems]

@@ -108,6 +108,7 @@ def trainer_of(teacher: str, loss: str, folder: Path, steps: int, small: bool) -
     """The trainer as `sdpo mbpp run --config published` builds it, on random problems."""
     import torch
     from datasets import Dataset
+    from msgspec.structs import replace
     from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
     from sdpo.benchmark.runs.models import adapter_config, load_model, load_tokenizer
@@ -117,8 +118,8 @@ def trainer_of(teacher: str, loss: str, folder: Path, steps: int, small: bool) -
 
     mode, rank, four_bit, dtype = TEACHERS[teacher]
     published = load("published")
-    model = published["model"] | {"lora_r": rank, "four_bit": four_bit, "dtype": dtype}
-    length = 16 if small else published["train"]["max_completion_length"]
+    model = replace(published.model, lora_r=rank, four_bit=four_bit, dtype=dtype)
+    length = 16 if small else published.train["max_completion_length"]
     prompt = " ".join(f"w{100 + 13 * n}" for n in range(PROMPT_WORDS))
     rows = {
         "prompt": [[{"role": "user", "content": prompt}]] * steps,
@@ -151,8 +152,8 @@ def trainer_of(teacher: str, loss: str, folder: Path, steps: int, small: bool) -
             return self.kept
 
     return Timed(
-        model=load_model({**model, "name": str(folder)}),
-        args=GRPOConfig(**{**published["train"], **fixed}),
+        model=load_model(replace(model, name=str(folder))),
+        args=GRPOConfig(**{**published.train, **fixed}),
         sdpo_config=SDPOConfig(teacher_mode=mode, loss_implementation=loss),
         processing_class=load_tokenizer(str(folder)),
         reward_funcs=[reward],

@@ -1,9 +1,11 @@
 """From a data set to what a trainer and an evaluation need: prompts and tests."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from sdpo.benchmark.problems.dataset import (
     CONFIGURATIONS,
@@ -13,6 +15,16 @@ from sdpo.benchmark.problems.dataset import (
     load_file,
     load_hub,
 )
+
+
+class DataSettings(Struct, frozen=True, kw_only=True):
+    """The section `[data]` of a run's settings: which problems, and how they become prompts."""
+
+    name: str = "embedded"
+    train_split: str = "train"
+    eval_split: str = "test"
+    system: str = ""
+    prompt: str = "{text}"
 
 
 def load_data(name: str) -> Dataset:
@@ -42,16 +54,16 @@ def embedded_folder() -> Path:
     return Path(next(iter(sdpo.fixtures.__path__))) / "embedded"
 
 
-def messages(problem: Problem, data: Mapping[str, Any]) -> list[dict[str, str]]:
+def messages(problem: Problem, data: DataSettings) -> list[dict[str, str]]:
     """The conversation that asks for a solution; `{tests}` in the prompt shows the tests."""
     tests = "\n".join(problem.test_list)
-    text = data["prompt"].replace("{tests}", tests).replace("{text}", problem.text)
-    system = [{"role": "system", "content": data["system"]}] if data["system"] else []
+    text = data.prompt.replace("{tests}", tests).replace("{text}", problem.text)
+    system = [{"role": "system", "content": data.system}] if data.system else []
     return [*system, {"role": "user", "content": text}]
 
 
 def training_rows(
-    problems: Sequence[Problem], data: Mapping[str, Any], count: int, seed: int
+    problems: Sequence[Problem], data: DataSettings, count: int, seed: int
 ) -> list[dict[str, Any]]:
     """As many rows as a run needs, in an order that the seed alone decides.
 

@@ -2,16 +2,19 @@
 
 from typing import Any
 
+import msgspec
+
 from sdpo.benchmark.problems.prompts import load_data
 from sdpo.benchmark.runs.environment import describe
+from sdpo.benchmark.runs.settings import Settings
 from sdpo.benchmark.scoring.executor import Executor
 
 
-def measure_model(settings: dict[str, Any], *, with_help: bool) -> dict[str, Any]:
+def measure_model(settings: Settings, *, with_help: bool) -> dict[str, Any]:
     """Measure a model.
 
     Args:
-        settings: a whole configuration: `model`, `data`, `eval` and `reward` are read.
+        settings: `model`, `data`, `eval` and `reward` are read.
         with_help: also with demonstrations and feedback in the prompt.
 
     Returns:
@@ -23,24 +26,25 @@ def measure_model(settings: dict[str, Any], *, with_help: bool) -> dict[str, Any
     from sdpo.settings.determinism import deterministic
 
     check_hardware(settings)
-    data = load_data(settings["data"]["name"]).only(settings["data"]["eval_split"])
-    tokenizer = load_tokenizer(settings["model"]["name"])
+    data = load_data(settings.data.name).only(settings.data.eval_split)
+    tokenizer = load_tokenizer(settings.model.name)
     with (
-        deterministic(settings["seed"], settings["threads"]),
-        Executor(settings["reward"]["workers"], timeout=settings["reward"]["timeout"]) as executor,
+        deterministic(settings.seed, settings.threads),
+        Executor(settings.reward.workers, timeout=settings.reward.timeout) as executor,
     ):
-        model = load_model(settings["model"])
+        model = load_model(settings.model)
+        asked = model, tokenizer, data.problems, executor, settings.data, settings.eval
         if with_help:
-            rows, results = measure(model, tokenizer, data.problems, executor, settings), []
+            rows, results = measure(*asked), []
         else:
-            summary, results = evaluate(model, tokenizer, data.problems, executor, settings)
+            summary, results = evaluate(*asked)
             attempts = summary["problems"] * summary["samples"]
             rows = [{"prompt": "plain", "attempts": attempts, **summary}]
         isolation = list(executor.isolation)
     return {
         "rows": rows,
         "results": results,
-        "settings": settings,
+        "settings": msgspec.to_builtins(settings),
         "data": data.stamp,
         "isolation": isolation,
         "environment": describe(),

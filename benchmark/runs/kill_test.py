@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.benchmark.runs.records import FILES, Records
-from sdpo.benchmark.runs.settings import load
+from sdpo.benchmark.runs.settings import Settings, load
 
 SHORT = {
     "train.max_steps": 6,
@@ -73,7 +73,7 @@ def check_end(folder: Path, whole: Path) -> None:
         raise DamageError(f"{folder}: {', '.join(odd)} differ from {whole}")
 
 
-def start(settings: dict[str, Any], folder: Path) -> Any:
+def start(settings: Settings, folder: Path) -> Any:
     """Start the run in a process of its own."""
     from sdpo.benchmark.runs.run import run
 
@@ -82,7 +82,7 @@ def start(settings: dict[str, Any], folder: Path) -> Any:
     return process
 
 
-def finish(settings: dict[str, Any], folder: Path) -> float:
+def finish(settings: Settings, folder: Path) -> float:
     """Run to the end; returns the seconds.
 
     Raises:
@@ -96,7 +96,7 @@ def finish(settings: dict[str, Any], folder: Path) -> float:
     return time.monotonic() - began
 
 
-def killed(settings: dict[str, Any], folder: Path, after: float) -> bool:
+def killed(settings: Settings, folder: Path, after: float) -> bool:
     """Start the run and kill it after some seconds; False if it was done before."""
     process = start(settings, folder)
     process.join(after)
@@ -109,7 +109,7 @@ def killed(settings: dict[str, Any], folder: Path, after: float) -> bool:
     return False
 
 
-def torment(settings: dict[str, Any], out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
+def torment(settings: Settings, out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     """Kill runs until there were so many kills; returns what happened.
 
     Raises:
@@ -149,7 +149,7 @@ def main() -> None:
             found = torment(settings, Path(folder), chosen.kills, chosen.seed)
         print(
             f"DONE {config}: {found['kills']} kills in {found['runs']} runs, at "
-            f"{', '.join(map(str, found['steps']))} of {settings['train']['max_steps']} steps; "
+            f"{', '.join(map(str, found['steps']))} of {settings.train['max_steps']} steps; "
             f"bit-identical: {', '.join(found['files'])}"
         )
 

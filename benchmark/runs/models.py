@@ -1,19 +1,17 @@
 """Loads the model and tokenizer of a run: the embedded one, a folder, or one of the hub."""
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sdpo.benchmark.problems.prompts import embedded_folder
-from sdpo.benchmark.runs.settings import SettingsError
+from sdpo.benchmark.runs.settings import ModelSettings, Settings, SettingsError
 
 # Only the embedded model's vocabulary has this word.
 OWN_WORD = '"zorp"'
-DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_hardware(settings: Mapping[str, Any]) -> None:
+def check_hardware(settings: Settings) -> None:
     """Check that the asked-for hardware is there.
 
     Raises:
@@ -21,9 +19,7 @@ def check_hardware(settings: Mapping[str, Any]) -> None:
     """
     import torch
 
-    model, train = settings["model"], settings["train"]
-    if model["dtype"] not in DTYPES:
-        raise SettingsError(f"model.dtype is {model['dtype']!r}, it must be one of {DTYPES}")
+    model, train = settings.model, settings.train
     needs = {
         "train.use_cpu": train.get("use_cpu") is False,
         "train.use_vllm": train.get("use_vllm", False),
@@ -36,9 +32,9 @@ def check_hardware(settings: Mapping[str, Any]) -> None:
             f"{', '.join(wanted)} asks for a GPU and there is none here; add "
             + " ".join(f"--set {name}={instead.get(name, 'false')}" for name in wanted)
         )
-    if model["four_bit"] and find_spec("bitsandbytes") is None:
+    if model.four_bit and find_spec("bitsandbytes") is None:
         raise SettingsError("model.four_bit needs bitsandbytes: pip install bitsandbytes")
-    if model["four_bit"] and not model["lora_r"]:
+    if model.four_bit and not model.lora_r:
         raise SettingsError("model.four_bit needs adapters to train: set model.lora_r, say to 16")
 
 
@@ -76,7 +72,7 @@ def is_own(place: str) -> bool:
     return path.is_file() and OWN_WORD in path.read_text(encoding="utf-8")
 
 
-def load_model(model: Mapping[str, Any]) -> Any:
+def load_model(model: ModelSettings) -> Any:
     """The model in the asked-for dtype, quantized if asked for.
 
     Raises:
@@ -85,9 +81,9 @@ def load_model(model: Mapping[str, Any]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    name = model["name"]
-    options: dict[str, Any] = {"dtype": getattr(torch, model["dtype"])}
-    if model["four_bit"]:
+    name = model.name
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+    if model.four_bit:
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
@@ -103,17 +99,17 @@ def load_model(model: Mapping[str, Any]) -> Any:
         raise SettingsError(_unreachable(name, error)) from error
 
 
-def adapter_config(model: Mapping[str, Any]) -> Any:
+def adapter_config(model: ModelSettings) -> Any:
     """LoRA settings for PEFT; None without adapters."""
-    if not model["lora_r"]:
+    if not model.lora_r:
         return None
     from peft import LoraConfig
 
     return LoraConfig(
-        r=model["lora_r"],
-        lora_alpha=model["lora_alpha"],
-        lora_dropout=model["lora_dropout"],
-        target_modules=model["lora_targets"],
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=model.lora_targets,
         task_type="CAUSAL_LM",
     )
 

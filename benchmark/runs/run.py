@@ -21,19 +21,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
+
 from sdpo.benchmark.problems.dataset import Dataset, Problem
 from sdpo.benchmark.problems.prompts import load_data, training_rows
 from sdpo.benchmark.runs.checkpoints import latest
 from sdpo.benchmark.runs.environment import describe
 from sdpo.benchmark.runs.records import Records, locked, read_json, write_json
-from sdpo.benchmark.runs.settings import SettingsError, differences, digest
+from sdpo.benchmark.runs.settings import (
+    RewardSettings,
+    Settings,
+    SettingsError,
+    differences,
+    digest,
+)
 from sdpo.benchmark.scoring.executor import Executor
 
 Advance = Callable[[dict[str, Any]], None]
 FREE_MIB = 512.0
 
 
-def claim(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def claim(out: Path, settings: Settings) -> dict[str, Any] | None:
     """Make a folder this run's own; returns the summary if it is finished.
 
     Raises:
@@ -60,7 +69,7 @@ def claim(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return read_json(out / "summary.json")
 
 
-def run(settings: dict[str, Any], out: Path, advance: Advance | None = None) -> dict[str, Any]:
+def run(settings: Settings, out: Path, advance: Advance | None = None) -> dict[str, Any]:
     """Train and evaluate, or go on with it.
 
     Args:
@@ -78,7 +87,7 @@ def run(settings: dict[str, Any], out: Path, advance: Advance | None = None) -> 
     from sdpo.benchmark.runs.models import check_hardware
 
     check_hardware(settings)
-    data = load_data(settings["data"]["name"])
+    data = load_data(settings.data.name)
     advance = advance or (lambda row: None)
     if os.environ.get("RANK", "0") != "0":
         # The first of several processes has claimed the folder for all, or will stop them all.
@@ -88,32 +97,32 @@ def run(settings: dict[str, Any], out: Path, advance: Advance | None = None) -> 
         return claim(out, settings) or _work(settings, out, data, advance)
 
 
-def _work(settings: dict[str, Any], out: Path, data: Dataset, advance: Advance) -> dict[str, Any]:
+def _work(settings: Settings, out: Path, data: Dataset, advance: Advance) -> dict[str, Any]:
     from sdpo.benchmark.runs.models import load_tokenizer
     from sdpo.settings.determinism import deterministic
 
-    tokenizer = load_tokenizer(settings["model"]["name"])
-    train = data.only(settings["data"]["train_split"]).problems
-    test = data.only(settings["data"]["eval_split"]).problems
-    reward = settings["reward"]
+    tokenizer = load_tokenizer(settings.model.name)
+    train = data.only(settings.data.train_split).problems
+    test = data.only(settings.data.eval_split).problems
     with (
         quiet(),
-        Executor(reward["workers"], timeout=reward["timeout"]) as executor,
-        deterministic(settings["seed"], settings["threads"]) as determinism,
+        Executor(settings.reward.workers, timeout=settings.reward.timeout) as executor,
+        deterministic(settings.seed, settings.threads) as determinism,
     ):
         trainer, recorder = _trainer(settings, out, tokenizer, train, test, executor, advance)
         if trainer.is_world_process_zero() and not (out / "run.json").is_file():
             facts = {"data": data.stamp, "isolation": list(executor.isolation)}
             facts |= {"determinism": determinism, "environment": describe()}
             write_json(
-                out / "run.json", {"settings": settings, "digest": digest(settings), **facts}
+                out / "run.json",
+                {"settings": msgspec.to_builtins(settings), "digest": digest(settings), **facts},
             )
         _train(trainer, recorder, out, settings)
         return _finish(trainer, recorder, out, settings)
 
 
 def _trainer(
-    settings: dict[str, Any],
+    settings: Settings,
     out: Path,
     tokenizer: Any,
     train: tuple[Problem, ...],
@@ -130,28 +139,29 @@ def _trainer(
     from sdpo.benchmark.runs.run_recorder import Recorder, TeacherWatch
     from sdpo.benchmark.scoring.pass_at_1 import evaluate
 
-    records, every = Records(out), {"eval": settings["eval"]["every"], **settings["records"]}
+    records = Records(out)
 
     def evaluation() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        return evaluate(model, tokenizer, test, executor, settings, seed=settings["seed"])
+        how = settings.data, settings.eval
+        return evaluate(model, tokenizer, test, executor, *how, seed=settings.seed)
 
-    recorder = Recorder(records, every, evaluation, out / "checkpoints", advance)
+    recorder = Recorder(records, settings, evaluation, out / "checkpoints", advance)
     parts = {
-        "model": load_model(settings["model"]),
+        "model": load_model(settings.model),
         "processing_class": tokenizer,
         "train_dataset": Rows.from_list(
-            training_rows(train, settings["data"], _rows(settings), settings["seed"])
+            training_rows(train, settings.data, _rows(settings), settings.seed)
         ),
-        "reward_funcs": _rewards(settings["reward"], executor),
-        "peft_config": adapter_config(settings["model"]),
+        "reward_funcs": _rewards(settings.reward, executor),
+        "peft_config": adapter_config(settings.model),
         "callbacks": [recorder],
     }
     trainer = build_trainer(_with_reward_weights(settings), out, parts)
-    if settings["method"] in OURS[1:]:
+    if settings.method in OURS[1:]:
         config = trainer.sdpo_config
         reached = config.success_reward_threshold
-        trainer.recorder = TeacherWatch(trainer, records, every, reached)
+        trainer.recorder = TeacherWatch(trainer, records, settings.records, reached)
     trainer.remove_callback(PrinterCallback)
     # The recorder writes what the audit logs, so it comes after it.
     trainer.remove_callback(recorder)
@@ -159,9 +169,9 @@ def _trainer(
     return trainer, recorder
 
 
-def _rows(settings: dict[str, Any]) -> int:
+def _rows(settings: Settings) -> int:
     """Problems that the run will meet: one for each group of each generation."""
-    train = settings["train"]
+    train = settings.train
     steps = train.get("steps_per_generation") or train.get("gradient_accumulation_steps", 1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = train["per_device_train_batch_size"] * train.get("gradient_accumulation_steps", 1)
@@ -170,21 +180,21 @@ def _rows(settings: dict[str, Any]) -> int:
     return train["max_steps"] * groups + whole
 
 
-def _rewards(reward: dict[str, Any], executor: Executor) -> list[Any]:
+def _rewards(reward: RewardSettings, executor: Executor) -> list[Any]:
     from sdpo.benchmark.scoring.reward import FormatReward, MBPPReward
 
-    tests = MBPPReward(all_or_nothing=reward["all_or_nothing"], executor=executor)
-    return [tests, FormatReward()] if reward["format_weight"] else [tests]
+    tests = MBPPReward(all_or_nothing=reward.all_or_nothing, executor=executor)
+    return [tests, FormatReward()] if reward.format_weight else [tests]
 
 
-def _with_reward_weights(settings: dict[str, Any]) -> dict[str, Any]:
-    weight = settings["reward"]["format_weight"]
+def _with_reward_weights(settings: Settings) -> Settings:
+    weight = settings.reward.format_weight
     if not weight:
         return settings
-    return {**settings, "train": {**settings["train"], "reward_weights": [1.0, weight]}}
+    return replace(settings, train={**settings.train, "reward_weights": [1.0, weight]})
 
 
-def _train(trainer: Any, recorder: Any, out: Path, settings: dict[str, Any]) -> None:
+def _train(trainer: Any, recorder: Any, out: Path, settings: Settings) -> None:
     """Train from the latest complete checkpoint, or from the start."""
     if trainer.is_world_process_zero():
         recorder.records.truncate((latest(out / "checkpoints") or (None, 0))[1])
@@ -193,7 +203,7 @@ def _train(trainer: Any, recorder: Any, out: Path, settings: dict[str, Any]) -> 
     trainer.train(resume_from_checkpoint=None if folder is None else str(folder))
 
 
-def _finish(trainer: Any, recorder: Any, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _finish(trainer: Any, recorder: Any, out: Path, settings: Settings) -> dict[str, Any]:
     """Write the final weights and the summary, and drop the checkpoints."""
     if not trainer.is_world_process_zero():
         return {}
@@ -206,8 +216,8 @@ def _finish(trainer: Any, recorder: Any, out: Path, settings: dict[str, Any]) ->
     evals, cost = records.read("evals"), records.read("cost")
     keys = ("pass_at_1", "low", "high", "problems", "samples")
     summary = {
-        "method": settings["method"],
-        "seed": settings["seed"],
+        "method": settings.method,
+        "seed": settings.seed,
         "steps": trainer.state.global_step,
         "first": {key: evals[0][key] for key in keys},
         "last": {key: evals[-1][key] for key in keys},

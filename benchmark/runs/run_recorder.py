@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from sdpo.benchmark.runs.checkpoints import folder_of, seal
 from sdpo.benchmark.runs.environment import peak_memory_mib
 from sdpo.benchmark.runs.records import Records
+from sdpo.benchmark.runs.settings import RecordSettings, Settings
 
 # Depend on the clock, so they are no part of what a repetition must reproduce.
 CLOCK = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -24,7 +25,7 @@ class Recorder(TrainerCallback):
 
     Args:
         records: where to.
-        every: `eval.every` and the section `records` of the settings.
+        settings: of the run.
         evaluation: measures pass@1; returns summary and results.
         checkpoints: folder of the checkpoints.
         advance: told after each step.
@@ -33,12 +34,12 @@ class Recorder(TrainerCallback):
     def __init__(
         self,
         records: Records,
-        every: dict[str, int],
+        settings: Settings,
         evaluation: Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]],
         checkpoints: Path,
         advance: Callable[[dict[str, Any]], None],
     ):
-        self.records, self.every, self.evaluation = records, every, evaluation
+        self.records, self.settings, self.evaluation = records, settings, evaluation
         self.checkpoints, self.advance = checkpoints, advance
         self.began = time.perf_counter()
 
@@ -60,7 +61,7 @@ class Recorder(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         """Evaluate, before the step is logged and the checkpoint written."""
         step = state.global_step
-        due = step % self.every["eval"] == 0 or step == state.max_steps
+        due = step % self.settings.eval.every == 0 or step == state.max_steps
         if due and state.is_world_process_zero:
             self.measure(step)
 
@@ -102,8 +103,8 @@ class TeacherWatch:
     for attempts that passed and for those that did not. A useful teacher lowers failed attempts.
     """
 
-    def __init__(self, trainer: Any, records: Records, every: dict[str, int], reached: float):
-        self.trainer, self.records, self.every = trainer, records, every
+    def __init__(self, trainer: Any, records: Records, settings: RecordSettings, reached: float):
+        self.trainer, self.records, self.settings = trainer, records, settings
         self.reached = reached
         self.audit = trainer.recorder
         self.rewards: list[float] = []
@@ -120,10 +121,10 @@ class TeacherWatch:
         self.rewards = rollouts.rewards[first : first + rows].tolist()
         self.row = 0
         step = self.trainer.state.global_step
-        if step % self.every["samples_every"] == 0 and self.trainer.accelerator.is_main_process:
+        if step % self.settings.samples_every == 0 and self.trainer.accelerator.is_main_process:
             tokenizer = self.trainer.processing_class
             texts = tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
-            for row in self._chosen(self.every["samples"]):
+            for row in self._chosen(self.settings.samples):
                 shown = found.trace["demonstration"][row]
                 sample = {
                     "step": step + 1,

@@ -18,53 +18,24 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+import msgspec
+from msgspec import Meta, Struct
+
+from sdpo.benchmark.problems.prompts import DataSettings
+from sdpo.benchmark.scoring.pass_at_1 import EvalSettings
 from sdpo.settings.rules import nearest
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-METHODS = {
-    "grpo": "TRL's GRPO",
-    "sdpo": "SDPO with this project's trainer",
-    "hybrid": "GRPO and SDPO in one loss",
-    "trl": "TRL's own experimental SDPO",
-    "sdpo-rl": "the sdpo-rl package",
-}
-DEFAULTS: dict[str, Any] = {
-    "method": "sdpo",
-    "seed": 1,
-    "threads": 1,
-    "model": {
-        "name": "embedded",
-        "dtype": "float32",
-        "four_bit": False,
-        "lora_r": 0,
-        "lora_alpha": 32,
-        "lora_dropout": 0.0,
-        "lora_targets": "all-linear",
-    },
-    "data": {
-        "name": "embedded",
-        "train_split": "train",
-        "eval_split": "test",
-        "system": "",
-        "prompt": "{text}",
-    },
-    "train": {},
-    "sdpo": {},
-    "reward": {"all_or_nothing": False, "format_weight": 0.0, "timeout": 20.0, "workers": 1},
-    "eval": {
-        "every": 10,
-        "batch_size": 64,
-        "temperature": 0.0,
-        "samples": 1,
-        "max_new_tokens": 64,
-        "limit": 0,
-    },
-    "records": {"checkpoint_every": 10, "samples_every": 10, "samples": 2},
-}
+Tree = dict[str, Any]
+"""Settings as TOML and JSON hold them."""
+Method = Literal["grpo", "sdpo", "hybrid", "trl", "sdpo-rl"]
+"""TRL's GRPO, this project's SDPO, both in one loss, TRL's experimental SDPO, sdpo-rl."""
+Count = Annotated[int, Meta(ge=0)]
+Period = Annotated[int, Meta(ge=1)]
 REQUIRED_TRAIN = ("max_steps", "num_generations", "per_device_train_batch_size", "learning_rate")
-# Set by the machinery itself.
+COUNTS_OF_TRAIN = ("max_steps", "num_generations", "per_device_train_batch_size")
 RESERVED_TRAIN = {
     "output_dir": "--out",
     "seed": "the top-level `seed`",
@@ -74,6 +45,54 @@ RESERVED_TRAIN = {
     "shuffle_dataset": "nothing: the order of problems follows from the seed",
     "resume_from_checkpoint": "nothing: the same command continues a run",
 }
+"""Fields of `[train]` that a run sets itself, and by what."""
+
+
+class ModelSettings(Struct, frozen=True, kw_only=True):
+    """The section `[model]`: which model, its dtype, and LoRA adapters (none if `lora_r` is 0)."""
+
+    name: str = "embedded"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    four_bit: bool = False
+    lora_r: Count = 0
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_targets: str = "all-linear"
+
+
+class RewardSettings(Struct, frozen=True, kw_only=True):
+    """The section `[reward]`: what a completion is worth, and how its tests run."""
+
+    all_or_nothing: bool = False
+    format_weight: float = 0.0
+    timeout: float = 20.0
+    workers: Period = 1
+
+
+class RecordSettings(Struct, frozen=True, kw_only=True):
+    """The section `[records]`: steps between checkpoints and samples, and samples at a time."""
+
+    checkpoint_every: Period = 10
+    samples_every: Period = 10
+    samples: Count = 2
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """All settings of a run; `train` and `sdpo` hold fields of other configurations."""
+
+    method: Method = "sdpo"
+    seed: int = 1
+    threads: Period = 1
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    train: dict[str, Any] = {}
+    sdpo: dict[str, Any] = {}
+    reward: RewardSettings = RewardSettings()
+    eval: EvalSettings = EvalSettings()
+    records: RecordSettings = RecordSettings()
+
+
+SECTIONS = ("model", "data", "train", "sdpo", "reward", "eval", "records")
 
 
 class SettingsError(ValueError):
@@ -86,8 +105,8 @@ def available() -> dict[str, Path]:
 
 
 def load(
-    source: str, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+    source: str, overrides: Sequence[str] = (), changes: Mapping[str, object] | None = None
+) -> Settings:
     """The effective settings of a run.
 
     Args:
@@ -98,19 +117,23 @@ def load(
     Raises:
         SettingsError: with everything that is wrong.
     """
-    settings = merged(DEFAULTS, read(source))
+    content = _merged({section: {} for section in SECTIONS}, _read(source))
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals:
             raise SettingsError(f"--set {text!r}: write section.key=value")
-        assign(settings, name.strip(), parse_value(value.strip()))
+        _assign(content, name.strip(), _parse_value(value.strip()))
     for name, value in (changes or {}).items():
-        assign(settings, name, value)
-    check(settings)
-    return settings
+        _assign(content, name, value)
+    errors = _errors_of_fields(Settings, content)
+    if all(isinstance(content[section], dict) for section in SECTIONS):
+        errors += _errors_between_fields(content)
+    if errors:
+        raise SettingsError("; ".join(errors))
+    return msgspec.convert(content, Settings)
 
 
-def read(source: str) -> dict[str, Any]:
+def _read(source: str) -> Tree:
     """The content of a configuration; `base = "NAME"` starts from another one.
 
     Raises:
@@ -128,21 +151,21 @@ def read(source: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"cannot read {path}: {error}") from error
     base = content.pop("base", None)
-    return content if base is None else merged(read(base), content)
+    return content if base is None else _merged(_read(base), content)
 
 
-def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The first mapping with the second laid over it, section by section."""
-    result = copy.deepcopy(dict(first))
+def _merged(first: Tree, second: Tree) -> Tree:
+    """The first tree with the second laid over it, section by section."""
+    result = copy.deepcopy(first)
     for name, value in second.items():
-        if isinstance(value, Mapping) and isinstance(result.get(name), Mapping):
-            result[name] = merged(result[name], value)
+        if isinstance(value, dict) and isinstance(result.get(name), dict):
+            result[name] = _merged(result[name], value)
         else:
             result[name] = copy.deepcopy(value)
     return result
 
 
-def parse_value(text: str) -> Any:
+def _parse_value(text: str) -> object:
     """A value as TOML writes it; anything else is plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -150,79 +173,65 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def assign(settings: dict[str, Any], name: str, value: Any) -> None:
+def _assign(content: Tree, name: str, value: object) -> None:
     """Set one value by its dotted name.
 
     Raises:
         SettingsError: a section that does not exist.
     """
     *sections, key = name.split(".")
-    place = settings
     for section in sections:
-        if not isinstance(place.get(section), dict):
+        if not isinstance(content.get(section), dict):
             raise SettingsError(f"{name!r}: there is no section {section!r}")
-        place = place[section]
-    place[key] = value
+        content = content[section]
+    content[key] = value
 
 
-def check(settings: Mapping[str, Any]) -> None:
-    """Check what can be checked before anything is loaded.
+def _errors_of_fields(kind: type[Struct], content: Tree, prefix: str = "") -> list[str]:
+    """What is wrong with the names and types of a section, or of all settings."""
+    kinds = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    errors = []
+    for key, value in content.items():
+        name = prefix + key
+        if key not in kinds:
+            errors.append(f"{name} is not a setting{nearest(key, list(kinds))}")
+        elif key in SECTIONS and not isinstance(value, dict):
+            errors.append(f"[{name}] must be a section")
+        elif isinstance(kinds[key], type) and issubclass(kinds[key], Struct):
+            errors += _errors_of_fields(kinds[key], value, f"{name}.")
+        else:
+            errors += _errors_of_value(name, value, kinds[key])
+    return errors
 
-    Raises:
-        SettingsError: with everything that is wrong.
-    """
-    if found := [*_unknown(settings), *_values(settings)]:
-        raise SettingsError("; ".join(found))
+
+def _errors_of_value(name: str, value: object, kind: Any) -> list[str]:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        if get_origin(kind) is Literal:
+            return [f"{name} is {value!r}, it must be one of {', '.join(get_args(kind))}"]
+        return [f"{name} is {value!r}: {error}"]
+    return []
 
 
-def _unknown(settings: Mapping[str, Any]) -> list[str]:
-    free = ("train", "sdpo")
-    found = [
-        f"{name!r} is not a setting{nearest(name, list(DEFAULTS))}"
-        for name in settings
-        if name not in DEFAULTS
+def _errors_between_fields(content: Tree) -> list[str]:
+    """What is wrong beyond names and types."""
+    train = content["train"]
+    errors = [
+        f"train.{name} is set by {instead}"
+        for name, instead in RESERVED_TRAIN.items()
+        if name in train
     ]
-    for section, defaults in DEFAULTS.items():
-        if not isinstance(defaults, dict):
-            continue
-        if not isinstance(settings[section], Mapping):
-            found.append(f"[{section}] must be a section")
-        elif section not in free:
-            found += [
-                f"{section}.{key} is not a setting{nearest(key, list(defaults))}"
-                for key in settings[section]
-                if key not in defaults
-            ]
-    for name, instead in RESERVED_TRAIN.items():
-        if name in settings["train"]:
-            found.append(f"train.{name} is set by {instead}")
-    return found
+    if "{text}" not in str(content["data"].get("prompt", "{text}")):
+        errors.append("data.prompt must contain {text}")
+    if missing := [f"train.{name} is missing" for name in REQUIRED_TRAIN if name not in train]:
+        return [*errors, *missing]
+    for name in COUNTS_OF_TRAIN:
+        errors += _errors_of_value(f"train.{name}", train[name], Period)
+    return errors or _errors_of_group_size(train)
 
 
-def _values(settings: Mapping[str, Any]) -> list[str]:
-    found = []
-    for name, default in _flat(DEFAULTS).items():
-        value = _flat(settings).get(name, default)
-        fits = isinstance(value, type(default)) and not (
-            isinstance(value, bool) and not isinstance(default, bool)
-        )
-        if not fits and not (isinstance(default, float) and type(value) is int):
-            found.append(f"{name} is {value!r}, it must be {type(default).__name__}")
-    if settings["method"] not in METHODS:
-        found.append(f"method is {settings['method']!r}, it must be one of {', '.join(METHODS)}")
-    train = settings["train"]
-    if missing := [name for name in REQUIRED_TRAIN if name not in train]:
-        return [*found, *(f"train.{name} is missing" for name in missing)]
-    if "{text}" not in str(settings["data"]["prompt"]):
-        found.append("data.prompt must contain {text}")
-    for name in ("eval.every", "records.checkpoint_every"):
-        value = _flat(settings)[name]
-        if isinstance(value, int) and value < 1:
-            found.append(f"{name} is {value}, it must be at least 1")
-    return [*found, *_group_size(train)]
-
-
-def _group_size(train: Mapping[str, Any]) -> list[str]:
+def _errors_of_group_size(train: Mapping[str, int]) -> list[str]:
     """The group size must divide the rows of one generation."""
     steps = train.get("steps_per_generation") or train.get("gradient_accumulation_steps", 1)
     rows, group = train["per_device_train_batch_size"] * steps, train["num_generations"]
@@ -237,31 +246,27 @@ def _group_size(train: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(settings: Tree, prefix: str = "") -> Tree:
+    flat: Tree = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name."""
-    return _flat(settings)
-
-
-def digest(settings: Mapping[str, Any]) -> str:
+def digest(settings: Settings) -> str:
     """A hash that is the same for the same settings in any order."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(msgspec.to_builtins(settings), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two settings, one line each."""
-    one, two = _flat(stored), _flat(wanted)
+def differences(stored: Tree, wanted: Settings) -> list[str]:
+    """What differs between the settings of a stored run and others, one line each."""
+    before, now = _flat(stored), _flat(msgspec.to_builtins(wanted))
     return [
-        f"{name}: {one.get(name, 'absent')!r} there, {two.get(name, 'absent')!r} now"
-        for name in sorted(one.keys() | two.keys())
-        if one.get(name) != two.get(name)
+        f"{name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
     ]

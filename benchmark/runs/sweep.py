@@ -61,7 +61,7 @@ def trial(
 ) -> Trial:
     """A trial; its settings are checked before anything starts."""
     given = [*(f"{name}={value}" for name, value in (COMMON | changes).items()), *options]
-    steps = load(method, given)["train"]["max_steps"]
+    steps = load(method, given).train["max_steps"]
     folder = out / "-".join(f"{name.rpartition('.')[2]}={x}" for name, x in changes.items())
     found = jobs([method], seeds, folder, [f"--set={text}" for text in given], steps)
     return Trial(method, changes, tuple(found))

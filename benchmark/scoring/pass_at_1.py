@@ -1,22 +1,38 @@
 """pass@1 of a model on problems: completions, scored by the executor, with an interval."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
 
 from sdpo.benchmark.problems.case import Case
 from sdpo.benchmark.problems.dataset import Problem
-from sdpo.benchmark.problems.prompts import messages
+from sdpo.benchmark.problems.prompts import DataSettings, messages
 from sdpo.benchmark.scoring.executor import Executor
 from sdpo.benchmark.scoring.intervals import bootstrap, pass_at_k, wilson
 
 Conversation = list[dict[str, str]]
 
 
+class EvalSettings(Struct, frozen=True, kw_only=True):
+    """The section `[eval]` of a run's settings: when and how pass@1 is measured.
+
+    `temperature` 0 is greedy; `limit` 0 asks all problems.
+    """
+
+    every: Annotated[int, Meta(ge=1)] = 10
+    batch_size: Annotated[int, Meta(ge=1)] = 64
+    temperature: Annotated[float, Meta(ge=0)] = 0.0
+    samples: Annotated[int, Meta(ge=1)] = 1
+    max_new_tokens: Annotated[int, Meta(ge=1)] = 64
+    limit: Annotated[int, Meta(ge=0)] = 0
+
+
 def complete(
     model: Any,
     tokenizer: Any,
     conversations: Sequence[Conversation],
-    settings: Mapping[str, Any],
+    settings: EvalSettings,
     *,
     seed: int = 0,
     advance: Callable[[int], None] = lambda rows: None,
@@ -27,17 +43,17 @@ def complete(
         model: a causal language model.
         tokenizer: its tokenizer, with a padding token.
         conversations: messages each, the last one the user's.
-        settings: `temperature` (0 is greedy), `max_new_tokens`, `batch_size`.
+        settings: temperature, length and batch size are read.
         seed: of the sampling.
         advance: told how many are done.
     """
     import torch
     from transformers import GenerationConfig
 
-    sampled = settings["temperature"] > 0
-    drawing = {"temperature": settings["temperature"], "top_k": 0, "top_p": 1.0} if sampled else {}
+    sampled = settings.temperature > 0
+    drawing = {"temperature": settings.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}
     generation = GenerationConfig(
-        max_new_tokens=settings["max_new_tokens"],
+        max_new_tokens=settings.max_new_tokens,
         do_sample=sampled,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -48,8 +64,8 @@ def complete(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for start in range(0, len(conversations), settings["batch_size"]):
-            part = list(conversations[start : start + settings["batch_size"]])
+        for start in range(0, len(conversations), settings.batch_size):
+            part = list(conversations[start : start + settings.batch_size])
             inputs = tokenizer.apply_chat_template(
                 part,
                 add_generation_prompt=True,
@@ -116,18 +132,27 @@ def evaluate(
     tokenizer: Any,
     problems: Sequence[Problem],
     executor: Executor,
-    settings: Mapping[str, Any],
+    data: DataSettings,
+    settings: EvalSettings,
     *,
     seed: int = 0,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Complete, score and summarize; returns the summary and every result.
 
-    `settings` is a whole configuration: its sections `data` and `eval` are read.
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer, with a padding token.
+        problems: the first `settings.limit` of them are asked.
+        executor: runs the tests.
+        data: how a problem becomes a prompt.
+        settings: how completions are made.
+        seed: of the sampling.
+        advance: told how many completions are done.
     """
-    limit = settings["eval"]["limit"] or len(problems)
-    asked = [one for one in problems[:limit] for _ in range(settings["eval"]["samples"])]
-    conversations = [messages(one, settings["data"]) for one in asked]
-    texts = complete(model, tokenizer, conversations, settings["eval"], seed=seed, advance=advance)
+    limit = settings.limit or len(problems)
+    asked = [one for one in problems[:limit] for _ in range(settings.samples)]
+    conversations = [messages(one, data) for one in asked]
+    texts = complete(model, tokenizer, conversations, settings, seed=seed, advance=advance)
     results = score(executor, asked, texts)
     return summarize(results, problems[:limit]), results

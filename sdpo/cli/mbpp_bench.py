@@ -35,7 +35,7 @@ def bench(
         chosen = [one.strip() for one in configs.split(",") if one.strip()]
         numbers = [int(one) for one in seeds.split(",") if one.strip()]
         given = overrides(set_, quick=quick)
-        steps = [settings.load(c, given)["train"]["max_steps"] for c in chosen]
+        steps = [settings.load(c, given).train["max_steps"] for c in chosen]
         options = [f"--set={text}" for text in set_ or []] + (["--quick"] if quick else [])
         folder = Path("reports/runs") / name
         todo = jobs_(chosen, numbers, folder, options, max(steps))

@@ -55,10 +55,10 @@ def run(
 
         wanted = settings_.load(config, overrides(set_, quick=quick), named(seed, model, data))
         name = Path(config).stem + ("-quick" if quick else "")
-        folder = out or Path("reports/runs") / name / f"seed-{wanted['seed']}"
+        folder = out or Path("reports/runs") / name / f"seed-{wanted.seed}"
         from sdpo.benchmark.runs.run import run as run_
 
-        with progress(wanted["train"]["max_steps"], f"{name} seed {wanted['seed']}") as advance:
+        with progress(wanted.train["max_steps"], f"{name} seed {wanted.seed}") as advance:
             summary = run_(wanted, folder, advance)
     if summary:
         print(f"DONE {line(summary)} out={folder}")

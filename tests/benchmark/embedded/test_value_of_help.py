@@ -34,7 +34,7 @@ def test_a_demonstration_is_used_and_a_wrong_one_believed():
     ]
     conversations = [[{"role": "user", "content": text}] for text in prompts]
     with deterministic():
-        texts = complete(load_model(settings["model"]), tokenizer, conversations, settings["eval"])
+        texts = complete(load_model(settings.model), tokenizer, conversations, settings.eval)
     plain, shown, wrong = texts[:16], texts[16:32], texts[32:]
     right = [one.code for one in problems]
     hits = [sum(a == b for a, b in zip(one, right, strict=True)) for one in (plain, shown, wrong)]

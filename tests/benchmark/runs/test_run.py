@@ -7,9 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import typer
 from datasets import Dataset
+from msgspec.structs import replace
 
 from sdpo.benchmark.embedded import pretrain, tokenizer
 from sdpo.benchmark.embedded.recipe import RECIPES
@@ -19,7 +21,7 @@ from sdpo.benchmark.runs.methods import build_trainer
 from sdpo.benchmark.runs.models import load_model, load_tokenizer
 from sdpo.benchmark.runs.records import Records
 from sdpo.benchmark.runs.run import quiet, run
-from sdpo.benchmark.runs.settings import SettingsError
+from sdpo.benchmark.runs.settings import Settings, SettingsError
 from sdpo.cli.mbpp_run import reported
 
 SHORT = {
@@ -36,7 +38,7 @@ SHORT = {
 SAME = ("steps", "evals", "samples", "parity")
 
 
-def short(config: str = "sdpo", **changes: Any) -> dict[str, Any]:
+def short(config: str = "sdpo", **changes: Any) -> Settings:
     return settings.load(config, [], SHORT | changes)
 
 
@@ -82,7 +84,7 @@ def test_a_run_records_everything(finished, random_model):
     assert len(evaluation["results"]) == 4
     sample = records.read("samples")[0]
     assert sample["help"] == "none" or "Correctly solve the original" in sample["teacher_prompt"]
-    assert facts["settings"] == short(**random_model)
+    assert facts["settings"] == msgspec.to_builtins(short(**random_model))
     assert facts["data"]["data_sha256"]
     assert facts["environment"]["packages"]["torch"]
     assert facts["isolation"]
@@ -142,9 +144,9 @@ def test_a_full_disk_is_named_before_work_starts(tmp_path, monkeypatch):
     [("sdpo", "train.learning_rte", "learning_rate"), ("grpo", "train.bta", "beta")],
 )
 def test_a_misspelt_field_is_named_with_the_right_one(config, wrong, meant, random_model, tmp_path):
-    chosen = short(config, **random_model, **{wrong: 1.0}) | (
-        {"sdpo": {}} if meant == "beta" else {}
-    )
+    chosen = short(config, **random_model, **{wrong: 1.0})
+    if config == "grpo":
+        chosen = replace(chosen, sdpo={})
     with pytest.raises(
         SettingsError, match=f"is not a field of GRPOConfig; did you mean '{meant}'"
     ):
@@ -158,8 +160,8 @@ def test_a_misspelt_field_is_named_with_the_right_one(config, wrong, meant, rand
 def test_names_of_our_own_settings_are_those_of_the_trainer(name, said, random_model, tmp_path):
     """Also the name that sdpo-rl has for one of them."""
     chosen = short("sdpo", **random_model, **{f"sdpo.{name}": 512})
-    parts: dict[str, Any] = {"model": load_model(chosen["model"]), "reward_funcs": [len]}
-    parts |= {"processing_class": load_tokenizer(chosen["model"]["name"])}
+    parts: dict[str, Any] = {"model": load_model(chosen.model), "reward_funcs": [len]}
+    parts |= {"processing_class": load_tokenizer(chosen.model.name)}
     parts |= {"train_dataset": Dataset.from_list([{"prompt": "a"}] * 8)}
     expected = pytest.raises(SettingsError, match=said) if said else nullcontext()
     with quiet(), expected:
