@@ -102,7 +102,7 @@ def choices(standard: CaseStandard, n: int) -> list[Array]:
     slopes = [
         oracle.slope_of(g, token.log_p, token.log_a, case.mode, limited, FLOAT64)[0] for g in parts
     ]
-    return [nothing, *(truth.share[n] * slope for slope in slopes)]
+    return [nothing, *(truth.gradient_weight[n] * slope for slope in slopes)]
 
 
 def token_of(standard: CaseStandard, n: int) -> Token:

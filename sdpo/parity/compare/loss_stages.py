@@ -16,7 +16,7 @@ from sdpo.parity.compare.improvements import EMPTY_BATCH, ZERO_PROBABILITY, ZERO
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.truth.budget import Truth, truth
 from sdpo.parity.truth.followed_choice import choice_shown
-from sdpo.parity.truth.norm_limit import limit_as_a_whole, size_and_direction
+from sdpo.parity.truth.norm_limit import norm_limit, size_and_direction
 from sdpo.parity.truth.oracle import Array, array_of, marked
 from sdpo.parity.truth.rounded_token_counts import counting_exactly, difference
 
@@ -236,7 +236,7 @@ def expected_output(name: str, standard: Standard) -> Expected:
         truth.bounds[name],
         standard.epsilon,
         excused,
-        truth.unit if name == "gradient" else None,
+        truth.gradient_scale if name == "gradient" else None,
         whole_of(name, case, truth, reference),
         labels,
     )
@@ -249,7 +249,7 @@ def zero_probability(standard: Standard) -> Array:
     the definition (0 · log 0 = 0) gives a finite divergence.
     """
     truth = standard.truth
-    empty = ~(np.isfinite(truth.log_p) & np.isfinite(truth.log_q)) & truth.possible
+    empty = ~(np.isfinite(truth.log_p) & np.isfinite(truth.log_q)) & truth.ties.possible
     undefined = np.isnan(counted(standard.reference["importance"], truth))
     return undefined & empty.any(axis=-1) & np.isfinite(truth.values["divergence"])
 
@@ -276,7 +276,7 @@ def whole_of(name: str, case: LossCase, truth: Truth, reference: Trace) -> float
     """Limit of a value's distance from the oracle as a whole; log-probs are judged by element."""
     if name.startswith("log_probs"):
         return None
-    return limit_as_a_whole(name, case, truth, reference)
+    return norm_limit(name, case, truth, reference)
 
 
 def compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
@@ -292,8 +292,8 @@ def compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
             return [choice]
     found = []
     for side, log, bound in (
-        ("student", truth.log_p, truth.log_p_bound),
-        ("teacher", truth.log_q, truth.log_q_bound),
+        ("student", truth.log_p, truth.student.bound),
+        ("teacher", truth.log_q, truth.teacher.bound),
     ):
         value = counted(actual[f"support.{side}"], truth)
         recorded = counted(reference[f"support.{side}"], truth)

@@ -211,7 +211,7 @@ def agrees(observation: Observation, given: Evaluation) -> bool:
     if "gradient" in room:
         # where the reference has no gradient a fault shows roundings of the natural scale
         few = TOLERANCES.agreement_roundings * torch.finfo(observation.on.case.dtype).eps
-        room["gradient"] = np.maximum(room["gradient"], few * observation.on.truth.unit)
+        room["gradient"] = np.maximum(room["gradient"], few * observation.on.truth.gradient_scale)
     return same(observation.on, observation.values, given.values, room)
 
 

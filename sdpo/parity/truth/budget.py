@@ -9,106 +9,129 @@ that differ in summation order, in the form of the expressions and in compilatio
 (`tests/parity/truth/test_budget.py` repeats that): none may use more than half of a budget.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.truth import error_bounds as bounds
-from sdpo.parity.truth import oracle
-from sdpo.parity.truth.error_bounds import LogProbs
-from sdpo.parity.truth.oracle import Array, Token
+from sdpo.parity.truth import error_bounds, oracle
+from sdpo.parity.truth.error_bounds import Distribution, LogProbs
+from sdpo.parity.truth.oracle import FLOAT64, Array, Token
 from sdpo.parity.truth.tie_choices import OpenToken, open_token
 from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.topk_ties import Ties, settled, ties_of
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Truth:
     """Oracle values and budgets of a loss case, keyed by stage, as float64 arrays.
 
-    Per-token values are `(N, …)` for the tokens that count, in row-major order of `counts`
-    `(B, T)`; `aggregate` is a scalar and `gradient` `(B, T, V)`. `log_p`, `log_q` and, with their
-    bounds, `sides` cover the vocabulary; `ties` tells which entries must and may be in the support,
-    and `spread` `(N,)` is the part of the divergence's bound that other choices among them take.
-    `weight` `(N,)` is ratio times rollout weight, `share` that times the weight in the gradient,
-    and `rounded` `(N, 2)` the largest number on the way to a token's log-probs of student and
-    teacher. `unit` is the natural scale of the gradient: of the largest share, which in
-    sampled-token mode multiplies a difference of log-probs.
+    Attributes:
+        counts: `(B, T)`, the tokens that count; `N` of them, in row-major order.
+        values: of the definition: per-token values `(N, …)`, `aggregate` a scalar, `gradient`
+            `(B, T, V)`.
+        bounds: how far a correct evaluation may be from each.
+        student: log-probs over the vocabulary, with their bounds.
+        teacher: the same.
+        ties: which entries must, and which may be in the support.
+        tie_spread: `(N,)`, what other choices among ties take of the divergence's bound.
+        token_weight: `(N,)`, importance ratio times rollout weight.
+        gradient_weight: `(N,)`, what dD/dz is multiplied by in the gradient.
+        gradient_scale: its natural size: the largest weight of a token, which in sampled-token mode
+            multiplies a difference of log-probs.
+        largest_rounded: `(N, 2)`, the largest number on the way to the log-probs of both sides.
     """
 
     counts: Array
     values: dict[str, Array]
     bounds: dict[str, Array]
-    log_p: Array
-    log_q: Array
-    sides: tuple[LogProbs, LogProbs]
+    student: LogProbs
+    teacher: LogProbs
     ties: Ties
-    spread: Array = field(default_factory=lambda: np.zeros(0))
-    unit: float = 0.0
-    weight: Array = field(default_factory=lambda: np.zeros(0))
-    share: Array = field(default_factory=lambda: np.zeros(0))
-    rounded: Array = field(default_factory=lambda: np.zeros((0, 2)))
+    tie_spread: Array
+    token_weight: Array
+    gradient_weight: Array
+    gradient_scale: float
+    largest_rounded: Array
 
     @property
-    def certain(self) -> Array:
-        """Entries that must be in the support, `(N, V)`."""
-        return self.ties.certain
+    def log_p(self) -> Array:
+        """`(N, V)` of the student."""
+        return self.student.value
 
     @property
-    def possible(self) -> Array:
-        """Entries that may be in the support, `(N, V)`."""
-        return self.ties.possible
-
-    @property
-    def log_p_bound(self) -> Array:
-        """Bound of the student's log-probs, `(N, V)`."""
-        return self.sides[0].bound
-
-    @property
-    def log_q_bound(self) -> Array:
-        """Bound of the teacher's log-probs, `(N, V)`."""
-        return self.sides[1].bound
+    def log_q(self) -> Array:
+        """`(N, V)` of the teacher."""
+        return self.teacher.value
 
     def open_token(self, case: LossCase, n: int) -> OpenToken:
         """Token `n`, whose support is open."""
-        return open_token(self.ties, n, self.sides, case.mode, case.config.alpha, roundings(case))
+        return open_token(self.ties, n, (self.student, self.teacher), distribution_of(case))
 
 
-def roundings(case: LossCase) -> float:
-    """The unit roundoff of a case's dtype, times the calibrated constant."""
-    return TOLERANCES.loss_roundings * bounds.unit_roundoff(case.dtype)
+class Bounded(NamedTuple):
+    """A value of the definition, and how far a correct evaluation may be from it."""
+
+    value: Array
+    bound: Array
+
+
+def distribution_of(case: LossCase) -> Distribution:
+    """Mode and alpha of a case, and its unit roundoff times the calibrated constant."""
+    u = TOLERANCES.loss_roundings * error_bounds.unit_roundoff(case.dtype)
+    return Distribution(case.mode, case.config.alpha, u)
 
 
 def truth(case: LossCase, *, all_choices: bool = True) -> Truth:
-    """Oracle values and budgets of all loss stages of a case.
+    """Evaluate the oracle on a case, and bound all loss stages.
 
     With `all_choices` the budgets leave room for each choice among ties; without, for none but the
     one that was recorded.
     """
-    u = roundings(case)
+    u = distribution_of(case).u
     with np.errstate(all="ignore"):
-        counts, student, teacher = oracle.scaled_logits(case, oracle.FLOAT64)
-        token = oracle.evaluate(case, reference_choice(case, counts))
-        ties = ties_at_edge(case, student, token.log_p) if all_choices else settled(token.chosen)
+        counts, student_z, teacher_z = oracle.scaled_logits(case, FLOAT64)
+        token = oracle.evaluate(case, _reference_choice(case, counts))
+        ties = _ties_at_edge(case, student_z, token.log_p) if all_choices else settled(token.chosen)
         divided = case.config.temperature != 1.0
-        p_side = bounds.log_prob_bounds(student, token.log_p, divided, u)
-        q_side = bounds.log_prob_bounds(teacher, token.log_q, divided, u)
-        found = Truth(counts, {}, {}, token.log_p, token.log_q, (p_side, q_side), ties)
-        found.spread = np.zeros(len(token.log_p))
-        sides = ((student, token.log_p), (teacher, token.log_q))
-        found.rounded = np.stack([bounds.largest_rounded(*side) for side in sides], axis=-1)
-        add_log_probs(found, case)
-        slope_bound = add_divergence(found, case, token, p_side, q_side, u)
-        add_importance(found, case, token, slope_bound, u)
-    smallest = bounds.underflow(case.dtype)
-    for name, bound in found.bounds.items():
+        student = error_bounds.log_prob_bounds(student_z, token.log_p, divided, u)
+        teacher = error_bounds.log_prob_bounds(teacher_z, token.log_q, divided, u)
+        logits = ((student_z, token.log_p), (teacher_z, token.log_q))
+        rounded = np.stack([error_bounds.largest_rounded(*side) for side in logits], axis=-1)
+        stages = _sampled_log_probs(case, counts, student, teacher)
+        divergence = _divergence(case, token, student, teacher, ties)
+        stages |= divergence.stages
+        weights = _token_weights(case, counts, stages["log_probs.student"], u)
+        importance = _importance(stages["divergence"], weights, u)
+        stages["importance"] = importance
+        stages["aggregate"] = _aggregate(importance, divergence.tie_spread, weights, u)
+        gradient_weight = weights.in_gradient * weights.ratio
+        stages["gradient"] = _gradient(
+            case, counts, Bounded(token.slope, divergence.slope), weights
+        )
+    smallest = error_bounds.underflow(case.dtype)
+    bounds = {}
+    for name, (_, bound) in stages.items():
         inside = counts[..., None] if name == "gradient" else True
-        found.bounds[name] = np.where(inside, bound + smallest, bound)
-    return found
+        bounds[name] = np.where(inside, bound + smallest, bound)
+    of_gap = rounded.sum(axis=-1) if case.mode == "sampled" else 1.0
+    return Truth(
+        counts=counts,
+        values={name: value for name, (value, _) in stages.items()},
+        bounds=bounds,
+        student=student,
+        teacher=teacher,
+        ties=ties,
+        tie_spread=divergence.tie_spread,
+        token_weight=weights.ratio * weights.rollout,
+        gradient_weight=gradient_weight,
+        gradient_scale=float(np.max(gradient_weight * of_gap, initial=0.0)),
+        largest_rounded=rounded,
+    )
 
 
-def reference_choice(case: LossCase, counts: Array) -> Array | None:
+def _reference_choice(case: LossCase, counts: Array) -> Array | None:
     """The support that the reference recorded, `(N, V)`, or None if there is no record."""
     indices = case.recorded.get("support.indices")
     if indices is None:
@@ -116,120 +139,156 @@ def reference_choice(case: LossCase, counts: Array) -> Array | None:
     return oracle.marked(indices.numpy()[counts], case.student_logits.shape[-1])
 
 
-def ties_at_edge(case: LossCase, scaled: Array, log_p: Array) -> Ties:
+def _ties_at_edge(case: LossCase, z: Array, log_p: Array) -> Ties:
     """Which entries must, and which may be in the support."""
-    width = scaled.shape[-1]
+    width = z.shape[-1]
     count = min(case.config.distillation_topk or width, width)
     if not case.mode.startswith("topk") or count == width:
-        return settled(np.ones_like(scaled, dtype=bool))
-    divided = case.config.temperature != 1.0
-    return ties_of(scaled, log_p, count, divided, case.dtype)
+        return settled(np.ones_like(z, dtype=bool))
+    return ties_of(z, log_p, count, case.config.temperature != 1.0, case.dtype)
 
 
-def add_log_probs(found: Truth, case: LossCase) -> None:
-    """Stage `log_probs`: the sampled tokens."""
-    rows, own = np.arange(len(found.log_p)), case.responses.numpy()[found.counts]
-    for side, log, bound in (
-        ("student", found.log_p, found.log_p_bound),
-        ("teacher", found.log_q, found.log_q_bound),
-    ):
-        found.values[f"log_probs.{side}"] = log[rows, own]
-        found.bounds[f"log_probs.{side}"] = bound[rows, own]
+def _sampled_log_probs(
+    case: LossCase, counts: Array, student: LogProbs, teacher: LogProbs
+) -> dict[str, Bounded]:
+    """Stage `log_probs`: those of the sampled tokens."""
+    responses = case.responses.numpy()[counts]
+    at = np.arange(len(responses)), responses
+    return {
+        f"log_probs.{name}": Bounded(side.value[at], side.bound[at])
+        for name, side in (("student", student), ("teacher", teacher))
+    }
 
 
-def add_divergence(
-    found: Truth, case: LossCase, token: Token, p_side: LogProbs, q_side: LogProbs, u: float
-) -> Array:
-    """Stages `tail` and `divergence`; returns the bound of dD/dz `(N, V)`."""
-    found.values["divergence"] = token.divergence
+class _Divergence(NamedTuple):
+    """Stages `divergence` and `tail`, the bound of dD/dz `(N, V)`, the spread of ties `(N,)`."""
+
+    stages: dict[str, Bounded]
+    slope: Array
+    tie_spread: Array
+
+
+def _divergence(
+    case: LossCase, token: Token, student: LogProbs, teacher: LogProbs, ties: Ties
+) -> _Divergence:
+    """Bound the divergence, and widen its bounds for the choices among ties."""
+    of = distribution_of(case)
+    tie_spread = np.zeros(len(token.log_p))
     if case.mode == "sampled":
-        d_bound, slope = bounds.sampled_bounds(token, p_side.bound, q_side.bound, u)
-        found.bounds["divergence"] = d_bound
-        return slope
-    how = (case.mode, case.config.alpha, u)
-    sides, d_bound, slope = bounds.on_support(token, p_side, q_side, *how)
-    for side, log_on in (("student", token.log_a), ("teacher", token.log_b)):
-        tail = bounds.tail_bound(sides[side])[:, None] if case.mode == "topk_tail" else 0
-        found.values[f"tail.{side}"] = log_on
-        found.bounds[f"tail.{side}"] = sides[side].bound + np.where(
-            np.arange(log_on.shape[-1]) == log_on.shape[-1] - 1, tail, 0
-        )
-    for n in np.flatnonzero(found.ties.open):
-        add_choices(found, case, token, int(n), (d_bound, slope))
-    found.bounds["divergence"] = d_bound
-    return slope
+        bound, slope = error_bounds.sampled_bounds(token, student.bound, teacher.bound, of.u)
+        return _Divergence({"divergence": Bounded(token.divergence, bound)}, slope, tie_spread)
+    (a, b), bound, slope = error_bounds.distribution_bounds(token, student, teacher, of)
+    for n in np.flatnonzero(ties.open):
+        tied = open_token(ties, int(n), (student, teacher), of)
+        room = _room_of_choices(token, int(n), tied, student, teacher)
+        tie_spread[n] = room.spread
+        bound[n] = np.fmax(bound[n], room.divergence) + room.spread
+        slope[n] = np.fmax(slope[n], room.slope)
+    stages = {"divergence": Bounded(token.divergence, bound)}
+    for name, side in (("student", a), ("teacher", b)):
+        tail = side.tail_bound[:, None] if case.mode == "topk_tail" else 0
+        last = np.arange(side.log.shape[-1]) == side.log.shape[-1] - 1
+        stages[f"tail.{name}"] = Bounded(side.log, side.bound + np.where(last, tail, 0))
+    return _Divergence(stages, slope, tie_spread)
 
 
-def add_choices(
-    found: Truth, case: LossCase, token: Token, n: int, limits: tuple[Array, Array]
-) -> None:
-    """Widen the bounds of D and dD/dz of token `n` so that they hold for each choice among ties."""
-    d_bound, slope = limits
-    tied = found.open_token(case, n)
+class _RoomOfChoices(NamedTuple):
+    """How far choices among ties move D of a token, their bound of D, and of dD/dz `(V,)`."""
+
+    spread: float
+    divergence: float
+    slope: Array
+
+
+def _room_of_choices(
+    token: Token, n: int, tied: OpenToken, student: LogProbs, teacher: LogProbs
+) -> _RoomOfChoices:
+    """Bound token `n` so that the bounds hold for each choice among ties."""
     picks = tied.choices()
     chosen = np.zeros((len(picks), token.chosen.shape[-1]), dtype=bool)
     chosen[:, tied.entries] = picks
-    at, alpha = np.repeat(n, len(picks)), case.config.alpha
+    at, of = np.repeat(n, len(picks)), tied.of
     # log-probs are logits of themselves
     there = oracle.evaluate_tokens(
-        token.log_p[at], token.log_q[at], chosen, case.mode, alpha, oracle.FLOAT64
+        token.log_p[at], token.log_q[at], chosen, of.mode, of.alpha, FLOAT64
     )
-    p_side, q_side = (side.of(at) for side in found.sides)
-    _, d_there, slope_there = bounds.on_support(there, p_side, q_side, case.mode, alpha, tied.u)
+    _, bound, slope = error_bounds.distribution_bounds(
+        there, student.rows(at), teacher.rows(at), of
+    )
     # a choice that gives NaN leaves no room for finite values: `fmax` passes it over
     away = [abs(end - token.divergence[n]) for end in tied.divergences()]
-    found.spread[n] = np.fmax.reduce([0.0, *away])
-    d_bound[n] = np.fmax(d_bound[n], np.fmax.reduce(d_there)) + found.spread[n]
-    slope_there = slope_there + np.abs(there.slope - token.slope[n])
-    slope[n] = np.fmax(slope[n], np.fmax.reduce(slope_there))
+    slope = slope + np.abs(there.slope - token.slope[n])
+    spread = np.fmax.reduce([0.0, *away])
+    return _RoomOfChoices(spread, np.fmax.reduce(bound), np.fmax.reduce(slope))
 
 
-def ratio_interval(found: Truth, case: LossCase, u: float) -> tuple[Array, Array, Array]:
-    """The clipped importance ratio of each token: value, lowest, highest, each `(N,)`."""
-    if case.config.is_clip is None or case.old_log_probs is None:
-        one = np.ones(len(found.log_p))
-        return one, one, one
-    own = found.values["log_probs.student"]
-    log_ratio = own - oracle.array_of(case.old_log_probs)[found.counts]
-    slack = found.bounds["log_probs.student"] + u * np.abs(log_ratio)
-    value, low, high = (
-        np.minimum(np.exp(np.clip(shifted, -20, 20)), case.config.is_clip)
-        for shifted in (log_ratio, log_ratio - slack, log_ratio + slack)
-    )
-    return value, low, high
+class _TokenWeights(NamedTuple):
+    """What a token's divergence is multiplied by, each `(N,)`.
+
+    The clipped importance ratio with its lowest and highest value, the rollout weight, the weight
+    in the mean, and rollout weight times weight in the mean ÷ temperature, in the gradient.
+    """
+
+    ratio: Array
+    lowest: Array
+    highest: Array
+    rollout: Array
+    in_mean: Array
+    in_gradient: Array
+
+    @property
+    def ratio_error(self) -> Array:
+        """How far the ratio may be off."""
+        return np.maximum(self.highest - self.ratio, self.ratio - self.lowest)
 
 
-def add_importance(found: Truth, case: LossCase, token: Token, slope: Array, u: float) -> None:
-    """Stages `importance`, `aggregate` and `gradient`."""
-    ratio, low, high = ratio_interval(found, case, u)
-    moved = np.maximum(high - ratio, ratio - low)
-    weight = np.ones_like(ratio)
+def _token_weights(case: LossCase, counts: Array, log_prob: Bounded, u: float) -> _TokenWeights:
+    """Follow the interval of the sampled token's log-prob to that of the clipped ratio."""
+    ratios: tuple[Array, ...] = (np.ones(len(log_prob.value)),) * 3
+    if case.config.is_clip is not None and case.old_log_probs is not None:
+        log_ratio = log_prob.value - oracle.array_of(case.old_log_probs)[counts]
+        slack = log_prob.bound + u * np.abs(log_ratio)
+        ratios = tuple(
+            np.minimum(np.exp(np.clip(shifted, -20, 20)), case.config.is_clip)
+            for shifted in (log_ratio, log_ratio - slack, log_ratio + slack)
+        )
+    ratio, lowest, highest = ratios
+    rollout = np.ones_like(ratio)
     if case.rollout_is_weights is not None:
-        weight = oracle.array_of(case.rollout_is_weights)[found.counts]
-    size = np.abs(token.divergence)
-    value = token.divergence * ratio * weight
-    bound = weight * (found.bounds["divergence"] * high + size * moved) + 4 * u * np.abs(value)
-    found.values["importance"], found.bounds["importance"] = value, bound
-
+        rollout = oracle.array_of(case.rollout_is_weights)[counts]
     mask = oracle.array_of(case.loss_mask)
-    share = oracle.aggregation_weights(mask, case.config.loss_agg_mode)[found.counts]
-    loss = np.asarray((share * value).sum())
-    rounding = u * (4 + bounds.growth(len(share), u)) * np.abs(share * value).sum()
-    # choices among ties are no roundings: all may go the same way
-    of_choice = weight * found.spread * high
-    of_rounding = np.where(np.isfinite(of_choice), bound - of_choice, bound)
-    limit = bounds.together(share * of_rounding) + (share * of_choice).sum()
-    found.values["aggregate"] = loss
-    found.bounds["aggregate"] = np.asarray(limit + rounding)
+    in_mean = oracle.aggregation_weights(mask, case.config.loss_agg_mode)[counts]
+    in_gradient = in_mean * rollout / case.config.temperature
+    return _TokenWeights(ratio, lowest, highest, rollout, in_mean, in_gradient)
 
-    scale = (share * weight / case.config.temperature)[:, None]
-    found.weight, found.share = ratio * weight, scale[:, 0] * ratio
-    of_gap = found.rounded.sum(axis=-1) if case.mode == "sampled" else 1.0
-    found.unit = float(np.max(found.share * of_gap, initial=0.0))
-    gradient = np.zeros(case.student_logits.shape)
-    limit = np.zeros(case.student_logits.shape)
-    gradient[found.counts] = scale * ratio[:, None] * token.slope
-    limit[found.counts] = scale * (
-        slope * high[:, None] + np.abs(token.slope) * moved[:, None]
-    ) + 6 * u * np.abs(gradient[found.counts])
-    found.values["gradient"], found.bounds["gradient"] = gradient, limit
+
+def _importance(divergence: Bounded, weights: _TokenWeights, u: float) -> Bounded:
+    """Stage `importance`: D times ratio times rollout weight."""
+    value = divergence.value * weights.ratio * weights.rollout
+    size = np.abs(divergence.value)
+    of_factors = divergence.bound * weights.highest + size * weights.ratio_error
+    return Bounded(value, weights.rollout * of_factors + 4 * u * np.abs(value))
+
+
+def _aggregate(importance: Bounded, tie_spread: Array, weights: _TokenWeights, u: float) -> Bounded:
+    """Stage `aggregate`: the weighted sum over the tokens."""
+    terms = weights.in_mean * importance.value
+    of_sum = u * (4 + error_bounds.roundings_of_sum(len(terms), u)) * np.abs(terms).sum()
+    # choices among ties are no roundings: all may go the same way
+    of_choice = weights.rollout * tie_spread * weights.highest
+    of_rounding = np.where(np.isfinite(of_choice), importance.bound - of_choice, importance.bound)
+    bound = error_bounds.sum_of_independent(weights.in_mean * of_rounding)
+    bound = bound + (weights.in_mean * of_choice).sum()
+    return Bounded(np.asarray(terms.sum()), np.asarray(bound + of_sum))
+
+
+def _gradient(case: LossCase, counts: Array, slope: Bounded, weights: _TokenWeights) -> Bounded:
+    """Stage `gradient`: dD/dz times all weights of its token."""
+    u = distribution_of(case).u
+    value, bound = np.zeros(case.student_logits.shape), np.zeros(case.student_logits.shape)
+    scale = weights.in_gradient[:, None]
+    rows = scale * weights.ratio[:, None] * slope.value
+    of_factors = slope.bound * weights.highest[:, None]
+    of_factors = of_factors + np.abs(slope.value) * weights.ratio_error[:, None]
+    value[counts], bound[counts] = rows, scale * of_factors + 6 * u * np.abs(rows)
+    return Bounded(value, bound)

@@ -1,4 +1,4 @@
-"""Half precision: how far a value may be from the definition as a whole, in its norm.
+"""How far a value of half precision may be from the definition as a whole, in its norm.
 
 Bounds of single elements add up the worst that each rounding can do. In bfloat16 that is often more
 than the value itself, so that a gradient of the wrong size or direction would pass them. Errors of
@@ -24,10 +24,10 @@ from sdpo.parity.truth.oracle import Array, array_of
 from sdpo.parity.truth.tolerances import TOLERANCES
 
 
-def limit_as_a_whole(
+def norm_limit(
     name: str, case: LossCase, truth: Truth, reference: Mapping[str, Tensor]
 ) -> float | None:
-    """Largest distance from the oracle in the norm, None where the rule does not apply.
+    """Limit a value's distance from the oracle in the norm; None where the rule does not apply.
 
     Args:
         name: `divergence` or `importance` (over the tokens that count), `aggregate`, `gradient`.
@@ -40,25 +40,28 @@ def limit_as_a_whole(
     fewest = 1 if name == "gradient" else TOLERANCES.norm_fewest_tokens
     if u <= error_bounds.HALF_PRECISION or truth.counts.sum() < fewest:
         return None
-    of_divergence, of_slope = natural_scales(case, truth)
+    of_divergence, of_slope = _natural_scales(case, truth)
     if name == "aggregate":
-        share = oracle.aggregation_weights(array_of(case.loss_mask), case.config.loss_agg_mode)
-        share = share[truth.counts]
-        value = share * truth.values["importance"]
-        error = share * distance_of(reference["importance"], truth, truth.values["importance"])
-        scales = share * truth.weight * of_divergence
+        mask = array_of(case.loss_mask)
+        in_mean = oracle.aggregation_weights(mask, case.config.loss_agg_mode)[truth.counts]
+        value = in_mean * truth.values["importance"]
+        error = in_mean * _distance_of(reference["importance"], truth, truth.values["importance"])
+        scales = in_mean * truth.token_weight * of_divergence
         size, distance, unit = (np.abs(v).sum() for v in (value, error, scales))
-        of_choice = float((share * truth.weight * truth.spread).sum())
+        of_choice = float((in_mean * truth.token_weight * truth.tie_spread).sum())
     else:
         value = truth.values[name][truth.counts] if name == "gradient" else truth.values[name]
         scales = {
             "divergence": of_divergence,
-            "importance": truth.weight * of_divergence,
-            "gradient": truth.share * of_slope,
+            "importance": truth.token_weight * of_divergence,
+            "gradient": truth.gradient_weight * of_slope,
         }[name]
-        error = distance_of(reference[name], truth, value)
+        error = _distance_of(reference[name], truth, value)
         size, distance, unit = (float(np.linalg.norm(v)) for v in (value, error, scales))
-        spread = {"divergence": truth.spread, "importance": truth.weight * truth.spread}
+        spread = {
+            "divergence": truth.tie_spread,
+            "importance": truth.token_weight * truth.tie_spread,
+        }
         of_choice = float(np.linalg.norm(spread.get(name, 0.0)))
     if not np.isfinite(size + distance + unit) or size <= TOLERANCES.norm_least_size * u * unit:
         return None
@@ -71,18 +74,18 @@ def limit_as_a_whole(
     return float(TOLERANCES.norm_slack * max(distance, u * few)) + of_choice
 
 
-def natural_scales(case: LossCase, truth: Truth) -> tuple[Array, Array]:
-    """How many roundings of one a rounding of the log-probs is, in D and in dD/dz, each `(N,)`.
+def _natural_scales(case: LossCase, truth: Truth) -> tuple[Array, Array]:
+    """Tell how many roundings of one a rounding of the log-probs is, in D and dD/dz, each `(N,)`.
 
     Over a support, D compares log-probs by probabilities: its roundings are those of one. At
     alpha above 0 the gradient is p · (log-ratio - D), which a rounding of D moves by D roundings.
     The surrogate of sampled-token mode, (log p - log q) log p, has no such factor: log-probs are
-    rounded as the logits and the normalizer that they are the difference of (`truth.rounded`).
+    rounded as the logits and the normalizer that they are the difference of.
     """
     size = np.abs(truth.values["divergence"])
     if case.mode != "sampled":
         return np.ones_like(size), np.maximum(1.0, size)
-    of_p, of_q = truth.rounded.T
+    of_p, of_q = truth.largest_rounded.T
     log_p = np.abs(truth.values["log_probs.student"])
     gap = np.abs(truth.values["log_probs.student"] - truth.values["log_probs.teacher"])
     p = np.exp(truth.log_p)
@@ -92,7 +95,7 @@ def natural_scales(case: LossCase, truth: Truth) -> tuple[Array, Array]:
     return of_gap * log_p + gap * of_p, of_gap * direction + gap * of_p * p
 
 
-def distance_of(value: Tensor, truth: Truth, true: Array) -> Array:
+def _distance_of(value: Tensor, truth: Truth, true: Array) -> Array:
     """The reference's distance from the oracle at the tokens that count; zero where it is NaN.
 
     A documented improvement may be finite there, and is then judged as a whole all the same.
@@ -102,7 +105,7 @@ def distance_of(value: Tensor, truth: Truth, true: Array) -> Array:
 
 
 def size_and_direction(actual: Array, truth: Array) -> str:
-    """How a gradient lies to the oracle's: ratio of the norms and cosine, for a note."""
+    """Compare a gradient with the oracle's, for a note: ratio of the norms and cosine."""
     finite = np.isfinite(actual) & np.isfinite(truth)
     a, t = actual[finite], truth[finite]
     norms = float(np.linalg.norm(a)), float(np.linalg.norm(t))

@@ -12,12 +12,12 @@ from sdpo.parity.cases.loss_case import LossCase
 
 
 def counting_exactly(case: LossCase) -> LossCase | None:
-    """The case with masks whose sums are exact; None if they are already.
+    """Give a case masks whose sums are exact; None if they are already.
 
     What was recorded goes, but for the choice of the support: it was made with the other counts.
     """
     mask = case.loss_mask
-    if not mask.is_floating_point() or (rounded(mask) == exact(mask)).all():
+    if not mask.is_floating_point() or (_rounded(mask) == _exact(mask)).all():
         return None
     indices = case.recorded.get("support.indices")
     rows = case.self_distillation_mask
@@ -29,22 +29,22 @@ def counting_exactly(case: LossCase) -> LossCase | None:
     )
 
 
-def rounded(mask: torch.Tensor) -> torch.Tensor:
-    """The number of tokens of each row and of all, as the mask's dtype has it, `(B + 1,)`."""
+def _rounded(mask: torch.Tensor) -> torch.Tensor:
+    """Count the tokens of each row and of all, as the mask's dtype has it, `(B + 1,)`."""
     return torch.cat([mask.sum(-1), mask.sum()[None]]).double()
 
 
-def exact(mask: torch.Tensor) -> torch.Tensor:
-    """The number of tokens of each row and of all, `(B + 1,)` float64."""
+def _exact(mask: torch.Tensor) -> torch.Tensor:
+    """Count the tokens of each row and of all, `(B + 1,)` float64."""
     return torch.cat([mask.double().sum(-1), mask.double().sum()[None]])
 
 
 def difference(case: LossCase) -> str:
-    """What a report says of a loss that counts exactly where the reference does not."""
+    """Say how a loss that counts exactly differs from the reference."""
     mask = case.loss_mask
-    first = int((rounded(mask) != exact(mask)).nonzero()[0])
+    first = int((_rounded(mask) != _exact(mask)).nonzero()[0])
     dtype = str(mask.dtype).removeprefix("torch.")
     return (
-        f"counts {exact(mask)[first]:g} tokens, of which the reference's {dtype} mask makes "
-        f"{rounded(mask)[first]:g}"
+        f"counts {_exact(mask)[first]:g} tokens, of which the reference's {dtype} mask makes "
+        f"{_rounded(mask)[first]:g}"
     )

@@ -22,8 +22,8 @@ from sdpo.parity.truth.oracle import Array
 from sdpo.parity.truth.tolerances import TOLERANCES
 
 
-def key_errors(scaled: Array, log_p: Array, divided: bool, dtype: torch.dtype) -> Array:
-    """How far each key may be from its z, `(N, V)`; zero where z or log p is not finite.
+def _key_errors(z: Array, log_p: Array, divided: bool, dtype: torch.dtype) -> Array:
+    """Bound how far each key may be from its z, `(N, V)`; zero where z or log p is not finite.
 
     The largest may be taken away before the division or after it, so that either |z| or |z - m| is
     rounded by the division; z - m is rounded when it is made, and so is log p. The exponential and
@@ -31,21 +31,22 @@ def key_errors(scaled: Array, log_p: Array, divided: bool, dtype: torch.dtype) -
     numbers.
 
     Args:
-        scaled: z `(N, V)`, logits ÷ temperature.
+        z: `(N, V)`, logits ÷ temperature.
         log_p: `(N, V)`.
         divided: whether the temperature is another than 1.
         dtype: of the computation.
     """
     u, tiny = error_bounds.unit_roundoff(dtype), torch.finfo(dtype).tiny
-    finite = np.isfinite(scaled) & np.isfinite(log_p)
-    z, log_p = np.where(finite, scaled, 0), np.where(finite, log_p, 0)
-    below = np.abs(np.where(finite, scaled - scaled.max(axis=-1, keepdims=True), 0))
+    finite = np.isfinite(z) & np.isfinite(log_p)
+    below = np.abs(np.where(finite, z - z.max(axis=-1, keepdims=True), 0))
+    z, log_p = np.where(finite, z, 0), np.where(finite, log_p, 0)
     # half precision exponentiates in float32 and rounds once
     of_exp = 1 if u > error_bounds.HALF_PRECISION else TOLERANCES.exp_roundings
     of_division = np.maximum(np.abs(z), below) * divided
     p = np.exp(log_p)
-    one = np.where(p < 2 * u * tiny, 1, np.maximum(tiny / np.maximum(p, 2 * u * tiny), 1))
-    roundings = of_division + below + np.maximum(np.abs(log_p), one) + of_exp * one
+    # a unit of p in its logarithm: more than one rounding below the normal numbers
+    of_p = np.where(p < 2 * u * tiny, 1, np.maximum(tiny / np.maximum(p, 2 * u * tiny), 1))
+    roundings = of_division + below + np.maximum(np.abs(log_p), of_p) + of_exp * of_p
     return np.where(finite, u * roundings, 0)
 
 
@@ -62,12 +63,12 @@ class Ties:
         """`(N, V)`: entries that are above all but `count - 1` others, wherever the keys are."""
         if self.count == self.lowest.shape[-1]:
             return np.ones_like(self.lowest, dtype=bool)
-        return self.lowest > at_rank(self.highest, self.count)
+        return self.lowest > _at_rank(self.highest, self.count)
 
     @cached_property
     def possible(self) -> Array:
         """`(N, V)`: entries that fewer than `count` others are above, wherever the keys are."""
-        return self.highest >= at_rank(self.lowest, self.count - 1)
+        return self.highest >= _at_rank(self.lowest, self.count - 1)
 
     @property
     def open(self) -> Array:
@@ -75,7 +76,7 @@ class Ties:
         return (self.certain != self.possible).any(axis=-1)
 
     def admits(self, chosen: Array) -> Array:
-        """Whether a correct program may choose these entries, for each token of `(N, V)`.
+        """Tell whether a correct program may choose these entries, for each token of `(N, V)`.
 
         So many of them, and none of the others certainly above one of them.
         """
@@ -83,25 +84,33 @@ class Ties:
         taken = np.where(chosen, self.highest, np.inf).min(axis=-1)
         return (chosen.sum(axis=-1) == self.count) & (left_out <= taken)
 
-    def of(self, token: int, entries: Array) -> "Ties":
-        """The same of one token and some entries, by their numbers; `count` stays."""
+    def of_token(self, token: int, entries: Array) -> "Ties":
+        """Return the same of one token and some entries, by their numbers; `count` stays."""
         at = (slice(token, token + 1), entries)
         return Ties(self.lowest[at], self.highest[at], self.count)
 
 
-def at_rank(keys: Array, rank: int) -> Array:
-    """The key `(N, 1)` that `rank` others of its token are not below."""
+def _at_rank(keys: Array, rank: int) -> Array:
+    """Return the key `(N, 1)` that `rank` others of its token are not below."""
     return -np.partition(-keys, rank, axis=-1)[:, rank : rank + 1]
 
 
-def ties_of(scaled: Array, log_p: Array, count: int, divided: bool, dtype: torch.dtype) -> Ties:
-    """The intervals of the keys; NaN is above all, as in `torch.topk`."""
-    error = key_errors(scaled, log_p, divided, dtype)
-    keys = np.where(np.isnan(scaled), np.inf, scaled)
+def ties_of(z: Array, log_p: Array, count: int, divided: bool, dtype: torch.dtype) -> Ties:
+    """Take the keys for intervals; NaN is above all, as in `torch.topk`.
+
+    Args:
+        z: `(N, V)`, logits ÷ temperature.
+        log_p: `(N, V)`.
+        count: how many entries a program takes.
+        divided: whether the temperature is another than 1.
+        dtype: of the computation.
+    """
+    error = _key_errors(z, log_p, divided, dtype)
+    keys = np.where(np.isnan(z), np.inf, z)
     return Ties(keys - error, keys + error, count)
 
 
 def settled(chosen: Array) -> Ties:
-    """No choice: just these entries `(N, V)`, of which each token has equally many."""
+    """Leave no choice: just these entries `(N, V)`, of which each token has equally many."""
     keys = np.where(chosen, 1.0, 0.0)
     return Ties(keys, keys, int(chosen.sum(axis=-1).max(initial=1)))

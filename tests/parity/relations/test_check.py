@@ -284,7 +284,7 @@ def test_no_case_has_an_open_choice_and_shifts_are_exact():
         for claim in claims_of(relation):
             for case in (claim.case, *(part.case for part in claim.parts)):
                 truth = prepared(case).truth
-                assert (truth.certain == truth.possible).all(), case.id
+                assert (truth.ties.certain == truth.ties.possible).all(), case.id
     for case in bases():
         assert ((case.student_logits + 4) - 4).equal(case.student_logits)
         assert ((case.teacher_logits - 8) + 8).equal(case.teacher_logits)

@@ -15,7 +15,7 @@ from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.explain.ladder import ladder
 from sdpo.parity.faults.evaluate_fault import fault_trace
-from sdpo.parity.truth.norm_limit import limit_as_a_whole
+from sdpo.parity.truth.norm_limit import norm_limit
 from sdpo.parity.truth.oracle import array_of
 from sdpo.settings.config import SDPOConfig
 from sdpo.settings.determinism import deterministic
@@ -72,7 +72,7 @@ def test_a_correct_evaluation_uses_half_at_most(dtype):
     with deterministic():
         for case in cases_of(dtype):
             on = prepared(case)
-            limits = {n: limit_as_a_whole(n, case, on.truth, on.reference) for n in JUDGED}
+            limits = {n: norm_limit(n, case, on.truth, on.reference) for n in JUDGED}
             for name, parts in VARIANTS.items():
                 if not applies(name, case):
                     continue
@@ -146,8 +146,10 @@ def limit_of(name: str, values: torch.Tensor, size: float = 1.0) -> float | None
     truth = prepared(case).truth
     gradient = values[..., None] * torch.tensor([0.6, -0.8])
     exact = {"divergence": array_of(values)[truth.counts], "gradient": array_of(gradient)}
-    truth = replace(truth, values=truth.values | exact, share=np.full(rows * tokens, size))
-    return limit_as_a_whole(name, case, truth, {"divergence": values, "gradient": gradient})
+    truth = replace(
+        truth, values=truth.values | exact, gradient_weight=np.full(rows * tokens, size)
+    )
+    return norm_limit(name, case, truth, {"divergence": values, "gradient": gradient})
 
 
 def test_a_lucky_reference_leaves_room_for_a_few_roundings():
@@ -176,7 +178,7 @@ def test_float32_and_a_gradient_of_rounding_noise_have_no_limit_in_the_norm():
     with deterministic():
         single = cases_of(torch.float32)[0]
         on = prepared(single)
-        assert limit_as_a_whole("gradient", single, on.truth, on.reference) is None
+        assert norm_limit("gradient", single, on.truth, on.reference) is None
         equal = next(c for c in loss_cases(packaged_family("loss")) if c.id == "P-L123")
         on = prepared(equal)
-        assert limit_as_a_whole("gradient", equal, on.truth, on.reference) is None
+        assert norm_limit("gradient", equal, on.truth, on.reference) is None

@@ -236,7 +236,7 @@ def test_the_interval_holds_all_choices_and_is_no_wider_than_needed():
             truth = prepared(case).truth
             for n in np.flatnonzero(truth.ties.open):
                 token = truth.open_token(case, int(n))
-                if token.many:
+                if token.too_many:
                     continue
                 values = token.evaluate(token.choices()).divergence
                 low, high = enclosed(token)
