@@ -13,9 +13,7 @@ from typing import ClassVar
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 import sdpo.trainer.sdpo_trainer
-from sdpo.parity.cases.checked_call import NotCoveredError
-from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
-from sdpo.parity.trainers.recording.adapter_base import Parts
+from sdpo.parity.trainers.recording import HFTrainerAdapter, NotCoveredError, TrainerParts
 
 
 class MyTrainer(sdpo.trainer.sdpo_trainer.SDPOTrainer):
@@ -43,7 +41,7 @@ class MyAdapter(HFTrainerAdapter):
     }
     trainer = MyTrainer
 
-    def build(self, parts: Parts):
+    def build(self, parts: TrainerParts):
         """The trainer on the parts that the audit scripts, and the settings it ended up with."""
         refuse(parts)
         trainer = self.trainer(
@@ -76,7 +74,7 @@ class MyAdapter(HFTrainerAdapter):
         )
 
 
-def refuse(parts: Parts) -> None:
+def refuse(parts: TrainerParts) -> None:
     """Say what the audit cannot follow with this adapter, so that the report lists it."""
     cannot = {
         "a teacher that is an adapter: it names a module only": parts.scenario.lora,

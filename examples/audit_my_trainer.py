@@ -2,8 +2,7 @@
 
 `MyTrainer` stands for your code: a plain training loop of SDPO. `MyAdapter` is what the audit
 needs: it feeds the loop with a scenario and writes down what happened. Trainers derived from
-transformers' `Trainer` have less to do:
-`sdpo.parity.trainers.adapters.hf_trainer.HFTrainerAdapter`.
+transformers' `Trainer` have less to do: `audit_my_hf_trainer.py`.
 """
 
 import copy
@@ -13,25 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo.fixtures.models import build_optimizer
 from sdpo.loss.aggregate import aggregate
 from sdpo.loss.divergence import divergence
 from sdpo.loss.importance import importance
 from sdpo.loss.support import log_probs, support, tail
-from sdpo.parity.cases.checked_call import NotCoveredError
-from sdpo.parity.trainers.judge.prompt_stages import attended
-from sdpo.parity.trainers.judge.reference_run import student_batch
-from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
-from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
-from sdpo.parity.trainers.scenarios.tiny_model import handed_tokenizer, tiny_model
-from sdpo.parity.trainers.scenarios.training_record import (
+from sdpo.parity.trainers.recording import (
+    STAGES,
+    Generation,
     MicroBatch,
+    NotCoveredError,
     OptimizerStep,
+    Scenario,
+    TrainerAdapter,
     TrainerRun,
     Update,
+    attended_tokens,
+    gradients_of,
+    handed_tokenizer,
+    scripted_batch,
+    tiny_model,
+    weights_of,
 )
-from sdpo.prompt.teacher_batch import Attempts, PromptTrace, teacher_batch
-from sdpo.settings.stage_settings import PromptSettings
+from sdpo.prompt.teacher_batch import Attempts, teacher_batch
+from sdpo.settings.config import SDPOConfig
 
 
 class MyTrainer:
@@ -40,11 +43,13 @@ class MyTrainer:
     def __init__(self, model: nn.Module, scenario: Scenario):
         self.model, self.scenario = model, scenario
         self.teacher = copy.deepcopy(model).eval()
-        self.optimizer = build_optimizer(dict(scenario.optimizer), model.parameters())
+        arguments = dict(scenario.optimizer)
+        optimizer = getattr(torch.optim, arguments.pop("name"))
+        self.optimizer = optimizer(model.parameters(), **arguments)
         self.micro_batch_weight = 1 / scenario.accumulation
 
     def teacher_batch(self, generation: Generation, batch: dict[str, Tensor], tokenizer: Any):
-        """Teacher prompts, tokens and mask."""
+        """Build teacher prompts, tokens and mask."""
         rows = range(len(generation.rollouts))
         rewards = torch.zeros(batch["responses"].shape)
         rewards[:, 0] = torch.tensor([rollout.reward for rollout in generation.rollouts])
@@ -56,11 +61,10 @@ class MyTrainer:
             [row // generation.group_size for row in rows],
             [rollout.feedback for rollout in generation.rollouts],
         )
-        settings = PromptSettings(**reprompt_settings(self.scenario))
-        return teacher_batch(attempts, tokenizer, settings)
+        return teacher_batch(attempts, tokenizer, SDPOConfig(**self.scenario.self_distillation))
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor], prefix: str = "") -> Tensor:
-        """Raw logits of the response tokens."""
+        """Compute the logits that predict the response tokens."""
         names = ("input_ids", "attention_mask", "position_ids")
         width = batch["responses"].size(1)
         out = module(**{name: batch[prefix + name] for name in names}, use_cache=False)
@@ -69,7 +73,7 @@ class MyTrainer:
     def loss(
         self, student: Tensor, teacher: Tensor, batch: dict[str, Tensor], old: Tensor | None
     ) -> dict[str, Tensor]:
-        """The loss of a micro-batch and the values on the way, by name."""
+        """Compute the loss of a micro-batch, with the values on the way, by name."""
         config, tau = self.scenario.self_distillation, self.scenario.temperature
         own = log_probs(student, batch["responses"], temperature=tau)
         theirs = log_probs(teacher, batch["responses"], temperature=tau)
@@ -96,7 +100,7 @@ class MyTrainer:
         return values
 
     def old_log_probs(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """Log-probs at the weights that generated; None where the gradient is taken there."""
+        """Compute log-probs at the weights that generated; None if the gradient is taken there."""
         if self.scenario.on_policy:
             return None
         with torch.no_grad():
@@ -120,24 +124,7 @@ class MyAdapter(TrainerAdapter):
     """Runs `MyTrainer` through a scenario."""
 
     name = "my_trainer"
-    stages = (
-        "config",
-        "feedback",
-        "demonstration",
-        "teacher_prompt",
-        "teacher_tokens",
-        "distillation_mask",
-        "log_probs",
-        "support",
-        "tail",
-        "divergence",
-        "importance",
-        "aggregate",
-        "gradient",
-        "accumulate",
-        "optimizer",
-        "teacher_update",
-    )
+    stages = STAGES
     trainer = MyTrainer
 
     def run(self, scenario: Scenario, folder: Path) -> TrainerRun:
@@ -147,8 +134,8 @@ class MyAdapter(TrainerAdapter):
         tokenizer = handed_tokenizer(scenario)
         run = TrainerRun(
             settings=dict(scenario.self_distillation),
-            initial=weights(trainer.model),
-            initial_teacher=weights(trainer.teacher),
+            initial=weights_of(trainer.model),
+            initial_teacher=weights_of(trainer.teacher),
             given={"tokenizer": tokenizer.padding_side},
         )
         tokenizer.padding_side = "left"
@@ -157,13 +144,17 @@ class MyAdapter(TrainerAdapter):
         return run
 
     def update(self, trainer: MyTrainer, generation: Generation, tokenizer: Any) -> Update:
-        """Everything learnt from one generation."""
+        """Learn from one generation."""
         scenario = trainer.scenario
-        batch = student_batch(scenario, generation, tokenizer)
+        batch = scripted_batch(scenario, generation, tokenizer)
         built = trainer.teacher_batch(generation, batch, tokenizer)
         batch |= {f"teacher_{name}": value for name, value in built.tokens._asdict().items()}
         batch["self_distillation_mask"] = built.distillation_mask
-        update = Update(prompt=shown(built.trace))
+        shown = ("feedback", "demonstration", "teacher_prompt")
+        prompt: dict[str, list[Any]] = {stage: list(built.trace[stage]) for stage in shown}
+        prompt["teacher_tokens"] = list(attended_tokens(*built.tokens))
+        prompt["distillation_mask"] = built.distillation_mask.tolist()
+        update = Update(prompt)
         old = trainer.old_log_probs(batch)
         rows = list(range(len(generation.rollouts)))
         size, span = scenario.micro_batch_size, scenario.micro_batch_size * scenario.accumulation
@@ -172,7 +163,7 @@ class MyAdapter(TrainerAdapter):
                 parts = [rows[i : i + size] for i in range(start, start + span, size)]
                 update.steps.append(self.step(trainer, batch, parts, old))
         trainer.update_teacher()
-        update.teacher = weights(trainer.teacher)
+        update.teacher = weights_of(trainer.teacher)
         return update
 
     def step(
@@ -182,26 +173,24 @@ class MyAdapter(TrainerAdapter):
         parts: list[list[int]],
         old: Tensor | None,
     ) -> OptimizerStep:
-        """One optimizer step."""
+        """Take one optimizer step."""
         trainer.optimizer.zero_grad()
         step = OptimizerStep()
         for rows in parts:
             part = {name: tensor[rows] for name, tensor in batch.items()}
-            step.micro_batches.append(
-                self.micro_batch(trainer, rows, part, None if old is None else old[rows])
-            )
-        named = trainer.model.named_parameters()
-        step.gradient = {n: p.grad.clone() for n, p in named if p.grad is not None}
+            part_of_old = None if old is None else old[rows]
+            step.micro_batches.append(self.micro_batch(trainer, rows, part, part_of_old))
+        step.gradient = gradients_of(trainer.model)
         step.grad_norm = trainer.clip()
         if torch.tensor(step.grad_norm).isfinite():
             trainer.optimizer.step()
-        step.parameters = weights(trainer.model)
+        step.parameters = weights_of(trainer.model)
         return step
 
     def micro_batch(
         self, trainer: MyTrainer, rows: list[int], batch: dict[str, Tensor], old: Tensor | None
     ) -> MicroBatch:
-        """One forward and backward pass."""
+        """Do one forward and backward pass."""
         student = trainer.logits(trainer.model, batch)
         student.retain_grad()
         with torch.no_grad():
@@ -228,32 +217,5 @@ def refuse(scenario: Scenario) -> None:
         "dropout": scenario.dropout > 0,
         "hooks for a nudge": bool(scenario.nudge),
     }
-    if found := [name for name, needed in cannot.items() if needed]:
-        raise NotCoveredError(f"my trainer has no {', '.join(found)}")
-
-
-def reprompt_settings(scenario: Scenario) -> dict[str, Any]:
-    """The settings of the teacher's prompt."""
-    loss = ("full_logit_distillation", "alpha", "is_clip")
-    others = ("distillation_", "teacher_")
-    return {
-        name: value
-        for name, value in scenario.self_distillation.items()
-        if name not in loss and not name.startswith(others)
-    }
-
-
-def shown(trace: PromptTrace) -> dict[str, list[Any]]:
-    """The prompt stages, one entry per row."""
-    return {
-        "feedback": trace["feedback"],
-        "demonstration": trace["demonstration"],
-        "teacher_prompt": trace["teacher_prompt"],
-        "teacher_tokens": attended(*trace["teacher_tokens"]),
-        "distillation_mask": trace["distillation_mask"].tolist(),
-    }
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of all weights by name."""
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
+    if unable := [name for name, needed in cannot.items() if needed]:
+        raise NotCoveredError(f"my trainer has no {', '.join(unable)}")

@@ -98,7 +98,8 @@ def train(name: str, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]
     from sdpo.parity.trainers.adapters.sdpo_rl import SdpoRl
     from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
     from sdpo.parity.trainers.adapters.trl import TRL
-    from sdpo.parity.trainers.recording.run_training import parts_of, quiet
+    from sdpo.parity.trainers.recording.hf_trainer import make_parts
+    from sdpo.parity.trainers.recording.quiet_packages import quiet
 
     class Clock(TrainerCallback):
         wall: list[float] = []  # noqa: RUF012
@@ -116,7 +117,7 @@ def train(name: str, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]
     script = scenario(chosen, OURS.get(name, {}))
     parameters, clock = write_model(chosen.size[0], folder), Clock()
     with quiet():
-        parts, player = parts_of(adapter, script, folder)
+        parts, player = make_parts(adapter, script, folder)
         trainer, _ = adapter.build(parts)
         trainer.model.generate = player.generate
         trainer.add_callback(clock)

@@ -332,12 +332,12 @@ def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progr
     from sdpo.parity.trainers.probes.relation_pairs import all_scripts
     from sdpo.parity.trainers.probes.relations import trainer_relations
     from sdpo.parity.trainers.probes.run_probes import all_probes, run_probes
-    from sdpo.parity.trainers.processes.training_pool import Apart
-    from sdpo.parity.trainers.recording.ready import check_ready
+    from sdpo.parity.trainers.processes.training_pool import TrainingPool
+    from sdpo.parity.trainers.recording.installed import check_ready
     from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
 
     check_ready(candidate)
-    with Apart(candidate, [*SCENARIOS, *all_probes(), *all_scripts()]) as apart:
+    with TrainingPool(candidate, [*SCENARIOS, *all_probes(), *all_scripts()]) as apart:
         found = run_trainer_family(apart, progress)
         findings.results.extend(found.results)
         findings.results.extend(run_probes(apart, found.runs))

@@ -18,7 +18,7 @@ from sdpo.parity.bundles.loss_bundle import EPOCH, BundleError
 from sdpo.parity.bundles.shrink_scenario import shrink
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.trainers.judge.follow_training import TrainerFindings, walked
-from sdpo.parity.trainers.processes.training_pool import Apart
+from sdpo.parity.trainers.processes.training_pool import TrainingPool
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.scenario_json import ScenarioError, as_json, from_json
 from sdpo.parity.trainers.scenarios.tiny_model import tiny_model
@@ -121,7 +121,7 @@ def bundle_of(document: Any) -> TrainerBundle:
 def judge(candidate: Any, scenario: Scenario) -> CaseResult:
     """What a trainer does in a scenario, in processes of its own."""
     with (
-        Apart(candidate, [scenario], twice=False) as apart,
+        TrainingPool(candidate, [scenario], twice=False) as apart,
         TemporaryDirectory(prefix="sdpo-trainer-") as folder,
     ):
         return walked(apart, scenario, Path(folder), TrainerFindings(trains=True))[0]

@@ -8,8 +8,13 @@ from torch import nn
 
 from sdpo.parity.cases.checked_call import NotCoveredError
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
-from sdpo.parity.trainers.recording.adapter_base import COMMON_IMPORTS, Parts, StageRecorder
+from sdpo.parity.trainers.recording.adapter_base import (
+    COMMON_IMPORTS,
+    HFTrainer,
+    StageRecorder,
+    TrainerParts,
+)
+from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter
 from sdpo.settings.config import SDPOConfig
 
 SAME_NAME = (
@@ -47,7 +52,7 @@ class SdpoRl(HFTrainerAdapter):
     }
     stages: ClassVar[tuple[str, ...]] = NAMES
 
-    def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
+    def build(self, parts: TrainerParts) -> tuple[Any, Mapping[str, object]]:
         """The trainer; feedback reaches it by the reward function's `last_feedback`."""
         from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
@@ -73,11 +78,11 @@ class SdpoRl(HFTrainerAdapter):
         }
         return trainer, found
 
-    def teacher(self, trainer: Any) -> nn.Module | None:
+    def teacher(self, trainer: HFTrainer) -> nn.Module | None:
         """A deep copy; with LoRA the student, which has the teacher as a second adapter."""
         return trainer.ref_model
 
-    def observe(self, trainer: Any, recorder: StageRecorder) -> None:
+    def observe(self, trainer: HFTrainer, recorder: StageRecorder) -> None:
         """Hooks on the functions that its trainer and its loss are made of."""
         loss: Any = importlib.import_module("sdpo_rl.distillation")
         module: Any = importlib.import_module("sdpo_rl.trainer")
@@ -100,12 +105,13 @@ class SdpoRl(HFTrainerAdapter):
         if settings.distillation_add_tail:
             watch(loss, "add_tail_bucket", alternating(recorder))
 
-    def sources(self, trainer: Any) -> Mapping[str, Any]:
+    def sources(self, trainer: HFTrainer) -> Mapping[str, object]:
         """Where the package computes each stage."""
         loss: Any = importlib.import_module("sdpo_rl.distillation")
         module: Any = importlib.import_module("sdpo_rl.trainer")
 
-        kind, follow = type(trainer), type(trainer.ema_callback)
+        kind: Any = type(trainer)
+        follow = type(trainer.ema_callback)
         return {
             **dict.fromkeys(("feedback", "teacher_tokens"), kind._generate_and_score_completions),
             "demonstration": module.select_demonstration,
@@ -121,7 +127,7 @@ class SdpoRl(HFTrainerAdapter):
         }
 
 
-def check_expressible(parts: Parts) -> None:
+def check_expressible(parts: TrainerParts) -> None:
     """Refuse what the package has no setting for.
 
     Raises:
@@ -142,7 +148,7 @@ def check_expressible(parts: Parts) -> None:
         raise NotCoveredError("sdpo-rl cannot express " + "; ".join(found))
 
 
-def their_settings(parts: Parts) -> dict[str, Any]:
+def their_settings(parts: TrainerParts) -> dict[str, Any]:
     """The scenario's settings under the package's names."""
     wanted: SDPOConfig = parts.settings
     found = {name: getattr(wanted, name) for name in SAME_NAME}

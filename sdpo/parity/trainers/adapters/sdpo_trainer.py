@@ -8,8 +8,13 @@ from torch import Tensor, nn
 
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.cases.value_names import PROMPT_SETTINGS, UPDATE_SETTINGS
-from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
-from sdpo.parity.trainers.recording.adapter_base import COMMON_IMPORTS, Parts, StageRecorder
+from sdpo.parity.trainers.recording.adapter_base import (
+    COMMON_IMPORTS,
+    HFTrainer,
+    StageRecorder,
+    TrainerParts,
+)
+from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter
 
 SETTINGS = (*UPDATE_SETTINGS, *PROMPT_SETTINGS, "loss_agg_mode")
 PEFT_PREFIX = "base_model.model."
@@ -37,7 +42,7 @@ class OwnTrainer(HFTrainerAdapter):
     lora_average: ClassVar[str] = "effective"
     stages: ClassVar[tuple[str, ...]] = NAMES
 
-    def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
+    def build(self, parts: TrainerParts) -> tuple[Any, Mapping[str, object]]:
         """The trainer; feedback reaches it by the reward function's `last_feedback`."""
         from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
@@ -62,15 +67,15 @@ class OwnTrainer(HFTrainerAdapter):
         }
         return trainer, found
 
-    def teacher(self, trainer: Any) -> nn.Module | None:
+    def teacher(self, trainer: HFTrainer) -> nn.Module | None:
         """A copy; with LoRA the student, which has the teacher as a second adapter."""
         return getattr(trainer.teacher, "module", trainer.model)
 
-    def teacher_adapters(self, trainer: Any) -> tuple[str, ...]:
+    def teacher_adapters(self, trainer: HFTrainer) -> tuple[str, ...]:
         """The teacher's, or none where averages of effective weights are added to the model's."""
         return () if hasattr(trainer.teacher, "deltas") else super().teacher_adapters(trainer)
 
-    def teacher_weights(self, trainer: Any) -> dict[str, Tensor]:
+    def teacher_weights(self, trainer: HFTrainer) -> dict[str, Tensor]:
         """The teacher's weights by name; of a LoRA teacher the effective ones."""
         deltas = getattr(trainer.teacher, "deltas", None)
         if deltas is None:
@@ -81,7 +86,7 @@ class OwnTrainer(HFTrainerAdapter):
             for (name, layer), delta in layers
         }
 
-    def observe(self, trainer: Any, recorder: StageRecorder) -> None:
+    def observe(self, trainer: HFTrainer, recorder: StageRecorder) -> None:
         """Sit where the audit callback sits."""
         trainer.recorder = Tap(recorder)
         recorder.watch.expect("SDPOTrainer.recorder.rollouts")
@@ -89,11 +94,12 @@ class OwnTrainer(HFTrainerAdapter):
         if trainer.sdpo_config.teacher_regularization == "trust-region":
             self._show_mixed_logits(recorder)
 
-    def sources(self, trainer: Any) -> Mapping[str, Any]:
+    def sources(self, trainer: HFTrainer) -> Mapping[str, object]:
         """Where this project computes each stage."""
         from sdpo.loss import aggregate, divergence, importance, support
         from sdpo.prompt import teacher_batch
 
+        kind: Any = type(trainer)
         return {
             **{stage: getattr(teacher_batch, stage) for stage in (*PROMPTS, "teacher_tokens")},
             "distillation_mask": teacher_batch.distillation_mask,
@@ -103,9 +109,9 @@ class OwnTrainer(HFTrainerAdapter):
             "divergence": divergence.divergence,
             "importance": importance.importance,
             "aggregate": aggregate.aggregate,
-            "accumulate": type(trainer)._self_distillation_loss,
-            "optimizer": type(trainer)._get_grad_norm,
-            "teacher_update": type(trainer).after_optimizer_step,
+            "accumulate": kind._self_distillation_loss,
+            "optimizer": kind._get_grad_norm,
+            "teacher_update": kind.after_optimizer_step,
         }
 
     def _show_mixed_logits(self, recorder: StageRecorder) -> None:

@@ -7,8 +7,13 @@ from torch import nn
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
 from sdpo.parity.cases.stages import NAMES as STAGE_NAMES
-from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
-from sdpo.parity.trainers.recording.adapter_base import COMMON_IMPORTS, Parts, StageRecorder
+from sdpo.parity.trainers.recording.adapter_base import (
+    COMMON_IMPORTS,
+    HFTrainer,
+    StageRecorder,
+    TrainerParts,
+)
+from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter
 from sdpo.parity.trainers.recording.hooks import installed_versions
 from sdpo.parity.trainers.recording.scripted_world import feedback_varies
 from sdpo.parity.trainers.scenarios.scenario import Scenario
@@ -57,7 +62,7 @@ class TRL(HFTrainerAdapter):
     feedback_columns: ClassVar[tuple[str, ...]] = ("privileged_context",)
     stages: ClassVar[tuple[str, ...]] = tuple(s for s in STAGE_NAMES if s not in NOT_SHOWN)
 
-    def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
+    def build(self, parts: TrainerParts) -> tuple[Any, Mapping[str, object]]:
         """The trainer; feedback reaches it by the column `privileged_context`."""
         from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
@@ -73,11 +78,11 @@ class TRL(HFTrainerAdapter):
         )
         return trainer, effective_settings(trainer.args)
 
-    def teacher(self, trainer: Any) -> nn.Module | None:
+    def teacher(self, trainer: HFTrainer) -> nn.Module | None:
         """A second model from the student's path; with LoRA the student with another adapter."""
         return trainer.teacher_model
 
-    def observe(self, trainer: Any, recorder: StageRecorder) -> None:
+    def observe(self, trainer: HFTrainer, recorder: StageRecorder) -> None:
         """Hooks on the prompt builder, and on the functions that the loss is made of."""
         import trl.experimental.sdpo.loss_utils as parts
         import trl.experimental.sdpo.sdpo_trainer as module
@@ -98,12 +103,13 @@ class TRL(HFTrainerAdapter):
         watch.function(parts, "add_tail_bucket", loss.support, required=False)
         watch.function(trainer, "_compute_self_distillation_loss", loss.aggregate)
 
-    def sources(self, trainer: Any) -> Mapping[str, Any]:
+    def sources(self, trainer: HFTrainer) -> Mapping[str, object]:
         """Where TRL computes each stage."""
         import trl.experimental.sdpo.loss_utils as parts
         import trl.experimental.sdpo.sdpo_trainer as module
 
-        kind, builder = type(trainer), type(trainer.teacher_context_builder)
+        kind: Any = type(trainer)
+        builder = type(trainer.teacher_context_builder)
         loss = getattr(module, MODES[trainer.args.distillation_mode])
         follow = (
             "PEFTAdapterEMACallback"
@@ -179,7 +185,7 @@ class Loss:
             )
 
 
-def check_expressible(parts: Parts) -> None:
+def check_expressible(parts: TrainerParts) -> None:
     """Refuse what TRL has no setting for.
 
     Raises:
@@ -209,7 +215,7 @@ def ends_otherwise(scenario: Scenario) -> bool:
     )
 
 
-def their_settings(parts: Parts) -> dict[str, Any]:
+def their_settings(parts: TrainerParts) -> dict[str, Any]:
     """The scenario's settings under TRL's names."""
     wanted = parts.settings
     found = {theirs: getattr(wanted, own) for own, theirs in NAMES.items()}

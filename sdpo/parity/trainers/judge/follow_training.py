@@ -35,8 +35,9 @@ from sdpo.parity.trainers.judge.own_batch import asked_batch, compare_answers, t
 from sdpo.parity.trainers.judge.prompt_stages import compare_prompts
 from sdpo.parity.trainers.judge.reference_run import log_probs, run_reference, whole_batch
 from sdpo.parity.trainers.processes.ranks import compare_ranks, first_apart
-from sdpo.parity.trainers.processes.training_pool import Apart
-from sdpo.parity.trainers.recording.run_training import TrainingFailedError, quiet
+from sdpo.parity.trainers.processes.training_pool import TrainingPool
+from sdpo.parity.trainers.recording.hf_trainer import TrainingFailedError
+from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
 from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import tiny_model, tiny_tokenizer
@@ -164,7 +165,7 @@ def prompts_so_far(scenario: Scenario, run: TrainerRun, folder: Path) -> list[Co
     return walk.prompts(first, run.updates[0], prompt, batch)
 
 
-def differs_from_itself(apart: Apart, scenario: Scenario = SCENARIOS[0]) -> list[str]:
+def differs_from_itself(apart: TrainingPool, scenario: Scenario = SCENARIOS[0]) -> list[str]:
     """Whether two runs of a scenario differ, in one process under different global seeds."""
     try:
         runs = apart.runs(scenario)

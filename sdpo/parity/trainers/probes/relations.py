@@ -23,9 +23,9 @@ from sdpo.parity.trainers.judge.effects import mean_loss
 from sdpo.parity.trainers.judge.follow_training import merged
 from sdpo.parity.trainers.judge.reference_run import run_reference
 from sdpo.parity.trainers.judge.weight_stages import distance
+from sdpo.parity.trainers.probes.changed_experiment import Refusal, why_one_experiment
 from sdpo.parity.trainers.probes.relation_pairs import PAIRS, SHARE_OF, Pair
-from sdpo.parity.trainers.probes.takes_hold import Refusal, why_one_experiment
-from sdpo.parity.trainers.recording.run_training import quiet
+from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import handed_tokenizer, tiny_model
 from sdpo.parity.trainers.scenarios.training_record import Tensors, TrainerRun
@@ -56,7 +56,7 @@ def trainer_relations(candidate: Any, runs: Mapping[str, TrainerRun]) -> list[di
     """One row for each relation.
 
     Args:
-        candidate: trains the scripts of `trainer_claims.all_scripts`.
+        candidate: trains the scripts of `relation_pairs.all_scripts`.
         runs: of the scenarios, by id.
     """
     with quiet():

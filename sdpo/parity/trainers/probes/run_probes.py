@@ -23,8 +23,12 @@ from sdpo.parity.recorded.roundings import equal, moved
 from sdpo.parity.trainers.judge.effects import mean_loss
 from sdpo.parity.trainers.judge.loss_stages import loss_case
 from sdpo.parity.trainers.probes.catalogue import PROBES, Probe
-from sdpo.parity.trainers.probes.takes_hold import Refusal, unseen_settings, why_one_experiment
-from sdpo.parity.trainers.recording.run_training import quiet
+from sdpo.parity.trainers.probes.changed_experiment import (
+    Refusal,
+    unseen_settings,
+    why_one_experiment,
+)
+from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios.catalogue import BY_ID
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import TrainerRun, Update

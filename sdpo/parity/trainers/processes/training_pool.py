@@ -1,7 +1,7 @@
 """Trainings in processes of their own: a few at a time, each forked from the same clean state.
 
-    judge ─► Apart ─fork─► server ─fork─► training of scenario 0, 1, … ─► one file for each run
-                                          (several processes ─fork─► one for each rank)
+    judge ─► TrainingPool ─fork─► server ─fork─► training of scenario 0, 1, … ─► a file for each run
+                                                 (several processes ─fork─► one for each rank)
 
 A training can so not disturb another, nor the comparisons; it may hang, exit or crash. The server
 is forked before anything was trained, and whatever order the trainings end in, each gives the same.
@@ -28,14 +28,15 @@ from sdpo.parity.trainers.processes.training_server import (
     rank_files,
     serve,
 )
-from sdpo.parity.trainers.recording.run_training import TrainingFailedError, quiet
+from sdpo.parity.trainers.recording.hf_trainer import TrainingFailedError
+from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios import record_file
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import tiny_model
 from sdpo.parity.trainers.scenarios.training_record import TrainerRun
 
 
-class Apart:
+class TrainingPool:
     """Stands for a trainer's adapter; `run` gives what a process of its own has recorded.
 
     `notes` say which trainings took a second attempt.
@@ -66,7 +67,7 @@ class Apart:
             if scenario not in self.scenarios:
                 self.scenarios.append(scenario)
 
-    def __enter__(self) -> "Apart":
+    def __enter__(self) -> "TrainingPool":
         with quiet():
             warm(self.candidate, self.scenarios[0])
         self.folder = TemporaryDirectory(prefix="sdpo-trainings-")

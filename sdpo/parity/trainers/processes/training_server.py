@@ -21,7 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
-from sdpo.parity.trainers.recording.run_training import TrainingFailedError, quiet
+from sdpo.parity.trainers.recording.hf_trainer import TrainingFailedError
+from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios import record_file
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import TrainerRun

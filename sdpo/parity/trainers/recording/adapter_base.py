@@ -1,8 +1,8 @@
-"""What an audit needs to know of a trainer: how to build it, and where its values are.
+"""Base classes of the adapters by which trainers are audited.
 
-A loop of one's own subclasses `TrainerAdapter` (`examples/audit_my_trainer.py`); a trainer derived
-from transformers' `Trainer` subclasses `HFTrainerAdapter` (`adapters/hf_trainer.py`,
-`examples/audit_my_hf_trainer.py`), which sees most by itself:
+A loop of one's own subclasses `TrainerAdapter` and fills `run` (`examples/audit_my_trainer.py`). A
+trainer derived from transformers' `Trainer` subclasses `HFTrainerAdapter` (`hf_trainer.py`,
+`examples/audit_my_hf_trainer.py`) and fills `build` and `teacher`; most of it is seen without help:
 
 | stage | seen in | asks of the adapter |
 |---|---|---|
@@ -18,16 +18,18 @@ from transformers' `Trainer` subclasses `HFTrainerAdapter` (`adapters/hf_trainer
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from sdpo.parity.cases.checked_call import Location
 from sdpo.parity.trainers.recording.hooks import Watch
+from sdpo.parity.trainers.recording.weights import teacher_weights
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import MicroBatch, TrainerRun
 from sdpo.settings.config import SDPOConfig
@@ -42,13 +44,51 @@ COMMON_IMPORTS = (
 )
 
 
+class ScenarioRunner(Protocol):
+    """What trains through scenarios: an adapter, or a pool of processes that stands for one."""
+
+    name: str
+
+    def run(self, scenario: Scenario, folder: Path) -> TrainerRun:
+        """Train through a scenario and return what was recorded."""
+        ...
+
+
+class HFTrainer(Protocol):
+    """What an audit uses of a trainer derived from transformers' `Trainer`; others are `Any`."""
+
+    model: nn.Module
+    accelerator: Any
+    args: Any
+    state: Any
+    compute_loss: Callable[..., Any]
+    train: Callable[..., Any]
+    add_callback: Callable[..., Any]
+    remove_callback: Callable[..., Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute that only some trainers have."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute that only some trainers have."""
+
+
 class TrainerAdapter(ABC):
     """Base class of trainer candidates: subclass it, and audit `FILE.py:YourAdapter`.
 
-    `stages` are the stages that the adapter claims to show; one that a run then lacks makes the
-    audit INCONCLUSIVE. `package` and `versions` name the audited distribution and the versions
-    that the adapter was written for (a specifier such as `>=1.16,<2`); `install` is what installs
-    it, if that is not the package itself.
+    To be filled in: `name`, `stages` and `run`. `run` builds the trainer on `tiny_model` and
+    `handed_tokenizer`, lets it learn from the scenario's generations, and returns a `TrainerRun`:
+    one `Update` for each generation, with the prompt stages and an `OptimizerStep` for each step,
+    with a `MicroBatch` for each forward and backward pass. Values that are left out are not
+    covered; a scenario that the trainer cannot express is refused by `NotCoveredError`.
+
+    Attributes:
+        name: what reports call the trainer.
+        stages: the stages that the adapter claims to show; one that a run then lacks makes the
+            audit INCONCLUSIVE.
+        package: the audited distribution, if it is one.
+        versions: those that the adapter was written for, a specifier such as `>=1.16,<2`.
+        install: what installs the package, if that is not its name.
     """
 
     name: ClassVar[str]
@@ -69,7 +109,11 @@ class TrainerAdapter(ABC):
 
     @abstractmethod
     def run(self, scenario: Scenario, folder: Path) -> TrainerRun:
-        """Train through a scenario with the real trainer class and say what it did.
+        """Train through a scenario with the real trainer class and record what it does.
+
+        Args:
+            scenario: conversations, completions, rewards and settings.
+            folder: an empty one for this run; the model lies in it.
 
         Raises:
             NotCoveredError: the trainer cannot express the scenario; the message says what.
@@ -78,7 +122,7 @@ class TrainerAdapter(ABC):
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainerParts:
     """What a trainer is built from.
 
     `settings` are the scenario's with every default filled in; `arguments` suit `GRPOConfig` and
@@ -92,14 +136,14 @@ class Parts:
     model: nn.Module
     tokenizer: Any
     dataset: Any
-    rewards: list[Any]
-    optimizer: Any
+    rewards: list[Callable[..., list[float]]]
+    optimizer: torch.optim.Optimizer
     arguments: Mapping[str, Any]
     folder: Path
 
 
 class StageRecorder(Protocol):
-    """What `observe` may use of the recorder of a run (`recorder.py`).
+    """The face that `observe` sees of the recorder of a run (`recorder.py`).
 
     Attributes:
         watch: `watch.function(module, name, seen)` adds a hook.
@@ -108,23 +152,24 @@ class StageRecorder(Protocol):
     """
 
     watch: Watch
-    trainer: Any
+    trainer: HFTrainer
     micro: MicroBatch | None
 
     def values(self, stages: Mapping[str, Tensor | None]) -> None:
-        """Stage values of the micro-batch in progress; outside of one they are not recorded."""
+        """Record stage values of the micro-batch in progress; outside of one they are ignored."""
 
     def prompts(self, stage: str, rows: Sequence[Any]) -> None:
-        """A prompt stage of the generation that was sampled last, one value per row."""
+        """Record a prompt stage of the latest generation, one value per row."""
 
     def prompt(self, stage: str, value: Any) -> None:
-        """A prompt stage of the next row of the generation that was sampled last."""
+        """Record a prompt stage of the next row of the latest generation."""
 
 
 class TrainerHooks(TrainerAdapter):
     """What the recorder asks of the adapter of a trainer derived from transformers' `Trainer`.
 
-    To be subclassed as `HFTrainerAdapter`, which adds `run`.
+    Subclass `HFTrainerAdapter`, which adds `run`. To be filled in: `name`, `build` and `teacher`;
+    `observe`, and `stages` with what it shows, where more than the defaults is to be compared.
     """
 
     stages: ClassVar[tuple[str, ...]] = (
@@ -146,8 +191,8 @@ class TrainerHooks(TrainerAdapter):
     """Name of the teacher's adapter where student and teacher share a PEFT model."""
 
     @abstractmethod
-    def build(self, parts: Parts) -> tuple[Any, Mapping[str, Any]]:
-        """The trainer, and its effective settings under verl's names.
+    def build(self, parts: TrainerParts) -> tuple[Any, Mapping[str, object]]:
+        """Build the trainer, and return it with its effective settings under verl's names.
 
         Read the settings back from the trainer's own configuration, so that a default or a rename
         that was missed shows at stage `config`.
@@ -157,29 +202,27 @@ class TrainerHooks(TrainerAdapter):
         """
 
     @abstractmethod
-    def teacher(self, trainer: Any) -> nn.Module | None:
-        """The module that answers as the teacher; the student itself if they share weights."""
+    def teacher(self, trainer: HFTrainer) -> nn.Module | None:
+        """Return the module that answers as the teacher; the student itself if they are one."""
 
-    def teacher_adapters(self, trainer: Any) -> tuple[str, ...]:
-        """The adapters that are active while the teacher answers, where it is the student's model.
+    def teacher_adapters(self, trainer: HFTrainer) -> tuple[str, ...]:
+        """Name the adapters that are active while the teacher answers, in a shared PEFT model.
 
         By them its passes are told from the student's; `()` if it answers with all disabled.
         """
         return (self.teacher_adapter,)
 
-    def observe(self, trainer: Any, recorder: StageRecorder) -> None:
+    def observe(self, trainer: HFTrainer, recorder: StageRecorder) -> None:
         """Add hooks that show stage values: `recorder.watch.function(module, name, seen)`.
 
         `seen` may call `recorder.values({stage: tensor})` for the micro-batch in progress and
         `recorder.prompts(stage, rows)` or `recorder.prompt(stage, row)` for the generation.
         """
 
-    def sources(self, trainer: Any) -> Mapping[str, Any]:
-        """Functions that compute stages, by stage, for reports to point at; none by default."""
+    def sources(self, trainer: HFTrainer) -> Mapping[str, object]:
+        """Return functions that compute stages, by stage, for reports to point at."""
         return {}
 
-    def teacher_weights(self, trainer: Any) -> dict[str, Tensor]:
-        """The teacher's weights by name; of a LoRA teacher the effective ones."""
-        from sdpo.parity.trainers.recording.weights import teacher_weights
-
+    def teacher_weights(self, trainer: HFTrainer) -> dict[str, Tensor]:
+        """Copy the teacher's weights by name; of a LoRA teacher the effective ones."""
         return teacher_weights(self.teacher(trainer), trainer.model, self.teacher_adapter)

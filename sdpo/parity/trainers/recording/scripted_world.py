@@ -1,4 +1,4 @@
-"""The world around a trainer, as a scenario says: data set, sampler, reward and its feedback.
+"""Script the world around a trainer: data set, sampler, reward and its feedback.
 
     data set ─► trainer ─► sampler (`generate`) ─► trainer ─► reward, feedback ─► trainer
 
@@ -6,6 +6,7 @@ The trainer is told nothing else. A sampler that is asked for prompts other than
 scenario has not trained on the scenario, so that is an error.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from sdpo.parity.cases.checked_call import CandidateError
 from sdpo.parity.trainers.scenarios.scenario import EXTRA_PADDING, Generation, Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import completion_ids, prompt_ids
+from sdpo.parity.trainers.scenarios.training_record import Tensors
 
 
 class Script:
-    """Plays the generations of a scenario, one after the other; of several processes one's share.
+    """Plays the generations of a scenario in order; in one of several processes, its share.
 
     Attributes:
         generation: number of the generation that is being learnt from; -1 before the first.
@@ -50,7 +52,7 @@ class Script:
         return max(len(row) for rows in self.completions for row in rows)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
-        """In place of the model's: prompts as given, each with the next scripted completion.
+        """Answer in place of the model: prompts as given, each with its scripted completion.
 
         Args:
             input_ids: `(N, P)` int64, left-padded.
@@ -80,15 +82,13 @@ class Script:
                 "data set's order, repeat each prompt for its group, and cut nothing",
             )
         self.served += len(input_ids)
-        answers = [torch.tensor(row) for row in self.completions[self.generation][rows]]
-        padded = torch.nn.utils.rnn.pad_sequence(answers, True, self.pad_token_id)
-        if self.scenario.disguise == "extra padding":
-            padded = torch.nn.functional.pad(padded, (0, EXTRA_PADDING), value=self.pad_token_id)
+        answers = self.completions[self.generation][rows]
+        padded = _padded_answers(self.scenario, answers, self.pad_token_id)
         self.sampled.append(torch.cat([input_ids, padded.to(input_ids)], dim=1))
         return self.sampled[-1]
 
     def row_of(self, ids: list[int]) -> int:
-        """The row whose completion these ids are, padding after it allowed.
+        """Find the row whose completion these ids are, padding after it allowed.
 
         Raises:
             CandidateError: no row's.
@@ -101,7 +101,7 @@ class Script:
         raise CandidateError("config", f"the trainer learns from {ids}, which is no scripted row")
 
     def dataset(self, *columns: str) -> Any:
-        """A data set with the conversations in order.
+        """Make a data set with the conversations in order.
 
         Args:
             columns: further columns that hold the feedback of each conversation.
@@ -113,14 +113,49 @@ class Script:
             for generation in self.scenario.generations
             for group, conversation in enumerate(generation.conversations)
         ]
-        found: dict[str, list[Any]] = {"prompt": [conversation for conversation, _ in rows]}
+        table: dict[str, list[Any]] = {"prompt": [conversation for conversation, _ in rows]}
         for column in columns:
-            found[column] = [feedback for _, feedback in rows]
-        return Dataset.from_dict(found)
+            table[column] = [feedback for _, feedback in rows]
+        return Dataset.from_dict(table)
+
+
+def scripted_batch(scenario: Scenario, generation: Generation, tokenizer: Any) -> Tensors:
+    """Lay prompts and completions side by side, for a loop that samples with no `generate`.
+
+    Returns:
+        `input_ids`, `attention_mask`, `position_ids`, `(B, P + T)`, prompts left-padded and
+        completions right-padded; `responses` and `response_mask`, `(B, T)`; all int64.
+    """
+    pad, prompts = int(tokenizer.pad_token_id), prompt_ids(generation)
+    completions = completion_ids(generation)
+    responses = _padded_answers(scenario, completions, pad)
+    width = max(map(len, prompts))
+    prompt_rows = [[pad] * (width - len(row)) + row for row in prompts]
+    prompt_mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
+    lengths = torch.tensor([[len(row)] for row in completions])
+    response_mask = (torch.arange(responses.shape[1]) < lengths).long()
+    attention_mask = torch.cat([torch.tensor(prompt_mask), response_mask], dim=1)
+    return {
+        "input_ids": torch.cat([torch.tensor(prompt_rows), responses], dim=1),
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+        "responses": responses,
+        "response_mask": response_mask,
+    }
+
+
+def _padded_answers(
+    scenario: Scenario, completions: Sequence[Sequence[int]], pad_token_id: int
+) -> Tensor:
+    """Pad completions on the right, `(N, T)`, as wide as the sampler of a scenario does."""
+    rows = [torch.tensor(row) for row in completions]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, True, pad_token_id)
+    further = EXTRA_PADDING if scenario.disguise == "extra padding" else 0
+    return torch.nn.functional.pad(padded, (0, further), value=pad_token_id)
 
 
 def feedback_of(generation: Generation, group: int) -> str | None:
-    """The feedback of a conversation's rollouts if all have the same, else that of the first."""
+    """Return the feedback of a conversation: that of its first rollout."""
     return generation.rollouts[group * generation.group_size].feedback
 
 
@@ -134,7 +169,7 @@ def feedback_varies(scenario: Scenario) -> bool:
 
 
 class ScriptedReward:
-    """A reward function that says what the script says, with `last_feedback` beside it."""
+    """A reward function that gives the scripted rewards, and leaves `last_feedback`."""
 
     __name__ = "scripted"
 
@@ -143,7 +178,7 @@ class ScriptedReward:
         self.last_feedback: list[str | None] = []
 
     def __call__(self, completion_ids: list[list[int]], **_: Any) -> list[float]:
-        """Reward of each completion."""
+        """Return the reward of each completion."""
         rollouts = self.script.present.rollouts
         rows = [rollouts[self.script.row_of(list(ids))] for ids in completion_ids]
         self.last_feedback = [row.feedback for row in rows]

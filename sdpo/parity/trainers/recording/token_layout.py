@@ -1,4 +1,4 @@
-"""Where the responses stand in the tokens of a forward pass, and the same with them at the end.
+"""Find the responses in the tokens of a forward pass, and move them to its end.
 
 The reference lays a row out as `[padding][prompt][response][padding]`, the response in the last `T`
 columns. Whatever lies elsewhere is moved there as it is, padding inside included: what the model
@@ -6,39 +6,59 @@ saw stays what it saw.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
+from sdpo.parity.trainers.scenarios.training_record import Tensors
+
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
-Tokens = dict[str, Any]
+
+class Tokens(TypedDict):
+    """What one row attends to; `padding_inside` counts the columns of padding among it."""
+
+    input_ids: list[int]
+    position_ids: list[int]
+    padding_inside: int
+
+
 Columns = list[list[int]]
 
 
-def mask_of(given: dict[str, Tensor]) -> Tensor:
-    """`(rows, L)` bool: the columns that are attended to; all where no mask was passed."""
+def mask_of(given: Tensors) -> Tensor:
+    """Return which columns are attended to, `(rows, L)` bool; all where no mask was passed."""
     ids = given["input_ids"]
     return given.get("attention_mask", torch.ones_like(ids)).bool()
 
 
-def tokens_of(given: dict[str, Tensor], positions: Tensor) -> list[Tokens]:
-    """Ids, positions in effect and padding inside, of the tokens that each row attends to."""
-    ids, mask = given["input_ids"], mask_of(given)
-    places = positions.expand_as(ids)
+def tokens_of(given: Tensors, positions: Tensor) -> list[Tokens]:
+    """Read what each row of a forward pass attends to, at the positions in effect."""
+    ids = given["input_ids"]
+    return attended_tokens(ids, mask_of(given), positions.expand_as(ids))
+
+
+def attended_tokens(
+    input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
+) -> list[Tokens]:
+    """Read what each row attends to: ids and positions of the tokens, and padding among them.
+
+    All arguments are `(rows, L)`.
+    """
+    mask = attention_mask.bool()
     return [
         {
-            "input_ids": i[m].tolist(),
-            "position_ids": p[m].tolist(),
-            "padding_inside": padding_inside(m),
+            "input_ids": ids[attended].tolist(),
+            "position_ids": positions[attended].tolist(),
+            "padding_inside": padding_inside(attended),
         }
-        for i, p, m in zip(ids, places, mask, strict=True)
+        for ids, positions, attended in zip(input_ids, position_ids, mask, strict=True)
     ]
 
 
 def padding_inside(mask: Tensor) -> int:
-    """How many columns between the first and the last attended one are not attended to.
+    """Count the columns between the first and the last attended one that are not attended to.
 
     A model does not see them, but the column before a response predicts its first token: where
     that is padding, padding answers.
@@ -49,26 +69,24 @@ def padding_inside(mask: Tensor) -> int:
     return int(attended[-1] - attended[0]) + 1 - len(attended)
 
 
-def columns_of(
-    given: dict[str, Tensor], completions: Sequence[Sequence[int]], width: int
-) -> Columns | None:
-    """The columns of each row's response, None where they are the last `width` as usual.
+def columns_of(given: Tensors, completions: Sequence[Sequence[int]], width: int) -> Columns | None:
+    """Find the columns of each row's response; None where they are the last `width` as usual.
 
     A row whose tokens do not end with its completion counts as usual.
     """
     ids, mask = given["input_ids"], mask_of(given)
     usual = list(range(ids.shape[1] - width, ids.shape[1]))
-    found = []
+    response_columns = []
     for row, completion in enumerate(completions):
         columns = mask[row].nonzero().flatten()[-len(completion) :]
         known = ids[row, columns].tolist() == list(completion)
-        found.append(columns.tolist() if known else usual[: len(completion)])
-    as_usual = all(columns == usual[: len(columns)] for columns in found)
-    return None if as_usual else found
+        response_columns.append(columns.tolist() if known else usual[: len(completion)])
+    as_usual = all(columns == usual[: len(columns)] for columns in response_columns)
+    return None if as_usual else response_columns
 
 
 def at_responses(values: Tensor, columns: Columns | None, cut: int, width: int) -> Tensor:
-    """`(rows, T, V)`: the values that predict the tokens of the responses.
+    """Take the values that predict the tokens of the responses, `(rows, T, V)`.
 
     Args:
         values: `(rows, L - cut, V)`, those of the last columns.
@@ -78,46 +96,44 @@ def at_responses(values: Tensor, columns: Columns | None, cut: int, width: int) 
     """
     if columns is None:
         return values[:, -width - 1 : -1].clone()
-    found = values.new_zeros(len(values), width, values.shape[-1])
+    moved = values.new_zeros(len(values), width, values.shape[-1])
     for row, places in enumerate(columns):
-        found[row, : len(places)] = values[row, torch.tensor(places) - 1 - cut]
-    return found
+        moved[row, : len(places)] = values[row, torch.tensor(places) - 1 - cut]
+    return moved
 
 
-def at_the_end(
-    given: dict[str, Tensor], positions: Tensor, columns: Columns | None, width: int
-) -> dict[str, Tensor]:
-    """Ids, mask and positions in effect, with the responses in the last `width` columns."""
+def at_the_end(given: Tensors, positions: Tensor, columns: Columns | None, width: int) -> Tensors:
+    """Move the responses into the last `width` columns of ids, mask and positions in effect."""
     ids, mask = given["input_ids"], mask_of(given)
     values = dict(zip(MODEL_INPUTS, (ids, mask, positions.expand_as(ids)), strict=True))
     if columns is None:
         return {name: value.detach().to(ids.dtype, copy=True) for name, value in values.items()}
     starts = [row[0] for row in columns]
     before = max(starts)
-    found = {name: ids.new_zeros(len(ids), before + width) for name in MODEL_INPUTS}
+    moved = {name: ids.new_zeros(len(ids), before + width) for name in MODEL_INPUTS}
     for row, start in enumerate(starts):
         end = min(ids.shape[1], start + width)
         target = slice(before - start, before - start + end)
         for name, value in values.items():
-            found[name][row, target] = value[row, :end].to(ids.dtype)
-    return found
+            moved[name][row, target] = value[row, :end].to(ids.dtype)
+    return moved
 
 
 def joined(parts: Sequence[tuple[Sequence[int], Tensor]], count: int) -> Tensor:
-    """Values of some rows each, at their places among `count`, later ones over earlier ones.
+    """Put values of some rows each at their places among `count` rows.
 
-    Zeros at the other rows.
+    Later values overwrite earlier ones; the other rows are zero.
     """
     if len(parts) == 1 and list(parts[0][0]) == list(range(count)):
         return parts[0][1]
-    whole = parts[0][1].new_zeros(count, *parts[0][1].shape[1:])
+    joined_rows = parts[0][1].new_zeros(count, *parts[0][1].shape[1:])
     for places, values in parts:
-        whole[list(places)] = values
-    return whole
+        joined_rows[list(places)] = values
+    return joined_rows
 
 
-def widened(inputs: dict[str, Tensor], length: int) -> dict[str, Tensor]:
-    """Inputs with columns of padding in front, to a length."""
+def widened(inputs: Tensors, length: int) -> Tensors:
+    """Pad inputs in front to a length."""
     return {
         name: torch.nn.functional.pad(value, (length - value.shape[1], 0))
         for name, value in inputs.items()

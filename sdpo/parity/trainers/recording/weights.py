@@ -1,17 +1,22 @@
-"""Weights of students and teachers by name, copied."""
+"""Copy weights and gradients of students and teachers by name."""
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sdpo.parity.cases.checked_call import CandidateError
+from sdpo.parity.trainers.scenarios.training_record import Tensors
 
-Tensors = dict[str, Tensor]
+
+def weights_of(module: nn.Module, *, trained_only: bool = False) -> Tensors:
+    """Copy the weights of a module, all of them or those that are trained."""
+    named = module.named_parameters()
+    return {n: p.detach().clone() for n, p in named if p.requires_grad or not trained_only}
 
 
-def gradients(model: nn.Module) -> Tensors:
-    """The gradients of the trained weights; one that is None is left out."""
+def gradients_of(model: nn.Module) -> Tensors:
+    """Copy the gradients of the trained weights; one that is None is left out."""
     named = model.named_parameters()
     return {
         name: p.grad.detach().clone() for name, p in named if p.requires_grad and p.grad is not None
@@ -19,7 +24,7 @@ def gradients(model: nn.Module) -> Tensors:
 
 
 def teacher_weights(teacher: nn.Module | None, student: nn.Module, adapter: str) -> Tensors:
-    """All weights of a teacher, or, with adapters, the effective ones of the adapted layers.
+    """Copy a teacher's weights, or, with adapters, the effective ones of the adapted layers.
 
     Args:
         teacher: the module that answers; None gives nothing.
@@ -29,13 +34,13 @@ def teacher_weights(teacher: nn.Module | None, student: nn.Module, adapter: str)
     if teacher is None:
         return {}
     if not hasattr(teacher, "peft_config"):
-        return {name: p.detach().clone() for name, p in teacher.named_parameters()}
-    return effective(teacher, adapter if teacher is student else None)
+        return weights_of(teacher)
+    return effective_weights(teacher, adapter if teacher is student else None)
 
 
 @torch.no_grad()
-def effective(model: Any, adapter: str | None = None) -> Tensors:
-    """Effective weights of the layers that an adapter changes, under the plain model's names.
+def effective_weights(model: Any, adapter: str | None = None) -> Tensors:
+    """Compute the weights that an adapter makes of its layers, under the plain model's names.
 
     Args:
         model: a PEFT model with LoRA adapters.

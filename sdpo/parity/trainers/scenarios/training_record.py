@@ -72,7 +72,7 @@ class TrainerRun:
     `settings` are the effective ones under verl's names, for those that the trainer has;
     `initial` and `initial_teacher` are the weights before the first update. Of several processes
     the first one's run has the micro-batches of all, and the other ones' runs in `ranks`.
-    `given` has fingerprints of what the trainer was handed, by name (`handed_over.py`): by them a
+    `given` has fingerprints of what the trainer was handed, by name (`fingerprints.py`): by them a
     relation or probe knows that its change reached the trainer. `teacher_gradient` is the largest
     gradient found on weights that are the teacher's alone, None if there are none such.
     """

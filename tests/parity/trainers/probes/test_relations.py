@@ -10,9 +10,9 @@ import torch
 
 from sdpo.parity.compare.statuses import RelationStatus, Status
 from sdpo.parity.relations.catalogue import RELATION_NAMES, RELATIONS
-from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
 from sdpo.parity.trainers.judge.logged_metrics import LOSS, METRIC, NORM, compare_logged
 from sdpo.parity.trainers.probes import relations
+from sdpo.parity.trainers.probes.changed_experiment import changed, why_one_experiment
 from sdpo.parity.trainers.probes.relation_pairs import EVEN, PAIRS, all_scripts
 from sdpo.parity.trainers.probes.relations import (
     NEVER_LEARNS,
@@ -21,12 +21,14 @@ from sdpo.parity.trainers.probes.relations import (
     row_of,
     teacher_gradient,
 )
-from sdpo.parity.trainers.probes.takes_hold import changed, why_one_experiment
-from sdpo.parity.trainers.processes.training_pool import Apart
+from sdpo.parity.trainers.processes.training_pool import TrainingPool
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
-from sdpo.parity.trainers.recording.handed_over import of_parts, of_script
+from sdpo.parity.trainers.recording.fingerprints import (
+    fingerprints_of_parts,
+    fingerprints_of_script,
+)
+from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter, make_parts
 from sdpo.parity.trainers.recording.recorder import Recorder
-from sdpo.parity.trainers.recording.run_training import parts_of
 from sdpo.parity.trainers.scenarios.fragments import SUMS
 from sdpo.parity.trainers.scenarios.scenario import Generation
 from sdpo.parity.trainers.scenarios.tiny_model import completion_ids
@@ -135,7 +137,7 @@ def test_gradients_that_are_added_over_processes_violate_the_process_split():
         (laid_out.SummedOverProcesses, RelationStatus.VIOLATED),
         (SDPOTrainer, RelationStatus.INHERITED),
     ):
-        with Apart(laid_out.adapter_of(kind), all_scripts(), twice=False) as apart:
+        with TrainingPool(laid_out.adapter_of(kind), all_scripts(), twice=False) as apart:
             assert row_of(apart, relation, {})["status"] == status
 
 
@@ -156,7 +158,7 @@ class Handed(TrainerAdapter):
     hands = staticmethod(lambda scenario: scenario)
 
     def run(self, scenario, folder):
-        parts, script = parts_of(cast("HFTrainerAdapter", self), self.hands(scenario), folder)
+        parts, script = make_parts(cast("HFTrainerAdapter", self), self.hands(scenario), folder)
         start = script.rank * script.share
         rows = script.prompts[0][start : start + script.share]
         width = max(map(len, rows))
@@ -166,7 +168,7 @@ class Handed(TrainerAdapter):
         for reward in parts.rewards:
             reward([list(row) for row in script.completions[0]])
         step = OptimizerStep(gradient={"w": torch.ones(1)})
-        given = of_parts(parts) | of_script(script)
+        given = fingerprints_of_parts(parts) | fingerprints_of_script(script)
         return TrainerRun(updates=[Update(steps=[step])], given=given)
 
     feedback_columns = ()
@@ -337,6 +339,6 @@ def test_any_gradient_on_the_teacher_is_noted(bad):
     for gradient in (0.0, bad, 0.0):
         teacher.weight.grad = torch.zeros(2, 2)
         teacher.bias.grad = torch.full((2,), gradient)
-        Recorder.look_at_teacher(recorder)
+        Recorder.note_teacher_gradient(recorder)
     (outcome,) = teacher_gradient({"scenario": run})
     assert outcome.status == RelationStatus.VIOLATED

@@ -14,9 +14,9 @@ from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
 from sdpo.parity.trainers.probes.catalogue import PROBES
 from sdpo.parity.trainers.probes.run_probes import run_probe
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
-from sdpo.parity.trainers.recording.handed_over import PARTS, fingerprint, of_parts
-from sdpo.parity.trainers.recording.recorder import Recorder
-from sdpo.parity.trainers.recording.run_training import parts_of
+from sdpo.parity.trainers.recording.fingerprints import PARTS, fingerprint, fingerprints_of_parts
+from sdpo.parity.trainers.recording.hf_trainer import make_parts
+from sdpo.parity.trainers.recording.nudges import Nudge
 from sdpo.parity.trainers.scenarios.catalogue import BY_ID
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import (
@@ -238,9 +238,9 @@ def test_each_probe_changes_what_a_trainer_is_handed(probe, tmp_path):
         pytest.skip("moved after the trainer is built; the recorder notes whether it was")
     handed = []
     for name, scenario in (("base", base), ("changed", changed)):
-        parts, script = parts_of(OwnTrainer(), scenario, tmp_path / name)
+        parts, script = make_parts(OwnTrainer(), scenario, tmp_path / name)
         rows = [[script.completions, rollout_values(scenario)]]
-        handed.append(of_parts(parts) | {"script": fingerprint(rows)})
+        handed.append(fingerprints_of_parts(parts) | {"script": fingerprint(rows)})
     assert handed[0] != handed[1]
 
 
@@ -249,11 +249,12 @@ def rollout_values(scenario: Scenario) -> list:
 
 
 def test_a_nudge_that_moves_nothing_leaves_no_trace():
-    recorder: Any = SimpleNamespace(run=TrainerRun())
-    Recorder.nudged(recorder, "a", "a")
-    assert recorder.run.given == {}
-    Recorder.nudged(recorder, "a", "b")
-    assert recorder.run.given == {"nudge": "b"}
+    trainer: Any = SimpleNamespace()
+    nudge = Nudge(OwnTrainer(), trainer, replace(BY_ID["T01"], nudge="student"))
+    nudge.note("a", "a")
+    assert nudge.fingerprint == {}
+    nudge.note("a", "b")
+    assert nudge.fingerprint == {"nudge": "b"}
 
 
 def test_what_a_trainer_cannot_express_is_not_covered_and_a_failure_is_an_error():

@@ -6,7 +6,7 @@ from sdpo.parity.cases.stages import first_in_order
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
 from sdpo.parity.trainers.judge.follow_training import run_trainer_family
-from sdpo.parity.trainers.processes.training_pool import Apart
+from sdpo.parity.trainers.processes.training_pool import TrainingPool
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
 from tests.helpers.spread import slow_are
 
@@ -64,7 +64,7 @@ FAULTS = {
 
 
 def first_failure(kind, scenarios):
-    with Apart(kind(), scenarios, twice=False) as apart:
+    with TrainingPool(kind(), scenarios, twice=False) as apart:
         findings = run_trainer_family(apart, lambda *_: None, scenarios)
     wrong = [c for c in findings.results[-1].comparisons if c.status in FAILING and not c.inherits]
     stage = first_in_order({c.stage for c in wrong})

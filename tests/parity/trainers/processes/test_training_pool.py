@@ -20,9 +20,9 @@ from sdpo.parity.trainers.adapters.trl import TRL
 from sdpo.parity.trainers.judge.follow_training import differs_from_itself, run_trainer_family
 from sdpo.parity.trainers.processes import training_server
 from sdpo.parity.trainers.processes.ranks import compare_ranks, joined
-from sdpo.parity.trainers.processes.training_pool import Apart
+from sdpo.parity.trainers.processes.training_pool import TrainingPool
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
-from sdpo.parity.trainers.recording.run_training import TrainingFailedError
+from sdpo.parity.trainers.recording.hf_trainer import TrainingFailedError
 from sdpo.parity.trainers.scenarios import record_file
 from sdpo.parity.trainers.scenarios.catalogue import PLAIN, SCENARIOS
 from sdpo.parity.trainers.scenarios.training_record import (
@@ -111,7 +111,7 @@ class Fake(TrainerAdapter):
 
 def run(does, scenario=PLAIN, **options):
     adapter = Fake(does)
-    with Apart(adapter, [scenario], **options) as apart:
+    with TrainingPool(adapter, [scenario], **options) as apart:
         return apart.run(scenario, Path()), adapter
 
 
@@ -174,7 +174,7 @@ def test_a_training_that_stands_still_or_falls_is_run_once_more(how, monkeypatch
         # long enough for a start on a machine that withdraws its processors for a while
         monkeypatch.setattr(training_server, "IDLE_LIMIT", 2.0)
     monkeypatch.setenv("SDPO_TEST_FOLDER", str(tmp_path))
-    with Apart(Fake(lambda: falls_once(how)), [PLAIN], twice=False) as apart:
+    with TrainingPool(Fake(lambda: falls_once(how)), [PLAIN], twice=False) as apart:
         assert apart.run(PLAIN, Path()).updates
     (note,) = apart.notes
     assert "a second attempt" in note
@@ -182,7 +182,7 @@ def test_a_training_that_stands_still_or_falls_is_run_once_more(how, monkeypatch
 
 
 def test_a_hook_that_did_not_fire_has_its_place_and_reason_in_the_report():
-    with Apart(Fake(complains), [PLAIN]) as apart:
+    with TrainingPool(Fake(complains), [PLAIN]) as apart:
         (result,) = run_trainer_family(apart, lambda *_: None, [PLAIN]).results
     row = result.row()
     assert (row["status"], row["first_stage"]) == ("ERROR", "config")
@@ -213,7 +213,7 @@ def by_seed():
 
 def test_a_run_that_depends_on_the_global_seed_is_a_doubt():
     for does, doubts in ((a_run, 0), (by_seed, 1)):
-        with Apart(Fake(does), [PLAIN]) as apart:
+        with TrainingPool(Fake(does), [PLAIN]) as apart:
             assert len(differs_from_itself(apart, PLAIN)) == doubts
 
 
@@ -263,5 +263,5 @@ def counted(kind):
 def test_a_training_has_no_other_thread(kind):
     """A thread of TRL's telemetry once looked up names while training changed the environment."""
     bfloat16 = next(scenario for scenario in SCENARIOS if scenario.id == "T29")
-    with Apart(counted(kind), [bfloat16], twice=False) as apart:
+    with TrainingPool(counted(kind), [bfloat16], twice=False) as apart:
         assert apart.run(bfloat16, Path()).notes == ["1"]

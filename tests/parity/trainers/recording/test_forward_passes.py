@@ -9,7 +9,6 @@ from torch import nn
 
 from sdpo.parity.cases.checked_call import CandidateError
 from sdpo.parity.compare.statuses import FAILING, Status
-from sdpo.parity.trainers.adapters.hf_trainer import HFTrainerAdapter
 from sdpo.parity.trainers.judge.follow_training import run_trainer_family
 from sdpo.parity.trainers.recording.forward_passes import (
     EITHER,
@@ -19,6 +18,7 @@ from sdpo.parity.trainers.recording.forward_passes import (
     Passes,
     side_of,
 )
+from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter
 from sdpo.parity.trainers.recording.token_layout import padding_inside
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
 from tests.helpers.trainers import laid_out_trainers as faulty

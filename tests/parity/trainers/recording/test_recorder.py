@@ -14,9 +14,9 @@ from sdpo.parity.trainers.adapters.sdpo_rl import SdpoRl
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer, OwnTrainerFactors
 from sdpo.parity.trainers.adapters.trl import TRL
 from sdpo.parity.trainers.recording.hooks import Watch
-from sdpo.parity.trainers.recording.run_training import quiet
+from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.recording.scripted_world import Script
-from sdpo.parity.trainers.recording.weights import effective
+from sdpo.parity.trainers.recording.weights import effective_weights
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import completion_ids, tiny_model, tiny_tokenizer
@@ -151,7 +151,7 @@ def test_our_lora_teacher_averages_effects_or_factors(tmp_path):
 def with_weights(scenario: Scenario, folder: Path, weights: Any) -> dict[str, torch.Tensor]:
     model = tiny_model(scenario, folder)
     load(model, weights)
-    return effective(model)
+    return effective_weights(model)
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdpo.parity.cases.checked_call import same_bits
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.processes.training_pool import nameless
-from sdpo.parity.trainers.recording.handed_over import PARTS
+from sdpo.parity.trainers.recording.fingerprints import PARTS
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import Tensors, TrainerRun
 

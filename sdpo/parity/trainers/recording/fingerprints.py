@@ -1,4 +1,4 @@
-"""What a trainer was handed, as one fingerprint for each part.
+"""Fingerprints of what a trainer was handed, one for each part.
 
 Two runs whose fingerprints are all equal are one experiment, whatever their scripts say: so it
 shows if a change of the script never reached the trainer.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.parity.trainers.recording.adapter_base import Parts
+from sdpo.parity.trainers.recording.adapter_base import TrainerParts
 from sdpo.parity.trainers.recording.scripted_world import Script
 
 PARTS = ("model", "tokenizer", "data", "settings", "arguments", "sampled", "rewards")
@@ -21,40 +21,40 @@ PARTS = ("model", "tokenizer", "data", "settings", "arguments", "sampled", "rewa
 SIDES = ("padding_side", "truncation_side", "pad_token_id", "eos_token_id", "chat_template")
 
 
-def of_parts(parts: Parts) -> dict[str, str]:
-    """Fingerprints of what the trainer is built from."""
+def fingerprints_of_parts(parts: TrainerParts) -> dict[str, str]:
+    """Take the fingerprints of what the trainer is built from."""
     scenario, folder = parts.scenario, str(parts.folder)
     arguments = {k: v for k, v in parts.arguments.items() if not str(v).startswith(folder)}
     settings = asdict(parts.settings) | {"loss_agg_mode": scenario.loss_agg_mode}
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "model": parts.model.state_dict(),
         "tokenizer": [getattr(parts.tokenizer, name) for name in SIDES] + [len(parts.tokenizer)],
         "data": parts.dataset.to_dict(),
         "settings": settings,
         "arguments": [arguments, dict(scenario.optimizer), scenario.processes, scenario.dropout],
     }
-    return {name: fingerprint(value) for name, value in found.items()}
+    return {name: fingerprint(value) for name, value in values.items()}
 
 
-def of_script(script: Script) -> dict[str, str]:
-    """Fingerprints of what sampler and rewards have answered by now."""
+def fingerprints_of_script(script: Script) -> dict[str, str]:
+    """Take the fingerprints of what sampler and rewards have answered by now."""
     return {"sampled": fingerprint(script.sampled), "rewards": fingerprint(script.scored)}
 
 
 def fingerprint(value: Any) -> str:
-    """A digest of texts, numbers and tensors, in mappings and sequences.
+    """Digest texts, numbers and tensors, in mappings and sequences.
 
     Raises:
         TypeError: something else is among them.
     """
     digest = hashlib.sha256()
-    for part in flat(value):
+    for part in _flat(value):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
 
 
-def flat(value: Any) -> Iterator[bytes]:
-    """The parts of a value one after the other, each with its kind."""
+def _flat(value: Any) -> Iterator[bytes]:
+    """Yield the parts of a value one after the other, each with its type."""
     if isinstance(value, Tensor):
         tensor = value.detach().cpu().contiguous()
         yield f"{tensor.dtype}{tuple(tensor.shape)}".encode()
@@ -62,13 +62,13 @@ def flat(value: Any) -> Iterator[bytes]:
     elif isinstance(value, Mapping):
         yield b"{"
         for key in sorted(value):
-            yield from flat(key)
-            yield from flat(value[key])
+            yield from _flat(key)
+            yield from _flat(value[key])
         yield b"}"
     elif isinstance(value, (list, tuple)):
         yield b"["
         for entry in value:
-            yield from flat(entry)
+            yield from _flat(entry)
         yield b"]"
     elif value is None or isinstance(value, (str, bool, int, float, Path)):
         yield f"{type(value).__name__} {value}".encode()
