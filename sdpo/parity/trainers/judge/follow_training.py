@@ -107,8 +107,7 @@ def run_scenario(
     labels = [*outside, *in_loss]
     findings.effects.append(effect_of(scenario, run, walk.natural(), result, labels, followed))
     findings.in_loss[scenario.id] = in_loss
-    in_scenario = {label: [scenario.id] for label in outside}
-    findings.explained = united(findings.explained, in_scenario)
+    findings.explained = united(findings.explained, {label: [scenario.id] for label in outside})
     add_new(findings.notes, [*run.notes, *other_rows(scenario, run)])
 
 
