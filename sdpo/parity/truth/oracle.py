@@ -213,7 +213,7 @@ def sampled_values(student: Array, teacher: Array, responses: Array, xp: Arithme
     )
     nothing = np.full((len(log_p), log_p.shape[1] + 1), -np.inf)
     no_limit = np.zeros((len(log_p), 2), bool)
-    return Token(log_p, log_q, at, nothing, nothing, 0 * nothing, total, slope, no_limit)
+    return Token(log_p, log_q, at, nothing, nothing, np.zeros_like(nothing), total, slope, no_limit)
 
 
 def evaluate(case: LossCase, chosen: Array | None = None) -> Token:
