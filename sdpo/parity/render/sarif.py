@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sdpo.parity.cases.stages import ORDERED, STAGES
+from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.render.sections import reference_commit
 from sdpo.parity.render.stage_view import REPOSITORY, digits
 from sdpo.parity.render.text import RUN, explanations, first_line, number
@@ -59,7 +59,7 @@ def driver() -> dict[str, Any]:
             "help": {"text": f"Where the reference computes it: {stage.source}"},
             "defaultConfiguration": {"level": "error"},
         }
-        for stage in ORDERED
+        for stage in STAGES.values()
     ]
     verdict = {
         "id": "sdpo/verdict",
@@ -128,7 +128,7 @@ def verdict_result(run: RUN, root: Path) -> list[dict[str, Any]]:
     return [
         {
             "ruleId": "sdpo/verdict",
-            "ruleIndex": len(ORDERED),
+            "ruleIndex": len(STAGES),
             "level": "warning" if run["verdict"] == "INCONCLUSIVE" else "error",
             "message": {"text": "; ".join([first_line(run), *run["reasons"][:6]])},
             "locations": locations(run, None, root),
