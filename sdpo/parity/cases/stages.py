@@ -13,7 +13,7 @@ _FILES = {
 _TABLE = """
 config   config            actor.py:38-112          settings against the preset
 reprompt feedback          ray_trainer.py:610-634   which feedback counts, per row
-reprompt demonstration     ray_trainer.py:636-669   chosen peer per row and its text after clean-up
+reprompt demonstration     ray_trainer.py:650-669   chosen peer per row and its text after clean-up
 reprompt teacher_prompt    ray_trainer.py:710-745   messages of the teacher prompt
 reprompt teacher_tokens    ray_trainer.py:748-764   ids, attention mask and position ids
 reprompt distillation_mask ray_trainer.py:766-778   rows with a teacher signal
