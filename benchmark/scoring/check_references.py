@@ -22,7 +22,7 @@ def reference_case(problem: Problem, *, reverse: bool = False) -> Case:
     return Case(problem.task_id, problem.code, tests, problem.test_imports, problem.test_setup_code)
 
 
-def check(
+def check_references(
     executor: Executor,
     dataset: Dataset,
     *,

@@ -98,7 +98,7 @@ def check(
 
     Without --data the set is loaded from the hub with `datasets`, which needs a network or a cache.
     """
-    from sdpo.benchmark.scoring.check_references import check as check_references
+    from sdpo.benchmark.scoring.check_references import check_references
 
     with _reported():
         dataset = _dataset(data, configuration, split)

@@ -12,7 +12,7 @@ from sdpo.benchmark.embedded import generate_problems, lessons
 from sdpo.benchmark.embedded.language import VERBS, Program, Step
 from sdpo.benchmark.problems.case import Case
 from sdpo.benchmark.problems.dataset import load_file
-from sdpo.benchmark.scoring.check_references import check
+from sdpo.benchmark.scoring.check_references import check_references
 from sdpo.benchmark.scoring.executor import Executor
 
 FILE = Path(__file__).parents[3] / "fixtures" / "embedded" / "problems.jsonl"
@@ -85,13 +85,13 @@ def test_pre_training_never_meets_a_held_out_family():
 
 def test_references_pass():
     with Executor(1) as executor:
-        assert check(executor, load_file(FILE).only("validation")) == []
+        assert check_references(executor, load_file(FILE).only("validation")) == []
 
 
 @pytest.mark.slow
 def test_all_references_pass():
     with Executor(2) as executor:
-        assert check(executor, load_file(FILE)) == []
+        assert check_references(executor, load_file(FILE)) == []
 
 
 def test_every_other_meaning_fails():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdpo.benchmark.problems.dataset import DataError, load_file, load_hub
-from sdpo.benchmark.scoring.check_references import check
+from sdpo.benchmark.scoring.check_references import check_references
 from sdpo.benchmark.scoring.executor import Executor
 
 _FULL = {
@@ -49,7 +49,7 @@ def test_reference_check_finds_a_wrong_reference(tmp_path: Path, executor: Execu
     wrong = {**_SANITIZED, "task_id": 12, "code": "def h(x):\n    return x"}
     path.write_text("".join(json.dumps(p) + "\n" for p in (_FULL, _SANITIZED, wrong)))
     for reverse in (False, True):
-        failures = check(executor, load_file(path), reverse=reverse)
+        failures = check_references(executor, load_file(path), reverse=reverse)
         assert [failure.task_id for failure in failures] == [12]
 
 
@@ -111,5 +111,5 @@ def test_published_references_pass_three_times_in_both_orders(published: Path) -
     with Executor(2) as executor:
         for repeat in range(3):
             for reverse in (False, True):
-                failures = check(executor, dataset, reverse=reverse)
+                failures = check_references(executor, dataset, reverse=reverse)
                 assert failures == [], f"repeat {repeat}, reverse={reverse}"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sdpo.benchmark.problems.case import Case, Result
+from sdpo.benchmark.problems.case import Result
 from sdpo.benchmark.scoring.executor import Executor
 from sdpo.benchmark.scoring.feedback import MAX_FEEDBACK
 from tests.helpers.programs.attempts import REFUSED
@@ -18,12 +18,8 @@ _PLAIN = RIGHT["plain"]
 OTHERS = WRONG | BROKEN | CHEATS | PROTOCOL
 
 
-def case_of(program: Program) -> Case:
-    return Case("id", program.completion, program.tests, program.imports, program.setup)
-
-
 def score(executor: Executor, program: Program) -> Result:
-    return executor.submit(case_of(program)).result()
+    return executor.submit(program.case()).result()
 
 
 def check_feedback(result: Result) -> None:
@@ -66,8 +62,8 @@ def test_endless_programs_are_stopped_at_the_limit() -> None:
     limit = 1.0
     programs = {**ENDLESS, **STALLING}
     with Executor(len(programs) // 2, timeout=limit) as impatient:
-        results = list(impatient.map([case_of(program) for program in programs.values()]))
-        assert impatient.submit(case_of(_PLAIN)).result().status == "pass"
+        results = list(impatient.map([program.case() for program in programs.values()]))
+        assert impatient.submit(_PLAIN.case()).result().status == "pass"
     for (name, program), result in zip(programs.items(), results, strict=True):
         assert result.status in program.statuses, name
         assert result.seconds < limit + 2, name

@@ -8,6 +8,8 @@ The task is always `add(a, b)`, unless the entry brings tests of its own.
 
 import dataclasses
 
+from sdpo.benchmark.problems.case import Case
+
 ADD_TESTS = ("assert add(1, 2) == 3", "assert add(5, 7) == 12", "assert add(-4, 1) == -3")
 
 
@@ -20,6 +22,10 @@ class Program:
     tests: tuple[str, ...] = ADD_TESTS
     imports: str = ""
     setup: str = ""
+
+    def case(self) -> Case:
+        """The completion with its tests, as a case."""
+        return Case("id", self.completion, self.tests, self.imports, self.setup)
 
 
 def _right(completion: str, *tests: str, imports: str = "", setup: str = "") -> Program:
