@@ -14,6 +14,7 @@ from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 import sdpo.trainer.sdpo_trainer
 from sdpo.parity.trainers.recording import HFTrainerAdapter, NotCoveredError, TrainerParts
+from sdpo.trainer import micro_batch_loss
 
 
 class MyTrainer(sdpo.trainer.sdpo_trainer.SDPOTrainer):
@@ -58,19 +59,19 @@ class MyAdapter(HFTrainerAdapter):
 
     def teacher(self, trainer):
         """A second model. A teacher that is an adapter of the student's model: `trainer.model`."""
-        return trainer.teacher.module
+        return trainer.teacher.weights.module
 
     def observe(self, trainer, recorder):
-        """Two functions of the trainer's module show what the audit cannot see from outside."""
+        """Two functions of the trainer show what the audit cannot see from outside."""
         recorder.watch.function(
             sdpo.trainer.sdpo_trainer,
             "teacher_inputs",
             lambda given, found: recorder.prompts("teacher_prompt", found.trace["teacher_prompt"]),
         )
         recorder.watch.function(
-            sdpo.trainer.sdpo_trainer,
-            "self_distillation_loss",
-            lambda given, loss: recorder.values({"aggregate": loss}),
+            micro_batch_loss,
+            "self_distillation_stages",
+            lambda given, stages: recorder.values({"aggregate": stages.aggregate}),
         )
 
 

@@ -41,7 +41,7 @@ NUMERIC = (
     "tests/update/test_actor_update.py",
     "tests/fused/test_vocabulary_scan.py",
     "tests/parity/truth/test_norm_limit.py",
-    "tests/trainer/test_fused_path.py",
+    "tests/trainer/test_micro_batch_loss.py",
     "tests/trainer/test_sdpo_trainer.py",
     "tests/parity/trainers/probes/test_run_probes.py",
     "tests/update/test_shared_prefix.py",

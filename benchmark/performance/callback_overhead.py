@@ -138,12 +138,13 @@ def measure(size: str, chosen: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         steps = chosen.steps
         trainer = build(size, steps, chosen.length, chosen.attempts, Path(folder), bf16=chosen.bf16)
-        trainer.recorder.clock = now
-        clock = Clock(trainer.recorder)
+        assert trainer.audit is not None
+        trainer.audit.clock = now
+        clock = Clock(trainer.audit)
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)  # it writes into the table
         trainer.train()
-        found = [row["first_moved"] for row in trainer.recorder.checks.rows]
+        found = [row["first_moved"] for row in trainer.audit.checks.rows]
     assert not any(found), f"the reference disagrees: {found}"
     kinds: dict[str, list[tuple[float, float]]] = {"plain": [], "check": [], "measured": []}
     for number, seconds in enumerate(clock.steps[1:], 1):  # the first one warms up

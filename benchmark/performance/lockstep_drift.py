@@ -68,7 +68,8 @@ def drift(args: dict[str, Any], dtype: torch.dtype, steps: int, folder: Path) ->
         train_dataset=Dataset.from_dict({"prompt": prompts}),
     )
     trainer.train()
-    return [row["weights"] for row in trainer.recorder.drift.rows]
+    assert trainer.audit is not None
+    return [row["weights"] for row in trainer.audit.drift.rows]
 
 
 def main() -> None:

@@ -161,7 +161,7 @@ def _trainer(
     if settings.method in OURS[1:]:
         config = trainer.sdpo_config
         reached = config.success_reward_threshold
-        trainer.recorder = TeacherWatch(trainer, records, settings.records, reached)
+        trainer.observers.append(TeacherWatch(trainer, records, settings.records, reached))
     trainer.remove_callback(PrinterCallback)
     # The recorder writes what the audit logs, so it comes after it.
     trainer.remove_callback(recorder)

@@ -14,6 +14,10 @@ from sdpo.benchmark.runs.checkpoints import folder_of, seal
 from sdpo.benchmark.runs.environment import peak_memory_mib
 from sdpo.benchmark.runs.records import Records
 from sdpo.benchmark.runs.settings import RecordSettings, Settings
+from sdpo.prompt.teacher_batch import PromptTrace
+from sdpo.update.actor_update import Batch
+from sdpo.update.observer import UpdateObserver
+from sdpo.update.rollouts import Rollouts
 
 # Depend on the clock, so they are no part of what a repetition must reproduce.
 CLOCK = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -96,24 +100,21 @@ class Recorder(TrainerCallback):
                 )
 
 
-class TeacherWatch:
-    """Sits where the trainer reports rollouts and micro-batches; passes them on to the audit.
+class TeacherWatch(UpdateObserver):
+    """Logs how far the teacher is ahead, for attempts that passed and for those that did not.
 
-    Keeps how far the teacher is ahead: its log-prob of the sampled tokens minus the student's,
-    for attempts that passed and for those that did not. A useful teacher lowers failed attempts.
+    It is ahead by its log-prob of the sampled tokens minus the student's. A useful teacher lowers
+    failed attempts.
     """
 
     def __init__(self, trainer: Any, records: Records, settings: RecordSettings, reached: float):
         self.trainer, self.records, self.settings = trainer, records, settings
         self.reached = reached
-        self.audit = trainer.recorder
         self.rewards: list[float] = []
         self.row = 0
 
-    def rollouts(self, rollouts: Any, found: Any, batch: dict[str, Any]) -> None:
-        """A new generation: note rewards, and write samples if they are due."""
-        if self.audit is not None:
-            self.audit.rollouts(rollouts, found, batch)
+    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: dict[str, Any]) -> None:
+        """Note the rewards of a new generation, and write samples if they are due."""
         if not self.trainer.model.training:
             return
         rows = len(rollouts.prompts)
@@ -125,17 +126,17 @@ class TeacherWatch:
             tokenizer = self.trainer.processing_class
             texts = tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
             for row in self._chosen(self.settings.samples):
-                shown = found.trace["demonstration"][row]
+                shown = trace["demonstration"][row]
                 sample = {
                     "step": step + 1,
                     "prompt": rollouts.prompts[row],
                     "completion": texts[row],
                     "reward": self.rewards[row],
                     "feedback": rollouts.feedbacks[row],
-                    "teacher_prompt": found.trace["teacher_prompt"][row][-1]["content"],
+                    "teacher_prompt": trace["teacher_prompt"][row][-1]["content"],
                     "help": "demonstration" if shown is not None else "feedback",
                 }
-                if not found.trace["distillation_mask"][row]:
+                if not trace["distillation_mask"][row]:
                     sample["help"] = "none"
                 self.records.append("samples", sample)
 
@@ -144,11 +145,11 @@ class TeacherWatch:
         order = sorted(range(len(self.rewards)), key=lambda row: (self.rewards[row], row))
         return order[:count]
 
-    def micro_batch(self, batch: dict[str, Any], trace: dict[str, Any], scale: Any) -> None:
-        """A micro-batch: how far the teacher is ahead on its rows."""
-        if self.audit is not None:
-            self.audit.micro_batch(batch, trace, scale)
-        own, theirs = trace["log_probs.student"].detach(), trace["log_probs.teacher"].detach()
+    def on_micro_batch_end(
+        self, batch: Batch, values: dict[str, torch.Tensor], scale: torch.Tensor | float
+    ) -> None:
+        """Log how far the teacher is ahead on the rows of a micro-batch."""
+        own, theirs = values["log_probs.student"].detach(), values["log_probs.teacher"].detach()
         mask = batch["response_mask"] * batch["self_distillation_mask"][:, None]
         ahead = ((theirs - own) * mask).sum(-1)
         first, size = self.row, len(ahead)
@@ -162,34 +163,17 @@ class TeacherWatch:
         for name, rows in (("passed", passed & helped), ("failed", ~passed & helped)):
             if rows.any():
                 metrics[f"teacher/ahead_on_{name}"].append(ahead.cpu()[rows].mean().item())
-        divergence = trace["divergence"].detach()
+        divergence = values["divergence"].detach()
         if mask.any():
             value = (divergence * mask).sum() / mask.sum()
             metrics["teacher/divergence_per_token"].append(value.item())
 
-    def before_micro_batch(self, inputs: dict[str, Any]) -> None:
-        """Passed on."""
-        if self.audit is not None:
-            self.audit.before_micro_batch(inputs)
-
-    def gradients(self, model: Any) -> None:
-        """Passed on."""
-        if self.audit is not None:
-            self.audit.gradients(model)
-
     # --- checkpoints ------------------------------------------------------------------------
 
     def counters(self) -> dict[str, Any]:
-        """What a checkpoint must remember, also one inside an update."""
-        audit = None if self.audit is None else self.audit.counters()
-        return {"rewards": self.rewards, "row": self.row, "audit": audit}
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Those of the audit."""
-        return {} if self.audit is None else self.audit.tensors()
+        """Return what a checkpoint must remember, also one inside an update."""
+        return {"rewards": self.rewards, "row": self.row}
 
     def resume(self, counters: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Go on as after `counters` and `tensors`."""
+        """Go on as after `counters`."""
         self.rewards, self.row = counters["rewards"], counters["row"]
-        if self.audit is not None:
-            self.audit.resume(counters["audit"], tensors)

@@ -11,7 +11,6 @@ from torch import Tensor
 from sdpo.fused.gradient_buffer import CAN_RELEASE_PAGES, GradientBuffer
 from sdpo.fused.lm_head import Projection, blocks
 from sdpo.loss.aggregate import aggregate
-from sdpo.loss.self_distillation import Trace
 from sdpo.settings.config import SDPOConfig
 
 CHUNK_BYTES = 96 * 2**20
@@ -40,13 +39,15 @@ class Chunk(NamedTuple):
         return self.scratch.view(-1)[: math.prod(shape)].view(shape).T
 
 
+Trace = dict[str, Tensor]
+
+
 class StageArguments(TypedDict):
     """What the stages after the logits need beside log-probs."""
 
     old_log_probs: Tensor | None
     rollout_is_weights: Tensor | None
     config: SDPOConfig
-    trace: Trace
 
 
 def chunk_in_buffer(positions: Tensor, logit_columns: Tensor) -> Chunk:
@@ -146,17 +147,13 @@ class LossInputs:
         mode = self.config.loss_agg_mode
         return aggregate(per_token_loss, self.loss_mask, loss_agg_mode=mode)
 
-    def stage_arguments(
-        self, positions: Tensor, trace: Trace, config: SDPOConfig
-    ) -> StageArguments:
+    def stage_arguments(self, positions: Tensor, config: SDPOConfig) -> StageArguments:
         """The arguments of the stages after the logits, at some positions."""
         old, weights = (
             None if tensor is None else tensor[positions].to(self.dtype)
             for tensor in (self.old_log_probs, self.rollout_is_weights)
         )
-        return StageArguments(
-            old_log_probs=old, rollout_is_weights=weights, config=config, trace=trace
-        )
+        return StageArguments(old_log_probs=old, rollout_is_weights=weights, config=config)
 
     def joined_traces(self) -> Trace:
         """The chunks' stage values at their positions, `(B, T, …)`; zeros elsewhere."""

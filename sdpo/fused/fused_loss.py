@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.fused.chunks import Chunk, LossInputs
+from sdpo.fused.chunks import Chunk, LossInputs, Trace
 from sdpo.fused.lm_head import (
     HeadGradients,
     Projection,
@@ -49,9 +49,9 @@ from sdpo.fused.lm_head import (
 from sdpo.fused.token_log_probs import log_probs_at
 from sdpo.fused.vocabulary_scan import has_kernels, logit_gradient, scan, top_indices
 from sdpo.loss.argument_shapes import check_loss_arguments
-from sdpo.loss.log_softmax import Softmax
-from sdpo.loss.self_distillation import Trace, token_losses, token_losses_on
-from sdpo.loss.support import Support
+from sdpo.loss.log_softmax import normalized
+from sdpo.loss.self_distillation import stages_from_log_probs
+from sdpo.loss.support import Support, log_probs, support
 from sdpo.settings.config import SDPOConfig
 from sdpo.update.ema_teacher import trust_region_logits
 
@@ -213,13 +213,15 @@ def _over_support(
     with torch.enable_grad():
         leaves = entries.requires_grad_(), normalizer.requires_grad_()
         student = leaves[0] - leaves[1]
-        both = Support(indices[:, 1:], student[:, 1:], teacher[:, 1:])
-        losses = token_losses_on(
+        compared = Support(indices[:, 1:], student[:, 1:], teacher[:, 1:])
+        stages = stages_from_log_probs(
             student[:, 0],
             teacher[:, 0],
-            both if config.full_logit_distillation else None,
-            **inputs.stage_arguments(chunk.positions, trace, config),
+            compared if config.full_logit_distillation else None,
+            **inputs.stage_arguments(chunk.positions, config),
         )
+    trace |= stages.named()
+    losses = stages.importance
     if loss_weights is None:
         return losses.detach(), None
     by_entries, by_normalizer = torch.autograd.grad(losses, leaves, loss_weights)
@@ -238,13 +240,19 @@ def _over_vocabulary(
         pass
     teacher_logits = torch.cat([block for _, block in _teacher_blocks(inputs, chunk)], -1)
     # the logits are divided by the temperature already
-    arguments = inputs.stage_arguments(chunk.positions, trace, replace(config, temperature=1.0))
+    arguments = inputs.stage_arguments(chunk.positions, replace(config, temperature=1.0))
     with torch.enable_grad():
         leaf = chunk.logits.detach().requires_grad_()
-        sides = Softmax(leaf), Softmax(teacher_logits)
-        losses = token_losses(*sides, inputs.responses[chunk.positions], **arguments)
-    for name in [name for name in trace if name.startswith("support.")]:
-        del trace[name]
+        student, teacher = normalized(leaf), normalized(teacher_logits)
+        responses = inputs.responses[chunk.positions]
+        stages = stages_from_log_probs(
+            log_probs(student, responses),
+            log_probs(teacher, responses),
+            support(student, teacher, distillation_topk=config.distillation_topk),
+            **arguments,
+        )
+    trace |= stages._replace(support=None).named()
+    losses = stages.importance
     if loss_weights is None:
         return losses.detach(), None
     (by_logits,) = torch.autograd.grad(losses, leaf, loss_weights)

@@ -46,8 +46,11 @@ from sdpo.lockstep.update_distances import (
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.compare.statuses import Verdict
 from sdpo.parity.compare.tensor_distances import distance
+from sdpo.prompt.teacher_batch import PromptTrace
 from sdpo.settings.config import ConfigError
-from sdpo.update.rollouts import TEACHER_KEYS, update_batch
+from sdpo.update.actor_update import Batch
+from sdpo.update.observer import UpdateObserver
+from sdpo.update.rollouts import TEACHER_KEYS, Rollouts, update_batch
 
 REPORTED = {"aggregate": "loss", "gradient": "gradient", "weights": "weights", "teacher": "teacher"}
 COLUMNS = (
@@ -63,7 +66,7 @@ class ParityWarning(UserWarning):
     """An update that the reference would have made differently."""
 
 
-class ParityCallback(TrainerCallback):
+class ParityCallback(UpdateObserver, TrainerCallback):
     """Compares updates of a trainer with the reference while it trains.
 
     Args:
@@ -109,8 +112,8 @@ class ParityCallback(TrainerCallback):
 
     # --- what the trainer tells -------------------------------------------------------------
 
-    def rollouts(self, rollouts: Any, found: Any, batch: dict[str, Any]) -> None:
-        """A new update begins: remember the state it begins with."""
+    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: dict[str, Any]) -> None:
+        """Remember the state that a new update begins with."""
         if not self.trainer.model.training:
             return
         began = self.clock()
@@ -123,7 +126,7 @@ class ParityCallback(TrainerCallback):
             self.record = Record(steps=self.steps)
         if self.due or self.lockstep:
             if self.record is not None:
-                self.record.prompts = trainer_snapshot.comparable(found.trace)
+                self.record.prompts = trainer_snapshot.comparable(trace)
             self._take(batch)
             self.fingerprint = self._fingerprint()
         self.seconds += self.clock() - began
@@ -137,8 +140,8 @@ class ParityCallback(TrainerCallback):
         self.batch, self.sampled = taken.tensors | tensors, taken.sampled
         self.weights = trainer_snapshot.step_weights(self.trainer, self.batch)
 
-    def before_micro_batch(self, inputs: dict[str, Any]) -> None:
-        """A micro-batch is about to be processed."""
+    def on_micro_batch_begin(self, inputs: dict[str, Any]) -> None:
+        """Keep a micro-batch's inputs, and the generator's state if it draws."""
         if self.record is None and not self.lockstep:
             return
         if len(self.steps) == len(self.rates):
@@ -147,22 +150,24 @@ class ParityCallback(TrainerCallback):
         step.inputs.append(inputs)
         step.random.append((random_state() if self.draws else None, None))
 
-    def micro_batch(self, batch: dict[str, Tensor], trace: dict[str, Tensor], scale: Any) -> None:
-        """The SDPO loss of a micro-batch was computed."""
+    def on_micro_batch_end(
+        self, batch: Batch, values: dict[str, Tensor], scale: Tensor | float
+    ) -> None:
+        """Keep the stages' values of a micro-batch."""
         if self.record is None and not self.lockstep:
             return
         began, step = self.clock(), self.steps[-1]
         if self.draws:
             step.random[-1] = (step.random[-1][0], random_state())
         if self.record is not None:
-            values = {name: value.detach() for name, value in trace.items()}
+            values = {name: value.detach() for name, value in values.items()}
             step.micro_batches.append(values)
             step.scaled_loss += values["aggregate"].item() * float(scale)
             step.teacher_moved |= not torch.equal(self._fingerprint(), self.fingerprint)
         self.seconds += self.clock() - began
 
-    def gradients(self, model: nn.Module) -> None:
-        """All micro-batches of an optimizer step are done; nothing is clipped yet."""
+    def on_gradients(self, model: nn.Module) -> None:
+        """Keep the gradient of an optimizer step, and the learning rates it is made at."""
         if not self.due and not self.lockstep:
             return
         began = self.clock()
@@ -385,7 +390,8 @@ class ParityCallback(TrainerCallback):
 
     def _fingerprint(self) -> Tensor:
         """Some entries of every weight of the teacher."""
-        rows = [p.detach().flatten() for p in self.trainer.teacher.parameters()]
+        weights = trainer_snapshot.teacher_weights(self.trainer).values()
+        rows = [weight.detach().flatten() for weight in weights]
         return torch.cat([row[:: max(1, len(row) // SAMPLES)].float() for row in rows])
 
 

@@ -28,7 +28,7 @@ from sdpo.update.schedule import Schedule
 
 def teacher_weights(trainer: Any) -> dict[str, Tensor]:
     """The teacher's weights under the student's names; the tensors themselves."""
-    return dict(zip(trainer.teacher.names, trainer.teacher.parameters(), strict=True))
+    return trainer.teacher.named_parameters()
 
 
 def optimizer_of(trainer: Any) -> torch.optim.Optimizer:

@@ -21,8 +21,8 @@ GPU_BYTES = 256 * 2**20
 Piece = tuple[int | slice | EllipsisType, ...]
 
 
-class Softmax:
-    """What one side says at each token.
+class NormalizedLogits:
+    """The logits of one side and their normalizers log Σ exp z, which several stages share.
 
     Args:
         logits: `(…, V)` floating, before temperature.
@@ -36,30 +36,53 @@ class Softmax:
         self.counts = None if counts is None or bool(counts.all()) else counts.unsqueeze(-1)
         self.normalizers = self.by_piece(lambda z: z.logsumexp(-1, keepdim=True))
 
-    def log_probs(self, indices: Tensor) -> Tensor:
-        """Log-probabilities `(…, K)` of some entries `(…, K)`."""
-        settings = self.normalizers, self.counts, self.temperature
-        found: Any = LogProbs.apply(self.logits, indices, *settings)
-        return found
-
-    def all_log_probs(self) -> Tensor:
-        """Log-probabilities `(…, V)`."""
-        return scaled(self.logits, self.temperature, self.counts).log_softmax(-1)
-
-    def likeliest(self, count: int) -> Tensor:
-        """Indices `(…, K)` of the largest logits, in descending order."""
-        count = min(count, self.logits.shape[-1])
-        return self.by_piece(lambda z: z.topk(count, dim=-1).indices)
+    @property
+    def shape(self) -> torch.Size:
+        """`(…, V)`."""
+        return self.logits.shape
 
     @torch.no_grad()
     def by_piece(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """A function `(…, V)` to `(…, K)` of z at all places."""
-        found = [function(z) for _, z in pieces(self.logits, self.temperature, self.counts)]
-        return torch.cat(found).view(*self.logits.shape[:-1], found[0].shape[-1])
+        """Apply a function from `(…, V)` to `(…, K)` to z, a few places at a time."""
+        parts = [function(z) for _, z in _pieces(self.logits, self.temperature, self.counts)]
+        return torch.cat(parts).view(*self.logits.shape[:-1], parts[0].shape[-1])
 
 
-class LogProbs(torch.autograd.Function):
-    """`Softmax.log_probs`, and its derivative."""
+Logits = Tensor | NormalizedLogits
+
+
+def normalized(
+    logits: Logits, temperature: float = 1.0, counts: Tensor | None = None
+) -> NormalizedLogits:
+    """Normalise logits over temperature, unless that was done before."""
+    if isinstance(logits, NormalizedLogits):
+        return logits
+    return NormalizedLogits(logits, temperature, counts)
+
+
+def log_softmax_at(logits: Logits, indices: Tensor, temperature: float = 1.0) -> Tensor:
+    """Compute the log-probabilities `(…, K)` of the entries `indices` `(…, K)` alone."""
+    side = normalized(logits, temperature)
+    log_probs: Any = _LogProbs.apply(
+        side.logits, indices, side.normalizers, side.counts, side.temperature
+    )
+    return log_probs
+
+
+def log_softmax(logits: Logits, temperature: float = 1.0) -> Tensor:
+    """Compute the log-probabilities `(…, V)` of all entries."""
+    side = normalized(logits, temperature)
+    return _scaled(side.logits, side.temperature, side.counts).log_softmax(-1)
+
+
+def likeliest(logits: Logits, count: int) -> Tensor:
+    """Find the indices `(…, K)` of the `count` largest logits, in descending order."""
+    side = normalized(logits)
+    return side.by_piece(lambda z: z.topk(min(count, z.shape[-1]), dim=-1).indices)
+
+
+class _LogProbs(torch.autograd.Function):
+    """`log_softmax_at`, and its derivative."""
 
     @staticmethod
     def forward(
@@ -70,19 +93,19 @@ class LogProbs(torch.autograd.Function):
         counts: Tensor | None,
         temperature: float,
     ) -> Tensor:
-        """The entries less the normalizers."""
+        """Subtract the normalizers from the entries."""
         ctx.save_for_backward(logits, indices, normalizers, counts)
         ctx.temperature = temperature
-        return scaled(logits.gather(-1, indices), temperature, counts) - normalizers
+        return _scaled(logits.gather(-1, indices), temperature, counts) - normalizers
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Σ_k grad_k ([k = v] - p_v), over temperature."""
+        """Compute Σ_k grad_k ([k = v] - p_v), over temperature."""
         (grad,) = grad_outputs
         logits, indices, normalizers, counts = ctx.saved_tensors
         by_logits, by_normalizers = torch.empty_like(logits), -grad.sum(-1, keepdim=True)
-        for piece, z in pieces(logits, ctx.temperature, counts):
+        for piece, z in _pieces(logits, ctx.temperature, counts):
             by_z = (z - normalizers[piece]).exp_().mul_(by_normalizers[piece])
             by_z.scatter_add_(-1, indices[piece], grad[piece])
             if ctx.temperature != 1.0:
@@ -93,22 +116,22 @@ class LogProbs(torch.autograd.Function):
         return by_logits, None, None, None, None
 
 
-def scaled(logits: Tensor, temperature: float, counts: Tensor | None) -> Tensor:
-    """z: the logits over temperature, zeros at places that do not count."""
+def _scaled(logits: Tensor, temperature: float, counts: Tensor | None) -> Tensor:
+    """Compute z: the logits over temperature, zeros at places that do not count."""
     logits = logits if counts is None else torch.where(counts, logits, 0.0)
     return logits if temperature == 1.0 else logits / temperature
 
 
-def pieces(
+def _pieces(
     logits: Tensor, temperature: float, counts: Tensor | None
 ) -> Iterator[tuple[Piece, Tensor]]:
-    """Consecutive places whose logits `(…, V)` fit into the cache, and z there."""
+    """Yield consecutive places whose logits `(…, V)` fit into the cache, and z there."""
     for piece in places(logits):
-        yield piece, scaled(logits[piece], temperature, None if counts is None else counts[piece])
+        yield piece, _scaled(logits[piece], temperature, None if counts is None else counts[piece])
 
 
 def places(logits: Tensor) -> Iterator[Piece]:
-    """As many places at a time as about `CACHE_BYTES` hold, on a GPU `GPU_BYTES`.
+    """Yield as many places at a time as about `CACHE_BYTES` hold, on a GPU `GPU_BYTES`.
 
     Never a single one of several: torch adds up a lone row in another order, by all threads.
     """

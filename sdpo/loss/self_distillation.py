@@ -12,11 +12,10 @@ from sdpo.loss.aggregate import aggregate
 from sdpo.loss.argument_shapes import check_logits, check_loss_arguments
 from sdpo.loss.divergence import divergence, sampled_token_divergence
 from sdpo.loss.importance import importance
-from sdpo.loss.log_softmax import Softmax
+from sdpo.loss.log_softmax import normalized
+from sdpo.loss.stage_values import LossStages, TokenStages
 from sdpo.loss.support import Support, log_probs, support, tail
-from sdpo.settings.config import SDPOConfig
-
-Trace = dict[str, Tensor]
+from sdpo.settings.stage_settings import LossSettings
 
 
 def self_distillation_loss(
@@ -28,10 +27,9 @@ def self_distillation_loss(
     old_log_probs: Tensor | None = None,
     self_distillation_mask: Tensor | None = None,
     rollout_is_weights: Tensor | None = None,
-    config: SDPOConfig,
-    trace: Trace | None = None,
+    config: LossSettings,
 ) -> Tensor:
-    """The self-distillation loss of one micro-batch.
+    """Compute the self-distillation loss of one micro-batch.
 
     Args:
         student_logits: `(B, T, V)` before temperature; row `t` predicts response token `t`.
@@ -41,8 +39,7 @@ def self_distillation_loss(
         old_log_probs: `(B, T)` under the policy before the update; needed if `config.is_clip` is.
         self_distillation_mask: `(B,)`, 1 for rows that have a teacher prompt; None for all rows.
         rollout_is_weights: `(B, T)`, or None.
-        config: settings under verl's names.
-        trace: receives the value of every stage under the stage's name.
+        config: settings under verl's names, such as an `SDPOConfig`.
 
     Returns:
         A scalar, in nats.
@@ -55,102 +52,110 @@ def self_distillation_loss(
 
     Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
     """
-    optional = old_log_probs, self_distillation_mask, rollout_is_weights
+    return self_distillation_stages(
+        student_logits,
+        teacher_logits,
+        responses,
+        response_mask,
+        old_log_probs=old_log_probs,
+        self_distillation_mask=self_distillation_mask,
+        rollout_is_weights=rollout_is_weights,
+        config=config,
+    ).aggregate
+
+
+def self_distillation_stages(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    responses: Tensor,
+    response_mask: Tensor,
+    *,
+    old_log_probs: Tensor | None = None,
+    self_distillation_mask: Tensor | None = None,
+    rollout_is_weights: Tensor | None = None,
+    config: LossSettings,
+) -> LossStages:
+    """Compute the loss as `self_distillation_loss` does, and return the value of every stage."""
     check_logits(student_logits, teacher_logits)
-    check_loss_arguments(student_logits.shape[:2], responses, response_mask, *optional)
-    trace = {} if trace is None else trace
+    check_loss_arguments(
+        student_logits.shape[:2],
+        responses,
+        response_mask,
+        old_log_probs,
+        self_distillation_mask,
+        rollout_is_weights,
+    )
     loss_mask = response_mask
     if self_distillation_mask is not None:
         loss_mask = response_mask * self_distillation_mask.unsqueeze(-1)
     counts = loss_mask != 0
-    per_token_loss = token_losses(
-        Softmax(student_logits, config.temperature, counts),
-        Softmax(teacher_logits.detach(), config.temperature, counts),
-        responses,
-        old_log_probs=only_where(counts, old_log_probs),
-        rollout_is_weights=only_where(counts, rollout_is_weights),
-        config=config,
-        trace=trace,
-    )
-    loss = aggregate(per_token_loss, loss_mask, loss_agg_mode=config.loss_agg_mode)
-    trace.update({"loss_mask": loss_mask, "aggregate": loss})
-    return loss
-
-
-def token_losses(
-    student: Softmax,
-    teacher: Softmax,
-    responses: Tensor,
-    *,
-    old_log_probs: Tensor | None,
-    rollout_is_weights: Tensor | None,
-    config: SDPOConfig,
-    trace: Trace,
-) -> Tensor:
-    """The stages from logits `(…, V)`, normalised, up to the loss of each token `(…)`."""
-    both = None
+    # normalised once for both stages that read the logits
+    student = normalized(student_logits, config.temperature, counts)
+    teacher = normalized(teacher_logits.detach(), config.temperature, counts)
+    compared = None
     if config.full_logit_distillation:
-        both = support(student, teacher, distillation_topk=config.distillation_topk)
-    return token_losses_on(
+        compared = support(student, teacher, distillation_topk=config.distillation_topk)
+    tokens = stages_from_log_probs(
         log_probs(student, responses),
         log_probs(teacher, responses),
-        both,
-        old_log_probs=old_log_probs,
-        rollout_is_weights=rollout_is_weights,
+        compared,
+        old_log_probs=_zeros_elsewhere(counts, old_log_probs),
+        rollout_is_weights=_zeros_elsewhere(counts, rollout_is_weights),
         config=config,
-        trace=trace,
     )
+    loss = aggregate(tokens.importance, loss_mask, loss_agg_mode=config.loss_agg_mode)
+    return LossStages(tokens, loss_mask, loss)
 
 
-def token_losses_on(
+def stages_from_log_probs(
     student_log_probs: Tensor,
     teacher_log_probs: Tensor,
-    both: Support | None,
+    compared: Support | None,
     *,
     old_log_probs: Tensor | None,
     rollout_is_weights: Tensor | None,
-    config: SDPOConfig,
-    trace: Trace,
-) -> Tensor:
-    """The stages after the logits: from log-probs to the loss of each token `(…)`.
+    config: LossSettings,
+) -> TokenStages:
+    """Compute the stages after `support` up to the loss of each token `(…)`.
 
     Args:
         student_log_probs: `(…)` of the response tokens.
         teacher_log_probs: `(…)` of the response tokens.
-        both: the entries that are compared; None compares the response tokens alone.
+        compared: the entries of the vocabulary that are compared; None compares the response
+            tokens alone.
         old_log_probs: `(…)`, needed if `config.is_clip` is set.
         rollout_is_weights: `(…)`, or None.
         config: settings.
-        trace: receives the value of every stage.
     """
-    trace |= {"log_probs.student": student_log_probs, "log_probs.teacher": teacher_log_probs}
-    if both is None:
-        per_token_loss = sampled_token_divergence(student_log_probs, teacher_log_probs)
+    tails = None
+    if compared is None:
+        per_token_divergence = sampled_token_divergence(student_log_probs, teacher_log_probs)
     else:
-        per_token_loss = support_divergence(both, config, trace)
-    trace["divergence"] = per_token_loss
-    trace["importance"] = importance(
-        per_token_loss,
+        sides = compared.student, compared.teacher
+        if compared.indices is not None:
+            add_tail = config.distillation_add_tail
+            sides = tails = (
+                tail(compared.student, distillation_add_tail=add_tail),
+                tail(compared.teacher, distillation_add_tail=add_tail),
+            )
+        per_token_divergence = divergence(*sides, alpha=config.alpha)
+    per_token_loss = importance(
+        per_token_divergence,
         student_log_probs=student_log_probs,
         old_log_probs=old_log_probs,
         is_clip=config.is_clip,
         rollout_is_weights=rollout_is_weights,
     )
-    return trace["importance"]
+    return TokenStages(
+        student_log_probs,
+        teacher_log_probs,
+        compared,
+        tails,
+        per_token_divergence,
+        per_token_loss,
+    )
 
 
-def support_divergence(both: Support, config: SDPOConfig, trace: Trace) -> Tensor:
-    """Divergence over the top-k support, with tail or renormalised, or over the vocabulary."""
-    indices, student, teacher = both
-    trace |= {"support.student": student, "support.teacher": teacher}
-    if indices is not None:
-        trace["support.indices"] = indices
-        student = tail(student, distillation_add_tail=config.distillation_add_tail)
-        teacher = tail(teacher, distillation_add_tail=config.distillation_add_tail)
-        trace |= {"tail.student": student, "tail.teacher": teacher}
-    return divergence(student, teacher, alpha=config.alpha)
-
-
-def only_where(counts: Tensor, values: Tensor | None) -> Tensor | None:
-    """`values` with zeros at the places that do not count."""
+def _zeros_elsewhere(counts: Tensor, values: Tensor | None) -> Tensor | None:
+    """Replace values at the places that do not count by zeros."""
     return None if values is None else torch.where(counts, values, 0.0)

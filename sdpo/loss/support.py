@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdpo.loss.argument_shapes import check_alike, check_token_ids
-from sdpo.loss.log_softmax import Softmax
+from sdpo.loss.log_softmax import Logits, likeliest, log_softmax, log_softmax_at, normalized
 
 LARGEST_LOG_MASS = -1e-7
 
@@ -27,7 +27,7 @@ class Support(NamedTuple):
     teacher: Tensor
 
 
-def log_probs(logits: Tensor | Softmax, responses: Tensor, *, temperature: float = 1.0) -> Tensor:
+def log_probs(logits: Logits, responses: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Log-probability of each response token.
 
     Args:
@@ -44,14 +44,13 @@ def log_probs(logits: Tensor | Softmax, responses: Tensor, *, temperature: float
 
     Source: `verl/utils/torch_functional.py` 166-200 at 0e6d5106.
     """
-    side = normalized(logits, temperature)
-    check_token_ids("responses", responses, side.logits.shape[:-1])
-    return side.log_probs(responses.unsqueeze(-1)).squeeze(-1)
+    check_token_ids("responses", responses, logits.shape[:-1])
+    return log_softmax_at(logits, responses.unsqueeze(-1), temperature).squeeze(-1)
 
 
 def support(
-    student_logits: Tensor | Softmax,
-    teacher_logits: Tensor | Softmax,
+    student_logits: Logits,
+    teacher_logits: Logits,
     *,
     distillation_topk: int | None = None,
     temperature: float = 1.0,
@@ -77,14 +76,9 @@ def support(
     teacher = normalized(teacher_logits, temperature)
     check_alike(student_logits=student.logits, teacher_logits=teacher.logits)
     if distillation_topk is None:
-        return Support(None, student.all_log_probs(), teacher.all_log_probs())
-    indices = student.likeliest(distillation_topk)
-    return Support(indices, student.log_probs(indices), teacher.log_probs(indices))
-
-
-def normalized(logits: Tensor | Softmax, temperature: float) -> Softmax:
-    """softmax(logits / temperature), which may have been made before."""
-    return Softmax(logits, temperature) if isinstance(logits, Tensor) else logits
+        return Support(None, log_softmax(student), log_softmax(teacher))
+    indices = likeliest(student, distillation_topk)
+    return Support(indices, log_softmax_at(student, indices), log_softmax_at(teacher, indices))
 
 
 def tail(log_probs: Tensor, *, distillation_add_tail: bool = True) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from sdpo.update.observer import UpdateObserver
+
 TEACHER_FILE = "sdpo_teacher.safetensors"
 REPLICA_FILE = "sdpo_lockstep.safetensors"
 
@@ -24,15 +26,15 @@ def save_trainer_state(trainer: Any, folder: Path) -> None:
     state = trainer.teacher.state_dict()
     if trainer.accelerator.is_main_process:
         save_file(state, folder / TEACHER_FILE)
-        if trainer.recorder is not None and (replica := trainer.recorder.tensors()):
-            save_file(replica, folder / REPLICA_FILE)
+        watched = {k: v for observer in trainer.observers for k, v in observer.tensors().items()}
+        if watched:
+            save_file(watched, folder / REPLICA_FILE)
     inside = not trainer.schedule.ends_update(trainer._step)
     parts = trainer._buffered_inputs if inside else None
     tensors, plain = split_inputs(parts or [])
     counters = {"step": trainer._step, "stepped": trainer._stepped}
     counters["buffered_inputs"] = None if parts is None else plain
-    if trainer.recorder is not None:
-        counters["audit"] = trainer.recorder.counters()
+    counters["observers"] = {_name(o): o.counters() for o in trainer.observers}
     save_file(tensors, state_file(trainer, folder), {"state": json.dumps(counters)})
 
 
@@ -77,9 +79,11 @@ def load_trainer_state(trainer: Any, folder: Path) -> None:
     with safe_open(path, framework="pt") as file:
         saved = json.loads(file.metadata()["state"])
     trainer._step, trainer._stepped = saved["step"], saved["stepped"]
-    if trainer.recorder is not None and "audit" in saved:
-        replica = folder / REPLICA_FILE
-        trainer.recorder.resume(saved["audit"], load_file(replica) if replica.is_file() else {})
+    watched = folder / REPLICA_FILE
+    tensors = load_file(watched) if watched.is_file() else {}
+    for observer in trainer.observers:
+        if _name(observer) in saved.get("observers", {}):
+            observer.resume(saved["observers"][_name(observer)], tensors)
     if saved["buffered_inputs"] is not None:
         tensors = load_file(path, device=str(trainer.accelerator.device))
         trainer._buffered_inputs = join_inputs(tensors, saved["buffered_inputs"])
@@ -88,3 +92,8 @@ def load_trainer_state(trainer: Any, folder: Path) -> None:
 def state_file(trainer: Any, folder: Path) -> Path:
     """The file of this process."""
     return folder / f"sdpo_state_{trainer.accelerator.process_index}.safetensors"
+
+
+def _name(observer: UpdateObserver) -> str:
+    """Return the name under which a checkpoint keeps what an observer counts."""
+    return type(observer).__name__

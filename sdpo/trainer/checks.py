@@ -11,7 +11,7 @@ from torch import nn
 
 from sdpo.fused.hidden_states import check_head
 from sdpo.settings.config import ConfigError, SDPOConfig
-from sdpo.trainer.self_teachers import evaluating
+from sdpo.trainer.teacher_weights import evaluating
 from sdpo.update.actor_update import response_logits
 from sdpo.update.schedule import Schedule
 

@@ -11,18 +11,16 @@ puts it at the right places. `docs/trainer.md` says how TRL's settings map to th
 import math
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from sdpo.fused.hidden_states import response_projection
 from sdpo.fused.token_log_probs import token_log_probs
 from sdpo.loss.importance import rollout_is_weights
-from sdpo.loss.self_distillation import self_distillation_loss
 from sdpo.loss.support import log_probs
 from sdpo.settings.config import SDPOConfig
 from sdpo.trainer.bitsandbytes_cpu import keep_trainable
@@ -36,7 +34,7 @@ from sdpo.trainer.checks import (
     effective_config,
     sharding_asked_for,
 )
-from sdpo.trainer.fused_path import fused_loss
+from sdpo.trainer.micro_batch_loss import MicroBatchLoss
 from sdpo.trainer.optimizer_hook import AfterOptimizerStep
 from sdpo.trainer.self_teachers import build_teacher
 from sdpo.trainer.teacher_inputs import (
@@ -45,7 +43,8 @@ from sdpo.trainer.teacher_inputs import (
     teacher_inputs,
     weighted_rewards,
 )
-from sdpo.update.actor_update import Batch, response_logits, without_ratio
+from sdpo.update.actor_update import response_logits
+from sdpo.update.observer import UpdateObserver
 from sdpo.update.rollouts import Rollouts, response_mask_of, update_batch
 from sdpo.update.schedule import (
     Schedule,
@@ -53,6 +52,9 @@ from sdpo.update.schedule import (
     micro_batch_scale,
     mini_batch_weights,
 )
+
+if TYPE_CHECKING:
+    from sdpo.lockstep.parity_callback import ParityCallback
 
 
 class SDPOTrainer(GRPOTrainer):
@@ -103,8 +105,8 @@ class SDPOTrainer(GRPOTrainer):
             check_grpo_loss(GRPOTrainer, self.sdpo_config)
         super().__init__(model, reward_funcs, args, **arguments)
         keep_trainable(self.model)
-        self.recorder: Any = None
-        """Sees every micro-batch and gradient, if set; see `sdpo.lockstep.parity_callback`."""
+        self.observers: list[UpdateObserver] = []
+        self.audit: ParityCallback | None = None
         if not self.sdpo_config.enabled:
             return
         check_sharding(fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
@@ -118,15 +120,22 @@ class SDPOTrainer(GRPOTrainer):
         self.loss_config = effective_config(self.sdpo_config, self.args, self.schedule)
         check_model(self.model, self.sdpo_config, self.args)
         self.teacher = build_teacher(self.model, self.sdpo_config)
+        self.micro_batch_loss = MicroBatchLoss(
+            self.loss_config,
+            self.teacher,
+            self.accelerator,
+            self.schedule.on_policy,
+            self.args.max_completion_length,
+        )
         self._stepped: list[bool] = []
         self._scored: tuple[Any, Tensor, list[Any]] | None = None
         self._had_signal = True
         self.add_callback(AfterOptimizerStep(self))
         if self.sdpo_config.audit_every or self.sdpo_config.audit_lockstep:
-            self.recorder = self._audit()
+            self.audit = self._begin_audit()
 
-    def _audit(self) -> TrainerCallback:
-        """The callback that compares updates with the reference, if it is asked for."""
+    def _begin_audit(self) -> "ParityCallback":
+        """Make the callback that compares updates with the reference listen."""
         from sdpo.lockstep.parity_callback import ParityCallback
 
         config = self.sdpo_config
@@ -137,6 +146,7 @@ class SDPOTrainer(GRPOTrainer):
             folder=Path(config.audit_dir or Path(self.args.output_dir) / "parity"),
         )
         self.add_callback(callback)
+        self.observers.append(callback)
         return callback
 
     # --- rollouts ---------------------------------------------------------------------------
@@ -190,8 +200,8 @@ class SDPOTrainer(GRPOTrainer):
             self._warn_without_signal(found.metrics, len(rewards))
         batch |= found.tensors
         batch |= self._sampler_corrections(batch)
-        if self.recorder is not None:
-            self.recorder.rollouts(rollouts, found, batch)
+        for observer in self.observers:
+            observer.on_rollouts(rollouts, found.trace, batch)
         return batch
 
     def _template_arguments(self) -> dict[str, Any]:
@@ -296,45 +306,16 @@ class SDPOTrainer(GRPOTrainer):
         return share * super()._compute_loss(model, inputs) + (1 - share) * loss
 
     def _self_distillation_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Loss of one micro-batch, scaled for accumulation."""
-        batch, trace = update_batch(inputs), {}
-        recorder = self.recorder if self.model.training else None
-        if recorder is not None:
-            recorder.before_micro_batch(inputs)
-        if self.sdpo_config.loss_implementation == "fused":
-            loss = fused_loss(self, model, batch, trace if recorder else None)
-        else:
-            loss = self._loss_from_logits(model, batch, trace)
-        if self.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm":
-            # The reference pads responses to their greatest length, TRL to the longest of a batch.
-            longest = self.args.max_completion_length
-            loss = loss * (batch["responses"].shape[1] / longest)
-            trace["aggregate"] = loss
+        """Compute the loss of one micro-batch, scaled for accumulation."""
+        observers = self.observers if self.model.training else []
+        batch = update_batch(inputs)
+        for observer in observers:
+            observer.on_micro_batch_begin(inputs)
+        loss, values = self.micro_batch_loss(model, batch, observed=bool(observers))
         scale = self._scale(inputs)
-        if recorder is not None:
-            recorder.micro_batch(batch, trace, scale)
+        for observer in observers:
+            observer.on_micro_batch_end(batch, values, scale)
         return loss * scale
-
-    def _loss_from_logits(self, model: nn.Module, batch: Batch, trace: dict[str, Tensor]) -> Tensor:
-        config = self.loss_config
-        if self.schedule.on_policy:
-            batch, config = without_ratio(batch, config)
-        with self.accelerator.autocast():
-            student = self.accelerator.unwrap_model(model)
-            teacher_logits = self.teacher.logits(student, batch)
-        share = config.shares_prompts("student")
-        logits = response_logits(model, batch, share_prompts=share)
-        return self_distillation_loss(
-            logits,
-            teacher_logits.to(logits.dtype),
-            batch["responses"],
-            batch["response_mask"],
-            old_log_probs=batch.get("old_log_probs"),
-            self_distillation_mask=batch["self_distillation_mask"],
-            rollout_is_weights=batch.get("rollout_is_weights"),
-            config=config,
-            trace=trace,
-        )
 
     def _scale(self, inputs: dict[str, Any]) -> Tensor | float:
         """Share of a micro-batch in the mini-batch's loss."""
@@ -359,10 +340,11 @@ class SDPOTrainer(GRPOTrainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """One micro-batch; the recorder sees the gradients after the last one of a step."""
+        """Process one micro-batch; after the last one of a step, observers see the gradients."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.recorder is not None and self.accelerator.sync_gradients:
-            self.recorder.gradients(self.model)
+        if self.accelerator.sync_gradients:
+            for observer in self.observers:
+                observer.on_gradients(self.model)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from sdpo.loss.self_distillation import self_distillation_loss
+from sdpo.loss.self_distillation import self_distillation_stages
 from sdpo.settings.config import SDPOConfig
 from sdpo.update.ema_teacher import check_teacher, teacher_update, trust_region_logits
 from sdpo.update.shared_prefix import MODEL_INPUTS, forward_parameters, model_inputs
@@ -169,8 +169,7 @@ def accumulate(
     total = 0.0
     for rows, scale in micro_batches:
         part = {name: tensor[list(rows)] for name, tensor in batch.items()}
-        trace: dict[str, Tensor] = {}
-        loss = self_distillation_loss(
+        stages = self_distillation_stages(
             response_logits(student, part),
             teacher_logits(student, teacher, part, config),
             part["responses"],
@@ -179,12 +178,11 @@ def accumulate(
             self_distillation_mask=part["self_distillation_mask"],
             rollout_is_weights=part.get("rollout_is_weights"),
             config=config,
-            trace=trace,
         )
-        (loss * scale).backward()
-        total += loss.item() * scale
+        (stages.aggregate * scale).backward()
+        total += stages.aggregate.item() * scale
         if traces is not None:
-            traces.append({name: value.detach() for name, value in trace.items()})
+            traces.append({name: value.detach() for name, value in stages.named().items()})
     return total
 
 

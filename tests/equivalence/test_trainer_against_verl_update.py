@@ -11,11 +11,12 @@ out by design (P-U040, P-U042, P-U045, P-U046, P-U047).
 import pytest
 
 import sdpo.trainer.sdpo_trainer
+from sdpo.trainer import micro_batch_loss
 from tests.helpers.recorded import golden_trainer
 from tests.helpers.recorded.golden_trainer import cases
 from tests.helpers.recorded.update_canaries import (
     at_signal,
-    reference_loss,
+    reference_stages,
     run_with_reference_loss,
 )
 
@@ -41,7 +42,7 @@ def test_the_trainer_reproduces_the_recorded_update(case_id, tmp_path):
 @pytest.mark.parametrize("case_id", CASES)
 def test_with_the_reference_loss_the_path_is_bit_equal(case_id, tmp_path, monkeypatch):
     """Accumulation, clipping, skipping, optimizer and teacher add no rounding of their own."""
-    monkeypatch.setattr(sdpo.trainer.sdpo_trainer, "self_distillation_loss", reference_loss)
+    monkeypatch.setattr(micro_batch_loss, "self_distillation_stages", reference_stages)
     monkeypatch.setattr(golden_trainer, "golden_names", lambda trace: trace.items())
     run = golden_trainer.run(case_id, tmp_path)
     expected = run_with_reference_loss(case_id, teacher_logits=at_signal)
@@ -61,7 +62,7 @@ def other_bits(case_id, run, expected):
 
 def test_a_rounding_of_its_own_is_seen_in_the_path(tmp_path, monkeypatch):
     """A scale that is multiplied in and divided out again, which no budget would find."""
-    monkeypatch.setattr(sdpo.trainer.sdpo_trainer, "self_distillation_loss", reference_loss)
+    monkeypatch.setattr(micro_batch_loss, "self_distillation_stages", reference_stages)
     monkeypatch.setattr(golden_trainer, "golden_names", lambda trace: trace.items())
     expected = run_with_reference_loss("P-U002", teacher_logits=at_signal).tensors
     real = golden_trainer.Recorded._scale

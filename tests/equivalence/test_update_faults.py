@@ -222,7 +222,7 @@ OUR_FAULTS = [
         "rollout weights dropped",
         "P-U020",
         "importance",
-        wrap(update, "self_distillation_loss", without("rollout_is_weights")),
+        wrap(update, "self_distillation_stages", without("rollout_is_weights")),
     ),
     Fault(
         "rows without signal counted",
@@ -234,7 +234,7 @@ OUR_FAULTS = [
         "distillation mask ignored",
         "P-U023",
         "aggregate",
-        wrap(update, "self_distillation_loss", without("self_distillation_mask")),
+        wrap(update, "self_distillation_stages", without("self_distillation_mask")),
     ),
     Fault(
         "step taken on a non-finite norm",

@@ -5,12 +5,13 @@ Budget kind: measured, 16 times what float32 itself moves a value by against flo
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-import sdpo.trainer.sdpo_trainer
+import sdpo.trainer.micro_batch_loss
 from sdpo.lockstep import parity_callback
 from sdpo.lockstep.parity_callback import ParityWarning
 from sdpo.lockstep.reference_update import Record, Step
@@ -107,7 +108,8 @@ def test_our_trainer_makes_the_updates_of_the_reference(settings, args, tmp_path
     trainer = audited(tmp_path, args=args, model=model, audit_lockstep=True, **settings)
     trainer.train()
     rows = rows_of(trainer)
-    assert len(rows) == trainer.recorder.updates >= 2
+    assert trainer.audit is not None
+    assert len(rows) == trainer.audit.updates >= 2
     assert [row["first_moved"] for row in rows] == [""] * len(rows)
     assert {row["verdict"] for row in rows} <= {"PASS", "INCONCLUSIVE"}
     for row in rows:
@@ -205,7 +207,7 @@ def test_freed_memory_is_kept_from_the_first_update_to_the_last(tmp_path, monkey
     for name in ("keep_freed_memory", "return_freed_memory"):
         monkeypatch.setattr(parity_callback, name, lambda name=name: events.append(name))
     trainer = audited(tmp_path, args={"max_steps": 1})
-    monkeypatch.setattr(trainer.recorder, "_check", lambda *rest: events.append("check"))
+    monkeypatch.setattr(trainer.audit, "_check", lambda *rest: events.append("check"))
     trainer.train()
     assert events == ["keep_freed_memory", "check", "return_freed_memory"]
 
@@ -271,7 +273,8 @@ def test_a_resumed_run_goes_on_with_its_rows(inside, tmp_path, monkeypatch):
     resumed = audited(tmp_path, args=args, audit_lockstep=True)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{args['save_steps']}"))
     assert rows_of(resumed, "drift.csv") == expected["drift.csv"]
-    assert (resumed.recorder.folder / "drift.png").stat().st_size > 1000
+    assert resumed.audit is not None
+    assert (resumed.audit.folder / "drift.png").stat().st_size > 1000
     for mine, theirs in zip(rows_of(resumed), expected["parity.csv"], strict=True):
         if inside and mine["step"] == "4":
             assert "resumed inside" in mine["audited"]
@@ -285,12 +288,12 @@ def test_a_resumed_run_goes_on_with_its_rows(inside, tmp_path, monkeypatch):
 
 
 def one_sided_temperature(monkeypatch):
-    real = sdpo.trainer.sdpo_trainer.self_distillation_loss
+    real = sdpo.trainer.micro_batch_loss.self_distillation_stages
 
     def wrong(student, teacher, *tensors, config, **others):
         return real(student, teacher * config.temperature, *tensors, config=config, **others)
 
-    monkeypatch.setattr(sdpo.trainer.sdpo_trainer, "self_distillation_loss", wrong)
+    monkeypatch.setattr(sdpo.trainer.micro_batch_loss, "self_distillation_stages", wrong)
 
 
 def no_system_message(monkeypatch):
@@ -380,9 +383,10 @@ def not_normalised(monkeypatch):
     real = SDPOTrainer._self_distillation_loss
 
     def wrong(self, model, inputs):
-        limit, self.args.max_completion_length = self.args.max_completion_length, 6
+        right = self.micro_batch_loss
+        self.micro_batch_loss = replace(right, padded_width=6)
         loss = real(self, model, inputs)
-        self.args.max_completion_length = limit
+        self.micro_batch_loss = right
         return loss
 
     monkeypatch.setattr(SDPOTrainer, "_self_distillation_loss", wrong)

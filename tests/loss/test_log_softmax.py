@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from sdpo.loss import log_softmax
-from sdpo.loss.log_softmax import Softmax, places
+from sdpo.loss.log_softmax import (
+    NormalizedLogits,
+    likeliest,
+    log_softmax_at,
+    places,
+)
 from sdpo.loss.support import log_probs, support
 
 ROWS, TOKENS, VOCABULARY, COUNT = 3, 7, 50, 5
@@ -36,10 +41,10 @@ def test_values_and_gradient_are_those_of_plain_autograd(dtype, temperature):
     leaf = logits(dtype).clone().requires_grad_()
     counts = torch.ones(ROWS, TOKENS, dtype=torch.bool)
     counts[0, 4:], counts[2] = False, False
-    side = Softmax(leaf, temperature, counts)
-    indices = side.likeliest(COUNT)
+    side = NormalizedLogits(leaf, temperature, counts)
+    indices = likeliest(side, COUNT)
     expected = plain(leaf, indices, temperature, counts)
-    actual = side.log_probs(indices)
+    actual = log_softmax_at(side, indices)
     assert torch.equal(actual, expected)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     gradients = [torch.autograd.grad((v * weights).sum(), leaf)[0] for v in (actual, expected)]
@@ -57,20 +62,20 @@ def test_nothing_passes_from_places_that_do_not_count(poison):
     counts[1, 2:] = False
     with torch.no_grad():
         leaf[~counts] = poison
-    side = Softmax(leaf, 0.7, counts)
-    found = side.log_probs(side.likeliest(COUNT))
+    side = NormalizedLogits(leaf, 0.7, counts)
+    found = log_softmax_at(side, likeliest(side, COUNT))
     assert torch.allclose(found[~counts], torch.tensor(-math.log(VOCABULARY)))
     (gradient,) = torch.autograd.grad(found.sum(), leaf)
     assert gradient.isfinite().all()
     assert not gradient[~counts].any()
-    assert side.all_log_probs().isfinite().all()
+    assert log_softmax.log_softmax(side).isfinite().all()
 
 
 @pytest.mark.usefixtures("cache_bytes")
 def test_an_entry_may_be_named_twice():
     leaf = logits(torch.float64).clone().requires_grad_()
     indices = torch.full((ROWS, TOKENS, 2), 3)
-    (actual,) = torch.autograd.grad(Softmax(leaf).log_probs(indices).sum(), leaf)
+    (actual,) = torch.autograd.grad(log_softmax_at(leaf, indices).sum(), leaf)
     (expected,) = torch.autograd.grad(2 * leaf.log_softmax(-1)[..., 3].sum(), leaf)
     torch.testing.assert_close(actual, expected)
 
@@ -80,7 +85,7 @@ def test_stages_take_logits_or_their_softmax():
     responses = torch.randint(
         VOCABULARY, (ROWS, TOKENS), generator=torch.Generator().manual_seed(2)
     )
-    sides = Softmax(student, 0.7), Softmax(teacher, 0.7)
+    sides = NormalizedLogits(student, 0.7), NormalizedLogits(teacher, 0.7)
     assert torch.equal(
         log_probs(sides[0], responses), log_probs(student, responses, temperature=0.7)
     )
@@ -112,6 +117,6 @@ def test_a_lone_token_is_added_up_as_among_others(monkeypatch):
         assert not torch.equal(alone, expected[0])
         for tokens in (1, 2, 32):
             monkeypatch.setattr(log_softmax, "CACHE_BYTES", tokens * wide[0, 0].nbytes)
-            assert torch.equal(Softmax(wide).normalizers, expected)
+            assert torch.equal(NormalizedLogits(wide).normalizers, expected)
     finally:
         torch.set_num_threads(threads)

@@ -37,7 +37,7 @@ def rows_seen(folder, monkeypatch, implementation: str, **args: Any) -> dict[str
             )
 
     trainer.model.register_forward_pre_hook(student, with_kwargs=True)
-    trainer.teacher.module.register_forward_pre_hook(
+    trainer.teacher.weights.module.register_forward_pre_hook(
         lambda module, inputs, named: seen["teacher"].append(len(named["input_ids"])),
         with_kwargs=True,
     )

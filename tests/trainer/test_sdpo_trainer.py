@@ -11,6 +11,7 @@ from sdpo.parity.compare.tensor_distances import distance
 from sdpo.settings.config import ConfigError, SDPOConfig
 from sdpo.trainer.checks import check_sharding
 from sdpo.trainer.sdpo_trainer import SDPOTrainer
+from sdpo.update.observer import UpdateObserver
 from tests.helpers.measured import alike, rounding_of
 from tests.helpers.spread import slow_are
 from tests.helpers.trainers import tiny_trainer
@@ -21,23 +22,17 @@ pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 SMALL: dict[str, Any] = {"distillation_topk": 20}
 
 
-class Gradients:
+class Gradients(UpdateObserver):
     """Keeps the gradients of each optimizer step, before clipping."""
 
     def __init__(self):
         self.steps: list[dict[str, torch.Tensor]] = []
         self.scales: list[float] = []
 
-    def rollouts(self, *_):
-        pass
-
-    def before_micro_batch(self, *_):
-        pass
-
-    def micro_batch(self, batch, trace, scale):
+    def on_micro_batch_end(self, batch, values, scale):
         self.scales.append(float(scale))
 
-    def gradients(self, model):
+    def on_gradients(self, model):
         named = model.named_parameters()
         self.steps.append({n: p.grad.clone() for n, p in named if p.grad is not None})
 
@@ -57,10 +52,11 @@ def first_gradient(folder, config, **changes):
         args={"max_steps": 1, **changes.pop("args", {})},
         **changes,
     )
-    trainer.recorder = Gradients()
+    recorder = Gradients()
+    trainer.observers.append(recorder)
     gaps = tiny_trainer.gaps_of(trainer)
     trainer.train()
-    return Step(trainer.recorder.steps[0], rounding_of(gaps))
+    return Step(recorder.steps[0], rounding_of(gaps))
 
 
 def mixed(one, other, share):
@@ -111,11 +107,12 @@ def test_hybrid_at_one_has_the_gradient_of_grpo(tmp_path):
     plain = tiny_trainer.trainer(
         tmp_path, SDPOConfig(enabled=False), model=model, args={"max_steps": 1}
     )
-    plain.recorder = Gradients()
+    recorder = Gradients()
+    plain.observers.append(recorder)
     plain.train()
     grpo = first_gradient(tmp_path, SDPOConfig(hybrid_lambda=1.0, **SMALL))
     # Not bitwise: rows keep the order of generation, which TRL shuffles.
-    assert alike(grpo.gradient, plain.recorder.steps[0], grpo.rounding)
+    assert alike(grpo.gradient, recorder.steps[0], grpo.rounding)
 
 
 MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")

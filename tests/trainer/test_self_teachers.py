@@ -59,12 +59,12 @@ def test_modes_of_the_teacher(build):
         move(model)
         settings: dict[str, Any] = {} if mode == "frozen" else {"teacher_update_rate": rate}
         teacher = build_teacher(model, SDPOConfig(teacher_mode=mode, **settings))
-        before = [p.clone() for p in teacher.parameters()]
+        before = [p.clone() for p in teacher.weights.parameters()]
         move(model, seed=6)
         teacher.update(model)
-        live = teacher.student_parameters(model)
+        live = teacher.weights.student_parameters(model)
         assert before
-        for mine, old, new in zip(teacher.parameters(), before, live, strict=True):
+        for mine, old, new in zip(teacher.weights.parameters(), before, live, strict=True):
             torch.testing.assert_close(mine, (1 - share) * old + share * new)
 
 
@@ -111,10 +111,10 @@ def test_two_adapters_of_one_model_are_trained_and_averaged(tmp_path):
     base = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     config = SDPOConfig(teacher_mode="lora_ema", distillation_topk=20)
     trainer = tiny_trainer.trainer(tmp_path, config, model=model)
-    before = [p.clone() for p in trainer.teacher.parameters()]
+    before = [p.clone() for p in trainer.teacher.weights.parameters()]
     trained = {n for n, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
-    after = trainer.teacher.parameters()
+    after = trainer.teacher.weights.parameters()
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert {n for n, p in trainer.model.named_parameters() if p.requires_grad} == trained
     assert not any("sdpo_teacher" in name for name in trained)
@@ -133,13 +133,13 @@ def test_the_gap_of_averaged_factors_is_the_product_of_the_gaps():
     torch.testing.assert_close(
         factors.logits(model, batch()), effective.logits(model, batch()), atol=1e-5, rtol=1e-5
     )
-    start = dict(zip(factors.names, [p.clone() for p in factors.parameters()], strict=True))
+    start = {name: p.clone() for name, p in factors.named_parameters().items()}
     move(model, seed=7)
     factors.update(model)
     effective.update(model)
     live = dict(model.named_parameters())
-    for name, exact in zip(effective.names, effective.parameters(), strict=True):
-        layer = effective.layers[name]
+    for name, exact in effective.named_parameters().items():
+        layer = effective.weights.layers[name]
         a, b = (f"{name}.lora_{side}.default.weight" for side in "AB")
         gap = (live[b] - start[b]) @ (live[a] - start[a])
         mine = layer.get_delta_weight("sdpo_teacher")
@@ -152,7 +152,7 @@ def test_the_effective_average_trains(tmp_path):
     config = SDPOConfig(teacher_mode="lora_ema", lora_average="effective", distillation_topk=20)
     trainer = tiny_trainer.trainer(tmp_path, config, model=lora())
     trainer.train()
-    assert all(p.abs().sum() > 0 for p in trainer.teacher.parameters())
+    assert all(p.abs().sum() > 0 for p in trainer.teacher.weights.parameters())
 
 
 def test_a_plain_model_has_no_adapters_to_average(tmp_path):
@@ -178,16 +178,16 @@ def test_trained_weights_outside_the_adapter_are_refused():
 def test_adapters_in_low_precision_are_averaged_in_float32():
     model = lora().bfloat16()
     teacher: Any = build_teacher(model, SDPOConfig(teacher_mode="lora_ema"))
-    start = [p.clone() for p in teacher.parameters()]
+    start = [p.clone() for p in teacher.weights.parameters()]
     move(model, amount=1e-3)
-    live = teacher.student_parameters(model)
+    live = teacher.weights.student_parameters(model)
     for _ in range(20):
         teacher.update(model)
-    for mine, old, new in zip(teacher.parameters(), start, live, strict=True):
+    for mine, old, new in zip(teacher.weights.parameters(), start, live, strict=True):
         torch.testing.assert_close(mine, torch.lerp(new.float(), old, 0.95**20))
     own = dict(model.named_parameters())
-    mine = [own[name] for name in teacher.own_names]
-    pairs = zip(mine, teacher.parameters(), strict=True)
+    mine = [own[name] for name in teacher.weights.adapter_names]
+    pairs = zip(mine, teacher.weights.parameters(), strict=True)
     assert all(torch.equal(low, high.to(low.dtype)) for low, high in pairs)
 
 
@@ -202,8 +202,8 @@ def test_effective_averages_need_layers_that_are_called():
     model = lora()
     config = SDPOConfig(teacher_mode="lora_ema", lora_average="effective")
     teacher: Any = build_teacher(model, config)
-    teacher.own(model, batch(), response_logits)
-    for layer in teacher.layers.values():
+    teacher.weights.answer(model, batch(), response_logits)
+    for layer in teacher.weights.layers.values():
         layer.register_forward_hook = torch.nn.Identity().register_forward_hook
     with pytest.raises(ConfigError, match="none of them was called"):
-        teacher.own(model, batch(), response_logits)
+        teacher.weights.answer(model, batch(), response_logits)

@@ -21,6 +21,7 @@ from sdpo.trainer.teacher_inputs import (
     teacher_inputs,
     weighted_rewards,
 )
+from sdpo.update.observer import UpdateObserver
 from sdpo.update.rollouts import Rollouts
 from tests.helpers.trainers import tiny_trainer
 
@@ -29,31 +30,23 @@ pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 SMALL: dict[str, Any] = {"distillation_topk": 20}
 
 
-class Recorder:
+class Recorder(UpdateObserver):
     """Keeps what the trainer built from its rollouts."""
 
     def __init__(self):
         self.seen = []
 
-    def rollouts(self, rollouts, found, batch):
-        self.seen.append((rollouts, found, batch))
-
-    def before_micro_batch(self, *_):
-        pass
-
-    def micro_batch(self, *_):
-        pass
-
-    def gradients(self, *_):
-        pass
+    def on_rollouts(self, rollouts, trace, batch):
+        self.seen.append((rollouts, trace, batch))
 
 
 def first_rollouts(folder, config, **changes):
     args = {"max_steps": 1, **changes.pop("args", {})}
     trainer = tiny_trainer.trainer(folder, config, args=args, **changes)
-    trainer.recorder = Recorder()
+    recorder = Recorder()
+    trainer.observers.append(recorder)
     trainer.train()
-    return (*trainer.recorder.seen[0], trainer)
+    return (*recorder.seen[0], trainer)
 
 
 def texts(batch) -> list[str]:
@@ -65,16 +58,16 @@ def texts(batch) -> list[str]:
 
 
 def test_the_system_message_stays_and_the_demonstration_is_a_peers(tmp_path):
-    rollouts, found, batch, _ = first_rollouts(tmp_path, SDPOConfig(**SMALL))
+    rollouts, trace, batch, _ = first_rollouts(tmp_path, SDPOConfig(**SMALL))
     for row, text in enumerate(texts(batch)):
         assert text.startswith("<|im_start|>system\nAnswer with one number.<|im_end|>")
-        shown = found.trace["demonstration"][row]
+        shown = trace["demonstration"][row]
         assert shown.row // 4 == row // 4
         assert shown.row != row
         assert rollouts.rewards[shown.row] == 1
         assert "Correct solution:" in text
         assert shown.text in text
-    assert found.tensors["self_distillation_mask"].tolist() == [1] * 4
+    assert batch["self_distillation_mask"].tolist() == [1] * 4
 
 
 def test_turns_before_the_last_one_stay(tmp_path):
@@ -124,11 +117,11 @@ def test_several_reward_functions_are_weighed_and_their_feedback_joined(tmp_path
         success_reward_threshold=1.2, environment_feedback_only_without_solution=False, **SMALL
     )
     rewards = [tiny_trainer.Alternating(feedback=True), Style(), ignored]
-    rollouts, found, batch, _ = first_rollouts(
+    rollouts, trace, batch, _ = first_rollouts(
         tmp_path, config, reward_funcs=rewards, args={"reward_weights": [1.0, 0.25, 5.0]}
     )
     assert rollouts.rewards.tolist() == [1.25, 0.25, 1.25, 0.25]
-    assert found.trace["feedback"] == [
+    assert trace["feedback"] == [
         "be brief",
         "wrong: row 1\n\nbe brief",
         "be brief",
@@ -142,18 +135,18 @@ def test_feedback_may_be_a_logged_column_or_a_column_of_the_rollouts(tmp_path):
         log_extra("feedback", [f"logged {row}" for row in range(len(completions))])
         return [0.0] * len(completions)
 
-    _, found, _, trainer = first_rollouts(tmp_path, SDPOConfig(**SMALL), reward_funcs=[logs])
-    assert found.trace["feedback"] == [f"logged {row}" for row in range(4)]
-    assert list(trainer._logs["extra"]["feedback"]) == found.trace["feedback"]
+    _, trace, _, trainer = first_rollouts(tmp_path, SDPOConfig(**SMALL), reward_funcs=[logs])
+    assert trace["feedback"] == [f"logged {row}" for row in range(4)]
+    assert list(trainer._logs["extra"]["feedback"]) == trace["feedback"]
 
     def zero(completions, **_):
         return [0.0] * len(completions)
 
     data = tiny_trainer.dataset(hint=["try again"] * 4)
     config = SDPOConfig(feedback_column="hint", **SMALL)
-    _, found, _, _ = first_rollouts(tmp_path, config, reward_funcs=[zero], train_dataset=data)
-    assert found.trace["feedback"] == ["try again"] * 4
-    assert found.tensors["self_distillation_mask"].tolist() == [1] * 4
+    _, trace, batch, _ = first_rollouts(tmp_path, config, reward_funcs=[zero], train_dataset=data)
+    assert trace["feedback"] == ["try again"] * 4
+    assert batch["self_distillation_mask"].tolist() == [1] * 4
 
 
 @pytest.mark.parametrize(

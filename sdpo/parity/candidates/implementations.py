@@ -34,8 +34,7 @@ class Own:
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Stage values on a loss case, gradient included."""
         leaf = case.student_logits.detach().clone().requires_grad_(True)
-        values: dict[str, Tensor] = {}
-        value = self_distillation.self_distillation_loss(
+        stages = self_distillation.self_distillation_stages(
             leaf,
             case.teacher_logits,
             case.responses,
@@ -44,9 +43,9 @@ class Own:
             self_distillation_mask=case.self_distillation_mask,
             rollout_is_weights=case.rollout_is_weights,
             config=case.config,
-            trace=values,
         )
-        (values["gradient"],) = torch.autograd.grad(value, leaf)
+        (gradient,) = torch.autograd.grad(stages.aggregate, leaf)
+        values = stages.named() | {"gradient": gradient}
         return {name: tensor.detach() for name, tensor in values.items()}
 
     def prompt_record(

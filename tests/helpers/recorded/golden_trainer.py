@@ -17,6 +17,8 @@ from sdpo.parity.recorded.updates import golden_names, own_config
 from sdpo.settings.config import SDPOConfig
 from sdpo.trainer.sdpo_trainer import SDPOTrainer
 from sdpo.trainer.teacher_inputs import ROW
+from sdpo.update.actor_update import Batch
+from sdpo.update.observer import UpdateObserver
 from tests.helpers.recorded import update_cases as cases
 from tests.helpers.trainers import tiny_trainer
 
@@ -30,34 +32,33 @@ class Recorded(SDPOTrainer):
         return next(self.batches)
 
 
-class Recorder:
+class Recorder(UpdateObserver):
     """Collects what the trainer does, under the golden names."""
 
     def __init__(self):
-        self.tensors: dict[str, Tensor] = {}
+        self.recorded: dict[str, Tensor] = {}
         self.losses: list[float] = []
         self.update, self.micro, self.mini = 0, 0, 0
 
-    def before_micro_batch(self, inputs: dict[str, Any]) -> None:
-        pass
-
-    def micro_batch(self, batch: dict[str, Tensor], trace: dict[str, Tensor], scale: float) -> None:
-        for name, value in golden_names(trace):
-            self.tensors[f"u{self.update}.mb{self.micro}.{name}"] = value.detach().clone()
-        self.losses.append(trace["aggregate"].item() * scale)
+    def on_micro_batch_end(
+        self, batch: Batch, values: dict[str, Tensor], scale: Tensor | float
+    ) -> None:
+        for name, value in golden_names(values):
+            self.recorded[f"u{self.update}.mb{self.micro}.{name}"] = value.detach().clone()
+        self.losses.append(values["aggregate"].item() * float(scale))
         self.micro += 1
 
-    def gradients(self, model: torch.nn.Module) -> None:
+    def on_gradients(self, model: torch.nn.Module) -> None:
         for name, parameter in model.named_parameters():
             key = f"u{self.update}.mini{self.mini}.grad.{name}"
             assert parameter.grad is not None
-            self.tensors[key] = parameter.grad.clone()
+            self.recorded[key] = parameter.grad.clone()
         self.mini += 1
 
     def end_update(self, actor: torch.nn.Module, teacher: torch.nn.Module) -> None:
         for label, module in (("actor", actor), ("teacher", teacher)):
             for name, value in module.state_dict().items():
-                self.tensors[f"u{self.update}.{label}.{name}"] = value.clone()
+                self.recorded[f"u{self.update}.{label}.{name}"] = value.clone()
         self.update, self.micro, self.mini = self.update + 1, 0, 0
 
 
@@ -117,10 +118,10 @@ def build(
         **changes,
     )
     assert teacher is not None
-    trainer.teacher.module.load_state_dict(teacher.state_dict())
+    trainer.teacher.weights.module.load_state_dict(teacher.state_dict())
     trainer.batches = (rollouts_of(batch) for _, batch, _ in cases.updates(golden))
     recorder = Recorder()
-    trainer.recorder = recorder
+    trainer.observers.append(recorder)
     return trainer, recorder
 
 
@@ -132,11 +133,11 @@ def run(case_id: str, folder: Path, kind: type = Recorded, **changes: Any) -> ca
     def end_of_update() -> None:
         after()
         if trainer.schedule.ends_update(trainer._step):
-            recorder.end_update(trainer.model, trainer.teacher.module)
+            recorder.end_update(trainer.model, trainer.teacher.weights.module)
 
     trainer.after_optimizer_step = end_of_update
     trainer.train()
-    run = cases.Run(recorder.tensors)
+    run = cases.Run(recorder.recorded)
     losses = iter(recorder.losses)
     norms = iter([row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row])
     for _, result in zip(range(recorder.update), cases.case(case_id).entry["results"], strict=True):

@@ -7,6 +7,7 @@ products of the same shapes.
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -34,14 +35,25 @@ SAME_SHAPES = {
 """Cases whose canary is their forward pass, and the update of another one."""
 
 
-def reference_loss(*logits_and_masks, config, trace, old_log_probs, **others):
-    """The reference's loss with the arguments of ours; its trace has the golden names."""
+@dataclass
+class ReferenceStages:
+    """The stages of the reference's loss under the golden names, in the place of `LossStages`."""
+
+    trace: dict[str, Tensor]
+    aggregate: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        return {**self.trace, "aggregate": self.aggregate}
+
+
+def reference_stages(*logits_and_masks, config, old_log_probs, **others):
+    """The reference's loss with the arguments of ours."""
+    trace: dict[str, Tensor] = {}
     names = ("full_logit_distillation", "distillation_topk", "distillation_add_tail", "alpha")
     settings = {name: getattr(config, name) for name in (*names, "is_clip", "loss_agg_mode")}
     temperature = {"temperature": config.temperature, "old_log_probs": old_log_probs}
     loss = loss_from_logits(*logits_and_masks, **settings, **temperature, **others, trace=trace)
-    trace["aggregate"] = trace["loss"]
-    return loss
+    return ReferenceStages(trace, loss)
 
 
 def whole_logits(model: torch.nn.Module, batch: dict[str, Tensor], prefix: str = "") -> Tensor:
@@ -87,7 +99,7 @@ def run_with_reference_loss(case_id: str, **replaced: Any) -> UpdateRun:
     golden = family.case(case_id)
     with (
         mock.patch.multiple(
-            sdpo.update.actor_update, self_distillation_loss=reference_loss, **replaced
+            sdpo.update.actor_update, self_distillation_stages=reference_stages, **replaced
         ),
         mock.patch.object(library, "golden_names", lambda trace: trace.items()),
     ):

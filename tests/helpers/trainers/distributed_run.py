@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from sdpo.settings.config import SDPOConfig
 from sdpo.trainer.sdpo_trainer import SDPOTrainer
+from sdpo.update.observer import UpdateObserver
 from tests.helpers.measured import rounding_of
 from tests.helpers.trainers import tiny_trainer
 
@@ -146,7 +147,7 @@ def run(
     trainer.teacher.update = lambda *a, **k: (moves.append(1), update(*a, **k))[1]
     signal: list[float] = []
     if loss == "logits":  # the fused loss leaves rows out where nobody looks
-        trainer.recorder = trainer.recorder or Signal(signal)
+        trainer.observers.append(Signal(signal))
     before, gaps = tiny_trainer.weights(trainer.model), tiny_trainer.gaps_of(trainer)
     trainer.train()
     after = tiny_trainer.weights(trainer.model)
@@ -158,23 +159,14 @@ def run(
     save_file(found | {"losses": torch.tensor(losses)}, out / f"rank{rank}.safetensors")
 
 
-class Signal:
+class Signal(UpdateObserver):
     """Keeps the number of rows with a teacher signal on this process."""
 
     def __init__(self, seen: list[float]):
         self.seen = seen
 
-    def rollouts(self, rollouts: Any, found: Any, batch: dict[str, Any]) -> None:
+    def on_rollouts(self, rollouts: Any, trace: Any, batch: dict[str, Any]) -> None:
         self.seen.append(batch["self_distillation_mask"].sum().item())
-
-    def before_micro_batch(self, *_: Any) -> None:
-        pass
-
-    def micro_batch(self, *_: Any) -> None:
-        pass
-
-    def gradients(self, *_: Any) -> None:
-        pass
 
 
 if __name__ == "__main__":

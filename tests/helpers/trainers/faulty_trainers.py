@@ -21,7 +21,7 @@ class DroppingTeacher(SDPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         teacher: Any = self.teacher
-        for module in teacher.module.train().modules():
+        for module in teacher.weights.module.train().modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.5
 
@@ -37,8 +37,8 @@ class Unscaled(SDPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        real = self.teacher.student_parameters
-        self.teacher.student_parameters = lambda model: [delta / 2 for delta in real(model)]
+        real = self.teacher.weights.student_parameters
+        self.teacher.weights.student_parameters = lambda model: [delta / 2 for delta in real(model)]
 
 
 class WrongStep(SDPOTrainer):

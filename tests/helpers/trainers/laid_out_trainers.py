@@ -7,6 +7,7 @@ import torch
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
 from sdpo.trainer.sdpo_trainer import SDPOTrainer
 from sdpo.update.actor_update import response_logits
+from sdpo.update.rollouts import update_batch
 
 
 class Laid(SDPOTrainer):
@@ -77,10 +78,10 @@ class SummedOverProcesses(SDPOTrainer):
 class OldInside(SDPOTrainer):
     """Log-probs of the student are computed anew inside the loss, before the teacher's."""
 
-    def _loss_from_logits(self, model, batch, trace):
+    def _self_distillation_loss(self, model, inputs):
         with torch.no_grad():
-            response_logits(model, batch)
-        return super()._loss_from_logits(model, batch, trace)
+            response_logits(model, update_batch(inputs))
+        return super()._self_distillation_loss(model, inputs)
 
 
 def row_by_row(teacher: Any, reverse: bool) -> Any:
@@ -96,7 +97,7 @@ def row_by_row(teacher: Any, reverse: bool) -> Any:
             end = batch[names[0]].shape[1] - batch["responses"].shape[1] + width
             given = {n: batch[n][row : row + 1, first:end] for n in names}
             with torch.no_grad():
-                answer = teacher.module(
+                answer = teacher.weights.module(
                     **{n.removeprefix("teacher_"): v for n, v in given.items()}, use_cache=False
                 ).logits[:, -width - 1 : -1]
             missing = batch["responses"].shape[1] - width
@@ -139,12 +140,13 @@ class LiveTeacher(SDPOTrainer):
 class AsksTwice(SDPOTrainer):
     """The teacher is also asked something whose answer is not used."""
 
-    def _loss_from_logits(self, model, batch, trace):
+    def _self_distillation_loss(self, model, inputs):
         teacher: Any = self.teacher
+        batch = update_batch(inputs)
         with torch.no_grad():
             other = {**batch, "teacher_input_ids": batch["teacher_input_ids"].clamp(max=7)}
-            response_logits(teacher.module, other, "teacher_")
-        return super()._loss_from_logits(model, batch, trace)
+            response_logits(teacher.weights.module, other, "teacher_")
+        return super()._self_distillation_loss(model, inputs)
 
 
 def adapter_of(trainer: type) -> OwnTrainer:

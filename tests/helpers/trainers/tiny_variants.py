@@ -44,5 +44,5 @@ def audited(folder, *, kind=SDPOTrainer, args=None, reward=None, model=None, **s
 
 
 def rows_of(trainer, name="parity.csv"):
-    with (trainer.recorder.folder / name).open(encoding="utf-8") as file:
+    with (trainer.audit.folder / name).open(encoding="utf-8") as file:
         return list(csv.DictReader(file))

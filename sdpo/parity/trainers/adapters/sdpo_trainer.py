@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -15,14 +15,22 @@ from sdpo.parity.trainers.recording.adapter_base import (
     TrainerParts,
 )
 from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter
+from sdpo.prompt.teacher_batch import PromptTrace
+from sdpo.update.actor_update import Batch
+from sdpo.update.observer import UpdateObserver
+from sdpo.update.rollouts import Rollouts
 
 SETTINGS = (*UPDATE_SETTINGS, *PROMPT_SETTINGS, "loss_agg_mode")
 PEFT_PREFIX = "base_model.model."
-PROMPTS = ("feedback", "demonstration", "teacher_prompt")
+PROMPTS: tuple[Literal["feedback", "demonstration", "teacher_prompt"], ...] = (
+    "feedback",
+    "demonstration",
+    "teacher_prompt",
+)
 
 
 class OwnTrainer(HFTrainerAdapter):
-    """`SDPOTrainer`, seen through the recorder that its audit callback uses.
+    """`SDPOTrainer`, seen by an observer of its updates, as its audit callback is one.
 
     LoRA teachers are measured by the average of what adapters add to the weights, which
     `lora_average="effective"` follows; `OwnTrainerFactors` is audited with the default, which
@@ -69,28 +77,29 @@ class OwnTrainer(HFTrainerAdapter):
 
     def teacher(self, trainer: HFTrainer) -> nn.Module | None:
         """A copy; with LoRA the student, which has the teacher as a second adapter."""
-        return getattr(trainer.teacher, "module", trainer.model)
+        return getattr(trainer.teacher.weights, "module", trainer.model)
 
     def teacher_adapters(self, trainer: HFTrainer) -> tuple[str, ...]:
         """The teacher's, or none where averages of effective weights are added to the model's."""
-        return () if hasattr(trainer.teacher, "deltas") else super().teacher_adapters(trainer)
+        effective = hasattr(trainer.teacher.weights, "deltas")
+        return () if effective else super().teacher_adapters(trainer)
 
     def teacher_weights(self, trainer: HFTrainer) -> dict[str, Tensor]:
         """The teacher's weights by name; of a LoRA teacher the effective ones."""
-        deltas = getattr(trainer.teacher, "deltas", None)
-        if deltas is None:
+        weights = trainer.teacher.weights
+        if not hasattr(weights, "deltas"):
             return super().teacher_weights(trainer)
-        layers = zip(trainer.teacher.layers.items(), deltas, strict=True)
+        layers = zip(weights.layers.items(), weights.deltas, strict=True)
         return {
             f"{name.removeprefix(PEFT_PREFIX)}.weight": (layer.base_layer.weight + delta).detach()
             for (name, layer), delta in layers
         }
 
     def observe(self, trainer: HFTrainer, recorder: StageRecorder) -> None:
-        """Sit where the audit callback sits."""
-        trainer.recorder = Tap(recorder)
-        recorder.watch.expect("SDPOTrainer.recorder.rollouts")
-        recorder.watch.expect("SDPOTrainer.recorder.micro_batch")
+        """Add an observer that tells the recorder."""
+        trainer.observers.append(Tap(recorder))
+        recorder.watch.expect("SDPOTrainer.observers.on_rollouts")
+        recorder.watch.expect("SDPOTrainer.observers.on_micro_batch_end")
         if trainer.sdpo_config.teacher_regularization == "trust-region":
             self._show_mixed_logits(recorder)
 
@@ -116,39 +125,35 @@ class OwnTrainer(HFTrainerAdapter):
 
     def _show_mixed_logits(self, recorder: StageRecorder) -> None:
         """A trust-region teacher answers with a mix, which no module returns: take the loss's."""
-        import sdpo.trainer.sdpo_trainer
+        import sdpo.trainer.micro_batch_loss
 
         def seen(arguments: dict[str, Any], result: Any) -> None:
             if recorder.micro is not None:
                 recorder.micro.logits["teacher"] = arguments["teacher_logits"].detach().clone()
 
-        recorder.watch.function(sdpo.trainer.sdpo_trainer, "self_distillation_loss", seen)
+        recorder.watch.function(sdpo.trainer.micro_batch_loss, "self_distillation_stages", seen)
 
 
-class Tap:
-    """What `SDPOTrainer.recorder` is told, passed on."""
+class Tap(UpdateObserver):
+    """Tells the recorder of an audit what it hears."""
 
     def __init__(self, recorder: StageRecorder):
         self.recorder = recorder
 
-    def rollouts(self, rollouts: Any, found: Any, batch: Any) -> None:
-        """A generation was turned into the teacher's inputs."""
-        self.recorder.watch.calls["SDPOTrainer.recorder.rollouts"] += 1
+    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: dict[str, Any]) -> None:
+        """Record the stages of the teacher prompt."""
+        self.recorder.watch.calls["SDPOTrainer.observers.on_rollouts"] += 1
         for stage in PROMPTS:
-            self.recorder.prompts(stage, found.trace[stage])
+            self.recorder.prompts(stage, trace[stage])
 
-    def before_micro_batch(self, inputs: Any) -> None:
-        """A micro-batch is about to be processed; the recorder sees that by itself."""
-
-    def micro_batch(self, batch: Any, trace: Mapping[str, Tensor], scale: Any) -> None:
-        """The loss of a micro-batch was computed."""
-        self.recorder.watch.calls["SDPOTrainer.recorder.micro_batch"] += 1
+    def on_micro_batch_end(
+        self, batch: Batch, values: dict[str, Tensor], scale: Tensor | float
+    ) -> None:
+        """Record the stages of the loss."""
+        self.recorder.watch.calls["SDPOTrainer.observers.on_micro_batch_end"] += 1
         if "old_log_probs" in batch and self.recorder.micro is not None:
             self.recorder.micro.inputs["old_log_probs"] = batch["old_log_probs"].clone()
-        self.recorder.values({k: v for k, v in trace.items() if k != "loss_mask"})
-
-    def gradients(self, model: nn.Module) -> None:
-        """The gradients of a step are complete; they are recorded where they are clipped."""
+        self.recorder.values({k: v for k, v in values.items() if k != "loss_mask"})
 
 
 class OwnTrainerFactors(OwnTrainer):

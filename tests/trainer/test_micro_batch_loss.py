@@ -12,12 +12,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-import sdpo.trainer.fused_path
+import sdpo.trainer.micro_batch_loss
 from sdpo.fused.hidden_states import check_head, head_of, response_projection
 from sdpo.fused.lm_head import logits_of
 from sdpo.parity.recorded.updates import own_config
 from sdpo.settings.config import ConfigError
-from sdpo.trainer.sdpo_trainer import SDPOTrainer
 from sdpo.update.actor_update import response_logits
 from sdpo.update.shared_prefix import MODEL_INPUTS
 from tests.helpers.recorded import golden_trainer
@@ -120,7 +119,7 @@ def test_a_model_that_does_not_call_its_head_is_refused():
 @pytest.mark.parametrize("case_id", ["P-U002", "P-U015", "P-U027", "P-U044"])
 def test_recorded_updates_are_reproduced(case_id, tmp_path, monkeypatch):
     """The recorder makes the trainer take all rows and keep all stages."""
-    monkeypatch.setattr(SDPOTrainer, "_loss_from_logits", None)
+    monkeypatch.setattr(sdpo.trainer.micro_batch_loss, "self_distillation_stages", None)
     config = replace(own_config(cases.case(case_id).config), loss_implementation="fused")
     run = golden_trainer.run(case_id, tmp_path, sdpo_config=config)
     skip = ("old_log_probs_used", "entropy")
@@ -198,11 +197,11 @@ def test_rows_without_signal_cost_the_models_nothing(tmp_path):
 def test_a_planted_fault_is_seen(tmp_path, monkeypatch):
     """Hidden states one token late."""
     expected = trained(tmp_path / "a", "logits", {}, {})
-    real = sdpo.trainer.fused_path.response_projection
+    real = sdpo.trainer.micro_batch_loss.response_projection
 
     def late(*arguments, **named):
         found = real(*arguments, **named)
         return found._replace(hidden=found.hidden.roll(1, dims=1))
 
-    monkeypatch.setattr(sdpo.trainer.fused_path, "response_projection", late)
+    monkeypatch.setattr(sdpo.trainer.micro_batch_loss, "response_projection", late)
     assert not tiny_trainer.near(trained(tmp_path / "b", "fused", {}, {}), expected)
