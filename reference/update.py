@@ -7,7 +7,6 @@ where they look wrong. Models are called as in `forward.py`.
 Out of scope: several ranks, fused kernels, gradient scaling for float16, other loss modes.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sdpo.reference.forward import MODEL_INPUTS, Batch, forward_micro_batch, logit_outputs
+from sdpo.reference.hooks import Hooks
 from sdpo.reference.loss import (
     LOSS_AGG_MODES,
     agg_loss,
@@ -138,16 +138,14 @@ def rollout_metrics(log_probs: Tensor, rollout_log_probs: Tensor, mask: Tensor) 
 class Actor:
     """Actor, optimizer and teacher between updates; `update_policy` is one update.
 
-    Without a `teacher_module` the live actor is the teacher. A `trace` collects the micro-batches'
-    values, unclipped gradients and weights, as `u0.mb0.loss`. `outputs` is for `logit_outputs`.
+    Without a `teacher_module` the live actor is the teacher. `outputs` is for `logit_outputs`.
     """
 
     actor_module: nn.Module
     actor_optimizer: torch.optim.Optimizer
     settings: UpdateSettings
     teacher_module: nn.Module | None = None
-    trace: dict[str, Tensor] | None = field(default=None, repr=False)
-    updates: int = 0
+    hooks: Hooks = field(default_factory=Hooks, repr=False)
     outputs: Callable[..., dict[str, Tensor]] = logit_outputs
     metrics: dict[str, Any] = field(default_factory=dict, init=False)
 
@@ -176,22 +174,21 @@ class Actor:
         on_policy = len(mini_batches) == 1 and self.settings.ppo_epochs == 1
         self.metrics = {"actor/pg_loss": 0.0, "actor/kl_loss": 0.0}
         grad_norms: list[float] = []
-        label = map("mb{}".format, itertools.count())
         for mini_batch in mini_batches * self.settings.ppo_epochs:
-            dynamic = dynamic_groups[len(grad_norms)] if dynamic_groups else None
+            step = len(grad_norms)
+            dynamic = dynamic_groups[step] if dynamic_groups else None
             self.actor_optimizer.zero_grad()
-            for rows, scale in self._groups(mini_batch, dynamic):
+            for number, (rows, scale) in enumerate(self._groups(mini_batch, dynamic)):
                 part = {name: tensor[list(rows)] for name, tensor in batch.items()}
-                self._micro_batch(part, temperature, on_policy, scale, next(label))
-            grad_norms.append(self._optimizer_step(f"mini{len(grad_norms)}"))
+                with self.hooks.micro_batch(step, number):
+                    self._micro_batch(part, temperature, on_policy, scale, (step, number))
+            grad_norms.append(self._optimizer_step(step))
         self.metrics["actor/grad_norm"] = grad_norms
         self.actor_optimizer.zero_grad()
         if any(math.isfinite(norm) for norm in grad_norms):
             self._update_teacher()
-        self._record("actor", self.actor_module.state_dict())
         teacher = getattr(self.teacher_module, "reference", self.teacher_module)
-        self._record("teacher", {} if teacher is None else teacher.state_dict())
-        self.updates += 1
+        self.hooks.after_update(self.actor_module, teacher)
         return self.metrics
 
     def _check(self, batch: Batch) -> None:
@@ -243,7 +240,12 @@ class Actor:
             return student, forward_micro_batch(module, inputs, temperature, **options)
 
     def _micro_batch(
-        self, batch: Batch, temperature: float, on_policy: bool, scale: float, label: str
+        self,
+        batch: Batch,
+        temperature: float,
+        on_policy: bool,
+        scale: float,
+        place: tuple[int, int],
     ) -> None:
         """Loss, metrics and backward of one micro-batch; gradients add up."""
         student, teacher = self._forward(batch, temperature)
@@ -263,14 +265,16 @@ class Actor:
             rollout_is_weights=batch.get("rollout_is_weights"),
             trace=loss_trace,
         )
-        self._record(label, {**values, **loss_trace, "entropy": student.get("entropy")})
-        self._record(label, {"student_topk_indices": student.get("topk_indices")})
+        others = {"entropy": "entropy", "student_topk_indices": "topk_indices"}
+        further = {name: student[kind] for name, kind in others.items() if kind in student}
+        self.hooks.values(*place, {**values, **loss_trace, **further})
         empty = batch["self_distillation_mask"].sum().item() == 0
         self._log({"self_distillation/empty_target_batch": empty})
         if "rollout_log_probs" in batch:
             sampler = batch["rollout_log_probs"]
             self._log(rollout_metrics(log_probs, sampler, batch["response_mask"]))
         policy_loss = self._with_entropy_and_kl(pg_loss, student, batch, scale)
+        policy_loss = self.hooks.loss(place[0], policy_loss)
         (policy_loss * scale).backward()
         self.metrics["actor/pg_loss"] += pg_loss.detach().item() * scale
 
@@ -293,17 +297,17 @@ class Actor:
             self._log({"actor/kl_coef": settings.kl_loss_coef})
         return policy_loss
 
-    def _optimizer_step(self, label: str) -> float:
+    def _optimizer_step(self, step: int) -> float:
         """Clip and step; drop the gradients instead if their norm is not finite."""
-        named = dict(self.actor_module.named_parameters())
-        parameters = named.values()
+        parameters = dict(self.actor_module.named_parameters()).values()
         assert self.settings.grad_clip is not None, "the gradient must be clipped: give grad_clip"
-        self._record(label, {f"grad.{name}": parameter.grad for name, parameter in named.items()})
+        self.hooks.before_step(step, self.actor_module)
         norm = nn.utils.clip_grad_norm_(parameters, max_norm=self.settings.grad_clip).item()
         if math.isfinite(norm):
             self.actor_optimizer.step()
         else:
             self.actor_optimizer.zero_grad()
+        self.hooks.after_step(step, self.actor_module, norm)
         return norm
 
     def _update_teacher(self) -> None:
@@ -312,16 +316,11 @@ class Actor:
             return
         if teacher is None or teacher is self.actor_module:
             raise ValueError("EMA needs a teacher module of its own")
-        ema_update(teacher, self.actor_module, settings.teacher_update_rate)
+        ema_update(*self.hooks.averaged(teacher, self.actor_module), settings.teacher_update_rate)
 
     def _log(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             self.metrics.setdefault(name, []).append(value)
-
-    def _record(self, label: str, tensors: Mapping[str, Tensor | None]) -> None:
-        for name, tensor in tensors.items():
-            if self.trace is not None and tensor is not None:
-                self.trace[f"u{self.updates}.{label}.{name}"] = tensor.detach().clone()
 
 
 def ema_update(teacher: nn.Module, student: nn.Module, rate: float) -> None:

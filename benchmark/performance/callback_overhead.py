@@ -33,7 +33,7 @@ from transformers import (
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from sdpo.fixtures import PACKAGED
-from sdpo.lockstep.parity_callback import calibrates
+from sdpo.lockstep.parity_callback import MEASURED_AT
 from sdpo.settings.config import SDPOConfig
 from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
@@ -149,7 +149,7 @@ def measure(size: str, chosen: argparse.Namespace) -> dict[str, Any]:
     kinds: dict[str, list[tuple[float, float]]] = {"plain": [], "check": [], "measured": []}
     for number, seconds in enumerate(clock.steps[1:], 1):  # the first one warms up
         check = number // 2 + 1
-        kind = "plain" if number % 2 else ("measured" if calibrates(check) else "check")
+        kind = "plain" if number % 2 else ("measured" if check in MEASURED_AT else "check")
         kinds[kind].append(seconds)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     return {"size": size, "parameters": parameters} | ratios(kinds, chosen.updates)
@@ -161,7 +161,7 @@ def ratios(kinds: dict[str, list[tuple[float, float]]], updates: int) -> dict[st
     step = median(rest for rest, _ in kinds["plain"])
     check, budget = median(shares["check"]), max(shares["measured"])
     checks = range(1, updates // EVERY + 1)
-    total = sum(budget if calibrates(number) else check for number in checks)
+    total = sum(budget if number in MEASURED_AT else check for number in checks)
     quarter = len(shares["check"]) // 4
     return {
         "step": step,

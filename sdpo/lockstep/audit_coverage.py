@@ -16,7 +16,7 @@ def check_audited(trainer: Any) -> None:
     config, args = trainer.sdpo_config, trainer.args
     dropout = has_dropout(trainer.model)
     shared = config.shares_prompts("student")
-    accumulated = trainer.schedule.gradient_accumulation_steps > 1
+    accumulated = args.gradient_accumulation_steps > 1
     exact = config.micro_batch_semantics == "exact" and accumulated
     several = trainer.args.gradient_accumulation_steps > trainer.args.steps_per_generation
     problems = {

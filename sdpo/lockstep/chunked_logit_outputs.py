@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdpo.loss.log_softmax import Piece, places
 from sdpo.reference.forward import entropy_from_logits, logit_outputs
 from sdpo.reference.loss import log_probs_from_logits, topk_log_probs
 
+CACHE_BYTES, GPU_BYTES = 4 * 2**20, 256 * 2**20
+Piece = tuple[Any, ...]
 Again = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 AGAIN: dict[str, Again] = {
@@ -102,6 +103,22 @@ def pieces(
     for place in places(logits):
         chosen = None if indices is None else rows(indices[place], 3)
         yield place, rows(logits[place], 3), rows(labels[place], 2), chosen
+
+
+def places(logits: Tensor) -> Iterator[Piece]:
+    """Index all tokens, or consecutive ones of a row that fit into the cache, but two at least.
+
+    A single token's sum would be taken in another order.
+    """
+    rows, tokens, width = logits.shape
+    limit = GPU_BYTES if logits.is_cuda else CACHE_BYTES
+    if logits.nbytes <= limit:
+        yield (...,)
+        return
+    size = max(2, limit // (width * logits.itemsize))
+    count = max(1, tokens // size)
+    ends = [tokens * number // count for number in range(count + 1)]
+    yield from ((row, slice(*ends[n : n + 2])) for row in range(rows) for n in range(count))
 
 
 def rows(tensor: Tensor, dimensions: int) -> Tensor:

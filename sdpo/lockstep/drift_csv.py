@@ -1,8 +1,12 @@
 """What the audit of a training leaves behind: rows in CSV files, and a plot of the drift."""
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sdpo.lockstep.update_distances import Delta, refused
+from sdpo.parity.cases.stages import STAGES
 
 Row = dict[str, Any]
 
@@ -10,6 +14,15 @@ SMALLEST = 1e-17
 """What is drawn for a distance of zero."""
 
 DRIFTS = {"weights": ("student", "o-", "black"), "teacher": ("teacher", "s--", "0.5")}
+
+
+REPORTED = {"aggregate": "loss", "gradient": "gradient", "weights": "weights", "teacher": "teacher"}
+COLUMNS = (
+    *("step", "loss", "reference_loss", "delta_loss", "gradient_cosine"),
+    *(f"{label}_{kind}" for label in REPORTED.values() for kind in ("relative", "budget")),
+    *("verdict", "reason", "first_moved", "first_value", "first_step", "audited", "seconds"),
+)
+RESUMED_INSIDE = "nothing: the run was resumed inside this update"
 
 
 class RowFile:
@@ -56,6 +69,52 @@ class RowFile:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def check_row(
+    step: int,
+    losses: Sequence[float],
+    cosine: float,
+    found: Sequence[Delta],
+    allowed: Mapping[str, float],
+    first: Delta | None,
+) -> Row:
+    """The row of a checked update, but for what was audited and how long it took.
+
+    Args:
+        step: the optimizer step after it.
+        losses: of trainer and reference.
+        cosine: the smallest between their gradients.
+        found: all distances.
+        allowed: the budget of each kind of value.
+        first: the earliest distance beyond its budget.
+    """
+    row: Row = {"step": step, "loss": losses[0], "reference_loss": losses[1]}
+    row |= {"delta_loss": abs(losses[0] - losses[1]), "gradient_cosine": cosine}
+    for name, label in REPORTED.items():
+        row[f"{label}_relative"] = max(delta.value for delta in found if delta.name == name)
+        row[f"{label}_budget"] = allowed[name]
+    row["reason"] = refused(found, allowed)
+    row["verdict"] = "DIVERGENT" if first else "INCONCLUSIVE" if row["reason"] else "PASS"
+    row["first_moved"] = first.stage if first else ""
+    row["first_value"] = first.name if first else ""
+    row["first_step"] = first.step if first else ""
+    return row
+
+
+def unchecked_row(step: int) -> Row:
+    """The row of an update whose beginning is not known."""
+    known = {"step": step, "audited": RESUMED_INSIDE, "verdict": "INCONCLUSIVE"}
+    return dict.fromkeys(COLUMNS, "") | known
+
+
+def logged(row: Row) -> dict[str, float]:
+    """The numbers of a row that go to the trainer's log; of the first stage its number."""
+    first = row["first_moved"]
+    return {name: v for name, v in row.items() if isinstance(v, float) and name != "seconds"} | {
+        "first_moved": STAGES[first].number if first else 0,
+        "inconclusive": float(row["verdict"] == "INCONCLUSIVE"),
+    }
 
 
 def number(text: str) -> Any:

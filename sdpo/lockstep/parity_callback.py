@@ -13,7 +13,7 @@ The trainer itself is only read: an audited run is bit-identical to one that is 
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
@@ -22,52 +22,48 @@ from transformers import TrainerCallback
 
 from sdpo.lockstep import trainer_snapshot
 from sdpo.lockstep.audit_coverage import check_audited, has_dropout
-from sdpo.lockstep.drift_csv import Row, RowFile, plot_drift
+from sdpo.lockstep.drift_csv import RowFile, check_row, logged, plot_drift, unchecked_row
 from sdpo.lockstep.malloc_trim import keep_freed_memory, return_freed_memory
 from sdpo.lockstep.reference_update import (
-    Record,
-    Step,
+    RepeatedUpdate,
     Surroundings,
     random_state,
     reference_update,
 )
 from sdpo.lockstep.replica import Replica, State, Weights, refreshed, weights_of
-from sdpo.lockstep.rollout_source import Source
+from sdpo.lockstep.rollout_source import TEACHER_KEYS, Source, update_rows
+from sdpo.lockstep.trainer_snapshot import StepInputs
 from sdpo.lockstep.update_distances import (
+    TEACHER_MOVED,
     Delta,
     budgets,
     deltas,
     farthest,
     first_moved,
     noise,
-    refused,
+    scaled_loss,
     sizeless,
 )
-from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.compare.statuses import Verdict
+from sdpo.parity.cases.stage_trace import NO_STAGE, SCALED_LOSS, Moment, StageTrace
 from sdpo.parity.compare.tensor_distances import distance
-from sdpo.prompt.teacher_batch import PromptTrace
 from sdpo.settings.config import ConfigError
-from sdpo.update.actor_update import Batch
-from sdpo.update.observer import UpdateObserver
-from sdpo.update.rollouts import TEACHER_KEYS, Rollouts, update_batch
 
-REPORTED = {"aggregate": "loss", "gradient": "gradient", "weights": "weights", "teacher": "teacher"}
-COLUMNS = (
-    *("step", "loss", "reference_loss", "delta_loss", "gradient_cosine"),
-    *(f"{label}_{kind}" for label in REPORTED.values() for kind in ("relative", "budget")),
-    *("verdict", "reason", "first_moved", "first_value", "first_step", "audited", "seconds"),
-)
+if TYPE_CHECKING:
+    from sdpo.prompt.teacher_batch import PromptTrace
+    from sdpo.update.actor_update import Batch
+    from sdpo.update.rollouts import Rollouts
+
 SAMPLES = 64
-RESUMED_INSIDE = "nothing: the run was resumed inside this update"
+MEASURED_AT = (1, 2, 16, 128, 1024, 8192, 65536)
+"""The checks at which budgets are measured anew, beside those that find a difference."""
 
 
 class ParityWarning(UserWarning):
     """An update that the reference would have made differently."""
 
 
-class ParityCallback(UpdateObserver, TrainerCallback):
-    """Compares updates of a trainer with the reference while it trains.
+class ParityCallback(TrainerCallback):
+    """Compares updates of a trainer with the reference while it trains; an `UpdateObserver`.
 
     Args:
         trainer: an `SDPOTrainer` with a teacher.
@@ -91,7 +87,7 @@ class ParityCallback(UpdateObserver, TrainerCallback):
         self.noise: dict[str, float] = {}
         self.draws = has_dropout(trainer.model)
         self.state: State | None = None
-        self.record: Record | None = None
+        self.trace: StageTrace | None = None
         self.scratch: Replica | None = None
         self.follower: Replica | None = None
         self.origin: State | None = None
@@ -101,7 +97,7 @@ class ParityCallback(UpdateObserver, TrainerCallback):
         self.weights: list[float] = []
         self.expected_prompts: dict[str, Any] = {}
         self.fingerprint = torch.zeros(0)
-        self.steps: list[Step] = []
+        self.steps: list[StepInputs] = []
         self.memory: dict[int, Weights] = {}
         self.rates: list[list[float]] = []
 
@@ -112,21 +108,22 @@ class ParityCallback(UpdateObserver, TrainerCallback):
 
     # --- what the trainer tells -------------------------------------------------------------
 
-    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: dict[str, Any]) -> None:
+    def on_rollouts(
+        self, rollouts: "Rollouts", trace: "PromptTrace", batch: dict[str, Any]
+    ) -> None:
         """Remember the state that a new update begins with."""
         if not self.trainer.model.training:
             return
         began = self.clock()
-        self.steps, self.rates, self.record = [], [], None
+        self.steps, self.rates, self.trace = [], [], None
         if self.lockstep and self.follower is None:
             self.origin = trainer_snapshot.state_of(self.trainer)
             self.follower = trainer_snapshot.replica_of(self.trainer).load(self.origin)
         if self.due:
             self.state = trainer_snapshot.state_of(self.trainer, self.state)
-            self.record = Record(steps=self.steps)
+            self.trace = StageTrace()
+            self.trace.put(Moment(), trainer_snapshot.comparable(trace))
         if self.due or self.lockstep:
-            if self.record is not None:
-                self.record.prompts = trainer_snapshot.comparable(trace)
             self._take(batch)
             self.fingerprint = self._fingerprint()
         self.seconds += self.clock() - began
@@ -142,28 +139,30 @@ class ParityCallback(UpdateObserver, TrainerCallback):
 
     def on_micro_batch_begin(self, inputs: dict[str, Any]) -> None:
         """Keep a micro-batch's inputs, and the generator's state if it draws."""
-        if self.record is None and not self.lockstep:
+        if self.trace is None and not self.lockstep:
             return
         if len(self.steps) == len(self.rates):
-            self.steps.append(Step())
+            self.steps.append(StepInputs())
         step = self.steps[-1]
         step.inputs.append(inputs)
         step.random.append((random_state() if self.draws else None, None))
 
     def on_micro_batch_end(
-        self, batch: Batch, values: dict[str, Tensor], scale: Tensor | float
+        self, batch: "Batch", values: dict[str, Tensor], scale: Tensor | float
     ) -> None:
         """Keep the stages' values of a micro-batch."""
-        if self.record is None and not self.lockstep:
+        if self.trace is None and not self.lockstep:
             return
         began, step = self.clock(), self.steps[-1]
         if self.draws:
             step.random[-1] = (step.random[-1][0], random_state())
-        if self.record is not None:
-            values = {name: value.detach() for name, value in values.items()}
-            step.micro_batches.append(values)
-            step.scaled_loss += values["aggregate"].item() * float(scale)
-            step.teacher_moved |= not torch.equal(self._fingerprint(), self.fingerprint)
+        if self.trace is not None:
+            self.trace.put(self._at(), {name: value.detach() for name, value in values.items()})
+            others = {
+                SCALED_LOSS: values["aggregate"].item() * float(scale),
+                TEACHER_MOVED: not torch.equal(self._fingerprint(), self.fingerprint),
+            }
+            self.trace.put(self._at(), others, NO_STAGE)
         self.seconds += self.clock() - began
 
     def on_gradients(self, model: nn.Module) -> None:
@@ -172,12 +171,12 @@ class ParityCallback(UpdateObserver, TrainerCallback):
             return
         began = self.clock()
         self.rates.append([group["lr"] for group in self.trainer.optimizer.param_groups])
-        if self.record is not None:
+        if self.trace is not None:
             named = model.named_parameters()
             gradient = {n: p.grad.detach() for n, p in named if p.grad is not None}
             number = len(self.rates) - 1
             self.memory[number] = refreshed(self.memory.get(number), gradient)
-            self.steps[-1].gradient = self.memory[number]
+            self.trace.put(self._at(), self.memory[number], "accumulate")
         self.seconds += self.clock() - began
 
     # --- what the training loop tells -------------------------------------------------------
@@ -190,23 +189,25 @@ class ParityCallback(UpdateObserver, TrainerCallback):
         inside = self.trainer._buffered_inputs
         if state.global_step and inside is not None and self.lockstep:
             rows = trainer_snapshot.joined_rows(inside)
-            self.batch, self.sampled = update_batch(rows), rows.get("sampling_per_token_logps")
+            self.batch, self.sampled = update_rows(rows), rows.get("sampling_per_token_logps")
 
     def on_step_end(self, args, state, control, **kwargs):
         """After an optimizer step, and after the teacher: compare if the update is done."""
         began = self.clock()
-        done = trainer_snapshot.schedule_of(self.trainer).ends_update(self.trainer._step)
-        if self.record is not None:
-            self.steps[-1].weights = weights_of(self.trainer.model, copied=not done)
+        done = self.trainer._step % trainer_snapshot.micro_batches_per_update(self.trainer) == 0
+        if self.trace is not None:
+            weights = weights_of(self.trainer.model, copied=not done)
+            self.trace.put(self._at(), weights, "optimizer")
         if done:
-            if self.record is not None:
-                self.record.teacher = trainer_snapshot.teacher_weights(self.trainer)
-                self._check(self.record, state.global_step, began)
+            if self.trace is not None:
+                teacher = trainer_snapshot.teacher_weights(self.trainer)
+                self.trace.put(self._at(), teacher, "teacher_update")
+                self._check(self.trace, state.global_step, began)
             elif self.due:
                 self._not_checked(state.global_step)
             if self.follower is not None:
                 self._follow(state.global_step)
-            self.record, self.steps = None, []
+            self.trace, self.steps = None, []
             self.updates += 1
         self.seconds += self.clock() - began
 
@@ -218,30 +219,35 @@ class ParityCallback(UpdateObserver, TrainerCallback):
 
     # --- one update -------------------------------------------------------------------------
 
-    def _check(self, record: Record, step: int, began: float) -> None:
+    def _at(self) -> Moment:
+        """The micro-batch that is processed, or was processed last."""
+        return Moment(0, len(self.steps) - 1, len(self.steps[-1].inputs) - 1)
+
+    def _check(self, trace: StageTrace, step: int, began: float) -> None:
         """Repeat an update by the reference and write down the distances."""
         assert self.state is not None
         self.scratch = self.scratch or trainer_snapshot.replica_of(self.trainer)
         expected = self._reference(self.scratch.load(self.state))
-        expected.prompts = self.expected_prompts
-        used = trainer_snapshot.trained_on(self.trainer, record.steps)
-        record.prompts["teacher_tokens"] = [used[name] for name in TEACHER_KEYS]
-        record.prompts["distillation_mask"] = used["self_distillation_mask"]
-        found = self._deltas(record, expected)
+        expected.trace.put(Moment(), self.expected_prompts)
+        used = trainer_snapshot.trained_on(self.trainer, self.steps)
+        tokens = [used[name] for name in TEACHER_KEYS]
+        mask = used["self_distillation_mask"]
+        trace.put(Moment(), {"teacher_tokens": tokens, "distillation_mask": mask})
+        found = self._deltas(trace, expected)
         names = {delta.name for delta in found}
         none = sizeless(expected)
         allowed = budgets(self.noise, names) | none
         first = first_moved(found, allowed)
         done = sum(row["loss"] != "" for row in self.checks.rows)
-        if first is not None or calibrates(done + 1):
+        if first is not None or done + 1 in MEASURED_AT:
             # What rounding does changes as training goes on: measured anew now and then, and
             # before an update is called different.
-            self.noise = self._noise(expected)
+            self.noise = self._noise(expected.trace)
             allowed = budgets(self.noise, names) | none
             first = first_moved(found, allowed)
-        self._write(record, expected, found, allowed, first, step, began)
+        self._write(trace, expected, found, allowed, first, step, began)
 
-    def _reference(self, replica: Replica, against: Record | None = None) -> Record:
+    def _reference(self, replica: Replica, against: StageTrace | None = None) -> RepeatedUpdate:
         """One update of a replica by the reference."""
         start, share = self.state or self.origin, 1 - self.trainer.sdpo_config.hybrid_lambda
         assert start is not None
@@ -271,13 +277,13 @@ class ParityCallback(UpdateObserver, TrainerCallback):
         if self.trainer.accelerator.num_processes > 1:
             trainer_snapshot.average_gradients(self.trainer, model)
 
-    def _deltas(self, record: Record, expected: Record) -> list[Delta]:
+    def _deltas(self, trace: StageTrace, expected: RepeatedUpdate) -> list[Delta]:
         """All distances, each the greatest of all processes."""
         same_split = self.trainer.sdpo_config.micro_batch_semantics == "verl"
-        found = list(deltas(record, expected, same_split=same_split))
+        found = list(deltas(trace, expected, same_split=same_split))
         return farthest(gather_object([found]))
 
-    def _noise(self, expected: Record) -> dict[str, float]:
+    def _noise(self, expected: StageTrace) -> dict[str, float]:
         """What the precision of the run alone moves each kind of value by."""
         assert self.state is not None
         assert self.scratch is not None
@@ -305,38 +311,26 @@ class ParityCallback(UpdateObserver, TrainerCallback):
 
     def _write(
         self,
-        record: Record,
-        expected: Record,
+        trace: StageTrace,
+        expected: RepeatedUpdate,
         found: list[Delta],
         allowed: dict[str, float],
         first: Delta | None,
         step: int,
         began: float,
     ) -> None:
-        own = [sum(s.scaled_loss for s in side.steps) for side in (record, expected)]
+        own = [
+            sum(scaled_loss(side.micro_batches(0, number)) for number in side.steps())
+            for side in (trace, expected.trace)
+        ]
         losses = torch.tensor(gather_object([own])).mean(0).tolist()
-        row: Row = {"step": step, "loss": losses[0], "reference_loss": losses[1]}
-        row["delta_loss"] = abs(losses[0] - losses[1])
-        row["gradient_cosine"] = min(s.match.cosine for s in expected.steps if s.match)
-        for name, label in REPORTED.items():
-            row[f"{label}_relative"] = max(d.value for d in found if d.name == name)
-            row[f"{label}_budget"] = allowed[name]
-        row["reason"] = refused(found, allowed)
-        row["verdict"] = (
-            Verdict.DIVERGENT if first else Verdict.INCONCLUSIVE if row["reason"] else Verdict.PASS
-        )
-        row["first_moved"] = first.stage if first else ""
-        row["first_value"] = first.name if first else ""
-        row["first_step"] = first.step if first else ""
-        row["audited"] = self._audited()
-        row["seconds"] = self.clock() - began
+        cosine = min(agreement.cosine for agreement in expected.matches)
+        row = check_row(step, losses, cosine, found, allowed, first)
+        row |= {"audited": self._audited(), "seconds": self.clock() - began}
         self.checks.append(row)
         metrics = self.trainer._metrics["train"]
-        for name, value in row.items():
-            if isinstance(value, float) and name != "seconds":
-                metrics[f"parity/{name}"].append(value)
-        metrics["parity/first_moved"].append(STAGES[first.stage].number if first else 0)
-        metrics["parity/inconclusive"].append(float(row["verdict"] == Verdict.INCONCLUSIVE))
+        for name, value in logged(row).items():
+            metrics[f"parity/{name}"].append(value)
         if first is not None and self.main:
             warnings.warn(
                 f"step {step}: the reference would have made another update; {first.stage} moved "
@@ -348,9 +342,7 @@ class ParityCallback(UpdateObserver, TrainerCallback):
 
     def _not_checked(self, step: int) -> None:
         """Write down that the beginning of an update is not known any more."""
-        row = dict.fromkeys(COLUMNS, "") | {"step": step, "audited": RESUMED_INSIDE}
-        row["verdict"] = Verdict.INCONCLUSIVE
-        self.checks.append(row)
+        self.checks.append(unchecked_row(step))
 
     # --- checkpoints ------------------------------------------------------------------------
 
@@ -378,7 +370,7 @@ class ParityCallback(UpdateObserver, TrainerCallback):
                 "with dropout or a hybrid loss cannot go on: resume from a checkpoint between "
                 "updates, or set audit_lockstep=False"
             )
-        self.steps = [Step() for _ in self.rates]
+        self.steps = [StepInputs() for _ in self.rates]
         if tensors and self.lockstep:
             self.origin = State.from_flat(tensors, "origin")
             self.follower = trainer_snapshot.replica_of(self.trainer)
@@ -393,8 +385,3 @@ class ParityCallback(UpdateObserver, TrainerCallback):
         weights = trainer_snapshot.teacher_weights(self.trainer).values()
         rows = [weight.detach().flatten() for weight in weights]
         return torch.cat([row[:: max(1, len(row) // SAMPLES)].float() for row in rows])
-
-
-def calibrates(check: int) -> bool:
-    """Whether budgets are measured anew at this check: the 1st, 2nd, 16th, 128th and so on."""
-    return check == 1 or (check.bit_count() == 1 and check.bit_length() % 3 == 2)

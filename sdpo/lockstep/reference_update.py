@@ -1,12 +1,11 @@
-"""Updates of a running training, repeated by the reference: what both sides did, in order.
+"""An update of a running training, repeated by the reference on a replica.
 
-A `Record` holds what one side did during an update. The candidate's is filled while it trains, the
-reference's by `reference_update` on a `Replica` with the candidate's state at the update's
-beginning. Nothing here knows of TRL. Symbols: `B` rows, `T` response width.
+`Replica` has the candidate's state at the update's beginning; `Surroundings` is what the trainer
+decides beside the loss. What the reference computes becomes a `StageTrace`, as what the trainer
+computes does. Nothing here knows of TRL. Symbols: `B` rows, `T` response width.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,75 +17,30 @@ from torch import Tensor, nn
 from sdpo.lockstep.chunked_logit_outputs import outputs_by_piece
 from sdpo.lockstep.lora_reference_teacher import DenseTeacher, effective
 from sdpo.lockstep.replica import OneByOne, Replica, State, Weights, refreshed, weights_of
-from sdpo.parity.cases.value_names import PROMPT_SETTINGS, UPDATE_SETTINGS
+from sdpo.parity.cases.run_reference import TraceHooks, in_dtype, run_reference_updates
+from sdpo.parity.cases.stage_trace import NO_STAGE, SCALED_LOSS, Moment, StageTrace
+from sdpo.parity.cases.value_names import UPDATE_SETTINGS
 from sdpo.parity.compare.tensor_distances import Match, match
-from sdpo.reference.loss import rollout_is_weights
-from sdpo.reference.teacher_prompt import build_teacher_batch, set_tokenizer_sides
-from sdpo.reference.update import (
-    MODEL_INPUTS,
-    Actor,
-    TrustRegionTeacher,
-    UpdateSettings,
-    forward_micro_batch,
-)
+from sdpo.reference.update import UpdateSettings
 from sdpo.settings.config import SDPOConfig
-
-OUR_NAMES = {
-    "student_log_probs": "log_probs.student",
-    "teacher_log_probs": "log_probs.teacher",
-    "student_topk_log_probs": "support.student",
-    "teacher_topk_log_probs": "support.teacher",
-    "student_all_log_probs": "support.student",
-    "teacher_all_log_probs": "support.teacher",
-    "student_support": "tail.student",
-    "teacher_support": "tail.teacher",
-    "divergence": "divergence",
-    "per_token_loss": "importance",
-    "loss_mask": "loss_mask",
-    "loss": "aggregate",
-}
-"""Names of the reference's values on the left, of the stages' values on the right."""
 
 REFERENCE_SETTINGS = (*UPDATE_SETTINGS, "loss_agg_mode", "grad_clip")
 RandomState = list[Tensor]
 
 
 @dataclass
-class Step:
-    """One optimizer step: values of its micro-batches, gradient before clipping, weights after.
+class RepeatedUpdate:
+    """What the reference computed in an update, and where it began.
 
-    `teacher_moved` tells whether the teacher was another one than at the update's beginning when a
-    micro-batch was processed. `random` are the generators' states before the SDPO loss of each
-    micro-batch and behind it, None where nothing draws. `match` is how the gradient agrees with the
-    other side's, once they were compared.
+    `matches` says of each optimizer step how the other side's gradient agrees, once they were
+    compared. `start` are the student's weights before the update, `followed_start` those that the
+    teacher follows: the same, or the student's effective ones.
     """
 
-    micro_batches: list[dict[str, Tensor]] = field(default_factory=list)
-    inputs: list[Any] = field(default_factory=list)
-    random: list[tuple[RandomState | None, RandomState | None]] = field(default_factory=list)
-    scaled_loss: float = 0.0
-    teacher_moved: bool = False
-    gradient: Weights = field(default_factory=dict)
-    match: Match | None = None
-    weights: Weights = field(default_factory=dict)
-
-    def rows(self, name: str) -> Tensor:
-        """A per-token value of all micro-batches, `(B, …)`."""
-        return torch.cat([values[name] for values in self.micro_batches])
-
-
-@dataclass
-class Record:
-    """What one side did during an update; `start` are the student's weights before it.
-
-    `teacher_start` are those that the teacher follows: the same, or the student's effective ones.
-    """
-
+    trace: StageTrace
+    matches: list[Match] = field(default_factory=list)
     start: Weights = field(default_factory=dict)
-    teacher_start: Weights = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-    teacher: Weights = field(default_factory=dict)
-    prompts: dict[str, Any] = field(default_factory=dict)
+    followed_start: Weights = field(default_factory=dict)
 
 
 @dataclass
@@ -113,74 +67,71 @@ class Surroundings:
         return self.weights[number] if self.weights else 1.0
 
 
-@dataclass
-class RecordingActor(Actor):
-    """The reference's actor in given surroundings; keeps gradients and weights of each step.
+class LockstepHooks(TraceHooks):
+    """Puts the reference into the surroundings of the candidate, and keeps what it computes.
 
-    With `against`, another record of the same update, only the match of the gradients is kept.
+    Args:
+        surroundings: what the candidate's trainer decides.
+        replica: what is trained.
+        width: of the responses; per-token values of padding behind them are left out.
+        against: the candidate's trace of the update; then only the match of the gradients is kept.
     """
 
-    surroundings: Surroundings = field(default_factory=Surroundings)
-    against: "Record | None" = None
-    memory: dict[int, Weights] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-
-    def _micro_batch(
+    def __init__(
         self,
-        batch: dict[str, Tensor],
-        temperature: float,
-        on_policy: bool,
-        scale: float,
-        label: str,
-    ) -> None:
-        states = self.surroundings.random
-        with replayed(states[int(label.removeprefix("mb"))] if states else None):
-            super()._micro_batch(batch, temperature, on_policy, scale, label)
+        surroundings: Surroundings,
+        replica: Replica,
+        width: int,
+        against: StageTrace | None = None,
+    ):
+        super().__init__()
+        self.surroundings, self.replica, self.width = surroundings, replica, width
+        self.against, self.matches = against, []
+        self.micro_batches = 0
 
-    def _with_entropy_and_kl(
-        self, pg_loss: Tensor, student: dict[str, Tensor], batch: dict[str, Tensor], scale: float
-    ) -> Tensor:
-        factor = self.surroundings.share * self.surroundings.weight(len(self.steps))
-        loss = super()._with_entropy_and_kl(pg_loss, student, batch, scale)
+    def micro_batch(self, step: int, micro_batch: int) -> contextlib.AbstractContextManager[None]:
+        """Draw what the candidate drew."""
+        states = self.surroundings.random
+        return replayed(states[self.micro_batches] if states else None)
+
+    def values(self, step: int, micro_batch: int, values: Mapping[str, Tensor]) -> None:
+        """Copy a micro-batch's values, without those of padding."""
+        self.micro_batches += 1
+        real = {n: v[:, : self.width] if v.dim() > 1 else v for n, v in values.items()}
+        super().values(step, micro_batch, real)
+
+    def loss(self, step: int, loss: Tensor) -> Tensor:
+        """The SDPO loss with its factors in the candidate's."""
+        factor = self.surroundings.share * self.surroundings.weight(step)
         return loss if factor == 1 else loss * factor
 
-    def _optimizer_step(self, label: str) -> float:
-        number, step = len(self.steps), Step()
-        self.surroundings.before_step(self.actor_module, number)
-        named = self.actor_module.named_parameters()
-        gradient = {n: p.grad.detach() for n, p in named if p.grad is not None}
+    def before_step(self, step: int, actor: nn.Module) -> None:
+        """Complete the gradient, keep it or its match, and set the learning rates."""
+        self.surroundings.before_step(actor, step)
+        gradient = {n: p.grad.detach() for n, p in actor.named_parameters() if p.grad is not None}
         if self.against is None:
-            step.gradient = refreshed(self.memory.get(number), gradient)
-            self.memory[number] = step.gradient
+            memory = self.replica.gradients
+            memory[step] = refreshed(memory.get(step), gradient)
+            self.trace.put(self.at, memory[step], "accumulate")
         else:
-            step.match = match(self.against.steps[number].gradient, gradient)
-        rates = self.surroundings.rates
-        if rates:
-            for group, lr in zip(self.actor_optimizer.param_groups, rates[number], strict=True):
+            self.matches.append(match(self.against.named("accumulate", 0, step), gradient))
+        if rates := self.surroundings.rates:
+            for group, lr in zip(self.replica.optimizer.param_groups, rates[step], strict=True):
                 group["lr"] = lr
-        norm = super()._optimizer_step(label)
-        last = number + 1 == len(rates)
-        step.weights = weights_of(self.actor_module, copied=not last)
-        self.steps.append(step)
-        return norm
 
-    def _update_teacher(self) -> None:
-        """The average of the trained weights alone: replicas share the frozen ones."""
-        whole = self.teacher_module, self.actor_module
-        assert self.teacher_module is not None
-        if isinstance(self.teacher_module, DenseTeacher):
-            sides = self.teacher_module.sides(self.actor_module)
-        else:
-            sides = trained(self.teacher_module), trained(self.actor_module)
-        self.teacher_module, self.actor_module = sides
-        try:
-            super()._update_teacher()
-        finally:
-            self.teacher_module, self.actor_module = whole
+    def after_step(self, step: int, actor: nn.Module, norm: float) -> None:
+        """Keep the weights; those after the last step are the replica's own."""
+        last = step + 1 == len(self.surroundings.rates)
+        self.trace.put(self.at, weights_of(actor, copied=not last), "optimizer")
 
-    def _record(self, label: str, tensors: Mapping[str, Tensor | None]) -> None:
-        if label.startswith("mb"):  # weights and gradients are kept above, with fewer copies
-            super()._record(label, tensors)
+    def averaged(self, teacher: nn.Module, actor: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The trained weights alone: replicas share the frozen ones."""
+        if isinstance(teacher, DenseTeacher):
+            return teacher.sides(actor)
+        return trained(teacher), trained(actor)
+
+    def after_update(self, actor: nn.Module, teacher: nn.Module | None) -> None:
+        """Nothing: the replica's own weights are looked at, without a copy."""
 
 
 def trained(module: nn.Module) -> nn.Module:
@@ -207,84 +158,6 @@ def replayed(state: RandomState | None) -> Iterator[None]:
         yield
 
 
-def reference_prompts(
-    responses: Tensor,
-    response_mask: Tensor,
-    rewards: Tensor,
-    prompts: Sequence[Any],
-    feedbacks: Sequence[Any],
-    tokenizer: Any,
-    config: SDPOConfig,
-    *,
-    uids: Sequence[int],
-    template_kwargs: Mapping[str, Any],
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The teacher's inputs as the reference builds them, and its stage values.
-
-    `uids` are equal for the rows of a group.
-    """
-    own = copy.deepcopy(tokenizer)
-    settings = {name: getattr(config, name) for name in PROMPT_SETTINGS}
-    set_tokenizer_sides(own, settings)
-    batch = build_teacher_batch(
-        responses,
-        response_mask,
-        rewards.unsqueeze(-1),
-        [[dict(message) for message in prompt] for prompt in prompts],
-        uids,
-        {"feedback": list(feedbacks)},
-        own,
-        loss_mode="sdpo",
-        self_distillation=settings,
-        apply_chat_template_kwargs=template_kwargs,
-    )
-    assert batch is not None
-    return batch.tensors, batch.trace
-
-
-@torch.no_grad()
-def reference_corrections(
-    replica: Replica,
-    batch: Mapping[str, Tensor],
-    config: SDPOConfig,
-    size: int,
-    *,
-    sampled: Tensor | None,
-) -> dict[str, Tensor]:
-    """`old_log_probs` `(B, T)` by the reference before an update, and `rollout_is_weights`.
-
-    Args:
-        replica: at the state before the update.
-        batch: rows of the whole update under the reference's names.
-        config: settings; `temperature` included.
-        size: rows per forward pass.
-        sampled: the sampler's log-probs `(B, T)`; None for no weights. A token that it could not
-            score, NaN, gets the weight 1, which the reference has no rule for.
-    """
-    training, names = replica.student.training, (*MODEL_INPUTS, "responses")
-    replica.answers(batch["responses"].shape[1])
-    replica.student.eval()
-    parts = zip(*(batch[name].split(size) for name in names), strict=True)
-    found = [
-        forward_micro_batch(
-            replica.student,
-            dict(zip(names, part, strict=True)),
-            config.temperature,
-            outputs=outputs_by_piece,
-        )["log_probs"]
-        for part in parts
-    ]
-    replica.student.train(training)
-    old = torch.cat(found)
-    corrected = {"old_log_probs": old}
-    limit = config.rollout_is_threshold
-    if sampled is not None and limit is not None and batch["response_mask"].any():
-        known = torch.where(sampled.isnan(), old, sampled.to(old.dtype))
-        weights = rollout_is_weights(old, known, batch["response_mask"], limit)
-        corrected["rollout_is_weights"] = weights
-    return corrected
-
-
 def reference_update(
     replica: Replica,
     batch: Mapping[str, Tensor],
@@ -296,9 +169,9 @@ def reference_update(
     surroundings: Surroundings,
     start: State,
     width: int | None = None,
-    against: Record | None = None,
-) -> Record:
-    """One update by the reference; changes the replica, whose tensors the record refers to.
+    against: StageTrace | None = None,
+) -> RepeatedUpdate:
+    """One update by the reference; changes the replica, whose tensors the result refers to.
 
     Args:
         replica: whose weights are updated.
@@ -310,7 +183,7 @@ def reference_update(
         surroundings: what else is done to the candidate.
         start: the state before the update.
         width: responses are padded to it, which `seq-mean-token-sum-norm` divides by.
-        against: another record of this update; see `RecordingActor`.
+        against: see `LockstepHooks`.
     """
     settings = UpdateSettings(
         ppo_mini_batch_size=mini_batch_size,
@@ -318,58 +191,36 @@ def reference_update(
         ppo_epochs=epochs,
         **{name: getattr(config, name) for name in REFERENCE_SETTINGS},
     )
-    teacher = replica.teacher
-    if config.teacher_regularization == "trust-region":
-        teacher = TrustRegionTeacher(teacher, replica.student, config.teacher_update_rate)
     if isinstance(replica.optimizer, OneByOne):
         replica.optimizer.steps = len(surroundings.rates)
     dense = isinstance(replica.teacher, DenseTeacher)
     followed = effective(replica.student) if dense else start.student
+    real = batch["responses"].shape[1]
+    hooks = LockstepHooks(surroundings, replica, real, against)
+    replica.answers(real if width is None else width)
     optimizer: Any = replica.optimizer
-    trace: dict[str, Tensor] = {}
-    actor = RecordingActor(
+    run_reference_updates(
         replica.student,
+        replica.teacher,
         optimizer,
         settings,
-        teacher,
-        trace,
-        surroundings=surroundings,
-        against=against,
-        memory=replica.gradients,
+        config.temperature,
+        [(in_dtype(reference_rows(batch, width), replica.dtype), None)],
+        hooks=hooks,
         outputs=outputs_by_piece,
     )
-    replica.answers(batch["responses"].shape[1] if width is None else width)
-    actor.update_policy(reference_rows(batch, replica.dtype, width), config.temperature)
-    scale = 1 / (mini_batch_size // micro_batch_size)
-    minis = len(actor.steps)
-    micros = len({name.split(".")[1] for name in trace})
-    real = batch["responses"].shape[1]
-    for number, step in enumerate(actor.steps):
-        span = range(number * micros // minis, (number + 1) * micros // minis)
-        step.micro_batches = [cropped(named(trace, f"u0.mb{micro}."), real) for micro in span]
-        losses = [values["aggregate"].item() for values in step.micro_batches]
-        step.scaled_loss = sum(losses) * scale * surroundings.weight(number)
-    teacher_after = replica.teacher_weights(start.teacher)
-    return Record(start.student, followed, actor.steps, teacher_after)
+    trace, scale = hooks.trace, 1 / (mini_batch_size // micro_batch_size)
+    for step in trace.steps():
+        losses = [values["aggregate"].item() for values in trace.micro_batches(0, step)]
+        scaled = sum(losses) * scale * surroundings.weight(step)
+        trace.put(Moment(0, step, len(losses) - 1), {SCALED_LOSS: scaled}, NO_STAGE)
+    trace.put(hooks.at, replica.teacher_weights(start.teacher), "teacher_update")
+    return RepeatedUpdate(trace, hooks.matches, start.student, followed)
 
 
-def reference_rows(
-    batch: Mapping[str, Tensor], dtype: torch.dtype, width: int | None
-) -> dict[str, Tensor]:
-    """The rows as the reference takes them: all tensors present, floats of one dtype, padded."""
+def reference_rows(batch: Mapping[str, Tensor], width: int | None) -> dict[str, Tensor]:
+    """The rows as the reference takes them: all tensors present, padded to a width."""
     blank = torch.zeros_like(batch["responses"]).float()
     rows = {"old_log_probs": blank, "advantages": blank, **batch}
-    rows = {n: t.to(dtype) if t.is_floating_point() else t for n, t in rows.items()}
     more = 0 if width is None else width - batch["responses"].shape[1]
     return {n: F.pad(t, (0, more)) if more and t.dim() > 1 else t for n, t in rows.items()}
-
-
-def cropped(values: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Per-token values at the first `width` tokens."""
-    return {name: value[:, :width] if value.dim() > 1 else value for name, value in values.items()}
-
-
-def named(trace: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The values below a prefix, under the names of the stages."""
-    found = {n.removeprefix(prefix): t for n, t in trace.items() if n.startswith(prefix)}
-    return {OUR_NAMES[n]: t for n, t in found.items() if n in OUR_NAMES}

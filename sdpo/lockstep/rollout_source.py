@@ -13,14 +13,29 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from trl.trainer.utils import is_async_callable
 
-from sdpo.update.rollouts import Rollouts
+TEACHER_KEYS = ("teacher_input_ids", "teacher_attention_mask", "teacher_position_ids")
+FURTHER_KEYS = (*TEACHER_KEYS, "self_distillation_mask", "rollout_is_weights", "old_log_probs")
+
+
+class Rollouts(NamedTuple):
+    """The rows of this process as they arose.
+
+    `prompts` has B conversations or texts; `rewards` is `(B,)`, or `(W*B,)` over all processes in
+    their order; `feedbacks` has B entries, text or None.
+    """
+
+    prompts: Sequence[Any]
+    responses: Tensor
+    response_mask: Tensor
+    rewards: Tensor
+    feedbacks: Sequence[Any]
 
 
 class SourceError(RuntimeError):
@@ -172,15 +187,8 @@ class Source:
         prompts = padded(prompt_ids, pad, multiple, left=True)
         prompt_mask = padded([[1] * len(row) for row in prompt_ids], 0, multiple, left=True)
         responses, mask = padded(ids, pad, multiple), padded(counted, 0, multiple)
-        attention_mask = torch.cat([prompt_mask, mask], dim=1)
-        tools = mask if tool_mask is None else mask * padded(tool_mask, 0, multiple)
-        tensors = {
-            "input_ids": torch.cat([prompts, responses], dim=1),
-            "attention_mask": attention_mask,
-            "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
-            "responses": responses,
-            "response_mask": tools,
-        }
+        tools = None if tool_mask is None else padded(tool_mask, 0, multiple)
+        tensors = student_rows(prompts, prompt_mask, responses, mask, tools)
         if sampled is not None:
             known = [[math.nan if x is None else x for x in row] for row in sampled]
             sampled = padded(known, 0.0, multiple).to(device)
@@ -268,6 +276,35 @@ class Awaited(Called):
         answer = list(await self._function(*args, **self._source.asked(kwargs)))
         self._source.answered(self._number, kwargs, answer)
         return answer
+
+
+def student_rows(
+    prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor, tools: Tensor | None
+) -> dict[str, Tensor]:
+    """Prompts `(B, P)` and completions `(B, T)` with their masks under the reference's names.
+
+    Positions count the attended tokens from 0; `tools` is 0 where a tool wrote a token.
+    """
+    attention_mask = torch.cat([prompt_mask, mask], dim=1)
+    return {
+        "input_ids": torch.cat([prompts, responses], dim=1),
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
+        "responses": responses,
+        "response_mask": mask if tools is None else mask * tools,
+    }
+
+
+def update_rows(buffered: Mapping[str, Any]) -> dict[str, Tensor]:
+    """TRL's buffered rows of a generation under the reference's names."""
+    rows = student_rows(
+        buffered["prompt_ids"],
+        buffered["prompt_mask"],
+        buffered["completion_ids"],
+        buffered["completion_mask"],
+        buffered.get("tool_mask"),
+    )
+    return rows | {n: buffered[n] for n in FURTHER_KEYS if buffered.get(n) is not None}
 
 
 def padded(rows: Sequence[Any], value: Any, multiple: int, *, left: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ import copy
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,13 +17,24 @@ from torch import Tensor, nn
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 from trl.trainer.utils import add_fused_lm_head
 
-from sdpo.lockstep.reference_update import Step, reference_corrections, reference_prompts, replayed
+from sdpo.lockstep.reference_inputs import reference_corrections, reference_prompts
+from sdpo.lockstep.reference_update import RandomState, replayed
 from sdpo.lockstep.replica import Replica, State
-from sdpo.lockstep.rollout_source import Taken
-from sdpo.lockstep.update_distances import EXACT
+from sdpo.lockstep.rollout_source import TEACHER_KEYS, Taken
+from sdpo.parity.cases.stages import PROMPT_STAGES
 from sdpo.settings.config import SDPOConfig
-from sdpo.update.rollouts import TEACHER_KEYS, as_messages
-from sdpo.update.schedule import Schedule
+
+
+@dataclass
+class StepInputs:
+    """What an optimizer step of the candidate was computed from, micro-batch by micro-batch.
+
+    `random` are the generators' states before the SDPO loss of each micro-batch and behind it, None
+    where nothing draws.
+    """
+
+    inputs: list[Any] = field(default_factory=list)
+    random: list[tuple[RandomState | None, RandomState | None]] = field(default_factory=list)
 
 
 def teacher_weights(trainer: Any) -> dict[str, Tensor]:
@@ -74,24 +85,21 @@ def reference_config(trainer: Any) -> SDPOConfig:
     return replace(config, temperature=temperature, grad_clip=limit)
 
 
-def schedule_of(trainer: Any) -> Schedule:
-    """Micro-batches per step and per generation, and passes, as TRL's settings have them."""
-    args = trainer.args
-    return Schedule(
-        args.gradient_accumulation_steps, args.steps_per_generation, args.num_iterations
-    )
+def micro_batches_per_update(trainer: Any) -> int:
+    """How many micro-batches are processed between two generations."""
+    return trainer.args.steps_per_generation * trainer.args.num_iterations
 
 
 def sizes(trainer: Any) -> dict[str, Any]:
     """The reference's batch settings; with `exact` a mini-batch is not split."""
-    schedule, micro = schedule_of(trainer), trainer.args.per_device_train_batch_size
-    mini = micro * schedule.gradient_accumulation_steps
+    micro = trainer.args.per_device_train_batch_size
+    mini = micro * trainer.args.gradient_accumulation_steps
     exact = trainer.sdpo_config.micro_batch_semantics == "exact"
     padded = trainer.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm"
     return {
         "mini_batch_size": mini,
         "micro_batch_size": mini if exact else micro,
-        "epochs": schedule.num_iterations,
+        "epochs": trainer.args.num_iterations,
         "width": trainer.max_completion_length if padded else None,
     }
 
@@ -121,7 +129,7 @@ def expected_prompts(trainer: Any, taken: Taken) -> tuple[dict[str, Any], dict[s
         everyone["responses"],
         everyone["response_mask"],
         rollouts.rewards,
-        [as_messages(prompt) for prompt in everyone["prompts"]],
+        [messages_of(prompt) for prompt in everyone["prompts"]],
         everyone["feedbacks"],
         tokenizer if rendered else Unrendered(tokenizer),
         trainer.sdpo_config,
@@ -136,12 +144,26 @@ def expected_prompts(trainer: Any, taken: Taken) -> tuple[dict[str, Any], dict[s
     rows, width = rollouts.responses.shape
     first = trainer.accelerator.process_index * rows
     own = {name: tensor[first : first + rows] for name, tensor in tensors.items()}
-    names = [name for name in EXACT if name in trace and name != "teacher_tokens"]
+    names = [name for name in PROMPT_STAGES if name in trace and name != "teacher_tokens"]
     trace = {name: trace[name][first : first + rows] for name in names}
     if rendered:
         own |= without_padding(own, everyone["responses"].shape[1], width)
         trace["teacher_tokens"] = own
     return comparable(trace), own
+
+
+def messages_of(prompt: Any) -> list[dict[str, Any]]:
+    """A prompt as the messages that the reference takes, whose content is text."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [{**message, "content": text_of(message.get("content"))} for message in prompt]
+
+
+def text_of(content: Any) -> Any:
+    """The text of a message's content, if it is text or a list of texts; else the content."""
+    if not isinstance(content, list) or any(part.get("type") != "text" for part in content):
+        return content
+    return "".join(part["text"] for part in content)
 
 
 class Unrendered:
@@ -160,7 +182,7 @@ class Unrendered:
         return {"input_ids": blank, "attention_mask": blank}
 
 
-def trained_on(trainer: Any, steps: Sequence[Step]) -> dict[str, Tensor]:
+def trained_on(trainer: Any, steps: Sequence[StepInputs]) -> dict[str, Tensor]:
     """The rows that the trainer's own micro-batches of one pass held, in their order."""
     parts = [inputs for step in steps for inputs in step.inputs]
     return joined_rows(parts[: trainer.args.steps_per_generation])
@@ -199,7 +221,7 @@ def without_padding(own: Mapping[str, Tensor], common: int, width: int) -> dict[
 
 def comparable(trace: Mapping[str, Any]) -> dict[str, Any]:
     """Stage values of the teacher prompt as plain values, under the stages' names."""
-    found = {name: trace[name] for name in EXACT if name in trace}
+    found = {name: trace[name] for name in PROMPT_STAGES if name in trace}
     tokens = found.get("teacher_tokens")
     if isinstance(tokens, dict):
         found["teacher_tokens"] = [tokens[name] for name in TEACHER_KEYS]
@@ -235,14 +257,16 @@ def corrections(
     """Old log-probs and rollout weights of the reference's own, where the settings need them."""
     config = reference_config(trainer)
     weighted = sampled is not None and config.rollout_is_threshold is not None
-    off_policy = config.is_clip is not None and not schedule_of(trainer).on_policy
+    # one optimizer step, or several updates' worth of one, sees the weights that generated
+    steps_apart = trainer.args.gradient_accumulation_steps % micro_batches_per_update(trainer)
+    off_policy = config.is_clip is not None and steps_apart != 0
     if not off_policy and not weighted:
         return {}
     size = trainer.args.per_device_train_batch_size
     return reference_corrections(replica, batch, config, size, sampled=sampled)
 
 
-def add_grpo(trainer: Any, model: nn.Module, step: Step) -> None:
+def add_grpo(trainer: Any, model: nn.Module, step: StepInputs) -> None:
     """Add the gradient of TRL's own GRPO loss, for all micro-batches of an optimizer step."""
     shadow = copy.copy(trainer)
     shadow._metrics = {mode: defaultdict(list) for mode in trainer._metrics}

@@ -1,4 +1,4 @@
-"""How far two records of one update are apart, stage by stage, and how far they may be.
+"""How far two traces of one update are apart, stage by stage, and how far they may be.
 
 The reference is also run in float64: what float32 alone moves a value by, measured there, times
 `live_slack`, is what a candidate in float32 may deviate. Where that is so much that no fault would
@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.lockstep.reference_update import Record, Step
-from sdpo.parity.compare.tensor_distances import Match, distance, match, relative
+from sdpo.lockstep.reference_update import RepeatedUpdate
+from sdpo.parity.cases.stage_trace import SCALED_LOSS, Moment, Place, StageTrace, stage_of
+from sdpo.parity.cases.stages import PROMPT_STAGES
+from sdpo.parity.compare.tensor_distances import Match, distance, largest_by_kind, match, relative
 from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
 
-EXACT = ("feedback", "demonstration", "teacher_prompt", "teacher_tokens", "distillation_mask")
+EXACT = PROMPT_STAGES
+TEACHER_MOVED = "teacher_moved"
+"""Of the candidate: whether the teacher was another one than at the update's beginning."""
 PER_TOKEN = (
     "log_probs.student",
     "log_probs.teacher",
@@ -31,6 +35,10 @@ PER_TOKEN = (
 )
 
 
+MicroBatches = Sequence[Mapping[str, Any]]
+"""The values by name of each micro-batch of an optimizer step."""
+
+
 @dataclass(frozen=True)
 class Delta:
     """Distance at one place of an update: relative 2-norm, or 0 and infinity for exact stages."""
@@ -41,29 +49,50 @@ class Delta:
     step: int = 0
 
 
-def deltas(actual: Record, expected: Record, *, same_split: bool = True) -> Iterator[Delta]:
+def deltas(
+    actual: StageTrace, expected: RepeatedUpdate, *, same_split: bool = True
+) -> Iterator[Delta]:
     """All distances, in the order in which an update produces the values.
 
     Args:
         actual: the candidate's.
-        expected: the reference's; its steps' `match` is filled in.
+        expected: the reference's; its `matches` are filled in.
         same_split: both sides used the same micro-batches, so that losses of micro-batches
             correspond; otherwise the scaled sums of each step are compared.
     """
+    reference = expected.trace
     for stage in EXACT:
-        if stage in actual.prompts and stage in expected.prompts:
-            equal = same_value(actual.prompts[stage], expected.prompts[stage])
+        place = Place(*Moment(), stage, stage)
+        if place in actual and place in reference:
+            equal = same_value(actual[place], reference[place])
             yield Delta(stage, stage, 0.0 if equal else math.inf)
-    start = expected.start
-    for number, (mine, theirs) in enumerate(zip(actual.steps, expected.steps, strict=True)):
-        yield Delta("teacher_update", "too early", math.inf if mine.teacher_moved else 0.0, number)
-        yield from token_deltas(mine, theirs, number)
-        yield Delta("aggregate", "aggregate", loss_delta(mine, theirs, same_split), number)
-        theirs.match = theirs.match or match(mine.gradient, theirs.gradient)
-        yield Delta("accumulate", "gradient", theirs.match.distance, number)
-        yield Delta("optimizer", "weights", distance(mine.weights, theirs.weights, start), number)
-    teachers = distance(actual.teacher, expected.teacher, expected.teacher_start)
-    yield Delta("teacher_update", "teacher", teachers, len(expected.steps) - 1)
+    expected.matches = expected.matches or gradient_matches(actual, reference)
+    for step, agreement in enumerate(expected.matches):
+        sides = actual.micro_batches(0, step), reference.micro_batches(0, step)
+        moved = any(values.get(TEACHER_MOVED) for values in sides[0])
+        yield Delta("teacher_update", "too early", math.inf if moved else 0.0, step)
+        yield from token_deltas(*sides, step)
+        yield Delta("aggregate", "aggregate", loss_delta(*sides, same_split), step)
+        yield Delta("accumulate", "gradient", agreement.distance, step)
+        mine, theirs = (side.named("optimizer", 0, step) for side in (actual, reference))
+        yield Delta("optimizer", "weights", distance(mine, theirs, expected.start), step)
+    mine, theirs = (side.named("teacher_update") for side in (actual, reference))
+    teachers = distance(mine, theirs, expected.followed_start)
+    yield Delta("teacher_update", "teacher", teachers, len(expected.matches) - 1)
+
+
+def gradient_matches(actual: StageTrace, expected: StageTrace) -> list[Match]:
+    """How the gradients of two sides agree at each optimizer step.
+
+    Raises:
+        ValueError: the sides took another number of steps.
+    """
+    if actual.steps() != expected.steps():
+        raise ValueError(f"optimizer steps {actual.steps()}, expected {expected.steps()}")
+    return [
+        match(actual.named("accumulate", 0, step), expected.named("accumulate", 0, step))
+        for step in expected.steps()
+    ]
 
 
 def same_value(actual: Any, expected: Any) -> bool:
@@ -76,31 +105,41 @@ def same_value(actual: Any, expected: Any) -> bool:
     return actual == expected
 
 
-def token_deltas(mine: Step, theirs: Step, number: int) -> Iterator[Delta]:
+def token_deltas(mine: MicroBatches, theirs: MicroBatches, step: int) -> Iterator[Delta]:
     """Distances of the per-token stages, at the tokens that the reference counts."""
-    counted = theirs.rows("loss_mask") != 0
+    counted = rows(theirs, "loss_mask") != 0
     for name in PER_TOKEN:
-        if name in mine.micro_batches[0] and name in theirs.micro_batches[0]:
-            actual, expected = mine.rows(name), theirs.rows(name)
+        if name in mine[0] and name in theirs[0]:
+            actual, expected = rows(mine, name), rows(theirs, name)
             fits = actual.shape == expected.shape
             value = relative(actual[counted], expected[counted]) if fits else math.inf
-            yield Delta(name.split(".")[0], name, value, number)
+            yield Delta(stage_of(name), name, value, step)
 
 
-def loss_delta(mine: Step, theirs: Step, same_split: bool) -> float:
+def rows(micro_batches: MicroBatches, name: str) -> Tensor:
+    """A per-token value of all micro-batches, `(B, …)`."""
+    return torch.cat([values[name] for values in micro_batches])
+
+
+def loss_delta(mine: MicroBatches, theirs: MicroBatches, same_split: bool) -> float:
     """Distance of the losses of a step's micro-batches.
 
     A loss without any token is NaN in the reference, in some modes, and 0 in ours.
     """
     if same_split:
         sides = [
-            torch.stack([values["aggregate"] for values in step.micro_batches]).double()
-            for step in (mine, theirs)
+            torch.stack([values["aggregate"] for values in side]).double()
+            for side in (mine, theirs)
         ]
     else:
-        sides = [torch.tensor([step.scaled_loss]).double() for step in (mine, theirs)]
+        sides = [torch.tensor([scaled_loss(side)]).double() for side in (mine, theirs)]
     empty = sides[1].isnan() & (sides[0] == 0)
     return relative(torch.where(empty, 0.0, sides[0]), torch.where(empty, 0.0, sides[1]))
+
+
+def scaled_loss(micro_batches: MicroBatches) -> float:
+    """Sum of the losses of an optimizer step, each times its scale."""
+    return sum(values.get(SCALED_LOSS, 0.0) for values in micro_batches)
 
 
 def farthest(processes: Sequence[Sequence[Delta]]) -> list[Delta]:
@@ -119,10 +158,7 @@ def noise(distances: Iterable[Delta], unit: float = 0.0) -> dict[str, float]:
     tokens. A less precise backward pass rounds their errors away, by luck, or up: an error `e` then
     moves one in `unit / e` entries of a gradient by `unit`, which is `sqrt(unit * e)` in the norm.
     """
-    found: dict[str, float] = {}
-    for delta in distances:
-        if math.isfinite(delta.value):
-            found[delta.name] = max(found.get(delta.name, 0.0), delta.value)
+    found = largest_by_kind((d.name, d.value) for d in distances if math.isfinite(d.value))
     tokens = found.get("importance", 0.0)
     found["aggregate"] = max(found.get("aggregate", 0.0), tokens)
     for name in ("gradient", "weights", "teacher"):
@@ -138,15 +174,19 @@ def budgets(noises: Mapping[str, float], names: set[str]) -> dict[str, float]:
     return found | dict.fromkeys(EXACT, 0.0)
 
 
-def sizeless(expected: Record) -> dict[str, float]:
+def sizeless(expected: RepeatedUpdate) -> dict[str, float]:
     """Infinite budgets of values that have no size in the reference, though tokens count.
 
     Where student and teacher answer alike, rounding may cancel to a gradient of exactly zero on one
     side alone. Nothing can be said then of the gradient, nor of the weights that follow from it.
     """
-    alike = Match(math.inf, 0.0)
-    found = any(s.match == alike and bool(s.rows("loss_mask").any()) for s in expected.steps)
-    return dict.fromkeys(("gradient", "weights", "teacher"), math.inf) if found else {}
+    one_is_zero = Match(math.inf, 0.0)
+    nothing = any(
+        agreement == one_is_zero
+        and bool(rows(expected.trace.micro_batches(0, step), "loss_mask").any())
+        for step, agreement in enumerate(expected.matches)
+    )
+    return dict.fromkeys(("gradient", "weights", "teacher"), math.inf) if nothing else {}
 
 
 def first_moved(found: list[Delta], allowed: Mapping[str, float]) -> Delta | None:

@@ -18,11 +18,13 @@ from torch import Tensor
 from sdpo.fixtures import packaged_family
 from sdpo.fixtures.models import load_tokenizer
 from sdpo.parity.cases.checked_call import same_bits
+from sdpo.parity.cases.run_reference import TraceHooks, run_reference_updates
+from sdpo.parity.recorded.golden_updates import golden_tensors
 from sdpo.reference import loss as reference
 from sdpo.reference import teacher_prompt
 from sdpo.reference.forward import forward_micro_batch
 from sdpo.reference.loss import LOSS_AGG_MODES
-from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
+from sdpo.reference.update import UpdateSettings
 from tests.helpers.recorded import live_fork as fork
 from tests.helpers.recorded.live_fork import needs_checkout
 from tests.helpers.recorded.random_updates import Given, given_update
@@ -215,16 +217,12 @@ def test_log_probs_and_support_from_logits(dtype):
 def ours_on(given: Given, groups: list[Any]) -> tuple[dict[str, Tensor], list[Any]]:
     """The transcription on a random case: tensors and metrics."""
     student, teacher, optimizer = given.models()
-    settings = UpdateSettings(**given.actor, **given.distillation)
-    if given.teacher == "trust_region" and teacher is not None:
-        teacher = TrustRegionTeacher(teacher, student, settings.teacher_update_rate)
-    trace: dict[str, Tensor] = {}
-    made = Actor(student, optimizer, settings, teacher, trace)
-    metrics = [
-        made.update_policy(dict(batch), given.temperature, of_update)
-        for batch, of_update in zip(given.batches, groups, strict=True)
-    ]
-    return trace, metrics
+    settings, hooks = UpdateSettings(**given.actor, **given.distillation), TraceHooks()
+    batches = zip(given.batches, groups, strict=True)
+    metrics = run_reference_updates(
+        student, teacher, optimizer, settings, given.temperature, batches, hooks=hooks
+    )
+    return golden_tensors(hooks.trace), metrics
 
 
 def theirs_on(given: Given, groups: list[Any]) -> tuple[dict[str, Tensor], list[Any]]:

@@ -11,7 +11,7 @@ import torch
 
 from sdpo.loss.aggregate import aggregate
 from sdpo.parity.cases.checked_call import same_bits
-from sdpo.parity.cases.loss_case import RECORDED_NAMES
+from sdpo.parity.cases.value_names import by_our_names
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.reference import loss as reference
@@ -106,8 +106,7 @@ def is_rounding(case_id: str) -> bool:
 
 def within_oracle(case_id: str, name: str, actual: torch.Tensor) -> bool:
     """Whether a value is within the budget that the oracle derives for it."""
-    stage = next(stage for stage, recorded_as in RECORDED_NAMES.items() if recorded_as == name)
-    found = comparisons(case_id, {stage: actual})
+    found = comparisons(case_id, by_our_names({name: actual}, "out."))
     return bool(found) and all(
         comparison.status in (Status.MATCH, Status.PASS) for comparison in found
     )

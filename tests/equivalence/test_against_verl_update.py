@@ -17,9 +17,11 @@ from torch import Tensor
 
 from sdpo.fixtures.loader import read_verified
 from sdpo.fixtures.models import build_model
+from sdpo.parity.cases.stage_trace import Moment, Place
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.recorded import updates as library
+from sdpo.parity.recorded.golden_updates import recorded_trace
 from sdpo.parity.recorded.updates import own_config
 from sdpo.reference import forward
 from sdpo.reference.forward import MODEL_INPUTS, forward_micro_batch, logit_outputs
@@ -72,28 +74,27 @@ def by_budget(case_id: str, run: cases.Run) -> list[Comparison]:
     The float64 run chooses other entries of the vocabulary; their log-probs are as far from it as
     those of the sampled tokens.
     """
-    golden, recorded = cases.case(case_id), cases.recorded(case_id)
-    truth = library.run_reference(cases.family(), golden, recorded, torch.float64)
-    names = [name for name in recorded if library.stage_of(name)]
-    spread = library.relative_spread(recorded, truth.tensors, names)
-    spread |= {f"{side}_topk_log_probs": spread[f"{side}_log_probs"] for side in SIDES}
-    norms = [library.numbers(metrics["actor/grad_norm"]) for metrics in run.metrics]
-    actual = library.UpdateRun(run.tensors, grad_norms=norms)
-    return library.compare_update(golden, recorded, truth, actual, spread)
+    golden, tensors = cases.case(case_id), cases.recorded(case_id)
+    truth = library.run_reference(cases.family(), golden, tensors, torch.float64)
+    recorded = recorded_trace(golden, tensors)
+    errors = library.float32_errors(recorded, truth)
+    errors |= {f"support.{side}": errors[f"log_probs.{side}"] for side in SIDES}
+    return library.compare_update(golden, recorded, truth, run.trace, errors)
 
 
 @pytest.mark.parametrize(
     ("name", "stage"),
     [
-        ("mb0.loss", "aggregate"),
-        ("mb0.per_token_loss", "importance"),
-        ("mb0.teacher_topk_log_probs", "support"),
-        ("teacher.lm_head.weight", "teacher_update"),
+        ("aggregate", "aggregate"),
+        ("importance", "importance"),
+        ("support.teacher", "support"),
+        ("lm_head.weight", "teacher_update"),
     ],
 )
 def test_autocast_is_judged_by_a_budget_that_finds_a_scaled_value(name, stage):
     run = cases.run_reference(AUTOCAST)
-    run.tensors[f"u0.{name}"] = run.tensors[f"u0.{name}"] * 1.5
+    place = Place(*Moment(), stage, name)
+    run.trace[place] = run.trace[place] * 1.5
     found = [
         c.stage for c in by_budget(AUTOCAST, run) if c.status not in (Status.MATCH, Status.PASS)
     ]
@@ -274,7 +275,7 @@ def error_set_up(condition: str) -> tuple[Any, ...]:
     actor, own_teacher, optimizer = cases.build(golden)
     chosen = changes.pop("teacher", own_teacher)
     teacher = actor if chosen == "actor" else chosen
-    _, batch, _ = next(cases.updates(golden))
+    batch, _ = next(cases.updates(golden))
     batch.pop(changes.pop("without", ""), None)
     if zero := changes.pop("zero", ""):
         batch[zero] = torch.zeros_like(batch[zero])
@@ -366,7 +367,7 @@ def test_a_packed_batch_adds_its_gradients_up_in_the_order_of_the_fork(models, m
         return logit_outputs(*args, order=order, **options)
 
     monkeypatch.setattr(forward, "logit_outputs", noted)
-    _, batch, _ = next(cases.updates(cases.case("P-U001")))
+    batch, _ = next(cases.updates(cases.case("P-U001")))
     options: dict[str, Any] = {"topk": 3, "entropy": True}
     outputs = forward_micro_batch(models[0], batch, 1.0, remove_padding=True, **options)
     assert orders == [("all_log_probs", "log_probs", "entropy", "topk")]
@@ -386,7 +387,7 @@ def test_the_metrics_of_the_rollout_leave_out_what_is_masked():
 
 def test_a_packed_batch_without_any_token_is_all_zero(models):
     """The fork sends one token of id 0 through the model, and drops what comes back."""
-    _, batch, _ = next(cases.updates(cases.case("P-U001")))
+    batch, _ = next(cases.updates(cases.case("P-U001")))
     empty = batch | {"attention_mask": torch.zeros_like(batch["attention_mask"])}
     outputs = forward_micro_batch(models[0], empty, 1.0, remove_padding=True, topk=3)
     shape = batch["responses"].shape

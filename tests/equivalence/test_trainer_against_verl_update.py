@@ -11,11 +11,14 @@ out by design (P-U040, P-U042, P-U045, P-U046, P-U047).
 import pytest
 
 import sdpo.trainer.sdpo_trainer
+from sdpo.parity.cases.stage_trace import GRAD_NORM, SCALED_LOSS
+from sdpo.parity.recorded.golden_updates import golden_tensors
 from sdpo.trainer import micro_batch_loss
 from tests.helpers.recorded import golden_trainer
 from tests.helpers.recorded.golden_trainer import cases
 from tests.helpers.recorded.update_canaries import (
     at_signal,
+    of_each_update,
     reference_stages,
     run_with_reference_loss,
 )
@@ -43,13 +46,11 @@ def test_the_trainer_reproduces_the_recorded_update(case_id, tmp_path):
 def test_with_the_reference_loss_the_path_is_bit_equal(case_id, tmp_path, monkeypatch):
     """Accumulation, clipping, skipping, optimizer and teacher add no rounding of their own."""
     monkeypatch.setattr(micro_batch_loss, "self_distillation_stages", reference_stages)
-    monkeypatch.setattr(golden_trainer, "golden_names", lambda trace: trace.items())
     run = golden_trainer.run(case_id, tmp_path)
     expected = run_with_reference_loss(case_id, teacher_logits=at_signal)
-    assert other_bits(case_id, run, expected.tensors) == []
-    for metrics, losses, norms in zip(
-        run.metrics, expected.losses, expected.grad_norms, strict=True
-    ):
+    assert other_bits(case_id, run, golden_tensors(expected)) == []
+    numbers = (of_each_update(expected, name) for name in (SCALED_LOSS, GRAD_NORM))
+    for metrics, losses, norms in zip(run.metrics, *numbers, strict=True):
         assert metrics["actor/grad_norm"] == pytest.approx(norms, rel=0, abs=0, nan_ok=True)
         assert metrics["actor/pg_loss"] == pytest.approx(sum(losses), rel=0, abs=0, nan_ok=True)
 
@@ -63,8 +64,7 @@ def other_bits(case_id, run, expected):
 def test_a_rounding_of_its_own_is_seen_in_the_path(tmp_path, monkeypatch):
     """A scale that is multiplied in and divided out again, which no budget would find."""
     monkeypatch.setattr(micro_batch_loss, "self_distillation_stages", reference_stages)
-    monkeypatch.setattr(golden_trainer, "golden_names", lambda trace: trace.items())
-    expected = run_with_reference_loss("P-U002", teacher_logits=at_signal).tensors
+    expected = golden_tensors(run_with_reference_loss("P-U002", teacher_logits=at_signal))
     real = golden_trainer.Recorded._scale
     kind = type(
         "Faulty", (golden_trainer.Recorded,), {"_scale": lambda *a: real(*a) * (1 - 2**-23)}

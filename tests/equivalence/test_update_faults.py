@@ -342,10 +342,10 @@ class Faulty(Own):
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
 
-    def update_run(self, family, golden, recorded):
+    def update_trace(self, family, golden, tensors):
         with pytest.MonkeyPatch.context() as patch:
             self.fault.plant(patch)
-            return super().update_run(family, golden, recorded)
+            return super().update_trace(family, golden, tensors)
 
 
 NOT_UPDATED = Fault(

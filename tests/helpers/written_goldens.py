@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from sdpo.parity.cases.loss_case import LOSS_SETTINGS, RECORDED_NAMES, LossCase, transcription_trace
+from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase, transcription_trace
+from sdpo.parity.cases.value_names import by_verl_names
 
 INPUTS = (
     "student_logits",
@@ -44,9 +45,7 @@ def written(folder: Path, case: LossCase, changed: Mapping[str, torch.Tensor]) -
     """Write a case's tensors; returns its entry of the manifest."""
     inputs = {f"in.{name}": getattr(case, name) for name in INPUTS}
     trace = transcription_trace(case)
-    kind = "topk" if case.mode.startswith("topk") else "all"
-    names = RECORDED_NAMES | {f"support.{s}": f"out.{s}_{kind}_log_probs" for s in SIDES}
-    outputs = {name: trace[stage] for stage, name in names.items() if stage in trace}
+    outputs = {f"out.{name}": value for name, value in by_verl_names(trace).items()}
     tensors = {
         n: t.clone(memory_format=torch.contiguous_format)
         for n, t in (inputs | outputs).items()

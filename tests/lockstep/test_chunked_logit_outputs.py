@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sdpo.lockstep import chunked_logit_outputs
 from sdpo.lockstep.chunked_logit_outputs import outputs_by_piece
-from sdpo.loss import log_softmax
 from sdpo.reference.forward import logit_outputs
 
 ROWS, TOKENS, VOCABULARY = 3, 7, 50
@@ -22,7 +21,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=[1, 600, 2**20], ids=["two or three tokens", "some tokens", "whole"])
 def cache_bytes(request, monkeypatch):
-    monkeypatch.setattr(log_softmax, "CACHE_BYTES", request.param)
+    monkeypatch.setattr(chunked_logit_outputs, "CACHE_BYTES", request.param)
 
 
 def both(dtype: torch.dtype, options: dict[str, Any], used: slice = slice(None)) -> list[list]:

@@ -14,9 +14,10 @@ import torch
 import sdpo.trainer.micro_batch_loss
 from sdpo.lockstep import parity_callback
 from sdpo.lockstep.parity_callback import ParityWarning
-from sdpo.lockstep.reference_update import Record, Step
+from sdpo.lockstep.reference_update import RepeatedUpdate
 from sdpo.lockstep.update_distances import Delta, budgets, first_moved, noise, refused, sizeless
 from sdpo.loss import self_distillation as loss_stages
+from sdpo.parity.cases.stage_trace import Moment, StageTrace
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.tensor_distances import match
 from sdpo.parity.truth.tolerances import TOLERANCES
@@ -185,9 +186,9 @@ def test_a_gradient_of_exactly_zero_where_tokens_count_is_no_size_to_compare_wit
     broken = {"a": torch.full((3,), math.nan)}
 
     def names_of(mine, theirs, counts):
-        mask = [{"loss_mask": torch.full((2, 3), counts)}]
-        step = Step(mask, match=match(mine, theirs))
-        return set(sizeless(Record(steps=[step])))
+        trace = StageTrace()
+        trace.put(Moment(), {"loss_mask": torch.full((2, 3), counts)})
+        return set(sizeless(RepeatedUpdate(trace, [match(mine, theirs)])))
 
     assert names_of(some, nothing, 1.0) == {"gradient", "weights", "teacher"}
     assert not shows_a_factor_of_two(math.inf)

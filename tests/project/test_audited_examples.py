@@ -10,7 +10,7 @@ import sdpo.trainer.sdpo_trainer
 from sdpo.parity.audit.launch import audit_all
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.report.rejudge import read_runs
-from sdpo.parity.trainers.judge.follow_training import run_trainer_family
+from sdpo.parity.trainers.judge.run_scenarios import run_trainer_family
 from sdpo.parity.trainers.probes.catalogue import PROBES
 from sdpo.parity.trainers.probes.run_probes import run_probe
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS

@@ -30,7 +30,14 @@ PLANTED = [
     ("sdpo/parity/truth/oracle.py", "sdpo.reference.loss", "the oracle shares nothing"),
     ("sdpo/parity/truth/oracle.py", "sdpo.parity.truth.budget", "the oracle shares nothing"),
     ("sdpo/parity/truth/oracle.py", "sdpo.loss.log_softmax", "the oracle shares nothing"),
-    ("sdpo/lockstep/replica.py", "sdpo.trainer.checkpoint", "the live audit imports nothing of"),
+    ("sdpo/lockstep/replica.py", "sdpo.trainer.checkpoint", "the live audit shares nothing with"),
+    ("sdpo/lockstep/trainer_snapshot.py", "sdpo.update.schedule", "the live audit shares nothing"),
+    (
+        "sdpo/lockstep/chunked_logit_outputs.py",
+        "sdpo.loss.support",
+        "the live audit shares nothing",
+    ),
+    ("sdpo/parity/cases/run_reference.py", "sdpo.prompt.teacher_tokens", "the live audit shares"),
     ("sdpo/parity/compare/verdict.py", "trl", "the harness imports TRL in adapters only"),
     ("sdpo/parity/trainers/judge/effects.py", "trl.trainer", "the harness imports TRL"),
 ]
@@ -114,9 +121,10 @@ def test_maths_reads_top_to_bottom_in_few_lines():
     assert sum(len(path.read_text().splitlines()) for path in paths) <= 500
 
 
-def test_reference_is_four_files():
+def test_the_reference_is_these_files():
     names = {path.name for path in sources("reference")}
-    assert names == {"__init__.py", "forward.py", "loss.py", "teacher_prompt.py", "update.py"}
+    transcribed = {"forward.py", "loss.py", "teacher_prompt.py", "update.py"}
+    assert names == {"__init__.py", "hooks.py"} | transcribed
 
 
 def test_a_folder_has_at_most_twelve_modules():
@@ -179,7 +187,7 @@ def test_command_line_imports_nothing_heavy():
 def test_provenance_names_every_function_of_the_reference():
     provenance = tomllib.loads((ROOT / "reference" / "PROVENANCE.toml").read_text())
     for path in sources("reference"):
-        if path.name == "__init__.py":
+        if path.name in ("__init__.py", "hooks.py"):  # not in the original
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         defined = {

@@ -19,7 +19,7 @@ import audit_my_trainer as mine
 from sdpo.parity.cases.stages import first_in_order
 from sdpo.parity.compare.first_in_time import first_observed
 from sdpo.parity.faults import catalogue
-from sdpo.parity.trainers.judge.follow_training import run_trainer_family
+from sdpo.parity.trainers.judge.run_scenarios import run_trainer_family
 from sdpo.parity.trainers.probes.catalogue import PROBES
 from sdpo.parity.trainers.probes.run_probes import run_probe
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS

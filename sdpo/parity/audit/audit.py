@@ -327,8 +327,8 @@ def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progr
     Raises:
         CandidateError: what every run needs is not installed or cannot be imported.
     """
-    from sdpo.parity.trainers.judge.follow_training import differs_from_itself, run_trainer_family
     from sdpo.parity.trainers.judge.logged_metrics import compare_logged
+    from sdpo.parity.trainers.judge.run_scenarios import differs_from_itself, run_trainer_family
     from sdpo.parity.trainers.probes.relation_pairs import all_scripts
     from sdpo.parity.trainers.probes.relations import trainer_relations
     from sdpo.parity.trainers.probes.run_probes import all_probes, run_probes

@@ -17,7 +17,7 @@ from typing import Any
 from sdpo.parity.bundles.loss_bundle import EPOCH, BundleError
 from sdpo.parity.bundles.shrink_scenario import shrink
 from sdpo.parity.compare.verdict import CaseResult
-from sdpo.parity.trainers.judge.follow_training import TrainerFindings, walked
+from sdpo.parity.trainers.judge.run_scenarios import TrainerFindings, walked
 from sdpo.parity.trainers.processes.training_pool import TrainingPool
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.scenario_json import ScenarioError, as_json, from_json

@@ -10,10 +10,10 @@ from sdpo.fixtures import GoldenCase, GoldenFamily
 from sdpo.loss import self_distillation
 from sdpo.parity.cases.callables import location_of
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase, transcription_trace
+from sdpo.parity.cases.stage_trace import StageTrace
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.recorded import updates
 from sdpo.parity.recorded.teacher_prompts import Record, transcription_record
-from sdpo.parity.recorded.updates import UpdateRun
 from sdpo.prompt.teacher_batch import Attempts, teacher_batch
 from sdpo.reference.loss import loss_from_logits
 from sdpo.settings.config import SDPOConfig
@@ -73,11 +73,11 @@ class Own:
         """Why a recorded update is not run, None if it is."""
         return updates.not_ours(golden)
 
-    def update_run(
-        self, family: GoldenFamily, golden: GoldenCase, recorded: dict[str, Tensor]
-    ) -> UpdateRun:
+    def update_trace(
+        self, family: GoldenFamily, golden: GoldenCase, tensors: dict[str, Tensor]
+    ) -> StageTrace:
         """A recorded case of one or three updates."""
-        return updates.run_own(family, golden, recorded)
+        return updates.run_ours(family, golden, tensors)
 
 
 def reference_loss(
@@ -130,11 +130,11 @@ class Transcription:
         """Every recorded update is run."""
         return None
 
-    def update_run(
-        self, family: GoldenFamily, golden: GoldenCase, recorded: dict[str, Tensor]
-    ) -> UpdateRun:
+    def update_trace(
+        self, family: GoldenFamily, golden: GoldenCase, tensors: dict[str, Tensor]
+    ) -> StageTrace:
         """A recorded case of one or three updates, in float32."""
-        return updates.run_reference(family, golden, recorded, torch.float32)
+        return updates.run_reference(family, golden, tensors, torch.float32)
 
 
 WHOLE = (Own, Transcription)

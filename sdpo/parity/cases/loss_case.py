@@ -10,6 +10,7 @@ from torch import Tensor
 from sdpo.fixtures import GoldenCase, GoldenDataError
 from sdpo.fixtures.loader import DTYPES
 from sdpo.loss.argument_shapes import check_logits, check_loss_arguments
+from sdpo.parity.cases.value_names import by_our_names
 from sdpo.reference.loss import loss_from_logits
 from sdpo.settings.config import SDPOConfig
 
@@ -22,27 +23,6 @@ LOSS_SETTINGS = (
     "loss_agg_mode",
     "temperature",
 )
-
-RECORDED_NAMES = {
-    "log_probs.student": "out.student_log_probs",
-    "log_probs.teacher": "out.teacher_log_probs",
-    "support.indices": "out.student_topk_indices",
-    "importance": "out.per_token_loss",
-    "aggregate": "out.loss",
-    "gradient": "out.grad_student_logits",
-    "loss_mask": "out.loss_mask",
-}
-TRANSCRIBED_NAMES = {
-    "log_probs.student": "student_log_probs",
-    "log_probs.teacher": "teacher_log_probs",
-    "support.indices": "student_topk_indices",
-    "tail.student": "student_support",
-    "tail.teacher": "teacher_support",
-    "divergence": "divergence",
-    "importance": "per_token_loss",
-    "loss_mask": "loss_mask",
-    "aggregate": "loss",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +91,7 @@ def from_golden(golden: GoldenCase) -> LossCase:
             responses=tensors["in.responses"],
             response_mask=tensors["in.response_mask"],
             tags=tuple(golden.tags),
-            recorded=recorded_values(tensors),
+            recorded=by_our_names(tensors, "out."),
             **{name: tensors.get(f"in.{name}") for name in optional},
         )
         check_logits(case.student_logits, case.teacher_logits)
@@ -122,15 +102,6 @@ def from_golden(golden: GoldenCase) -> LossCase:
         raise GoldenDataError(f"{where}: {error} is missing") from error
     except ValueError as error:
         raise GoldenDataError(f"{where}: {error}") from error
-
-
-def recorded_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Recorded outputs under the names of the stages."""
-    kind = "topk" if "out.student_topk_log_probs" in tensors else "all"
-    names = dict(RECORDED_NAMES)
-    for side in ("student", "teacher"):
-        names[f"support.{side}"] = f"out.{side}_{kind}_log_probs"
-    return {stage: tensors[name] for stage, name in names.items() if name in tensors}
 
 
 def reference_trace(case: LossCase) -> dict[str, Tensor]:
@@ -156,12 +127,7 @@ def transcription_trace(case: LossCase, indices: Tensor | None = None) -> dict[s
         **settings,
     )
     (gradient,) = torch.autograd.grad(loss, leaf)
-    trace = {stage: values[name] for stage, name in TRANSCRIBED_NAMES.items() if name in values}
-    for side in ("student", "teacher"):
-        for kind in ("topk", "all"):
-            if f"{side}_{kind}_log_probs" in values:
-                trace[f"support.{side}"] = values[f"{side}_{kind}_log_probs"]
-    trace["gradient"] = gradient
+    trace = by_our_names(values) | {"gradient": gradient}
     if not case.mode.startswith("topk"):
         trace.pop("tail.student", None)
         trace.pop("tail.teacher", None)

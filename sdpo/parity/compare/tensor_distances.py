@@ -1,7 +1,7 @@
 """Distances between two sets of weights, or two tensors, in numbers that do not overflow."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -118,3 +118,24 @@ def match(actual: Weights, expected: Weights) -> Match:
     if not one or not other:
         return Match(far, 1.0 if one == other else 0.0)
     return Match(far, min(1.0, 1 - (gap**2 - (one - other) ** 2) / (2 * one * other)))
+
+
+def scale_of(tensor: Tensor) -> float:
+    """Largest finite magnitude of a tensor."""
+    sizes = tensor.abs().nan_to_num(nan=0.0, posinf=0.0)
+    return sizes.max().item() if sizes.numel() else 0.0
+
+
+def float32_error(value: Tensor, truth: Tensor) -> float:
+    """Largest finite distance of a value from its float64 run ÷ the scale of the latter."""
+    error = (value.double() - truth.double()).abs().nan_to_num(nan=0.0, posinf=0.0)
+    scale = scale_of(truth)
+    return error.max().item() / scale if scale > 0 else 0.0
+
+
+def largest_by_kind(errors: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The largest error of each kind of value: errors of one value may be small by luck."""
+    largest: dict[str, float] = {}
+    for kind, error in errors:
+        largest[kind] = max(largest.get(kind, 0.0), error)
+    return largest

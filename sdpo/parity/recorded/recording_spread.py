@@ -6,13 +6,15 @@ products. A value a little beyond the budget of the recording alone is therefore
 widest of several runs before it is called different.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sdpo.parity.cases.stage_trace import StageTrace
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
+from sdpo.parity.compare.tensor_distances import largest_by_kind
 from sdpo.parity.truth.tolerances import TOLERANCES
 
 
@@ -39,29 +41,25 @@ def round_anew(modules: Sequence[nn.Module | None], seed: int) -> None:
 
 
 def widest(
-    runs: Iterable[Mapping[str, Tensor]],
-    recorded: Mapping[str, Tensor],
-    spread_of: Callable[[Mapping[str, Tensor]], dict[str, float]],
+    runs: Iterable[StageTrace],
+    recorded: StageTrace,
+    errors_of: Callable[[StageTrace], dict[str, float]],
 ) -> dict[str, float]:
-    """Per kind of value, the largest distance from the truth of the recording and all runs.
+    """Of each kind of value the largest error of the recording and of all runs.
 
     A run that takes other entries of the vocabulary than the recording is left out: its values are
     not those of the same entries.
 
     Args:
-        runs: tensors under the golden names.
-        recorded: the same of the recording.
-        spread_of: distances per kind of one of them.
+        runs: of the transcription.
+        recorded: the recording.
+        errors_of: the errors of one of them, by kind.
     """
-    found = spread_of(recorded)
-    for run in runs:
-        if same_choices(run, recorded):
-            for kind, distance in spread_of(run).items():
-                found[kind] = max(found.get(kind, 0.0), distance)
-    return found
+    alike = [recorded, *(run for run in runs if same_choices(run, recorded))]
+    return largest_by_kind(pair for run in alike for pair in errors_of(run).items())
 
 
-def same_choices(run: Mapping[str, Tensor], recorded: Mapping[str, Tensor]) -> bool:
-    """Whether all tensors of integers that are compared agree."""
-    named = [name for name in run if name in recorded and not run[name].is_floating_point()]
-    return all(torch.equal(run[name], recorded[name]) for name in named)
+def same_choices(run: StageTrace, recorded: StageTrace) -> bool:
+    """Whether all tensors of integers that both hold agree."""
+    integers = {p: v for p, v in run.compared().items() if not v.is_floating_point()}
+    return all(torch.equal(v, recorded[p]) for p, v in integers.items() if p in recorded)

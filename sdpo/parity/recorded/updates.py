@@ -1,80 +1,74 @@
 """Stages of a whole update, on the recorded cases: per-token values, gradients, weights, teacher.
 
-The models' arithmetic is not within the oracle, so the budget is the reference's own distance from
-the truth: the recorded update is repeated in float64, and a value may be `update_slack` times as
-far from the recording as the recording is from the float64 run, plus a few roundings. The distance
-is taken over all tensors of a kind, relative to each tensor's scale, so that a scaled or missing
-gradient fails whatever its size. Before a value a little over its budget is called different, the
-distance is taken from more float32 runs of the reference (`recording_spread`).
+The recorded update is repeated in float64, which gives the budgets (`measured_budgets.py`). The
+error is taken over all tensors of a kind, so that a scaled or missing gradient fails whatever its
+size. Before a value a little over its budget is called different, the error is taken from more
+float32 runs of the reference (`recording_spread.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdpo.fixtures import GoldenCase, GoldenFamily
-from sdpo.fixtures.models import build_model, build_optimizer
 from sdpo.parity.cases.checked_call import CandidateError, guarded, same_bits
-from sdpo.parity.compare.comparison import Comparison, Expected, compare_exact, compare_numeric
-from sdpo.parity.compare.improvements import EMPTY_BATCH
-from sdpo.parity.compare.statuses import Status
+from sdpo.parity.cases.run_reference import TraceHooks, in_dtype, run_reference_updates
+from sdpo.parity.cases.stage_trace import GRAD_NORM, NO_STAGE, SCALED_LOSS, Place, StageTrace
+from sdpo.parity.compare.comparison import Comparison, compare_exact
+from sdpo.parity.compare.statuses import FAILING, Status
+from sdpo.parity.compare.tensor_distances import float32_error, largest_by_kind
 from sdpo.parity.compare.value_dtypes import other_dtypes
 from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.recorded.golden_updates import (
+    Tensors,
+    batches,
+    build,
+    golden_names,
+    golden_tensors,
+    moments_of,
+    recorded_trace,
+)
+from sdpo.parity.recorded.measured_budgets import compare_measured
 from sdpo.parity.recorded.recording_spread import a_little_over, round_anew, widest
-from sdpo.parity.recorded.update_places import norms_placed, placed
-from sdpo.parity.truth.oracle import array_of
 from sdpo.parity.truth.tolerances import TOLERANCES
-from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
-from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
+from sdpo.reference.update import UpdateSettings
 from sdpo.settings.config import SDPOConfig
 from sdpo.update.actor_update import actor_update
 
-STAGE_OF = {
-    "student_log_probs": "log_probs",
-    "teacher_log_probs": "log_probs",
-    "student_topk_indices": "support",
-    "student_topk_log_probs": "support",
-    "teacher_topk_log_probs": "support",
-    "student_all_log_probs": "support",
-    "teacher_all_log_probs": "support",
-    "per_token_loss": "importance",
-    "loss": "aggregate",
-}
-OWN_NAMES = {
-    "log_probs.student": "student_log_probs",
-    "log_probs.teacher": "teacher_log_probs",
-    "support.indices": "student_topk_indices",
-    "importance": "per_token_loss",
-    "loss_mask": "loss_mask",
-    "aggregate": "loss",
-}
 NOT_OURS = {
     "entropy_coeff": "an entropy bonus",
     "use_kl_loss": "a KL term to a reference policy",
 }
 
-Tensors = dict[str, Tensor]
 Progress = Callable[[str, int, int], None]
+Errors = dict[str, float]
+"""Of each kind of value the error of float32, relative to the value's scale."""
+Sides = tuple[StageTrace, StageTrace, StageTrace]
+"""Recording, transcription in float64, candidate."""
 
 
-@dataclass
-class UpdateRun:
-    """Tensors under the golden names, and per update the losses and gradient norms of its steps."""
+class UpdateCandidate(Protocol):
+    """A candidate that makes recorded updates."""
 
-    tensors: Tensors = field(default_factory=dict)
-    losses: list[list[float]] = field(default_factory=list)
-    grad_norms: list[list[float]] = field(default_factory=list)
+    def update_gap(self, golden: GoldenCase) -> str | None:
+        """Why a case is not run, None if it is."""
+        ...
+
+    def update_trace(
+        self, family: GoldenFamily, golden: GoldenCase, tensors: Tensors
+    ) -> StageTrace:
+        """What the candidate computes on a case; `tensors` are the recorded ones."""
+        ...
 
 
 def run_update_family(
-    candidate: Any, family: GoldenFamily, progress: Progress = lambda *_: None
+    candidate: UpdateCandidate, family: GoldenFamily, progress: Progress = lambda *_: None
 ) -> list[CaseResult]:
-    """All recorded updates through a candidate with `update_run` and `update_gap`.
+    """All recorded updates through a candidate.
 
     Raises:
         CandidateError: transformers, which provides the models, is not installed.
@@ -92,45 +86,41 @@ def run_update_family(
     return results
 
 
-def run_case(candidate: Any, family: GoldenFamily, golden: GoldenCase) -> CaseResult:
+def run_case(candidate: UpdateCandidate, family: GoldenFamily, golden: GoldenCase) -> CaseResult:
     """One recorded case: one or three updates."""
     result = CaseResult(golden.id, "update", tuple(golden.tags))
     if reason := candidate.update_gap(golden):
         result.note = f"not covered: {reason}"
         return result
-    recorded = golden.tensors()
-    actual = guarded("accumulate", candidate.update_run, family, golden, recorded)
-    if all_equal(recorded, actual.tensors):
-        truth = UpdateRun(recorded, grad_norms=actual.grad_norms)
+    tensors = golden.tensors()
+    recorded = recorded_trace(golden, tensors)
+    actual = guarded("accumulate", candidate.update_trace, family, golden, tensors)
+    if all_equal(recorded, actual):  # no budget is needed
+        truth = StageTrace(recorded | {p: v for p, v in actual.items() if p.name == GRAD_NORM})
     else:
-        truth = run_reference(family, golden, recorded, torch.float64)
+        truth = run_reference(family, golden, tensors, torch.float64)
     result.comparisons = compare_update(golden, recorded, truth, actual)
     if a_little_over(result.comparisons):
-        spread = noise(family, golden, recorded, truth)
-        result.comparisons = compare_update(golden, recorded, truth, actual, spread)
+        runs = (
+            run_reference(family, golden, tensors, torch.float32, rounded=seed).at(recorded)
+            for seed in range(TOLERANCES.update_reruns)
+        )
+        errors = widest(runs, recorded, lambda run: float32_errors(run, truth))
+        result.comparisons = compare_update(golden, recorded, truth, actual, errors)
         if result.status == Status.PASS:
-            runs = TOLERANCES.update_reruns
-            result.note = f"budgets from {runs} more float32 runs: the recording is closer by luck"
-    result.comparisons += other_dtypes(candidate, golden.id, actual.tensors, recorded, stage_of)
+            more = TOLERANCES.update_reruns
+            result.note = f"budgets from {more} more float32 runs: the recording is closer by luck"
+    stages = {name: place.stage or None for place, name in golden_names(actual).items()}
+    result.comparisons += other_dtypes(
+        candidate, golden.id, golden_tensors(actual), tensors, stages.get
+    )
     return result
 
 
-def noise(
-    family: GoldenFamily, golden: GoldenCase, recorded: Tensors, truth: UpdateRun
-) -> dict[str, float]:
-    """As `relative_spread`, over the recording and several float32 runs of the transcription."""
-    names = [name for name in recorded if stage_of(name)]
-    runs = (
-        run_reference(family, golden, recorded, torch.float32, rounded=seed).tensors
-        for seed in range(TOLERANCES.update_reruns)
-    )
-    return widest(runs, recorded, lambda run: relative_spread(run, truth.tensors, names))
-
-
-def all_equal(recorded: Tensors, actual: Tensors) -> bool:
-    """Whether every compared tensor is bit-equal, so that no budget is needed."""
-    wanted = [name for name in recorded if stage_of(name)]
-    return all(name in actual and same_bits(actual[name], recorded[name]) for name in wanted)
+def all_equal(recorded: StageTrace, actual: StageTrace) -> bool:
+    """Whether every compared tensor is bit-equal."""
+    wanted = recorded.compared().items()
+    return all(place in actual and same_bits(actual[place], value) for place, value in wanted)
 
 
 def not_ours(golden: GoldenCase) -> str | None:
@@ -146,64 +136,29 @@ def not_ours(golden: GoldenCase) -> str | None:
     return None
 
 
-def build(
-    family: GoldenFamily, golden: GoldenCase, dtype: torch.dtype = torch.float32
-) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer]:
-    """Actor, teacher weights and optimizer of a case.
-
-    Numerics: eager attention takes its softmax in float32 whatever the dtype; in float64 another
-    implementation is used.
-    """
-    name = golden.config["model"]
-    attention = "sdpa" if dtype == torch.float64 else None
-    actor = build_model(family, name, attention=attention).to(dtype)
-    teacher = None
-    if golden.config["teacher"] != "none":
-        role = "teacher" if golden.config["teacher_init"] == "perturbed" else "actor"
-        teacher = build_model(family, name, role, attention=attention).to(dtype)
-    return actor, teacher, build_optimizer(golden.config["optimizer"], actor.parameters())
-
-
-def updates(golden: GoldenCase, recorded: Tensors) -> Iterator[tuple[str, Tensors, Any]]:
-    """Per update its prefix, its batch, and the groups of a dynamic batch."""
-    for number, outcome in enumerate(golden.entry["results"]):
-        start = f"u{number}.in."
-        batch = {
-            name.removeprefix(start): tensor.clone()
-            for name, tensor in recorded.items()
-            if name.startswith(start)
-        }
-        groups = None
-        if golden.config["actor"]["use_dynamic_bsz"]:
-            rows = iter(outcome["micro_batch_row_indices"])
-            sizes = outcome["micro_batches_per_optimizer_step"]
-            groups = [[next(rows) for _ in range(size)] for size in sizes]
-        yield f"u{number}.", batch, groups
-
-
 def run_reference(
     family: GoldenFamily,
     golden: GoldenCase,
-    recorded: Tensors,
+    tensors: Tensors,
     dtype: torch.dtype,
     *,
     rounded: int | None = None,
-) -> UpdateRun:
+) -> StageTrace:
     """The case through the transcription, in a dtype; `rounded` is the seed of `round_anew`."""
-    config = golden.config
+    config, hooks = golden.config, TraceHooks()
     actor, teacher, optimizer = build(family, golden, dtype)
     if rounded is not None:
         round_anew([actor, teacher], rounded)
-    settings = UpdateSettings(**config["actor"], **config["self_distillation"])
-    if teacher is not None and config["teacher"] == "trust_region":
-        teacher = TrustRegionTeacher(teacher, actor, settings.teacher_update_rate)
-    run = UpdateRun()
-    updater = Actor(actor, optimizer, settings, teacher, run.tensors)
-    for _, batch, groups in updates(golden, recorded):
-        cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
-        metrics = updater.update_policy(cast, config["temperature"], groups)
-        run.grad_norms.append([float(norm) for norm in metrics["actor/grad_norm"]])
-    return run
+    run_reference_updates(
+        actor,
+        teacher,
+        optimizer,
+        UpdateSettings(**config["actor"], **config["self_distillation"]),
+        config["temperature"],
+        ((in_dtype(batch, dtype), groups) for batch, groups in batches(golden, tensors)),
+        hooks=hooks,
+    )
+    return hooks.trace
 
 
 def own_config(config: Mapping[str, Any]) -> SDPOConfig:
@@ -216,12 +171,11 @@ def own_config(config: Mapping[str, Any]) -> SDPOConfig:
     )
 
 
-def run_own(family: GoldenFamily, golden: GoldenCase, recorded: Tensors) -> UpdateRun:
+def run_ours(family: GoldenFamily, golden: GoldenCase, tensors: Tensors) -> StageTrace:
     """The case through our implementation."""
     actor, teacher, optimizer = build(family, golden)
-    sizes = golden.config["actor"]
-    run = UpdateRun()
-    for prefix, batch, groups in updates(golden, recorded):
+    sizes, trace = golden.config["actor"], StageTrace()
+    for update, (batch, groups) in enumerate(batches(golden, tensors)):
         report = actor_update(
             actor,
             teacher,
@@ -234,159 +188,132 @@ def run_own(family: GoldenFamily, golden: GoldenCase, recorded: Tensors) -> Upda
             groups=groups,
             record=True,
         )
-        run.losses.append(report.losses)
-        run.grad_norms.append(report.grad_norms)
-        for number, trace in enumerate(report.micro_batches):
-            run.tensors |= {f"{prefix}mb{number}.{k}": v for k, v in golden_names(trace)}
-        for number, gradients in enumerate(report.gradients):
-            run.tensors |= {f"{prefix}mini{number}.grad.{k}": v for k, v in gradients.items()}
-        for label, module in (("actor", actor), ("teacher", teacher)):
+        steps = moments_of(golden, update)
+        moments = [moment for step in steps for moment in step]
+        for moment, values in zip(moments, report.micro_batches, strict=False):
+            trace.put(moment, values)
+        of_steps = zip(steps, report.gradients, report.grad_norms, report.losses, strict=False)
+        for step, gradients, norm, loss in of_steps:
+            trace.put(step[-1], gradients, "accumulate")
+            trace.put(step[-1], {GRAD_NORM: norm, SCALED_LOSS: loss}, NO_STAGE)
+        for stage, module in (("optimizer", actor), ("teacher_update", teacher)):
             weights = {} if module is None else module.state_dict()
-            run.tensors |= {f"{prefix}{label}.{k}": v.clone() for k, v in weights.items()}
-    return run
-
-
-def golden_names(trace: Tensors) -> Iterator[tuple[str, Tensor]]:
-    """Stage values of our trace under the names of the recording."""
-    kind = "topk" if "support.indices" in trace else "all"
-    for name, value in trace.items():
-        if name in OWN_NAMES:
-            yield OWN_NAMES[name], value
-        elif name.startswith("support."):
-            yield f"{name.removeprefix('support.')}_{kind}_log_probs", value
-
-
-def stage_of(name: str) -> str | None:
-    """The stage that a recorded tensor belongs to, None for one that is not compared."""
-    _, part, *rest = name.split(".", 2)
-    if part == "in":
-        return None
-    if part.startswith("mb"):
-        return STAGE_OF.get(rest[0])
-    return {"actor": "optimizer", "teacher": "teacher_update"}.get(part, "accumulate")
+            trace.put(moments[-1], {name: v.clone() for name, v in weights.items()}, stage)
+    return trace
 
 
 def compare_update(
     golden: GoldenCase,
-    recorded: Tensors,
-    truth: UpdateRun,
-    actual: UpdateRun,
-    spread: dict[str, float] | None = None,
+    recorded: StageTrace,
+    truth: StageTrace,
+    actual: StageTrace,
+    errors: Errors | None = None,
 ) -> list[Comparison]:
     """Compare every recorded tensor and the gradient norms; a missing tensor is an error.
 
-    `spread` is that of the recording if it is not given.
+    Args:
+        golden: the case.
+        recorded: its values.
+        truth: the same by the transcription in float64.
+        actual: the candidate's.
+        errors: of float32; those of the recording if they are not given.
     """
-    wanted = [name for name in recorded if stage_of(name)]
-    names = [name for name in wanted if name in actual.tensors]
-    spread = spread or relative_spread(recorded, truth.tensors, names)
-    # one number may be close to the truth by luck: scalars are judged by the widest distance
-    widest = max(spread.values(), default=0.0)
-    missing = [name for name in wanted if name not in names]
-    found = [
-        placed(
-            golden,
-            n,
-            Comparison(stage_of(n) or "", Status.ERROR, golden.id, note=f"{n} is missing"),
-        )
-        for n in missing
-    ]
-    for name in names:
-        stage = stage_of(name) or ""
-        sides = [recorded[name], truth.tensors[name], actual.tensors[name]]
-        counts = None
-        if name.split(".")[1].startswith("mb"):
-            counts = recorded[name.rsplit(".", 1)[0] + ".loss_mask"] != 0
-            if stage != "aggregate":
-                sides = [side[counts] for side in sides]
-        if not sides[0].is_floating_point():
-            exact = compare_exact(stage, golden.id, name, sides[2].tolist(), sides[0].tolist())
-            found.append(placed(golden, name, exact))
+    errors = float32_errors(recorded, truth) if errors is None else errors
+    # one number may be close to the truth by luck: scalars are judged by the widest error
+    largest = max(errors.values(), default=0.0)
+    names = golden_names(recorded)
+    missing, found = [], []
+    for place in recorded.compared():
+        if place not in actual:
+            note = f"{names[place]} is missing"
+            comparison = Comparison(place.stage, Status.ERROR, golden.id, note=note)
+            missing.append(placed(place, comparison))
             continue
-        empty = counts is not None and not counts.any()
-        distance = widest if stage == "aggregate" else spread.get(kind_of(name), 0.0)
-        expected, true, value = sides
-        compared = compare_tensor(
-            stage, golden.id, expected, true, value, distance, excused=bool(empty)
-        )
-        found.append(placed(golden, name, compared))
-    for number, outcome in enumerate(golden.entry["results"]):
-        norms = numbers(outcome["metrics"]["actor/grad_norm"])
-        expected = torch.tensor(norms, dtype=torch.float32)
-        ours = torch.tensor(actual.grad_norms[number], dtype=torch.float32)
-        true = torch.tensor(truth.grad_norms[number], dtype=torch.float64)
-        compare = partial(compare_norms, golden.id, expected, true, widest)
-        found.append(norms_placed(golden, number, compare, (ours, expected)))
-    return found
+        error = largest if place.stage == "aggregate" else errors.get(kind_of(place), 0.0)
+        sides = (recorded, truth, actual)
+        comparison = compare_at(place, golden.id, sides, error, names[place])
+        found.append(placed(place, comparison))
+    norms = [
+        compare_norms(golden.id, update, (recorded, truth, actual), largest)
+        for update in range(len(golden.entry["results"]))
+    ]
+    return missing + found + norms
 
 
-def compare_norms(
-    case: str, expected: Tensor, truth: Tensor, spread: float, actual: Tensor
-) -> Comparison:
-    """Compare the gradient norms of an update, one for each optimizer step."""
-    return compare_tensor("accumulate", case, expected, truth, actual, spread)
+def compare_at(place: Place, case: str, sides: Sides, error: float, name: str) -> Comparison:
+    """Compare one value; per-token values only at the tokens that count in the recording.
 
-
-def numbers(value: Any) -> list[float]:
-    """A recorded metric as a list of floats; non-finite ones are recorded as text."""
-    return [float(entry) for entry in (value if isinstance(value, list) else [value])]
-
-
-def kind_of(name: str) -> str:
-    """Tensors of a kind share one relative distance: a micro-batch value, gradients, weights."""
-    _, part, rest = name.split(".", 2)
-    if part.startswith("mb"):
-        return rest
-    return "grad" if part.startswith("mini") else part
-
-
-def relative_spread(
-    recorded: Mapping[str, Tensor], truth: Tensors, names: list[str]
-) -> dict[str, float]:
-    """Per kind, the largest distance of the recording from the float64 run ÷ tensor scale."""
-    spread: dict[str, float] = {}
-    for name in names:
-        if recorded[name].is_floating_point():
-            error = (recorded[name].double() - truth[name].double()).abs()
-            error = error.nan_to_num(nan=0.0, posinf=0.0)
-            scale = scale_of(truth[name])
-            kind = kind_of(name)
-            if scale > 0:
-                spread[kind] = max(spread.get(kind, 0.0), error.max().item() / scale)
-    return spread
-
-
-def scale_of(tensor: Tensor) -> float:
-    """Largest finite magnitude of a tensor."""
-    sizes = tensor.abs().nan_to_num(nan=0.0, posinf=0.0)
-    return sizes.max().item() if sizes.numel() else 0.0
-
-
-def compare_tensor(
-    stage: str,
-    case: str,
-    expected: Tensor,
-    truth: Tensor,
-    actual: Tensor,
-    spread: float,
-    *,
-    excused: bool = False,
-) -> Comparison:
-    """Compare with the budget `update_slack · spread · scale` plus roundings, for every element.
-
-    `excused` lets 0 stand for the reference's NaN on a micro-batch in which nothing counts. Within
-    a budget that shows no factor of two nothing is said of the value: NOT_COVERED, with the reason.
+    Args:
+        place: of the value.
+        case: identifier of the case.
+        sides: recording, float64 and candidate.
+        error: of float32, for the value's kind.
+        name: of the value in the recording.
     """
-    epsilon = torch.finfo(expected.dtype).eps
-    scale = scale_of(truth)
-    bound = TOLERANCES.update_slack * spread + TOLERANCES.update_roundings * epsilon / 2
-    bound = bound * scale
-    reference = array_of(expected)
-    true = np.where(np.isnan(reference), 0.0, reference) if excused else reference
-    limit = np.full(reference.shape, bound)
-    wanted = Expected(reference, true, limit, epsilon, {EMPTY_BATCH: excused})
-    found = compare_numeric(stage, case, array_of(actual), wanted)
-    widest = float(wanted.allowed.max(initial=0.0))
-    if found.status != Status.PASS or shows_a_factor_of_two(widest, scale):
-        return found
-    return replace(found, status=Status.NOT_COVERED, note=refusal({"the value": widest / scale}))
+    expected, truth, actual = (side[place] for side in sides)
+    excused = False
+    if place.family == "loss":
+        counts = sides[0][Place(*place.moment, NO_STAGE, "loss_mask")] != 0
+        excused = not counts.any()
+        if place.stage != "aggregate":
+            expected, truth, actual = expected[counts], truth[counts], actual[counts]
+    if not expected.is_floating_point():
+        return compare_exact(place.stage, case, name, actual.tolist(), expected.tolist())
+    return compare_measured(
+        place.stage, case, expected, truth, actual, error=error, excused=excused
+    )
+
+
+def kind_of(place: Place) -> str:
+    """Values of a kind share one error: one value of all micro-batches, gradients, weights."""
+    return place.name if place.family == "loss" else place.stage
+
+
+def float32_errors(single: StageTrace, double: StageTrace) -> Errors:
+    """Of each kind of value that both hold, the largest float32 error."""
+    return largest_by_kind(
+        (kind_of(place), float32_error(value, double[place]))
+        for place, value in single.compared().items()
+        if value.is_floating_point() and place in double
+    )
+
+
+def placed(place: Place, comparison: Comparison) -> Comparison:
+    """The comparison with its place, and what it may follow from."""
+    return replace(comparison, place=place[:3], may_follow=not_recorded(place))
+
+
+def not_recorded(place: Place) -> tuple[str, ...]:
+    """Stages since whose last recording weights may have moved that a value depends on.
+
+    Weights are recorded after the whole update only: what is wrong from the second step on may be
+    wrong because the first left other weights behind.
+    """
+    if place.stage in ("optimizer", "teacher_update"):
+        return ()
+    of_student = place.name.endswith(".student") or place.name == "support.indices"
+    moved = []
+    if place.step > 0 and not place.name.endswith(".teacher"):
+        moved.append("optimizer")
+    if (place.step, place.micro_batch) != (0, 0) and not of_student:
+        moved.append("teacher_update")
+    return tuple(moved)
+
+
+def compare_norms(case: str, update: int, sides: Sides, error: float) -> Comparison:
+    """Compare the gradient norms of an update, placed at the first optimizer step that is off."""
+    expected, truth, actual = (norms_of(side, update) for side in sides)
+    expected, actual = expected.float(), actual.float()
+    compare = partial(compare_measured, "accumulate", case, expected, truth, error=error)
+    comparison, step = compare(actual), 0
+    if comparison.status in FAILING and actual.shape == expected.shape:
+        up_to = (torch.cat([actual[:n], expected[n:]]) for n in range(1, len(actual) + 1))
+        step = next(n for n, norms in enumerate(up_to) if compare(norms).status in FAILING)
+    steps = [p for p in sides[0] if (p.update, p.name) == (update, GRAD_NORM)]
+    return placed(steps[step], comparison)
+
+
+def norms_of(trace: StageTrace, update: int) -> Tensor:
+    """The gradient's norm at each optimizer step of an update, `(steps,)` float64."""
+    norms = [v for p, v in trace.items() if (p.update, p.name) == (update, GRAD_NORM)]
+    return torch.tensor(norms, dtype=torch.float64)

@@ -13,7 +13,7 @@ from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
-from sdpo.parity.recorded.updates import stage_of
+from sdpo.parity.recorded.golden_updates import recorded_trace
 
 
 def beyond_goldens(
@@ -46,7 +46,8 @@ def held_by(family: GoldenFamily) -> Iterator[set[str]]:
             yield set() if golden.entry["outputs"]["returns_none"] else set(PROMPT_STAGES)
     elif family.name == "update":
         for golden in family:
-            yield {"accumulate"} | {stage for name in golden.tensors() if (stage := stage_of(name))}
+            recorded = recorded_trace(golden, golden.tensors())
+            yield {"accumulate"} | {place.stage for place in recorded if place.stage}
     else:
         for case in loss_cases(family):
             on = prepared(case).standard

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from sdpo.parity.recorded.updates import golden_names, own_config
+from sdpo.parity.cases.value_names import by_verl_names
+from sdpo.parity.recorded.updates import own_config
 from sdpo.settings.config import SDPOConfig
 from sdpo.trainer.sdpo_trainer import SDPOTrainer
 from sdpo.trainer.teacher_inputs import ROW
@@ -43,7 +44,7 @@ class Recorder(UpdateObserver):
     def on_micro_batch_end(
         self, batch: Batch, values: dict[str, Tensor], scale: Tensor | float
     ) -> None:
-        for name, value in golden_names(values):
+        for name, value in by_verl_names(values).items():
             self.recorded[f"u{self.update}.mb{self.micro}.{name}"] = value.detach().clone()
         self.losses.append(values["aggregate"].item() * float(scale))
         self.micro += 1
@@ -119,7 +120,7 @@ def build(
     )
     assert teacher is not None
     trainer.teacher.weights.module.load_state_dict(teacher.state_dict())
-    trainer.batches = (rollouts_of(batch) for _, batch, _ in cases.updates(golden))
+    trainer.batches = (rollouts_of(batch) for batch, _ in cases.updates(golden))
     recorder = Recorder()
     trainer.observers.append(recorder)
     return trainer, recorder

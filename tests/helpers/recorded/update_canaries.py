@@ -16,8 +16,10 @@ from torch import Tensor
 
 import sdpo.update.actor_update
 from sdpo.fixtures import packaged_family
-from sdpo.parity.recorded import updates as library
-from sdpo.parity.recorded.updates import UpdateRun
+from sdpo.parity.cases.stage_trace import StageTrace
+from sdpo.parity.cases.value_names import by_our_names
+from sdpo.parity.recorded.golden_updates import batches, build, golden_tensors
+from sdpo.parity.recorded.updates import run_ours
 from sdpo.reference.loss import loss_from_logits
 from sdpo.trainer.self_teachers import at_rows_with_signal
 from sdpo.update.ema_teacher import trust_region_logits
@@ -37,13 +39,13 @@ SAME_SHAPES = {
 
 @dataclass
 class ReferenceStages:
-    """The stages of the reference's loss under the golden names, in the place of `LossStages`."""
+    """The stages of the reference's loss, in the place of `LossStages`."""
 
     trace: dict[str, Tensor]
     aggregate: Tensor
 
     def named(self) -> dict[str, Tensor]:
-        return {**self.trace, "aggregate": self.aggregate}
+        return by_our_names(self.trace)
 
 
 def reference_stages(*logits_and_masks, config, old_log_probs, **others):
@@ -93,25 +95,31 @@ def at_signal(student: Any, teacher: Any, batch: dict[str, Tensor], config: Any)
     return logits
 
 
-def run_with_reference_loss(case_id: str, **replaced: Any) -> UpdateRun:
+def run_with_reference_loss(case_id: str, **replaced: Any) -> StageTrace:
     """A recorded update by ours, but with the reference's loss and some functions replaced."""
     family = packaged_family("update")
     golden = family.case(case_id)
-    with (
-        mock.patch.multiple(
-            sdpo.update.actor_update, self_distillation_stages=reference_stages, **replaced
-        ),
-        mock.patch.object(library, "golden_names", lambda trace: trace.items()),
+    with mock.patch.multiple(
+        sdpo.update.actor_update, self_distillation_stages=reference_stages, **replaced
     ):
-        return library.run_own(family, golden, golden.tensors())
+        return run_ours(family, golden, golden.tensors())
+
+
+def of_each_update(trace: StageTrace, name: str) -> list[list[float]]:
+    """A number of each optimizer step of each update, such as the gradient's norm."""
+    found: dict[int, list[float]] = {}
+    for place, value in trace.items():
+        if place.name == name:
+            found.setdefault(place.update, []).append(value)
+    return list(found.values())
 
 
 def first_micro_batch(case_id: str) -> tuple[torch.nn.Module, dict[str, Tensor]]:
     """The initial student, and the rows that it meets first."""
     family = packaged_family("update")
     golden = family.case(case_id)
-    actor, _, _ = library.build(family, golden)
-    _, batch, _ = next(library.updates(golden, golden.tensors()))
+    actor, _, _ = build(family, golden)
+    batch, _ = next(batches(golden, golden.tensors()))
     size = golden.config["actor"]["ppo_micro_batch_size_per_gpu"]
     return actor, {name: tensor[:size] for name, tensor in batch.items()}
 
@@ -152,7 +160,7 @@ def update_has_recorded_bits(case_id: str) -> bool:
     half = packaged_family("update").case(case_id).config["actor"]["compute_dtype"] != "float32"
     calls = autocast_logits if half else whole_logits
     run = run_with_reference_loss(case_id, response_logits=calls)
-    return gives_bits(run.tensors, recorded)
+    return gives_bits(golden_tensors(run), recorded)
 
 
 @torch.no_grad()

@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 from sdpo.fixtures import GoldenCase, GoldenFamily, packaged_family
+from sdpo.parity.cases.run_reference import TraceHooks, run_reference_updates
+from sdpo.parity.cases.stage_trace import GRAD_NORM, SCALED_LOSS, StageTrace
+from sdpo.parity.cases.stage_trace import stage_of as stage_of_value
+from sdpo.parity.cases.value_names import VALUE_NAMES
+from sdpo.parity.recorded import golden_updates
 from sdpo.parity.recorded import updates as library
-from sdpo.reference.update import Actor, TrustRegionTeacher, UpdateSettings
-from tests.helpers.recorded.update_canaries import update_has_recorded_bits
+from sdpo.parity.recorded.golden_updates import golden_tensors
+from sdpo.reference.update import UpdateSettings
+from tests.helpers.recorded.update_canaries import of_each_update, update_has_recorded_bits
 
 STAGES = (
     "log_probs",
@@ -29,7 +35,7 @@ STAGES = (
     "teacher_update",
 )
 STAGE_OF = {
-    **library.STAGE_OF,
+    **{name.verl: stage_of_value(name.ours) for name in VALUE_NAMES},
     "entropy": "log_probs",
     "old_log_probs_used": "importance",
     "loss_mask": "aggregate",
@@ -48,10 +54,14 @@ else:
 
 @dataclass
 class Run:
-    """What a side produced: tensors under the golden names, and the metrics of each update."""
+    """What a side produced: tensors under the golden names, and the metrics of each update.
+
+    `trace` holds the same, where a driver of the library made it.
+    """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    trace: StageTrace = field(default_factory=StageTrace)
 
 
 @dataclass(frozen=True)
@@ -78,35 +88,32 @@ def recorded(case_id: str) -> dict[str, Tensor]:
 
 def build(golden: GoldenCase) -> tuple[torch.nn.Module, torch.nn.Module | None, Any]:
     """Actor, teacher weights and optimizer of a case."""
-    return library.build(family(), golden)
+    return golden_updates.build(family(), golden)
 
 
-def updates(golden: GoldenCase) -> Iterator[tuple[str, dict[str, Tensor], Any]]:
-    """Per update its prefix, its batch, and the groups of a dynamic batch."""
-    return library.updates(golden, recorded(golden.id))
+def updates(golden: GoldenCase) -> Iterator[tuple[dict[str, Tensor], Any]]:
+    """Per update its batch, and the groups of a dynamic batch."""
+    return golden_updates.batches(golden, recorded(golden.id))
 
 
 def run_reference(case_id: str) -> Run:
-    golden = case(case_id)
+    golden, hooks = case(case_id), TraceHooks()
     config = golden.config
-    actor, teacher, optimizer = build(golden)
     settings = UpdateSettings(**config["actor"], **config["self_distillation"])
-    if teacher is not None and config["teacher"] == "trust_region":
-        teacher = TrustRegionTeacher(teacher, actor, settings.teacher_update_rate)
-    run = Run()
-    updater = Actor(actor, optimizer, settings, teacher, run.tensors)
-    for _, batch, groups in updates(golden):
-        run.metrics.append(updater.update_policy(batch, config["temperature"], groups))
-    return run
+    metrics = run_reference_updates(
+        *build(golden), settings, config["temperature"], updates(golden), hooks=hooks
+    )
+    return Run(golden_tensors(hooks.trace), metrics, hooks.trace)
 
 
 def run_ours(case_id: str) -> Run:
-    found = library.run_own(family(), case(case_id), recorded(case_id))
+    trace = library.run_ours(family(), case(case_id), recorded(case_id))
+    numbers = (of_each_update(trace, name) for name in (SCALED_LOSS, GRAD_NORM))
     metrics = [
         {"actor/pg_loss": sum(losses), "actor/grad_norm": norms}
-        for losses, norms in zip(found.losses, found.grad_norms, strict=True)
+        for losses, norms in zip(*numbers, strict=True)
     ]
-    return Run(found.tensors, metrics)
+    return Run(golden_tensors(trace), metrics, trace)
 
 
 def stage_of(name: str) -> str:

@@ -21,6 +21,7 @@ from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.value_dtypes import other_dtypes
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded import updates
+from sdpo.parity.recorded.golden_updates import golden_names
 from sdpo.reference import loss as reference
 
 LOSSES, UPDATES = packaged_family("loss"), packaged_family("update")
@@ -132,11 +133,12 @@ def test_a_cast_in_an_update_is_a_divergence_at_its_stage(name):
     golden = UPDATES.case("P-U001")
 
     class Cast(Transcription):
-        def update_run(self, family, golden, recorded):
-            run = super().update_run(family, golden, recorded)
-            value = run.tensors[name]
-            run.tensors[name] = value.double() if value.is_floating_point() else value.int()
-            return run
+        def update_trace(self, family, golden, tensors):
+            trace = super().update_trace(family, golden, tensors)
+            (place,) = (place for place, known in golden_names(trace).items() if known == name)
+            value = trace[place]
+            trace[place] = value.double() if value.is_floating_point() else value.int()
+            return trace
 
     result = updates.run_case(Cast(), UPDATES, golden)
     divergent = [c for c in result.comparisons if c.effect == "dtype"]

@@ -3,17 +3,19 @@
 Budget kind: that of the update family; see `sdpo.parity.recorded.recording_spread`.
 """
 
-from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sdpo.fixtures import packaged_family
+from sdpo.parity.candidates.implementations import Transcription
+from sdpo.parity.cases.stage_trace import Moment, Place, StageTrace
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
+from sdpo.parity.compare.tensor_distances import scale_of
 from sdpo.parity.recorded import updates
+from sdpo.parity.recorded.measured_budgets import compare_measured
 from sdpo.parity.recorded.recording_spread import a_little_over, round_anew, widest
 from sdpo.parity.report.document import compact
 from sdpo.parity.report.rejudge import case_result
@@ -33,7 +35,7 @@ def known(dtype, rounded):
 
 
 def run_once(family, golden, recorded, dtype, *, rounded=None):
-    return replace(known(dtype, rounded))
+    return StageTrace(known(dtype, rounded))
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +43,30 @@ def truth():
     return known(torch.float64, None)
 
 
-def candidate(change=lambda tensors: tensors):
+def candidate(change=lambda trace: trace):
     """The transcription, rounded otherwise than the runs that budgets are taken from."""
 
-    def run(family, golden, recorded):
-        found = updates.run_reference(family, golden, recorded, torch.float32, rounded=1000)
-        found.tensors = change(dict(found.tensors))
-        return found
+    class Rounded(Transcription):
+        def update_trace(self, family, golden, tensors):
+            run = updates.run_reference(family, golden, tensors, torch.float32, rounded=1000)
+            return change(run)
 
-    return SimpleNamespace(update_gap=lambda golden: None, update_run=run)
+    return Rounded()
 
 
 def lucky(monkeypatch):
     """Let the recording alone be a fifth as far from the truth as it is."""
-    real = updates.relative_spread
+    real = updates.float32_errors
 
-    def near(run, truth, names):
-        found = real(run, truth, names)
-        return {k: v / 5 for k, v in found.items()} if run["u0.mb0.loss"] is FIRST else found
+    def near(run, truth):
+        found = real(run, truth)
+        return {k: v / 5 for k, v in found.items()} if run[LOSS] is FIRST else found
 
-    monkeypatch.setattr(updates, "relative_spread", near)
+    monkeypatch.setattr(updates, "float32_errors", near)
     monkeypatch.setattr(GOLDEN.__class__, "tensors", lambda self: RECORDED)
 
 
-FIRST = RECORDED["u0.mb0.loss"]
+FIRST, LOSS = RECORDED["u0.mb0.loss"], Place(0, 0, 0, "aggregate", "aggregate")
 
 
 @pytest.fixture(autouse=True)
@@ -92,9 +94,9 @@ def test_without_more_runs_luck_would_be_a_verdict(monkeypatch):
 
 
 def changed(size):
-    def change(tensors):
-        name = "u0.mb1.per_token_loss"
-        return {**tensors, name: tensors[name] * (1 + size)}
+    def change(trace):
+        place = next(p for p in trace if p.name == "importance" and any(p.moment))
+        return StageTrace(trace | {place: trace[place] * (1 + size)})
 
     return change
 
@@ -139,15 +141,19 @@ def test_weights_move_by_one_unit_in_the_last_place_at_most():
     ],
 )
 def test_scale_is_the_largest_finite_magnitude(values, scale):
-    assert updates.scale_of(torch.tensor(values)) == scale
+    assert scale_of(torch.tensor(values)) == scale
 
 
 def test_a_run_with_other_entries_does_not_widen():
-    recorded = {"x": torch.tensor([1.0]), "indices": torch.tensor([1])}
-    other = {"x": torch.tensor([9.0]), "indices": torch.tensor([2])}
-    same = {"x": torch.tensor([3.0]), "indices": torch.tensor([1])}
-    found = widest([other, same], recorded, lambda run: {"x": float(run["x"])})
+    recorded, other, same = (run_with(*pair) for pair in ((1.0, 1), (9.0, 2), (3.0, 1)))
+    found = widest([other, same], recorded, lambda run: {"x": run[LOSS].item()})
     assert found == {"x": 3.0}
+
+
+def run_with(loss, index):
+    trace = StageTrace()
+    trace.put(Moment(), {"aggregate": torch.tensor(loss), "support.indices": torch.tensor([index])})
+    return trace
 
 
 @pytest.mark.parametrize(
@@ -162,6 +168,6 @@ def test_a_run_with_other_entries_does_not_widen():
 )
 def test_within_a_budget_that_shows_no_factor_of_two_nothing_is_said(spread, times, status):
     value = torch.linspace(-1, 1, 9)
-    found = updates.compare_tensor("accumulate", "", value, value, times * value, spread)
+    found = compare_measured("accumulate", "", value, value, times * value, error=spread)
     assert found.status == status
     assert ("no budget: rounding alone" in found.note) == (status == Status.NOT_COVERED)

@@ -17,7 +17,7 @@ SCENARIOS = ("T01", "T03", "T17", "T31")
 WORKER = f"""
 import functools, sys
 from sdpo.parity.audit.audit import worker
-from sdpo.parity.trainers.judge import follow_training as family
+from sdpo.parity.trainers.judge import run_scenarios as family
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
 some = [scenario for scenario in SCENARIOS if scenario.id in {SCENARIOS}]
 family.run_trainer_family = functools.partial(family.run_trainer_family, scenarios=some)

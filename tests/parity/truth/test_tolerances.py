@@ -23,7 +23,7 @@ from sdpo.parity.compare.statuses import Status
 from sdpo.parity.explain.explanations import Explained, rows
 from sdpo.parity.explain.ladder_rules import LOSS_DEPARTS, Reading
 from sdpo.parity.explain.match_faults import lenient, shows_enough
-from sdpo.parity.recorded.updates import compare_tensor
+from sdpo.parity.recorded.measured_budgets import compare_measured
 from sdpo.parity.relations.received_inputs import alike
 from sdpo.parity.report.environment import describe_environment
 from sdpo.parity.trainers.judge.known_faults import close, explained_scale
@@ -133,7 +133,7 @@ def test_a_coarse_reference_tells_no_precision(monkeypatch, step, told):
 @pytest.mark.parametrize("spread", [0.0, 1e-5])
 def test_the_budget_of_an_update_is_its_spread_and_roundings(spread):
     value = torch.tensor([2.0, 1.0, 0.5])
-    found = compare_tensor("accumulate", "", value, value, value * 2, spread)
+    found = compare_measured("accumulate", "", value, value, value * 2, error=spread)
     # four times the spread and eight roundings, of half a unit each, of the largest value
     assert found.worst["budget"] == pytest.approx((4 * spread + 4 * EPSILON) * 2)
 

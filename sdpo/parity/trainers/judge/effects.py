@@ -5,16 +5,18 @@ run: the reference learns from the same script by itself.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sdpo.parity.cases.stage_trace import StageTrace
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.trainers.judge.trainer_trace import trace_of
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import OptimizerStep, Tensors, TrainerRun
 
@@ -55,7 +57,7 @@ class Effect:
 def effect_of(
     scenario: Scenario,
     run: TrainerRun,
-    natural: Sequence[Any],
+    natural: StageTrace,
     result: CaseResult,
     explained_by: Sequence[str],
     optimised: float | None,
@@ -64,28 +66,32 @@ def effect_of(
 
     `optimised` is the loss that the first step followed.
     """
-    own = {c.stage for c in result.comparisons if c.status in FAILING and not c.inherits}
-    first_step = run.updates[0].steps[0]
-    ours, theirs = flat(first_step.gradient, natural[0].gradients[0])
-    last = run.updates[-1].steps[-1].parameters
+    introduced = {c.stage for c in result.comparisons if c.status in FAILING and not c.inherits}
+    own = trace_of(run)
+    first, last = {"update": 0, "step": 0}, {"update": len(run.updates) - 1}
+    gradients = flat(*(side.named("accumulate", **first) for side in (own, natural)))
+    weights, teacher = (
+        (natural.named(stage, **last), own.named(stage, **last))
+        for stage in ("optimizer", "teacher_update")
+    )
     return Effect(
         scenario.id,
         scenario.description,
-        tuple(name for name in NAMES if name in own),
+        tuple(name for name in NAMES if name in introduced),
         tuple(explained_by),
-        **gradient_measures(ours, theirs),
-        parameters_distance=way(run.initial, natural[-1].parameters, last),
-        teacher_distance=way(run.initial_teacher, natural[-1].teacher, run.updates[-1].teacher),
-        logged_loss=first_step.logged.get("loss"),
+        **gradient_measures(*gradients),
+        parameters_distance=way(run.initial, *weights),
+        teacher_distance=way(run.initial_teacher, *teacher),
+        logged_loss=run.updates[0].steps[0].logged.get("loss"),
         optimised_loss=optimised,
-        reference_loss=natural[0].losses[0],
+        reference_loss=mean_loss(natural.micro_batches(**first)),
     )
 
 
-def mean_loss(step: OptimizerStep) -> float | None:
-    """Mean of the losses of a step's micro-batches; None if the trainer shows none."""
-    values = [m.values["aggregate"].item() for m in step.micro_batches if "aggregate" in m.values]
-    return sum(values) / len(values) if values else None
+def mean_loss(micro_batches: Iterable[Mapping[str, Tensor]]) -> float | None:
+    """Mean of the losses of an optimizer step's micro-batches; None if none is shown."""
+    losses = [values["aggregate"].item() for values in micro_batches if "aggregate" in values]
+    return sum(losses) / len(losses) if losses else None
 
 
 def optimised(scenario: Scenario, step: OptimizerStep, scales: Sequence[float]) -> float | None:

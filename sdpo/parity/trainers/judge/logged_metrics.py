@@ -116,7 +116,7 @@ def own_metric(runs: Mapping[str, TrainerRun], metric: str) -> Iterator[Logged]:
     """A trainer's own metric of every step, in one process: the mean over its micro-batches."""
     for name, run in runs.items():
         for step in steps_of(run):
-            expected = mean_loss(step)
+            expected = mean_loss(micro_batch.values for micro_batch in step.micro_batches)
             if metric in step.logged and expected is not None and not run.ranks:
                 yield Logged(name, metric, step.logged[metric], expected)
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.recorded.updates import compare_tensor
+from sdpo.parity.recorded.measured_budgets import compare_measured
 from sdpo.parity.trainers.judge.prompt_stages import Shown, expectations, teacher_tensors
 from sdpo.parity.trainers.judge.reference_run import whole_batch
 from sdpo.parity.trainers.judge.weight_stages import (
     MODEL_INPUTS,
     Twins,
     compare_forward,
-    distance,
     logits_of,
 )
 from sdpo.parity.trainers.recording.token_layout import widened
@@ -85,8 +84,7 @@ def compare_answers(
         expected = logits_of(twins.single, own, side, low)[:, :width].float()[counts]
         truth = logits_of(twins.double, own, side, torch.float32)[:, :width][counts]
     actual = micro_batch.logits[side].float()[counts]
-    spread = distance(expected, truth)
-    compared = compare_tensor("log_probs", scenario.id, expected, truth, actual, spread)
+    compared = compare_measured("log_probs", scenario.id, expected, truth, actual)
     if compared.status == Status.DIVERGENT:
         note = f"{side}'s answer beside that to the reference's own tokens: {compared.note}"
         compared = replace(compared, note=note, inherits=inherits)

@@ -6,47 +6,29 @@ micro-batches: the reference averages gradients over processes, and each is a me
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdpo.fixtures.models import build_optimizer
+from sdpo.parity.cases.run_reference import (
+    Groups,
+    TraceHooks,
+    in_dtype,
+    run_reference_updates,
+)
+from sdpo.parity.cases.stage_trace import StageTrace
 from sdpo.parity.cases.value_names import UPDATE_SETTINGS
 from sdpo.parity.trainers.scenarios.scenario import EXTRA_PADDING, Generation, Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import completion_ids
 from sdpo.parity.trainers.scenarios.training_record import Tensors
 from sdpo.reference import teacher_prompt as prompts
-from sdpo.reference.update import (
-    Actor,
-    TrustRegionTeacher,
-    UpdateSettings,
-    ema_update,
-    forward_micro_batch,
-)
+from sdpo.reference.forward import forward_micro_batch
+from sdpo.reference.update import UpdateSettings
 
 REQUIRED_BUT_UNUSED = "advantages"
-
-
-Groups = Sequence[Sequence[Sequence[int]]]
-
-
-@dataclass
-class ReferenceUpdate:
-    """The reference's values of one update, under the names of `record.Update`.
-
-    `losses` has one entry per optimizer step: the mean over its micro-batches.
-    """
-
-    batch: Tensors
-    prompt: dict[str, Any]
-    gradients: list[Tensors] = field(default_factory=list)
-    grad_norms: list[float] = field(default_factory=list)
-    parameters: Tensors = field(default_factory=dict)
-    teacher: Tensors = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
 
 
 def student_batch(scenario: Scenario, generation: Generation, tokenizer: Any) -> Tensors:
@@ -118,6 +100,18 @@ def whole_batch(
     return batch, teacher.trace
 
 
+class MergedAdapters(TraceHooks):
+    """Lets the teacher average the effective weights of a student with adapters."""
+
+    def __init__(self, merged: Callable[[nn.Module], nn.Module]):
+        super().__init__()
+        self.merged = merged
+
+    def averaged(self, teacher: nn.Module, actor: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The teacher, and a plain copy of the student."""
+        return teacher, self.merged(actor)
+
+
 def run_reference(
     scenario: Scenario,
     model: nn.Module,
@@ -126,8 +120,8 @@ def run_reference(
     *,
     merged: Callable[[nn.Module], nn.Module] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> list[ReferenceUpdate]:
-    """All updates of a scenario.
+) -> StageTrace:
+    """What the reference computes when it learns from a scenario by itself.
 
     Args:
         scenario: the script.
@@ -138,31 +132,28 @@ def run_reference(
             averages those.
         dtype: of weights and arithmetic; float64 for the truth.
     """
-    actor = copy.deepcopy(model).to(dtype)
-    teacher = (copy.deepcopy(actor) if merged is None else merged(actor)).eval()
-    trainable = [p for p in actor.parameters() if p.requires_grad]
-    optimizer = build_optimizer(dict(scenario.optimizer), trainable)
-    settings = update_settings(scenario, adapters=merged is not None, dtype=dtype)
-    trace: Tensors = {}
-    module: nn.Module = teacher
-    if settings.teacher_regularization == "trust-region":
-        mix = scenario.self_distillation["teacher_update_rate"]
-        module = TrustRegionTeacher(teacher, actor, mix)
-    updater = Actor(actor, optimizer, settings, module, trace)
-    found = []
-    for number, generation in enumerate(scenario.generations):
-        batch, prompt = whole_batch(scenario, generation, tokenizer)
-        with torch.no_grad():
-            batch["old_log_probs"] = log_probs(actor, batch, scenario, dtype)
-        batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
-        steps = epochs_of(scenario, groups[number])
-        metrics = updater.update_policy(batch, scenario.temperature, steps)
-        if merged is not None:
-            ema_update(teacher, merged(actor), scenario.self_distillation["teacher_update_rate"])
-        update = collected(number, batch, prompt, trace, metrics, teacher)
-        update.losses = step_losses(stripped(trace, f"u{number}."), groups[number])
-        found.append(update)
-    return found
+    student = copy.deepcopy(model).to(dtype)
+    teacher = (copy.deepcopy(student) if merged is None else merged(student)).eval()
+    trainable = [p for p in student.parameters() if p.requires_grad]
+    hooks = TraceHooks() if merged is None else MergedAdapters(merged)
+
+    def batches() -> Iterator[tuple[Tensors, Groups]]:
+        for number, generation in enumerate(scenario.generations):
+            batch, _ = whole_batch(scenario, generation, tokenizer)
+            with torch.no_grad():
+                batch["old_log_probs"] = log_probs(student, batch, scenario, dtype)
+            yield in_dtype(batch, dtype), epochs_of(scenario, groups[number])
+
+    run_reference_updates(
+        student,
+        teacher,
+        build_optimizer(dict(scenario.optimizer), trainable),
+        update_settings(scenario, dtype),
+        scenario.temperature,
+        batches(),
+        hooks=hooks,
+    )
+    return hooks.trace
 
 
 def epochs_of(scenario: Scenario, groups: Groups) -> Groups:
@@ -177,11 +168,9 @@ def epochs_of(scenario: Scenario, groups: Groups) -> Groups:
     return groups
 
 
-def update_settings(scenario: Scenario, *, adapters: bool, dtype: torch.dtype) -> UpdateSettings:
+def update_settings(scenario: Scenario, dtype: torch.dtype) -> UpdateSettings:
     """A scenario's settings for the reference's actor; micro-batches come as groups of rows."""
     chosen = {name: scenario.self_distillation[name] for name in UPDATE_SETTINGS}
-    if adapters:
-        chosen["teacher_update_rate"] = 0.0
     return UpdateSettings(
         ppo_mini_batch_size=scenario.micro_batch_size * scenario.accumulation * scenario.processes,
         ppo_micro_batch_size_per_gpu=scenario.micro_batch_size,
@@ -203,37 +192,3 @@ def log_probs(
     return forward_micro_batch(module, batch, scenario.temperature, compute_dtype=compute)[
         "log_probs"
     ].to(dtype)
-
-
-def collected(
-    number: int,
-    batch: Tensors,
-    prompt: dict[str, Any],
-    trace: Tensors,
-    metrics: dict[str, Any],
-    teacher: nn.Module,
-) -> ReferenceUpdate:
-    """One update's values out of the actor's trace."""
-    start, update = f"u{number}.", ReferenceUpdate(batch, prompt)
-    update.grad_norms = list(metrics["actor/grad_norm"])
-    for mini in range(len(update.grad_norms)):
-        prefix = f"{start}mini{mini}.grad."
-        update.gradients.append(stripped(trace, prefix))
-    update.parameters = stripped(trace, f"{start}actor.")
-    update.teacher = {name: p.detach().clone() for name, p in teacher.named_parameters()}
-    return update
-
-
-def step_losses(trace: Tensors, groups: Groups) -> list[float]:
-    """Mean loss of the micro-batches of each optimizer step."""
-    losses, place = [], 0
-    for step in groups:
-        values = [trace[f"mb{place + n}.loss"].item() for n in range(len(step))]
-        losses.append(sum(values) / len(values))
-        place += len(step)
-    return losses
-
-
-def stripped(tensors: Tensors, prefix: str) -> Tensors:
-    """The tensors below a prefix, without it."""
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

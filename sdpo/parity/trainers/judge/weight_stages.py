@@ -16,7 +16,7 @@ from sdpo.fixtures.models import build_optimizer
 from sdpo.parity.cases.checked_call import same_bits
 from sdpo.parity.compare.comparison import Comparison, compare_exact
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.recorded.updates import compare_tensor, scale_of
+from sdpo.parity.recorded.measured_budgets import compare_all_measured, compare_measured
 from sdpo.parity.trainers.judge.prompt_stages import attended
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import MicroBatch, OptimizerStep, Tensors
@@ -66,6 +66,16 @@ class Twins:
                         parameter.copy_(weights[name])
 
 
+def merged(model: nn.Module) -> nn.Module:
+    """A plain copy of a PEFT model with its adapter's effect in the weights."""
+    return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+
+
+def named(module: nn.Module) -> Tensors:
+    """All weights by name."""
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
 def logits_of(
     module: nn.Module, micro_batch: MicroBatch, side: str, autocast: torch.dtype
 ) -> Tensor:
@@ -95,8 +105,7 @@ def compare_forward(
     counts = mask != 0
     actual = micro_batch.logits[side].float()[counts]
     expected, truth = expected[counts], truth[counts]
-    spread = distance(expected, truth)
-    found = compare_tensor("log_probs", scenario.id, expected, truth, actual, spread)
+    found = compare_measured("log_probs", scenario.id, expected, truth, actual)
     return replace(found, note=f"{side}'s forward pass: {found.note}" if found.note else "")
 
 
@@ -104,9 +113,8 @@ def compare_old(scenario: Scenario, expected: Spread, actual: Tensor, mask: Tens
     """The trainer's log-probs at the weights that generated, `(B, T)`, at the tokens that count."""
     counts = mask != 0
     value, truth = expected.value.float()[counts], expected.truth[counts]
-    spread = distance(value, truth)
     actual = actual.float()[counts]
-    found = compare_tensor("log_probs", scenario.id, value, truth, actual, spread)
+    found = compare_measured("log_probs", scenario.id, value, truth, actual)
     return replace(found, note=f"old log-probs: {found.note}" if found.note else "")
 
 
@@ -152,7 +160,7 @@ def compare_gradient(
     if missing:
         note = f"{len(missing)} gradients are missing, the first of {missing[0]}"
         return [Comparison("accumulate", Status.ERROR, scenario.id, note=note)]
-    return compare_all("accumulate", scenario.id, expected, truth, step.gradient)
+    return compare_all_measured("accumulate", scenario.id, expected, truth, step.gradient)
 
 
 def backward(
@@ -175,25 +183,6 @@ def backward(
         for name, p in module.named_parameters()
         if p.requires_grad
     }
-
-
-def distance(value: Tensor, truth: Tensor) -> float:
-    """Largest distance of a tensor from the truth, relative to the truth's scale."""
-    error = (value.double() - truth.double()).abs().nan_to_num(nan=0.0, posinf=0.0)
-    scale = scale_of(truth)
-    return error.max().item() / scale if scale > 0 else 0.0
-
-
-def compare_all(
-    stage: str, case: str, expected: Tensors, truth: Tensors, actual: Tensors
-) -> list[Comparison]:
-    """Tensors of one kind, with one relative budget for all of them."""
-    spread = max((distance(value, truth[name]) for name, value in expected.items()), default=0.0)
-    found = []
-    for name, value in expected.items():
-        compared = compare_tensor(stage, case, value, truth[name], actual[name], spread)
-        found.append(replace(compared, note=f"{name}: {compared.note}" if compared.note else ""))
-    return found
 
 
 class Optimizers:
@@ -285,4 +274,4 @@ def compare_teacher(
             }
         )
     expected, truth = sides
-    return compare_all("teacher_update", scenario.id, expected, truth, actual)
+    return compare_all_measured("teacher_update", scenario.id, expected, truth, actual)

@@ -16,13 +16,13 @@ import torch
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
 from sdpo.parity.compare.statuses import RelationStatus
-from sdpo.parity.recorded.updates import scale_of
+from sdpo.parity.compare.tensor_distances import float32_error, scale_of
+from sdpo.parity.recorded.measured_budgets import budget_share
 from sdpo.parity.relations.catalogue import RELATIONS, Relation
 from sdpo.parity.relations.check import Outcome, blamed, relation_row
 from sdpo.parity.trainers.judge.effects import mean_loss
-from sdpo.parity.trainers.judge.follow_training import merged
 from sdpo.parity.trainers.judge.reference_run import run_reference
-from sdpo.parity.trainers.judge.weight_stages import distance
+from sdpo.parity.trainers.judge.weight_stages import merged
 from sdpo.parity.trainers.probes.changed_experiment import Refusal, why_one_experiment
 from sdpo.parity.trainers.probes.relation_pairs import PAIRS, SHARE_OF, Pair
 from sdpo.parity.trainers.recording.quiet_packages import quiet
@@ -97,7 +97,7 @@ def train(candidate: Any, scenario: Scenario) -> TrainerRun:
 def first_of(run: TrainerRun) -> First:
     """What the first optimizer step of a trainer learnt from."""
     step = run.updates[0].steps[0]
-    return First(mean_loss(step), step.gradient, run)
+    return First(mean_loss(m.values for m in step.micro_batches), step.gradient, run)
 
 
 @cache
@@ -114,8 +114,8 @@ def reference_runs(script: "Script", dtype: torch.dtype) -> First:
     with TemporaryDirectory(prefix="sdpo-relation-") as folder:
         model, tokenizer = tiny_model(scenario, Path(folder)), handed_tokenizer(scenario)
     gather = merged if scenario.lora else None
-    (update,) = run_reference(scenario, model, tokenizer, [groups], merged=gather, dtype=dtype)
-    return First(update.losses[0], update.gradients[0])
+    trace = run_reference(scenario, model, tokenizer, [groups], merged=gather, dtype=dtype)
+    return First(mean_loss(trace.micro_batches(0, 0)), trace.named("accumulate", 0, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ def spread_of(scenario: Scenario) -> float:
     """Largest distance of the reference's float32 gradients from its float64 ones ÷ scale."""
     single = reference_first(scenario).gradient
     double = reference_runs(Script(scenario), torch.float64).gradient
-    return max(distance(value, double[name]) for name, value in single.items())
+    return max(float32_error(value, double[name]) for name, value in single.items())
 
 
 def outcome_of(first: Any, pair: Pair) -> Outcome:
@@ -156,8 +156,7 @@ def outcome_of(first: Any, pair: Pair) -> Outcome:
     if refused is not None:
         return Outcome(refused.status, pair.case, note=refused.note)
     scale_from = SHARE_OF if right is None else pair.left
-    roundings = TOLERANCES.update_roundings * EPSILON / 2
-    share = 2 * (TOLERANCES.update_slack * spread_of(scale_from) + roundings)
+    share = 2 * budget_share(spread_of(scale_from), EPSILON)
     usual = reference_first(scale_from)
     found = [
         measured(

@@ -87,7 +87,10 @@ def moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:
     """
     update = run.updates[0]
     step = update.steps[0]
-    own, mask = mean_loss(step), update.prompt.get("distillation_mask")
+    own, mask = (
+        mean_loss(m.values for m in step.micro_batches),
+        update.prompt.get("distillation_mask"),
+    )
     if own is None or mask is None:
         return None
     found = []

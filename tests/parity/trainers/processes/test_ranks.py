@@ -5,7 +5,7 @@ import pytest
 from sdpo.parity.cases.stages import first_in_order
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
-from sdpo.parity.trainers.judge.follow_training import run_trainer_family
+from sdpo.parity.trainers.judge.run_scenarios import run_trainer_family
 from sdpo.parity.trainers.processes.training_pool import TrainingPool
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
 from tests.helpers.spread import slow_are

@@ -17,7 +17,7 @@ from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.adapters.sdpo_rl import SdpoRl
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
 from sdpo.parity.trainers.adapters.trl import TRL
-from sdpo.parity.trainers.judge.follow_training import differs_from_itself, run_trainer_family
+from sdpo.parity.trainers.judge.run_scenarios import differs_from_itself, run_trainer_family
 from sdpo.parity.trainers.processes import training_server
 from sdpo.parity.trainers.processes.ranks import compare_ranks, joined
 from sdpo.parity.trainers.processes.training_pool import TrainingPool

@@ -9,7 +9,7 @@ from torch import nn
 
 from sdpo.parity.cases.checked_call import CandidateError
 from sdpo.parity.compare.statuses import FAILING, Status
-from sdpo.parity.trainers.judge.follow_training import run_trainer_family
+from sdpo.parity.trainers.judge.run_scenarios import run_trainer_family
 from sdpo.parity.trainers.recording.forward_passes import (
     EITHER,
     NEITHER,

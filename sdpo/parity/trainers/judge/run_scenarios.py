@@ -1,0 +1,172 @@
+"""All scenarios through a trainer, each compared stage by stage."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.evaluated_case import Observation
+from sdpo.parity.compare.statuses import Status
+from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.explain.explanations import fewest, in_all, united
+from sdpo.parity.explain.match_faults import Search, explain
+from sdpo.parity.trainers.judge.effects import Effect, effect_of
+from sdpo.parity.trainers.judge.follow_training import Walk
+from sdpo.parity.trainers.judge.reference_run import whole_batch
+from sdpo.parity.trainers.processes.ranks import first_apart
+from sdpo.parity.trainers.processes.training_pool import TrainingPool
+from sdpo.parity.trainers.recording.hf_trainer import TrainingFailedError
+from sdpo.parity.trainers.recording.quiet_packages import quiet
+from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
+from sdpo.parity.trainers.scenarios.scenario import Scenario
+from sdpo.parity.trainers.scenarios.training_record import (
+    TrainerRun,
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class TrainerFindings:
+    """What the scenarios gave."""
+
+    results: list[CaseResult] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    explained: dict[str, set[str]] = field(default_factory=dict)
+    """Scenarios that each known fault explains."""
+    in_loss: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    trains: bool = False
+    """Whether the trainer is known to train, so that a later failure is telling."""
+    runs: dict[str, TrainerRun] = field(default_factory=dict)
+    optimised: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+def run_trainer_family(
+    candidate: Any, progress: Progress, scenarios: Sequence[Scenario] = SCENARIOS
+) -> TrainerFindings:
+    """Train a candidate through all scenarios and compare it with the reference.
+
+    Args:
+        candidate: a trainer adapter.
+        progress: told the family, the number of scenarios done and their total.
+        scenarios: the scripts.
+    """
+    findings = TrainerFindings()
+    with quiet():
+        for number, scenario in enumerate(scenarios):
+            progress("trainer", number, len(scenarios))
+            with tempfile.TemporaryDirectory(prefix="sdpo-trainer-") as folder:
+                run_scenario(candidate, scenario, Path(folder), findings)
+    progress("trainer", len(scenarios), len(scenarios))
+    findings.explained = united(findings.explained, fewest(findings.in_loss))
+    return findings
+
+
+def run_scenario(
+    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
+) -> None:
+    """One scenario, its explanation and effect; whatever fails in the candidate is a finding."""
+    result, walk = walked(candidate, scenario, folder, findings)
+    findings.results.append(result)
+    if walk is None:
+        return
+    run = walk.run
+    findings.runs[scenario.id], findings.trains = run, True
+    findings.optimised[scenario.id] = walk.optimised
+    findings.observations.extend(walk.observations)
+    in_loss = [found.label for found in explain(walk.observations, search=Search(work_left=0))]
+    outside, followed = in_all(walk.tried), next(iter(walk.optimised), None)
+    labels = [*outside, *in_loss]
+    findings.effects.append(effect_of(scenario, run, walk.natural(), result, labels, followed))
+    findings.in_loss[scenario.id] = in_loss
+    findings.explained = united(findings.explained, {label: [scenario.id] for label in outside})
+    add_new(findings.notes, [*run.notes, *other_rows(scenario, run)])
+
+
+def failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Comparison:
+    """A training that failed: an error, since nothing can be said of the trainer.
+
+    One that trains, but fails or hangs as soon as there are several processes, deviates from the
+    reference, which does not.
+    """
+    if trains and scenario.processes > 1 and isinstance(error, TrainingFailedError):
+        return Comparison(
+            error.reached,
+            Status.DIVERGENT,
+            scenario.id,
+            compared=1,
+            note=str(error),
+            effect="failure",
+        )
+    return Comparison(error.stage, Status.ERROR, scenario.id, note=str(error))
+
+
+def walked(
+    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
+) -> tuple[CaseResult, "Walk | None"]:
+    """The comparisons of a scenario, and what they were made on; None if it failed."""
+    result = CaseResult(scenario.id, "trainer", scenario.tags)
+    try:
+        run: TrainerRun = candidate.run(scenario, folder)
+    except NotCoveredError as error:
+        result.note = f"not covered: {error}"
+        return result, None
+    except CandidateError as error:
+        result.comparisons.append(failure(scenario, error, trains=findings.trains))
+        if (
+            result.status == Status.DIVERGENT
+            and (so_far := getattr(error, "run", None)) is not None
+        ):
+            result.comparisons.extend(prompts_so_far(scenario, so_far, folder))
+        return result, None
+    walk = Walk(scenario, run, folder)
+    try:
+        result.comparisons.extend(walk.comparisons())
+    except (KeyError, ValueError) as error:
+        note = f"what the adapter recorded cannot be compared: {type(error).__name__}: {error}"
+        result.comparisons.append(Comparison("accumulate", Status.ERROR, scenario.id, note=note))
+        return result, None
+    return result, walk
+
+
+def prompts_so_far(scenario: Scenario, run: TrainerRun, folder: Path) -> list[Comparison]:
+    """The prompt stages of a training that failed later."""
+    walk, first = Walk(scenario, run, folder), scenario.generations[0]
+    batch, prompt = whole_batch(scenario, first, walk.tokenizer)
+    return walk.prompts(first, run.updates[0], prompt, batch)
+
+
+def differs_from_itself(apart: TrainingPool, scenario: Scenario = SCENARIOS[0]) -> list[str]:
+    """Whether two runs of a scenario differ, in one process under different global seeds."""
+    try:
+        runs = apart.runs(scenario)
+    except (NotCoveredError, CandidateError):
+        return []
+    first, second = (run.updates[-1].steps[-1].parameters for run in runs)
+    if first_apart(first, second):
+        return [f"two runs of scenario {scenario.id} end with different weights"]
+    return []
+
+
+def other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
+    """Whether micro-batches hold other rows than consecutive ones of the generation."""
+    size, of_generation = scenario.micro_batch_size, len(scenario.generations[0].rollouts)
+    for update in run.updates:
+        rows = [micro_batch.rows for step in update.steps for micro_batch in step.micro_batches]
+        starts = [start % of_generation for start in range(0, size * len(rows), size)]
+        if rows != [list(range(start, start + size)) for start in starts]:
+            return [
+                "micro-batches hold other rows of a generation than the reference's consecutive "
+                "ones; the reference is given the same rows"
+            ]
+    return []
+
+
+def add_new(known: list[str], found: Iterable[str]) -> None:
+    """Add what is not known yet, in place."""
+    known.extend(entry for entry in dict.fromkeys(found) if entry not in known)
