@@ -19,25 +19,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sdpo.parity.cases.checked_call import CandidateError, Location, NotCoveredError
+from sdpo.parity.trainers.processes.rank_outcome import RankOutcome, rank_files
 from sdpo.parity.trainers.processes.ranks import joined
-from sdpo.parity.trainers.processes.training_server import (
-    POLL,
-    SEEDS,
-    TIME_LIMIT,
-    Orders,
-    rank_files,
-    serve,
-)
+from sdpo.parity.trainers.processes.training_server import POLL, SEEDS, TIME_LIMIT, Orders, serve
+from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
 from sdpo.parity.trainers.recording.hf_trainer import TrainingFailedError
 from sdpo.parity.trainers.recording.quiet_packages import quiet
-from sdpo.parity.trainers.scenarios import record_file
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import tiny_model
 from sdpo.parity.trainers.scenarios.training_record import TrainerRun
 
 
 class TrainingPool:
-    """Stands for a trainer's adapter; `run` gives what a process of its own has recorded.
+    """Stands for a trainer's adapter: `run` returns what another process has recorded.
 
     `notes` say which trainings took a second attempt.
 
@@ -53,7 +47,7 @@ class TrainingPool:
 
     def __init__(
         self,
-        candidate: Any,
+        candidate: TrainerAdapter,
         scenarios: Sequence[Scenario],
         *,
         twice: bool = True,
@@ -69,7 +63,7 @@ class TrainingPool:
 
     def __enter__(self) -> "TrainingPool":
         with quiet():
-            warm(self.candidate, self.scenarios[0])
+            _warm_up(self.candidate, self.scenarios[0])
         self.folder = TemporaryDirectory(prefix="sdpo-trainings-")
         self.files = Path(self.folder.name)
         seeds = SEEDS if self.twice else SEEDS[:1]
@@ -84,7 +78,7 @@ class TrainingPool:
         self.folder.cleanup()
 
     def run(self, scenario: Scenario, folder: Path) -> TrainerRun:
-        """What the trainer did in a scenario that was announced.
+        """Return what the trainer did in a scenario that was announced.
 
         Raises:
             NotCoveredError: the trainer cannot express the scenario.
@@ -93,33 +87,32 @@ class TrainingPool:
         return self.runs(scenario)[0]
 
     def runs(self, scenario: Scenario) -> list[TrainerRun]:
-        """The runs of a scenario, one for each seed; in one process, one after the other.
+        """Return the runs of a scenario, one for each seed.
 
         Raises:
             NotCoveredError: as `run`.
             CandidateError: as `run`.
         """
         number = self.scenarios.index(nameless(scenario))
-        found = [self.result(path) for path in rank_files(self.files, number, scenario)]
-        for entry in found:
-            if "not_covered" in entry:
-                raise NotCoveredError(entry["not_covered"])
+        outcomes = [self._wait_for(path) for path in rank_files(self.files, number, scenario)]
+        for outcome in outcomes:
+            if outcome.not_covered:
+                raise NotCoveredError(outcome.not_covered)
         # of several processes the one that failed by itself says why
-        for entry in sorted(found, key=lambda entry: entry.get("because_of_another", False)):
-            if "failed_in" in entry:
-                raise TrainingFailedError(
-                    entry["failed_in"], entry["error"], so_far(scenario, found)
-                )
-            if "error" in entry:
-                raise CandidateError(entry["stage"], entry["error"])
-        self.notes += [again for entry in found if (again := entry["again"])]
-        for name, place in found[0]["places"].items():
-            learn(self.candidate, name, place)
-        by_seed = zip(*(entry["runs"] for entry in found), strict=True)
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.because_of_another):
+            if outcome.failed_in:
+                so_far = _recorded_so_far(scenario, outcomes)
+                raise TrainingFailedError(outcome.failed_in, outcome.error, so_far)
+            if outcome.error:
+                raise CandidateError(outcome.stage, outcome.error)
+        self.notes += [o.second_attempt for o in outcomes if o.second_attempt]
+        for name, place in outcomes[0].places.items():
+            self._learn_place(name, place)
+        by_seed = zip(*(outcome.runs for outcome in outcomes), strict=True)
         return [joined(scenario, ranks) for ranks in by_seed]
 
-    def result(self, path: Path) -> dict[str, Any]:
-        """Wait for a file.
+    def _wait_for(self, path: Path) -> RankOutcome:
+        """Wait for the outcome of a process.
 
         Raises:
             CandidateError: it will not come.
@@ -128,13 +121,21 @@ class TrainingPool:
             if not self.server.is_alive() and not path.exists():
                 raise CandidateError("config", "the process that trains has ended")
             time.sleep(POLL)
-        return record_file.read(path)
+        return RankOutcome.read(path)
+
+    def _learn_place(self, name: str, place: Mapping[str, Any] | None) -> None:
+        """Note on the adapter where its trainer, or one of its stages, is defined."""
+        location = None if place is None else Location(**place)
+        if not name:
+            self.candidate.location = location
+        elif location is not None:
+            self.candidate.locations = {**self.candidate.locations, name: location}
 
 
-def so_far(scenario: Scenario, found: Sequence[Mapping[str, Any]]) -> TrainerRun | None:
-    """What all processes had recorded of the first generation when the training failed."""
-    runs: list[TrainerRun] = [run for entry in found if (run := entry.get("so_far"))]
-    if len(runs) < len(found) or not all(run.updates for run in runs):
+def _recorded_so_far(scenario: Scenario, outcomes: Sequence[RankOutcome]) -> TrainerRun | None:
+    """Join what all processes had recorded of the first generation when the training failed."""
+    runs = [outcome.so_far for outcome in outcomes if outcome.so_far is not None]
+    if len(runs) < len(outcomes) or not all(run.updates for run in runs):
         return None
     for run in runs:
         run.updates = run.updates[:1]
@@ -143,28 +144,19 @@ def so_far(scenario: Scenario, found: Sequence[Mapping[str, Any]]) -> TrainerRun
 
 
 def nameless(scenario: Scenario) -> Scenario:
-    """What a trainer sees of a scenario: two that differ by name only are one training."""
+    """Take the name off a scenario: two that differ by name only are one training."""
     return replace(scenario, id="", description="", tags=())
 
 
-def learn(candidate: Any, name: str, place: Mapping[str, Any] | None) -> None:
-    """Note on the adapter where its trainer, or one of its stages, is defined."""
-    location = None if place is None else Location(**place)
-    if not name:
-        candidate.location = location
-    elif location is not None:
-        candidate.locations = {**candidate.locations, name: location}
-
-
-def warm(candidate: Any, scenario: Scenario) -> None:
-    """Import, and compile by a first use, what every training needs, once for all of them.
+def _warm_up(candidate: TrainerAdapter, scenario: Scenario) -> None:
+    """Import, and use once, what every training needs, before processes fork.
 
     What cannot be imported is reported by the training itself, with its reason.
     """
     with contextlib.suppress(ImportError), TemporaryDirectory(prefix="sdpo-warm-") as folder:
         # a thread that is there when a process forks may leave a lock behind that nobody releases
         importlib.import_module("tqdm").tqdm.monitor_interval = 0
-        for module in getattr(candidate, "imports", ()):
+        for module in candidate.imports:
             importlib.import_module(module)
         tiny_model(scenario, Path(folder))
     gc.collect()

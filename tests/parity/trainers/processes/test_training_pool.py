@@ -18,7 +18,7 @@ from sdpo.parity.trainers.adapters.sdpo_rl import SdpoRl
 from sdpo.parity.trainers.adapters.sdpo_trainer import OwnTrainer
 from sdpo.parity.trainers.adapters.trl import TRL
 from sdpo.parity.trainers.judge.run_scenarios import differs_from_itself, run_trainer_family
-from sdpo.parity.trainers.processes import training_server
+from sdpo.parity.trainers.processes import liveness, training_server
 from sdpo.parity.trainers.processes.ranks import compare_ranks, joined
 from sdpo.parity.trainers.processes.training_pool import TrainingPool
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
@@ -148,16 +148,9 @@ def test_a_training_that_hangs_is_ended():
 
 
 def test_processes_that_wait_for_each_other_are_ended_and_it_says_where(monkeypatch):
-    monkeypatch.setattr(training_server, "IDLE_LIMIT", 1.0)
+    monkeypatch.setattr(liveness, "IDLE_LIMIT", 1.0)
     with pytest.raises(TrainingFailedError, match=r"for ever: process 0 in hangs.*1 in hangs"):
         run(hangs, TWO)
-
-
-def test_a_process_that_is_stopped_does_not_hang(monkeypatch):
-    monkeypatch.setattr(training_server, "clock", lambda pid: (0.0, "T"))
-    training = training_server.Training(0, TWO, [], [replace_pid(), replace_pid()])
-    training.worked -= 1000
-    assert not training_server.idle(training, time.monotonic())
 
 
 def falls_once(how):
@@ -172,7 +165,7 @@ def falls_once(how):
 def test_a_training_that_stands_still_or_falls_is_run_once_more(how, monkeypatch, tmp_path):
     if how is hangs:
         # long enough for a start on a machine that withdraws its processors for a while
-        monkeypatch.setattr(training_server, "IDLE_LIMIT", 2.0)
+        monkeypatch.setattr(liveness, "IDLE_LIMIT", 2.0)
     monkeypatch.setenv("SDPO_TEST_FOLDER", str(tmp_path))
     with TrainingPool(Fake(lambda: falls_once(how)), [PLAIN], twice=False) as apart:
         assert apart.run(PLAIN, Path()).updates
@@ -192,13 +185,6 @@ def test_a_hook_that_did_not_fire_has_its_place_and_reason_in_the_report():
 def test_a_failure_outside_the_stages_cannot_be_raised():
     with pytest.raises(ValueError, match="stage='hook' of 'it did not fire': must be one of"):
         CandidateError("hook", "it did not fire")
-
-
-def replace_pid():
-    class Process:
-        pid = 1
-
-    return Process()
 
 
 def test_of_several_processes_the_one_that_failed_says_why(monkeypatch):
