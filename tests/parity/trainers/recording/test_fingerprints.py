@@ -20,6 +20,7 @@ DIFFERENT = [
     [["a"], "b"],
     torch.zeros(2),
     torch.zeros(1, 2),
+    torch.zeros(2, dtype=torch.int32),
     torch.zeros(2, dtype=torch.float64),
     torch.tensor([0.0, -0.0]),
 ]
