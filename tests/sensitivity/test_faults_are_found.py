@@ -9,7 +9,7 @@ from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.cases.stages import first_in_order
 from sdpo.parity.compare.evaluated_case import loss_cases
 from sdpo.parity.explain.first_departure import WITHOUT_LOG_PROBS, rung_outcome
-from sdpo.parity.explain.ladder import first_departure
+from sdpo.parity.explain.ladder import climb
 from sdpo.parity.faults.catalogue import LOSS_FAULTS
 from sdpo.parity.faults.evaluate_fault import loss_from_log_probs, loss_from_logits
 from sdpo.settings.determinism import deterministic
@@ -68,7 +68,7 @@ def test_as_a_loss_from_log_probs(fault):
 
 def by_ladder(candidate):
     with deterministic():
-        return first_departure(lambda case: rung_outcome(judged(candidate, case)), torch.float32)[0]
+        return climb(lambda case: rung_outcome(judged(candidate, case)), torch.float32)[0]
 
 
 @pytest.mark.slow

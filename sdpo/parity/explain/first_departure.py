@@ -18,15 +18,9 @@ from sdpo.parity.compare.loss_stages import ORDER
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.explanations import Explained, ranked
-from sdpo.parity.explain.ladder import Outcome, first_departure
-from sdpo.parity.explain.ladder_rules import (
-    GRADIENT_DEPARTS,
-    LOSS_DEPARTS,
-    LOSS_HOLDS,
-    ONLY_LOSS_DEPARTS,
-    UNUSABLE,
-)
+from sdpo.parity.explain.ladder import RungOutcome, climb
 from sdpo.parity.explain.match_faults import Search, explain, stage_of
+from sdpo.parity.explain.rungs import RungResult, RungRow
 
 FROM_LOG_PROBS = "loss from log-probs"
 STAGE_FUNCTIONS = "stage functions"
@@ -53,7 +47,7 @@ class Departure:
     suspected: str | None = None
     held: str | None = None
     explanations: list[Explained] = field(default_factory=list)
-    rungs: list[dict[str, Any]] = field(default_factory=list)
+    rungs: list[RungRow] = field(default_factory=list)
     search: dict[str, Any] | None = None
 
     @property
@@ -136,14 +130,14 @@ def only_stage(observation: Observation, stage: str | None) -> Observation:
 
 def by_ladder(
     judge: JudgeCase, observations: Sequence[Observation], observed: str | None
-) -> tuple[str | None, list[dict[str, Any]]]:
+) -> tuple[str | None, list[RungRow]]:
     """The stage that the ladder names, and its rungs, in the first dtype that shows a departure.
 
     Where the loss itself was seen to depart, a ladder on which only gradients do says too little.
     """
-    found: list[tuple[str | None, list[dict[str, Any]]]] = []
+    found: list[tuple[str | None, list[RungRow]]] = []
     for dtype in dtypes_of(observations):
-        stage, rungs = first_departure(lambda case: rung_outcome(judge(case)), dtype)
+        stage, rungs = climb(lambda case: rung_outcome(judge(case)), dtype)
         found.append((stage, rungs))
         if stage is not None and not (stage == "gradient" and observed != "gradient"):
             return stage, rungs
@@ -157,16 +151,17 @@ def dtypes_of(observations: Sequence[Observation]) -> list[torch.dtype]:
     return known or [torch.float32]
 
 
-def rung_outcome(result: CaseResult) -> Outcome:
-    """Whether loss and gradient of a generated case hold, and the factor between the losses."""
+def rung_outcome(result: CaseResult) -> RungOutcome:
+    """Tell whether loss and gradient of a generated case hold, and the factor of the losses."""
     by_stage = {comparison.stage: comparison for comparison in result.comparisons}
     statuses = {comparison.status for comparison in result.comparisons}
     if not by_stage or Status.ERROR in statuses:
-        return Outcome(UNUSABLE)
+        return RungOutcome(RungResult.UNUSABLE)
     loss, gradient = by_stage.get("aggregate"), by_stage.get("gradient")
     if loss is None or loss.status != Status.DIVERGENT:
-        return Outcome(GRADIENT_DEPARTS if Status.DIVERGENT in statuses else LOSS_HOLDS)
+        departs = Status.DIVERGENT in statuses
+        return RungOutcome(RungResult.ONLY_GRADIENT_DEPARTS if departs else RungResult.HOLDS)
     expected = loss.worst.get("expected", 0.0)
     factor = loss.worst["actual"] / expected if expected else None
     held = gradient is not None and gradient.status != Status.DIVERGENT
-    return Outcome(ONLY_LOSS_DEPARTS if held else LOSS_DEPARTS, factor)
+    return RungOutcome(RungResult.ONLY_LOSS_DEPARTS if held else RungResult.DEPARTS, factor)

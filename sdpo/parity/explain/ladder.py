@@ -5,15 +5,16 @@ neutral. A rung whose loss is over budget while the ones below hold names the st
 Where one feature shows a fault of several stages, the rungs are read together (`ladder_rules.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
 
 import torch
+from torch import Tensor
 
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.explain.ladder_rules import inferred_stage
+from sdpo.parity.explain.rungs import Feature, RungResult, RungRow
 from sdpo.settings.config import SDPOConfig
 
 VOCABULARY, TOPK = 24, 6
@@ -21,14 +22,15 @@ FAR_OFF = 9.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RungOutcome:
     """What a rung showed; `factor` is the loss divided by the reference's."""
 
-    result: str
+    result: RungResult
     factor: float | None = None
 
 
-Judge = Callable[[LossCase], Outcome]
+JudgeRung = Callable[[LossCase], RungOutcome]
+Change = Callable[[LossCase], LossCase]
 
 
 @dataclass(frozen=True)
@@ -36,50 +38,79 @@ class Rung:
     """A generated case with one more feature than the rungs below, and that feature's stage."""
 
     stage: str
-    feature: str
+    feature: Feature
     case: LossCase
 
 
-def settings(**changes: object) -> SDPOConfig:
-    """Full vocabulary, alpha 0.5, nothing else switched on, with some changes."""
-    neutral = {"distillation_topk": None, "is_clip": None, "alpha": 0.5}
-    return SDPOConfig.from_dict({**neutral, **changes})
+@dataclass(frozen=True)
+class _Row:
+    """A rung before its dtype is known: settings, rows and tokens, and what is changed."""
+
+    stage: str
+    feature: Feature
+    settings: Mapping[str, object]
+    size: tuple[int, int] = (1, 1)
+    changes: tuple[Change, ...] = ()
+
+    def rung(self, dtype: torch.dtype) -> Rung:
+        """Make the case, in a dtype."""
+        case = _plain(self.feature, self.settings, *self.size, dtype)
+        for change in self.changes:
+            case = change(case)
+        return Rung(self.stage, self.feature, case)
 
 
-def logits(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> torch.Tensor:
-    """Well-conditioned random logits of a fixed seed."""
+def _logits(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    """Draw well-conditioned logits of a fixed seed."""
     generator = torch.Generator().manual_seed(seed)
     return (1.5 * torch.randn(*shape, VOCABULARY, generator=generator)).to(dtype)
 
 
-def plain(feature: str, config: SDPOConfig, rows: int, tokens: int, dtype: torch.dtype) -> LossCase:
-    """A case without padding; student and teacher rank tokens differently."""
+def _plain(
+    feature: str, settings: Mapping[str, object], rows: int, tokens: int, dtype: torch.dtype
+) -> LossCase:
+    """Make a case without padding, over the full vocabulary at alpha 0.5 but for the settings.
+
+    Student and teacher rank tokens differently.
+    """
+    neutral = {"distillation_topk": None, "is_clip": None, "alpha": 0.5}
     generator = torch.Generator().manual_seed(rows * 100 + tokens)
     return LossCase(
         id=f"ladder: {feature}",
-        config=config,
-        student_logits=logits((rows, tokens), 11, dtype),
-        teacher_logits=logits((rows, tokens), 12, dtype),
+        config=SDPOConfig.from_dict({**neutral, **settings}),
+        student_logits=_logits((rows, tokens), 11, dtype),
+        teacher_logits=_logits((rows, tokens), 12, dtype),
         responses=torch.randint(0, VOCABULARY, (rows, tokens), generator=generator),
         response_mask=torch.ones(rows, tokens, dtype=torch.int64),
     )
 
 
-def agreeing(case: LossCase) -> LossCase:
-    """The same case with a teacher that ranks all tokens as the student does."""
+def _equal_tokens(case: LossCase) -> LossCase:
+    """Repeat the first token."""
+    shape = case.responses.shape
+    return replace(
+        case,
+        student_logits=case.student_logits[:, :1].expand(*shape, -1).clone(),
+        teacher_logits=case.teacher_logits[:, :1].expand(*shape, -1).clone(),
+        responses=case.responses[:, :1].expand(shape).clone(),
+    )
+
+
+def _agreeing(case: LossCase) -> LossCase:
+    """Let the teacher rank all tokens as the student does."""
     return replace(case, teacher_logits=case.student_logits * 0.5)
 
 
-def with_small_tail(case: LossCase) -> LossCase:
-    """The same case with little mass outside the first tokens, far less in the student."""
+def _small_tail(case: LossCase) -> LossCase:
+    """Leave little mass outside the first tokens, far less in the student."""
     outside = torch.arange(VOCABULARY) >= TOPK
     student = torch.where(outside, case.student_logits - 10, case.student_logits)
     teacher = torch.where(outside, case.teacher_logits - 4, case.teacher_logits)
     return replace(case, student_logits=student, teacher_logits=teacher)
 
 
-def with_teacher_at_limit(case: LossCase) -> LossCase:
-    """The same case with a small tail in the student, and a smaller one in the teacher."""
+def _teacher_at_limit(case: LossCase) -> LossCase:
+    """Leave a small tail in the student, and a smaller one in the teacher."""
     order = case.student_logits.argsort(-1, descending=True).argsort(-1)
     outside = order >= TOPK
     student = torch.where(outside, case.student_logits - 4, case.student_logits)
@@ -87,200 +118,127 @@ def with_teacher_at_limit(case: LossCase) -> LossCase:
     return replace(case, student_logits=student, teacher_logits=teacher)
 
 
-def with_far_logits(case: LossCase) -> LossCase:
-    """The same case with logits far apart, the student's likeliest tokens impossible otherwise."""
+def _far_logits(case: LossCase) -> LossCase:
+    """Set logits far apart, the student's likeliest tokens impossible for the teacher."""
     far = 100 * case.student_logits
     return replace(case, student_logits=far, teacher_logits=-far)
 
 
-def opposed(case: LossCase) -> LossCase:
-    """The same case with logits of at most `FAR_OFF`, the teacher's against the student's."""
+def _opposed(case: LossCase) -> LossCase:
+    """Limit logits to `FAR_OFF`, the teacher's against the student's."""
     student = case.student_logits / case.student_logits.abs().max() * FAR_OFF
     return replace(case, student_logits=student, teacher_logits=-student)
 
 
-def with_ratio(case: LossCase, shift: float) -> LossCase:
-    """Old log-probs that lie `shift` below the present ones."""
-    scaled = case.student_logits / case.config.temperature
-    own = scaled.log_softmax(-1).gather(-1, case.responses.unsqueeze(-1)).squeeze(-1)
-    return replace(case, old_log_probs=(own - shift).detach())
+def _ratio(shift: float | Tensor) -> Change:
+    """Give old log-probs that lie `shift` below the present ones."""
+
+    def change(case: LossCase) -> LossCase:
+        z = case.student_logits / case.config.temperature
+        own = z.log_softmax(-1).gather(-1, case.responses.unsqueeze(-1)).squeeze(-1)
+        return replace(case, old_log_probs=(own - shift).detach())
+
+    return change
 
 
-def padded(case: LossCase) -> LossCase:
-    """The same case with ragged rows."""
+def _rollout_weight(case: LossCase) -> LossCase:
+    return replace(case, rollout_is_weights=torch.full((1, 1), 1.7))
+
+
+def _padded(case: LossCase) -> LossCase:
+    """Make the rows ragged."""
     mask = case.response_mask.clone()
     mask[0, -1], mask[1, 1:] = 0, 0
     return replace(case, response_mask=mask)
 
 
-def with_empty_column(case: LossCase) -> LossCase:
-    """The same case with padding at the end of every row."""
+def _empty_column(case: LossCase) -> LossCase:
+    """Pad the end of every row."""
     mask = case.response_mask.clone()
     mask[:, -1] = 0
     return replace(case, response_mask=mask)
 
 
-def ladder(dtype: torch.dtype) -> list[Rung]:
-    """All rungs in order, for one dtype."""
-
-    def single(feature: str, **changes: object) -> LossCase:
-        return plain(feature, settings(**changes), 1, 1, dtype)
-
-    sampled = {"full_logit_distillation": False, "alpha": 1.0}
-    rungs = [Rung("divergence", f"alpha {a:g}", single(f"alpha {a:g}", alpha=a)) for a in (0, 1)]
-    rungs += [Rung("divergence", f"alpha {a}", single(f"alpha {a}", alpha=a)) for a in (0.5, 0.25)]
-    rungs.append(Rung("divergence", "sampled token", single("sampled token", **sampled)))
-    rungs.append(Rung("log_probs", "temperature", single("temperature", temperature=0.7)))
-    rungs.append(
-        Rung(
-            "log_probs",
-            "temperature, sampled",
-            single("temperature, sampled", temperature=0.7, **sampled),
-        )
-    )
-    rungs += several_tokens(dtype) + top_k(dtype) + importance(dtype) + masks(dtype)
-    rungs += branches(dtype) + extremes(dtype)
-    return rungs
+def _signal(rows: tuple[float, ...], case: LossCase) -> LossCase:
+    """Give some rows a teacher signal."""
+    return replace(case, self_distillation_mask=torch.tensor(rows))
 
 
-def several_tokens(dtype: torch.dtype) -> list[Rung]:
-    """More than one token: equal ones show a wrong scale, distinct ones a wrong alignment."""
-    distinct = plain("distinct tokens", settings(), 1, 3, dtype)
-    equal = replace(
-        distinct,
-        id="ladder: equal tokens",
-        student_logits=distinct.student_logits[:, :1].expand(1, 3, -1).clone(),
-        teacher_logits=distinct.teacher_logits[:, :1].expand(1, 3, -1).clone(),
-        responses=distinct.responses[:, :1].expand(1, 3).clone(),
-    )
-    sampled = settings(full_logit_distillation=False, alpha=1.0)
-    of_samples = plain("distinct tokens, sampled", sampled, 1, 3, dtype)
-    rows = plain("two rows", settings(), 2, 3, dtype)
+def _masks() -> list[_Row]:
+    """Pad, leave rows without signal, in each aggregation."""
+    no_signal = partial(_signal, (1.0, 0.0, 1.0))
+    ragged: dict[str, tuple[Change, ...]] = {
+        "padding": (_padded,),
+        "empty column": (_empty_column,),
+        "row without signal": (_padded, no_signal),
+    }
+    modes = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
     return [
-        Rung("aggregate", "equal tokens", equal),
-        Rung("log_probs", "distinct tokens", distinct),
-        Rung("log_probs", "distinct tokens, sampled", of_samples),
-        Rung("aggregate", "two rows", rows),
+        _Row("aggregate", Feature(f"{name}, {mode}"), {"loss_agg_mode": mode}, (3, 4), changes)
+        for mode in modes
+        for name, changes in ragged.items()
     ]
 
 
-def top_k(dtype: torch.dtype) -> list[Rung]:
-    """Renormalised and with tail, first with supports that agree."""
-    rungs = []
-    for feature, add_tail in (("renormalised", False), ("tail", True)):
-        config = settings(distillation_topk=TOPK, distillation_add_tail=add_tail)
-        case = plain(f"top-k {feature}, same ranking", config, 1, 1, dtype)
-        rungs.append(Rung("tail", f"top-k {feature}, same ranking", agreeing(case)))
-    for feature, add_tail in (("renormalised", False), ("tail", True)):
-        config = settings(distillation_topk=TOPK, distillation_add_tail=add_tail)
-        case = plain(f"top-k {feature}", config, 1, 1, dtype)
-        rungs.append(Rung("support", f"top-k {feature}", case))
-    config = settings(distillation_topk=TOPK)
-    small = plain("small tail", config, 1, 1, dtype)
-    rungs.append(Rung("tail", "small tail", with_small_tail(small)))
-    config = settings(distillation_topk=1, distillation_add_tail=False)
-    one = plain("renormalised, one entry", config, 1, 1, dtype)
-    rungs.append(Rung("tail", "renormalised, one entry", one))
-    config = settings(distillation_topk=VOCABULARY, distillation_add_tail=False)
-    whole = plain("renormalised, whole vocabulary", config, 1, 1, dtype)
-    rungs.append(Rung("tail", "renormalised, whole vocabulary", whole))
-    config = settings(distillation_topk=VOCABULARY - 1)
-    rungs.append(Rung("tail", "tail of one token", plain("tail of one", config, 1, 1, dtype)))
-    config = settings(distillation_topk=VOCABULARY, alpha=1.0)
-    rungs.append(Rung("tail", "empty tail", plain("empty tail", config, 1, 1, dtype)))
-    config = settings(distillation_topk=2 * VOCABULARY, distillation_add_tail=False)
-    rungs.append(Rung("support", "K above the vocabulary", plain("K above", config, 1, 1, dtype)))
-    config = settings(distillation_topk=TOPK, alpha=1.0)
-    limit = plain("teacher's tail at its limit", config, 1, 1, dtype)
-    rungs.append(Rung("tail", "teacher's tail at its limit", with_teacher_at_limit(limit)))
-    return rungs
+_SAMPLED = {"full_logit_distillation": False, "alpha": 1.0}
+_TOPK = {"distillation_topk": TOPK}
+_NO_TAIL = {"distillation_add_tail": False}
+_CAPPED = {"is_clip": 2.0}
+_WARM = {"temperature": 0.7}
+
+_ROWS = (
+    _Row("divergence", Feature.ALPHA_0, {"alpha": 0.0}),
+    _Row("divergence", Feature.ALPHA_1, {"alpha": 1.0}),
+    _Row("divergence", Feature.ALPHA_HALF, {"alpha": 0.5}),
+    _Row("divergence", Feature.ALPHA_QUARTER, {"alpha": 0.25}),
+    _Row("divergence", Feature.SAMPLED, _SAMPLED),
+    _Row("log_probs", Feature.TEMPERATURE, _WARM),
+    _Row("log_probs", Feature.TEMPERATURE_SAMPLED, _WARM | _SAMPLED),
+    # equal tokens show a wrong scale, distinct ones a wrong alignment
+    _Row("aggregate", Feature.EQUAL_TOKENS, {}, (1, 3), (_equal_tokens,)),
+    _Row("log_probs", Feature.DISTINCT_TOKENS, {}, (1, 3)),
+    _Row("log_probs", Feature.DISTINCT_SAMPLED, _SAMPLED, (1, 3)),
+    _Row("aggregate", Feature.TWO_ROWS, {}, (2, 3)),
+    _Row("tail", Feature.RENORMALISED_SAME_RANKING, _TOPK | _NO_TAIL, changes=(_agreeing,)),
+    _Row("tail", Feature.TAIL_SAME_RANKING, _TOPK, changes=(_agreeing,)),
+    _Row("support", Feature.RENORMALISED, _TOPK | _NO_TAIL),
+    _Row("support", Feature.TAIL, _TOPK),
+    _Row("tail", Feature.SMALL_TAIL, _TOPK, changes=(_small_tail,)),
+    _Row("tail", Feature.RENORMALISED_ONE, {"distillation_topk": 1} | _NO_TAIL),
+    _Row("tail", Feature.RENORMALISED_WHOLE, {"distillation_topk": VOCABULARY} | _NO_TAIL),
+    _Row("tail", Feature.TAIL_OF_ONE, {"distillation_topk": VOCABULARY - 1}),
+    _Row("tail", Feature.EMPTY_TAIL, {"distillation_topk": VOCABULARY, "alpha": 1.0}),
+    _Row("support", Feature.K_ABOVE_VOCABULARY, {"distillation_topk": 2 * VOCABULARY} | _NO_TAIL),
+    _Row("tail", Feature.TEACHER_AT_LIMIT, _TOPK | {"alpha": 1.0}, changes=(_teacher_at_limit,)),
+    _Row("importance", Feature.RATIO_BELOW_CAP, _CAPPED, changes=(_ratio(-0.7),)),
+    _Row("importance", Feature.RATIO_BELOW_CAP_ABOVE_ONE, _CAPPED, changes=(_ratio(0.4),)),
+    _Row("importance", Feature.RATIO_ABOVE_CAP, _CAPPED, changes=(_ratio(1.5),)),
+    _Row("importance", Feature.LOG_RATIO_BEYOND_LIMIT, {"is_clip": 1e10}, changes=(_ratio(25.0),)),
+    _Row("importance", Feature.ROLLOUT_WEIGHTS, {}, changes=(_rollout_weight,)),
+    _Row("importance", Feature.RATIO_AT_TEMPERATURE, _CAPPED | _WARM, changes=(_ratio(0.4),)),
+    _Row("importance", Feature.RATIOS, _CAPPED, (1, 3), (_ratio(torch.tensor([-0.6, 0.3, -0.2])),)),
+    _Row("importance", Feature.RATIO_AND_WEIGHTS, _CAPPED, (1, 1), (_ratio(0.4), _rollout_weight)),
+    *_masks(),
+    _Row("aggregate", Feature.NOTHING_COUNTS, {}, (2, 2), (partial(_signal, (0.0, 0.0)),)),
+    # features together that a port may take for exclusive
+    _Row("divergence", Feature.SAMPLED_WITH_RATIO, _SAMPLED | _CAPPED, changes=(_ratio(0.4),)),
+    # a cap of the divergence shows, a clamp of the logits, and what probabilities cannot hold
+    _Row("divergence", Feature.FAR_OFF_ALPHA_0, {"alpha": 0.0}, changes=(_opposed,)),
+    _Row("divergence", Feature.FAR_OFF_ALPHA_1, {"alpha": 1.0}, changes=(_opposed,)),
+    _Row("log_probs", Feature.FAR_LOGITS_ALPHA_1, {"alpha": 1.0}, changes=(_far_logits,)),
+    _Row("divergence", Feature.FAR_LOGITS_ALPHA_HALF, {}, changes=(_far_logits,)),
+    _Row("tail", Feature.FAR_LOGITS_RENORMALISED, _TOPK | _NO_TAIL, changes=(_far_logits,)),
+)
 
 
-def branches(dtype: torch.dtype) -> list[Rung]:
-    """Features together that a port may take for exclusive."""
-    sampled = settings(full_logit_distillation=False, alpha=1.0, is_clip=2.0)
-    case = with_ratio(plain("sampled token with ratio", sampled, 1, 1, dtype), 0.4)
-    return [Rung("divergence", "sampled token with ratio", case)]
+@lru_cache
+def ladder(dtype: torch.dtype) -> tuple[Rung, ...]:
+    """Make all rungs in order, for one dtype; the same case objects each time."""
+    return tuple(row.rung(dtype) for row in _ROWS)
 
 
-def extremes(dtype: torch.dtype) -> list[Rung]:
-    """A token far off, and logits far apart.
-
-    A cap of the divergence shows, a clamp of the logits, and what probabilities cannot hold.
-    """
-    rungs = []
-    for alpha in (0.0, 1.0):
-        feature = f"token far off, alpha {alpha:g}"
-        case = plain(feature, settings(alpha=alpha), 1, 1, dtype)
-        rungs.append(Rung("divergence", feature, opposed(case)))
-    for stage, feature, changes in (
-        ("log_probs", "far logits, alpha 1", {"alpha": 1.0}),
-        ("divergence", "far logits, alpha 0.5", {}),
-        ("tail", "far logits, renormalised", {"distillation_add_tail": False}),
-    ):
-        k = TOPK if "distillation_add_tail" in changes else None
-        case = plain(feature, settings(distillation_topk=k, **changes), 1, 1, dtype)
-        rungs.append(Rung(stage, feature, with_far_logits(case)))
-    return rungs
-
-
-def importance(dtype: torch.dtype) -> list[Rung]:
-    """The ratio below and above its cap and beyond the limit of its log; rollout weights."""
-    rungs = []
-    for feature, shift, cap in (
-        ("ratio below cap", -0.7, 2.0),
-        ("ratio between one and cap", 0.4, 2.0),
-        ("ratio above cap", 1.5, 2.0),
-        ("log ratio beyond 20", 25.0, 1e10),
-    ):
-        case = plain(feature, settings(is_clip=cap), 1, 1, dtype)
-        rungs.append(Rung("importance", feature, with_ratio(case, shift)))
-    weighted = plain("rollout weights", settings(), 1, 1, dtype)
-    weights = torch.full((1, 1), 1.7)
-    rungs.append(
-        Rung("importance", "rollout weights", replace(weighted, rollout_is_weights=weights))
-    )
-    config = settings(is_clip=2.0, temperature=0.7)
-    warm = with_ratio(plain("ratio at a temperature", config, 1, 1, dtype), 0.4)
-    rungs.append(Rung("importance", "ratio at a temperature", warm))
-    several = with_ratio(plain("ratios of several tokens", settings(is_clip=2.0), 1, 3, dtype), 0.0)
-    assert several.old_log_probs is not None
-    moved = several.old_log_probs + torch.tensor([[0.6, -0.3, 0.2]])
-    rungs.append(
-        Rung("importance", "ratios of several tokens", replace(several, old_log_probs=moved))
-    )
-    both = with_ratio(plain("ratio and weights", settings(is_clip=2.0), 1, 1, dtype), 0.4)
-    rungs.append(Rung("importance", "ratio and weights", replace(both, rollout_is_weights=weights)))
-    return rungs
-
-
-def masks(dtype: torch.dtype) -> list[Rung]:
-    """Padding, rows without teacher signal, and the other aggregations."""
-    rungs = []
-    for mode in (
-        "token-mean",
-        "seq-mean-token-mean",
-        "seq-mean-token-sum",
-        "seq-mean-token-sum-norm",
-    ):
-        case = plain(f"padding, {mode}", settings(loss_agg_mode=mode), 3, 4, dtype)
-        rungs.append(Rung("aggregate", f"padding, {mode}", padded(case)))
-        rungs.append(Rung("aggregate", f"empty column, {mode}", with_empty_column(case)))
-        masked = replace(padded(case), self_distillation_mask=torch.tensor([1.0, 0.0, 1.0]))
-        rungs.append(Rung("aggregate", f"row without signal, {mode}", masked))
-    nothing = plain("nothing counts", settings(), 2, 2, dtype)
-    rungs.append(
-        Rung(
-            "aggregate",
-            "nothing counts",
-            replace(nothing, self_distillation_mask=torch.zeros(2)),
-        )
-    )
-    return rungs
-
-
-def first_departure(judge: Judge, dtype: torch.dtype) -> tuple[str | None, list[dict[str, Any]]]:
-    """The stage where a callable first departs, and what every rung showed.
+def climb(judge: JudgeRung, dtype: torch.dtype) -> tuple[str | None, list[RungRow]]:
+    """Find the stage where a callable first departs, and what every rung showed.
 
     Args:
         judge: runs a case and says whether loss and gradient hold.
@@ -289,15 +247,11 @@ def first_departure(judge: Judge, dtype: torch.dtype) -> tuple[str | None, list[
     Returns:
         The stage, None if every rung holds; and one row for each rung.
     """
-    rows = []
-    for rung in cached_ladder(dtype):
+    rows: list[RungRow] = []
+    for rung in ladder(dtype):
         outcome = judge(rung.case)
-        row = {"stage": rung.stage, "feature": rung.feature, "result": outcome.result}
-        rows.append(row | {"factor": outcome.factor})
+        result, factor = outcome.result, outcome.factor
+        rows.append(
+            {"stage": rung.stage, "feature": rung.feature, "result": result, "factor": factor}
+        )
     return inferred_stage(rows), rows
-
-
-@lru_cache
-def cached_ladder(dtype: torch.dtype) -> tuple[Rung, ...]:
-    """The ladder, the same case objects each time."""
-    return tuple(ladder(dtype))

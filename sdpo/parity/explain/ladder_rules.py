@@ -1,118 +1,134 @@
 """What the rungs of the ladder say together: rules that name a stage from several of them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from sdpo.parity.explain.rungs import Feature, RungResult, RungRow
 from sdpo.parity.truth.tolerances import TOLERANCES
 
-LOSS_HOLDS = "holds"
-LOSS_DEPARTS = "departs"
-ONLY_LOSS_DEPARTS = "loss departs"
-GRADIENT_DEPARTS = "gradient departs"
-UNUSABLE = "not covered"
+SINGLE_TOKEN = (
+    Feature.ALPHA_0,
+    Feature.ALPHA_1,
+    Feature.ALPHA_HALF,
+    Feature.ALPHA_QUARTER,
+    Feature.SAMPLED,
+)
+DISTRIBUTIONS = SINGLE_TOKEN[:-1]
+AT_TEMPERATURE = (Feature.TEMPERATURE, Feature.TEMPERATURE_SAMPLED)
+SAME_RANKING = (Feature.RENORMALISED_SAME_RANKING, Feature.TAIL_SAME_RANKING)
+RENORMALISED = (Feature.RENORMALISED_SAME_RANKING, Feature.RENORMALISED)
+WITH_TAIL = (Feature.TAIL_SAME_RANKING, Feature.TAIL)
+RATIOS = (Feature.RATIO_BELOW_CAP, Feature.RATIO_BELOW_CAP_ABOVE_ONE, Feature.RATIOS)
+
+_LOSS_DEPARTS = (RungResult.DEPARTS, RungResult.ONLY_LOSS_DEPARTS)
 
 
-class Reading:
+class LadderResults:
     """What the rungs showed, by feature."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, rows: Sequence[RungRow]) -> None:
         self.stages = {row["feature"]: row["stage"] for row in rows}
         self.results = {row["feature"]: row["result"] for row in rows}
-        self.factors = {row["feature"]: row.get("factor") for row in rows}
+        self.factors = {row["feature"]: row["factor"] for row in rows}
+
+    def loss_departs(self, *features: str) -> bool:
+        """Tell whether the loss departs on all of these rungs."""
+        return all(self.results[f] in _LOSS_DEPARTS for f in features)
 
     def departs(self, *features: str) -> bool:
-        """Whether the loss departs on all of these rungs."""
-        return all(self.results[f] in (LOSS_DEPARTS, ONLY_LOSS_DEPARTS) for f in features)
-
-    def moves(self, *features: str) -> bool:
-        """Whether loss or gradient depart on all of these rungs, the loss on at least one."""
-        departing = {LOSS_DEPARTS, ONLY_LOSS_DEPARTS, GRADIENT_DEPARTS}
+        """Tell whether loss or gradient depart on all of these rungs, the loss on at least one."""
+        departing = (*_LOSS_DEPARTS, RungResult.ONLY_GRADIENT_DEPARTS)
         return all(self.results[f] in departing for f in features) and any(
-            map(self.departs, features)
+            map(self.loss_departs, features)
         )
 
     def holds(self, *features: str) -> bool:
-        """Whether loss and gradient hold on all of these rungs."""
-        return all(self.results[f] == LOSS_HOLDS for f in features)
+        """Tell whether loss and gradient hold on all of these rungs."""
+        return all(self.results[f] == RungResult.HOLDS for f in features)
 
     def one_factor(self, *features: str) -> bool:
-        """Whether the loss is off by one and the same factor on all of these rungs."""
-        if not self.departs(*features):
-            return False
+        """Tell whether the loss is off by one and the same factor on all of these rungs."""
         factors = [self.factors[f] for f in features]
         known = [f for f in factors if f is not None]
-        if len(known) < len(factors):
+        if not self.loss_departs(*features) or len(known) < len(factors):
             return False
         near = TOLERANCES.ladder_factor_spread * max(abs(f - 1) for f in known)
         return max(known) - min(known) <= near
 
 
-def scaled_as_a_whole(rungs: Reading) -> bool:
-    """Every token is off by one factor, in all forms of the divergence, or at a temperature."""
-    at_temperature = ("temperature", "temperature, sampled")
-    return rungs.one_factor(*SINGLE) or (rungs.holds(*SINGLE) and rungs.one_factor(*at_temperature))
-
-
-def only_values(rungs: Reading) -> bool:
-    """Every token's loss is off, and no gradient is."""
-    return all(rungs.results[f] == ONLY_LOSS_DEPARTS for f in SINGLE)
-
-
-def only_support_at_temperature(rungs: Reading) -> bool:
-    """The temperature reaches the sampled token and not the distribution."""
-    return rungs.departs("temperature") and rungs.holds("temperature, sampled", *SINGLE)
-
-
-def sampled_token_everywhere(rungs: Reading) -> bool:
-    """The sampled token's log-prob is off, in its own mode and in the ratio."""
-    ratios = ("ratio below cap", "ratio between one and cap", "ratios of several tokens")
-    return rungs.departs("sampled token") and any(map(rungs.departs, ratios))
-
-
-def support_is_another(rungs: Reading) -> bool:
-    """Top-k departs with and without tail, whatever the ranking, and not for want of a rest."""
-    return rungs.departs(*SAME_RANKING) and (
-        rungs.holds("tail of one token") or rungs.departs("renormalised, whole vocabulary")
+def _every_token_is_scaled(rungs: LadderResults) -> bool:
+    """One factor in all forms of the divergence, or at a temperature alone."""
+    return rungs.one_factor(*SINGLE_TOKEN) or (
+        rungs.holds(*SINGLE_TOKEN) and rungs.one_factor(*AT_TEMPERATURE)
     )
 
 
-def renormalised_support_is_another(rungs: Reading) -> bool:
+def _only_values(rungs: LadderResults) -> bool:
+    """Every token's loss is off, and no gradient is."""
+    return all(rungs.results[f] == RungResult.ONLY_LOSS_DEPARTS for f in SINGLE_TOKEN)
+
+
+def _all_log_probs(rungs: LadderResults) -> bool:
+    """Every form of the divergence departs."""
+    return rungs.departs(*SINGLE_TOKEN)
+
+
+def _sampled_log_probs(rungs: LadderResults) -> bool:
+    """The sampled token's log-prob is off, in its own mode and in the ratio, and no other's."""
+    if not rungs.holds(*DISTRIBUTIONS):
+        return False
+    return rungs.loss_departs(Feature.SAMPLED) and any(map(rungs.loss_departs, RATIOS))
+
+
+def _support_at_temperature(rungs: LadderResults) -> bool:
+    """The temperature reaches the sampled token and not the distribution."""
+    holding = (Feature.TEMPERATURE_SAMPLED, *SINGLE_TOKEN)
+    return rungs.loss_departs(Feature.TEMPERATURE) and rungs.holds(*holding)
+
+
+def _support_is_another(rungs: LadderResults) -> bool:
+    """Top-k departs with and without tail, whatever the ranking, and not for want of a rest."""
+    return (
+        rungs.holds(*SINGLE_TOKEN)
+        and rungs.loss_departs(*SAME_RANKING)
+        and (rungs.holds(Feature.TAIL_OF_ONE) or rungs.loss_departs(Feature.RENORMALISED_WHOLE))
+    )
+
+
+def _renormalised_support_is_another(rungs: LadderResults) -> bool:
     """Without a tail top-k departs whatever the ranking, and not where the choice is no matter."""
-    indifferent = ("renormalised, one entry", "renormalised, whole vocabulary")
-    return rungs.departs(*RENORMALISED) and rungs.holds(*indifferent, *WITH_TAIL)
+    indifferent = (Feature.RENORMALISED_ONE, Feature.RENORMALISED_WHOLE)
+    holding = (*SINGLE_TOKEN, *indifferent, *WITH_TAIL)
+    return rungs.loss_departs(*RENORMALISED) and rungs.holds(*holding)
 
 
-def short_of_the_vocabulary(rungs: Reading) -> bool:
+def _support_is_short_of_the_vocabulary(rungs: LadderResults) -> bool:
     """Only where K reaches the vocabulary top-k departs, and there all entries are the support."""
-    fewer = ("renormalised, one entry", *RENORMALISED, *WITH_TAIL)
-    return rungs.departs("renormalised, whole vocabulary") and rungs.holds(*fewer)
+    holding = (*SINGLE_TOKEN, Feature.RENORMALISED_ONE, *RENORMALISED, *WITH_TAIL)
+    return rungs.loss_departs(Feature.RENORMALISED_WHOLE) and rungs.holds(*holding)
 
 
-SINGLE = ("alpha 0", "alpha 1", "alpha 0.5", "alpha 0.25", "sampled token")
-DISTRIBUTIONS = SINGLE[:-1]
-SAME_RANKING = ("top-k renormalised, same ranking", "top-k tail, same ranking")
-RENORMALISED = ("top-k renormalised, same ranking", "top-k renormalised")
-WITH_TAIL = ("top-k tail, same ranking", "top-k tail")
-RULES: tuple[tuple[str, Callable[[Reading], bool]], ...] = (
-    ("aggregate", scaled_as_a_whole),
-    ("aggregate", only_values),
-    ("log_probs", lambda rungs: rungs.moves(*SINGLE)),
-    ("log_probs", lambda rungs: rungs.holds(*DISTRIBUTIONS) and sampled_token_everywhere(rungs)),
-    ("support", only_support_at_temperature),
-    ("support", lambda rungs: rungs.holds(*SINGLE) and support_is_another(rungs)),
-    ("support", lambda rungs: rungs.holds(*SINGLE) and renormalised_support_is_another(rungs)),
-    ("support", lambda rungs: rungs.holds(*SINGLE) and short_of_the_vocabulary(rungs)),
+RULES: tuple[tuple[str, Callable[[LadderResults], bool]], ...] = (
+    ("aggregate", _every_token_is_scaled),
+    ("aggregate", _only_values),
+    ("log_probs", _all_log_probs),
+    ("log_probs", _sampled_log_probs),
+    ("support", _support_at_temperature),
+    ("support", _support_is_another),
+    ("support", _renormalised_support_is_another),
+    ("support", _support_is_short_of_the_vocabulary),
 )
 
 
-def inferred_stage(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The stage that the results of the rungs point to."""
-    rungs = Reading(rows)
-    departing = [feature for feature in rungs.stages if rungs.departs(feature)]
+def inferred_stage(rows: Sequence[RungRow]) -> str | None:
+    """Name the stage that the results of the rungs point to: by the first rule that applies.
+
+    Where none does it is the stage of the first rung whose loss departs; `gradient` where only
+    gradients do, None where all rungs hold.
+    """
+    rungs = LadderResults(rows)
+    departing = [feature for feature in rungs.stages if rungs.loss_departs(feature)]
     if not departing:
-        gradient = GRADIENT_DEPARTS in rungs.results.values()
+        gradient = RungResult.ONLY_GRADIENT_DEPARTS in rungs.results.values()
         return "gradient" if gradient else None
-    for stage, rule in RULES:
-        if rule(rungs):
-            return stage
-    return rungs.stages[departing[0]]
+    by_rule = (stage for stage, rule in RULES if rule(rungs))
+    return next(by_rule, rungs.stages[departing[0]])

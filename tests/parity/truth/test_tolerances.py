@@ -21,8 +21,9 @@ from sdpo.parity.compare.evaluated_case import Prepared, allowances, loss_cases,
 from sdpo.parity.compare.nondeterminism import believed
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.explain.explanations import Explained, rows
-from sdpo.parity.explain.ladder_rules import LOSS_DEPARTS, Reading
+from sdpo.parity.explain.ladder_rules import LadderResults
 from sdpo.parity.explain.match_faults import lenient, shows_enough
+from sdpo.parity.explain.rungs import RungRow
 from sdpo.parity.recorded.measured_budgets import compare_measured
 from sdpo.parity.relations.received_inputs import alike
 from sdpo.parity.report.environment import describe_environment
@@ -185,12 +186,12 @@ def test_an_explanation_of_a_quarter_of_the_cases_stands_beside_the_best():
 
 @pytest.mark.parametrize(("last", "one"), [(2.04, True), (2.06, False)])
 def test_one_factor_on_all_rungs_varies_by_a_twentieth_at_most(last, one):
-    rungs = [
-        {"feature": name, "stage": "aggregate", "result": LOSS_DEPARTS, "factor": factor}
+    rungs: list[RungRow] = [
+        {"feature": name, "stage": "aggregate", "result": "departs", "factor": factor}
         for name, factor in (("a", 2.0), ("b", last))
     ]
     # 2.06 - 2 is 0.0566 of 2.06 - 1
-    assert Reading(rungs).one_factor("a", "b") is one
+    assert LadderResults(rungs).one_factor("a", "b") is one
 
 
 def test_inputs_within_64_units_are_the_same():
