@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sdpo.parity.compare.improvements import improvements
-from sdpo.parity.compare.statuses import Status
+from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.truth.oracle import Array
 
 FINITE = "finite_where_reference_is_not"
@@ -76,7 +76,7 @@ class Expected:
     def allowed(self) -> Array:
         """How far each element may be from the reference."""
         with np.errstate(all="ignore"):
-            away = finite_or_zero(np.abs(self.reference - self.truth))
+            away = _finite_or_zero(np.abs(self.reference - self.truth))
             return self.bound + np.minimum(away, self.bound)
 
 
@@ -89,97 +89,195 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
         actual: the candidate's value as float64.
         expected: reference, oracle and bounds.
     """
-    reference = expected.reference
-    if actual.shape != reference.shape:
-        return Comparison(
-            stage,
-            Status.ERROR,
-            case,
-            note=f"shape {tuple(actual.shape)}, expected {tuple(reference.shape)}",
-        )
+    if actual.shape != expected.reference.shape:
+        shapes = f"shape {tuple(actual.shape)}, expected {tuple(expected.reference.shape)}"
+        return Comparison(stage, Status.ERROR, case, note=shapes)
     if actual.size == 0:
         return Comparison(stage, Status.NOT_COVERED, case, note="no element counts")
-    with np.errstate(all="ignore"):
-        same = (actual == reference) | (np.isnan(actual) & np.isnan(reference))
-        finite = np.isfinite(actual) & np.isfinite(reference)
-        error = np.where(finite, np.abs(actual - reference), 0.0)
-        allowed = expected.allowed
-        used = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(float).tiny))
-        # a unit in the last place of a value that is rounding noise itself says nothing
-        meaningful = finite & (error > 0) & (np.abs(reference) > allowed)
-        ulp = error[meaningful] / spacing(reference[meaningful], expected.epsilon)
-    odd = ~same & ~finite
-    if expected.unit is not None:
-        # whether such a derivative is NaN or infinite follows from the order of operations
-        odd &= np.isfinite(actual) | np.isfinite(reference)
-    effects, excused = improved(actual, expected, odd)
-    if expected.unit is not None and vanished(actual, expected):
+    difference = _Difference(actual, expected)
+    size, error, used = actual.size, difference.error, difference.used
+    measured = {"compared": size, "max_abs": float(error.max()), "budget_used": float(used.max())}
+    if difference.vanished:
+        note, effect = "all zero where the reference is not", "value"
         return Comparison(
-            stage,
-            Status.DIVERGENT,
-            case,
-            compared=int(actual.size),
-            max_abs=float(error.max()),
-            budget_used=float(used.max()),
-            relative=1.0,
-            note="all zero where the reference is not",
-            effect="value",
+            stage, Status.DIVERGENT, case, **measured, relative=1.0, note=note, effect=effect
         )
-    status, note, effect = judge(actual, reference, same, used, odd, excused)
-    if effect == FINITE:
-        note += definition(expected, odd & ~excused & np.isfinite(actual))
-    sized = effect in SIZED and bool(error.any())
-    relative = relative_size(error, reference, allowed, finite) if sized else None
+    status, note, effect = _status_of(difference)
+    sized = error.any() and (effect in SIZED or status == Status.DECLARED)
+    relative = difference.relative_size if sized else None
     if effect == "value" and relative is not None:
         note += f", {relative:.2g} of the value"
-    if status == Status.DECLARED:
-        note, effect = "; ".join(improvements()[name].note for name in effects), effects[0]
-    at = np.unravel_index(np.argmax(np.where(odd & ~excused, np.inf, used)), used.shape)
-    found = Comparison(
-        stage=stage,
-        status=status,
-        case=case,
-        compared=int(actual.size),
-        max_abs=float(error.max()),
-        max_ulp=float(ulp.max(initial=0.0)),
-        budget_used=float(used.max()),
-        smallest_detectable=detectable(reference, allowed, finite),
+    comparison = Comparison(
+        stage,
+        status,
+        case,
+        **measured,
+        max_ulp=difference.max_ulp,
+        smallest_detectable=difference.smallest_detectable,
         relative=relative,
-        worst=describe(at, actual, reference, allowed, expected.labels) if not same.all() else {},
+        worst={} if status == Status.MATCH else difference.worst,
         note=note,
         effect=effect,
     )
-    return found if same.all() else judged_as_a_whole(found, actual, expected)
+    return comparison if status == Status.MATCH else _within_norm(comparison, actual, expected)
 
 
-def improved(actual: Array, expected: Expected, odd: Array) -> tuple[list[str], Array]:
-    """The documented improvements that hold among the `odd` elements, and the elements of theirs.
+@dataclass(frozen=True)
+class _Difference:
+    """A value beside the reference's, element by element: what status and metrics are made of."""
 
-    A value counts only if it is the oracle's, within its budget.
+    actual: Array
+    expected: Expected
+
+    @cached_property
+    def same(self) -> Array:
+        """Whether the elements are equal, or both NaN."""
+        actual, reference = self.actual, self.expected.reference
+        return (actual == reference) | (np.isnan(actual) & np.isnan(reference))
+
+    @cached_property
+    def finite(self) -> Array:
+        """Whether the elements are finite on both sides."""
+        return np.isfinite(self.actual) & np.isfinite(self.expected.reference)
+
+    @cached_property
+    def error(self) -> Array:
+        """Distance of the elements; zero where one is not finite."""
+        with np.errstate(all="ignore"):
+            return np.where(self.finite, np.abs(self.actual - self.expected.reference), 0.0)
+
+    @cached_property
+    def used(self) -> Array:
+        """Error ÷ allowance."""
+        with np.errstate(all="ignore"):
+            allowed = np.maximum(self.expected.allowed, np.finfo(float).tiny)
+            return np.where(self.error == 0, 0.0, self.error / allowed)
+
+    @cached_property
+    def odd(self) -> Array:
+        """Whether an element is not finite on one side, or on both and not the same."""
+        odd = ~self.same & ~self.finite
+        if self.expected.unit is not None:
+            # whether such a derivative is NaN or infinite follows from the order of operations
+            odd &= np.isfinite(self.actual) | np.isfinite(self.expected.reference)
+        return odd
+
+    @cached_property
+    def improved(self) -> dict[str, Array]:
+        """The odd elements that each documented improvement explains, by its effect.
+
+        A value counts only if it is the oracle's, within its budget.
+        """
+        with np.errstate(invalid="ignore"):
+            near = np.abs(self.actual - self.expected.truth) <= self.expected.bound
+        near &= self.odd & ~np.isfinite(self.expected.reference)
+        shown = {effect: near & where for effect, where in self.expected.excused.items()}
+        return {effect: where for effect, where in shown.items() if where.any()}
+
+    @cached_property
+    def wrong(self) -> Array:
+        """The odd elements that no improvement explains."""
+        return self.odd & ~np.logical_or.reduce([np.zeros_like(self.odd), *self.improved.values()])
+
+    @property
+    def vanished(self) -> bool:
+        """Whether a gradient is zero throughout where the oracle's is not."""
+        expected = self.expected
+        if expected.unit is None or self.actual.any():
+            return False
+        largest = _finite_or_zero(np.abs(expected.truth)).max()
+        return bool(largest > expected.epsilon * expected.unit)
+
+    @property
+    def max_ulp(self) -> float:
+        """The largest error in units in the last place.
+
+        One of a value that is rounding noise itself says nothing.
+        """
+        reference, allowed = self.expected.reference, self.expected.allowed
+        with np.errstate(all="ignore"):
+            meaningful = self.finite & (self.error > 0) & (np.abs(reference) > allowed)
+            units = _spacing(reference[meaningful], self.expected.epsilon)
+            return float((self.error[meaningful] / units).max(initial=0.0))
+
+    @property
+    def smallest_detectable(self) -> float | None:
+        """The smallest relative change of an element that would exceed its allowance."""
+        reference, allowed = self.expected.reference, self.expected.allowed
+        usable = self.finite & (reference != 0)
+        return float((allowed[usable] / np.abs(reference[usable])).min()) if usable.any() else None
+
+    @property
+    def relative_size(self) -> float | None:
+        """The norm of the errors ÷ that of the reference; None where rounding is as large."""
+        sides = (self.expected.reference, self.expected.allowed, self.error)
+        with np.errstate(all="ignore"):
+            value, rounding, error = (np.linalg.norm(side[self.finite]) for side in sides)
+            size = float(error / value)
+        return size if value > rounding and np.isfinite(size) else None
+
+    @property
+    def worst(self) -> dict[str, Any]:
+        """The element that uses most of its budget."""
+        most = np.argmax(np.where(self.wrong, np.inf, self.used))
+        at = np.unravel_index(most, self.used.shape)
+        labels = zip(self.expected.labels, at, strict=False)
+        return {label: int(index) for label, index in labels} | {
+            "actual": float(self.actual[at]),
+            "expected": float(self.expected.reference[at]),
+            "budget": float(self.expected.allowed[at]),
+        }
+
+
+def _status_of(difference: _Difference) -> tuple[Status, str, str]:
+    """The status of a value by its elements, with its note and effect."""
+    if difference.same.all():
+        return Status.MATCH, "", ""
+    if difference.wrong.any():
+        return Status.DIVERGENT, *_not_finite(difference)
+    over = int((difference.used > 1).sum())
+    if over:
+        return Status.DIVERGENT, f"{over} of {difference.used.size} over budget", "value"
+    if effects := list(difference.improved):
+        reasons = "; ".join(improvements()[effect].note for effect in effects)
+        return Status.DECLARED, reasons, effects[0]
+    return Status.PASS, "", ""
+
+
+def _not_finite(difference: _Difference) -> tuple[str, str]:
+    """Note and effect of elements that are wrongly finite, or wrongly not."""
+    invented = int((difference.wrong & np.isfinite(difference.expected.reference)).sum())
+    if invented:
+        return f"{invented} non-finite values where the reference is finite", "nan"
+    wrongly_finite = difference.wrong & np.isfinite(difference.actual)
+    if count := int(wrongly_finite.sum()):
+        note = f"{count} finite values where the reference is not"
+        return note + _definition(difference.expected, wrongly_finite), FINITE
+    return "non-finite values of another kind than the reference's", "nan"
+
+
+def _definition(expected: Expected, wrong: Array) -> str:
+    """Say what the definition gives at the first wrong value that an improvement may be about.
+
+    Empty where none may be: a finite value is wrong there whatever it is.
     """
-    with np.errstate(invalid="ignore"):
-        near = np.abs(actual - expected.truth) <= expected.bound
-    near &= odd & ~np.isfinite(expected.reference)
-    shown = {effect: near & where for effect, where in expected.excused.items()}
-    effects = [effect for effect, where in shown.items() if where.any()]
-    return effects, np.logical_or.reduce([np.zeros_like(odd), *shown.values()])
+    for where in expected.excused.values():
+        if (at := wrong & where & np.isfinite(expected.truth)).any():
+            return f"; the definition gives {expected.truth[at].flat[0]:.6g}"
+    return ""
 
 
-def judged_as_a_whole(found: Comparison, actual: Array, expected: Expected) -> Comparison:
-    """The comparison, with the distance of all finite elements from the oracle counted too."""
+def _within_norm(comparison: Comparison, actual: Array, expected: Expected) -> Comparison:
+    """Count the distance of all finite elements together from the oracle too."""
     if not expected.whole:
-        return found
+        return comparison
     finite = np.isfinite(actual) & np.isfinite(expected.truth)
     distance = float(np.linalg.norm((actual - expected.truth)[finite]))
-    used = max(found.budget_used, distance / expected.whole)
-    if distance <= expected.whole or found.status not in (
-        Status.MATCH,
-        Status.PASS,
-        Status.DECLARED,
-    ):
-        return replace(found, budget_used=used)
+    used = max(comparison.budget_used, distance / expected.whole)
+    if distance <= expected.whole or comparison.status in FAILING:
+        return replace(comparison, budget_used=used)
     return replace(
-        found,
+        comparison,
         status=Status.DIVERGENT,
         budget_used=used,
         worst={
@@ -193,93 +291,22 @@ def judged_as_a_whole(found: Comparison, actual: Array, expected: Expected) -> C
     )
 
 
-def judge(
-    actual: Array, reference: Array, same: Array, used: Array, odd: Array, excused: Array
-) -> tuple[Status, str, str]:
-    """Status, note and kind of effect from the element-wise findings."""
-    if same.all():
-        return Status.MATCH, "", ""
-    unexcused = odd & ~excused
-    if unexcused.any():
-        invented = int((unexcused & np.isfinite(reference)).sum())
-        if invented:
-            return (
-                Status.DIVERGENT,
-                f"{invented} non-finite values where the reference is finite",
-                "nan",
-            )
-        finite = int((unexcused & np.isfinite(actual)).sum())
-        if finite:
-            note = f"{finite} finite values where the reference is not"
-            return Status.DIVERGENT, note, FINITE
-        return Status.DIVERGENT, "non-finite values of another kind than the reference's", "nan"
-    if (used > 1).any():
-        return Status.DIVERGENT, f"{int((used > 1).sum())} of {used.size} over budget", "value"
-    return (Status.DECLARED if excused.any() else Status.PASS), "", ""
-
-
-def vanished(actual: Array, expected: Expected) -> bool:
-    """Whether a gradient is zero throughout where the oracle's is not."""
-    if actual.any():
-        return False
-    return bool(
-        finite_or_zero(np.abs(expected.truth)).max() > expected.epsilon * (expected.unit or 0.0)
-    )
-
-
-def finite_or_zero(values: Array) -> Array:
+def _finite_or_zero(values: Array) -> Array:
     """The values, zero where they are not finite."""
     return np.where(np.isfinite(values), values, 0.0)
 
 
-def spacing(values: Array, epsilon: float) -> Array:
+def _spacing(values: Array, epsilon: float) -> Array:
     """Distance between neighbouring numbers of the case's dtype at each finite value."""
     size = np.maximum(np.abs(values), 2.0**-126)
     return epsilon * np.exp2(np.floor(np.log2(size)))
-
-
-def detectable(reference: Array, allowed: Array, finite: Array) -> float | None:
-    """The smallest relative change of an element that would exceed its allowance."""
-    usable = finite & (reference != 0)
-    return float((allowed[usable] / np.abs(reference[usable])).min()) if usable.any() else None
-
-
-def definition(expected: Expected, wrong: Array) -> str:
-    """What the definition gives at the first finite value that a documented improvement explains.
-
-    Empty where none may be about it: a finite value is wrong there whatever it is.
-    """
-    for where in expected.excused.values():
-        if (at := wrong & where & np.isfinite(expected.truth)).any():
-            return f"; the definition gives {expected.truth[at].flat[0]:.6g}"
-    return ""
-
-
-def relative_size(error: Array, reference: Array, allowed: Array, finite: Array) -> float | None:
-    """The norm of the finite errors ÷ that of the reference; None where rounding is as large."""
-    with np.errstate(all="ignore"):
-        value, room = (np.linalg.norm(v[finite]) for v in (reference, allowed))
-        size = float(np.linalg.norm(error[finite]) / value)
-    return size if value > room and np.isfinite(size) else None
-
-
-def describe(
-    at: tuple[Any, ...], actual: Array, reference: Array, allowed: Array, labels: tuple[str, ...]
-) -> dict[str, Any]:
-    """The element that uses most of its budget."""
-    place = {label: int(index) for label, index in zip(labels, at, strict=False)}
-    return place | {
-        "actual": float(actual[at]),
-        "expected": float(reference[at]),
-        "budget": float(allowed[at]),
-    }
 
 
 def compare_exact(stage: str, case: str, name: str, actual: Any, expected: Any) -> Comparison:
     """Compare a discrete value: settings, texts, token ids, masks."""
     if actual == expected:
         return Comparison(stage, Status.MATCH, case, compared=1)
-    worst = {"value": name, "actual": shortened(actual), "expected": shortened(expected)}
+    worst = {"value": name, "actual": _shortened(actual), "expected": _shortened(expected)}
     return Comparison(
         stage,
         Status.DIVERGENT,
@@ -291,7 +318,7 @@ def compare_exact(stage: str, case: str, name: str, actual: Any, expected: Any) 
     )
 
 
-def shortened(value: Any, limit: int = 200) -> str:
+def _shortened(value: Any, limit: int = 200) -> str:
     """Text of a value, cut to a length that fits a report."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
