@@ -11,10 +11,12 @@ from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.trainers.recording.adapter_base import (
     COMMON_IMPORTS,
     HFTrainer,
+    Settings,
     StageRecorder,
     TrainerParts,
 )
 from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter
+from sdpo.parity.trainers.recording.hooks import Arguments
 from sdpo.settings.config import SDPOConfig
 
 SAME_NAME = (
@@ -53,7 +55,7 @@ class SdpoRl(HFTrainerAdapter):
     stages: ClassVar[tuple[str, ...]] = NAMES
 
     def build(self, parts: TrainerParts) -> tuple[Any, Mapping[str, object]]:
-        """The trainer; feedback reaches it by the reward function's `last_feedback`."""
+        """Build the trainer, which reads feedback from the reward function's `last_feedback`."""
         from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
         check_expressible(parts)
@@ -79,11 +81,11 @@ class SdpoRl(HFTrainerAdapter):
         return trainer, found
 
     def teacher(self, trainer: HFTrainer) -> nn.Module | None:
-        """A deep copy; with LoRA the student, which has the teacher as a second adapter."""
+        """Return the deep copy; with LoRA the student, of which the teacher is another adapter."""
         return trainer.ref_model
 
     def observe(self, trainer: HFTrainer, recorder: StageRecorder) -> None:
-        """Hooks on the functions that its trainer and its loss are made of."""
+        """Watch the functions that its trainer and its loss are made of."""
         loss: Any = importlib.import_module("sdpo_rl.distillation")
         module: Any = importlib.import_module("sdpo_rl.trainer")
 
@@ -106,7 +108,7 @@ class SdpoRl(HFTrainerAdapter):
             watch(loss, "add_tail_bucket", alternating(recorder))
 
     def sources(self, trainer: HFTrainer) -> Mapping[str, object]:
-        """Where the package computes each stage."""
+        """Return where the package computes each stage."""
         loss: Any = importlib.import_module("sdpo_rl.distillation")
         module: Any = importlib.import_module("sdpo_rl.trainer")
 
@@ -148,8 +150,8 @@ def check_expressible(parts: TrainerParts) -> None:
         raise NotCoveredError("sdpo-rl cannot express " + "; ".join(found))
 
 
-def their_settings(parts: TrainerParts) -> dict[str, Any]:
-    """The scenario's settings under the package's names."""
+def their_settings(parts: TrainerParts) -> Settings:
+    """Translate the scenario's settings to the package's names."""
     wanted: SDPOConfig = parts.settings
     found = {name: getattr(wanted, name) for name in SAME_NAME}
     if found["distillation_topk"] is None:
@@ -164,7 +166,7 @@ def their_settings(parts: TrainerParts) -> dict[str, Any]:
 def prompts(recorder: StageRecorder, stage: str, argument: str | None) -> Any:
     """Record an argument, or the result, as a prompt stage of all rows."""
 
-    def seen(arguments: dict[str, Any], result: Any) -> None:
+    def seen(arguments: Arguments, result: Any) -> None:
         recorder.prompts(stage, arguments[argument] if argument else result)
 
     return seen
@@ -183,7 +185,7 @@ def result_of(recorder: StageRecorder, stage: str) -> Any:
 def whole_loss(recorder: StageRecorder) -> Any:
     """Record what the loss function was given, and its result."""
 
-    def seen(arguments: dict[str, Any], result: Any) -> None:
+    def seen(arguments: Arguments, result: Any) -> None:
         recorder.values(
             {
                 "log_probs.student": arguments["student_log_probs"],
@@ -200,7 +202,7 @@ def whole_loss(recorder: StageRecorder) -> Any:
 def alternating(recorder: StageRecorder) -> Any:
     """Record the results of the tail function, which is called for the student first."""
 
-    def seen(arguments: dict[str, Any], result: Any) -> None:
+    def seen(arguments: Arguments, result: Any) -> None:
         done = recorder.micro is not None and "tail.student" in recorder.micro.values
         recorder.values({"tail.teacher" if done else "tail.student": result})
 

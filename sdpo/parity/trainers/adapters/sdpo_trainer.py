@@ -15,6 +15,7 @@ from sdpo.parity.trainers.recording.adapter_base import (
     TrainerParts,
 )
 from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter
+from sdpo.parity.trainers.recording.hooks import Arguments
 from sdpo.prompt.teacher_batch import PromptTrace
 from sdpo.update.actor_update import Batch
 from sdpo.update.observer import UpdateObserver
@@ -51,7 +52,7 @@ class OwnTrainer(HFTrainerAdapter):
     stages: ClassVar[tuple[str, ...]] = NAMES
 
     def build(self, parts: TrainerParts) -> tuple[Any, Mapping[str, object]]:
-        """The trainer; feedback reaches it by the reward function's `last_feedback`."""
+        """Build the trainer, which reads feedback from the reward function's `last_feedback`."""
         from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
         from sdpo.trainer.sdpo_trainer import SDPOTrainer
@@ -76,16 +77,16 @@ class OwnTrainer(HFTrainerAdapter):
         return trainer, found
 
     def teacher(self, trainer: HFTrainer) -> nn.Module | None:
-        """A copy; with LoRA the student, which has the teacher as a second adapter."""
+        """Return the copy; with LoRA the student, of which the teacher is another adapter."""
         return getattr(trainer.teacher.weights, "module", trainer.model)
 
     def teacher_adapters(self, trainer: HFTrainer) -> tuple[str, ...]:
-        """The teacher's, or none where averages of effective weights are added to the model's."""
+        """Return the teacher's; none where averages of effective weights are added instead."""
         effective = hasattr(trainer.teacher.weights, "deltas")
         return () if effective else super().teacher_adapters(trainer)
 
     def teacher_weights(self, trainer: HFTrainer) -> dict[str, Tensor]:
-        """The teacher's weights by name; of a LoRA teacher the effective ones."""
+        """Copy the teacher's weights by name; of a LoRA teacher the effective ones."""
         weights = trainer.teacher.weights
         if not hasattr(weights, "deltas"):
             return super().teacher_weights(trainer)
@@ -104,7 +105,7 @@ class OwnTrainer(HFTrainerAdapter):
             self._show_mixed_logits(recorder)
 
     def sources(self, trainer: HFTrainer) -> Mapping[str, object]:
-        """Where this project computes each stage."""
+        """Return where this project computes each stage."""
         from sdpo.loss import aggregate, divergence, importance, support
         from sdpo.prompt import teacher_batch
 
@@ -124,10 +125,10 @@ class OwnTrainer(HFTrainerAdapter):
         }
 
     def _show_mixed_logits(self, recorder: StageRecorder) -> None:
-        """A trust-region teacher answers with a mix, which no module returns: take the loss's."""
+        """Record a trust-region teacher's logits at the loss: no module returns the mix."""
         import sdpo.trainer.micro_batch_loss
 
-        def seen(arguments: dict[str, Any], result: Any) -> None:
+        def seen(arguments: Arguments, result: Any) -> None:
             if recorder.micro is not None:
                 recorder.micro.logits["teacher"] = arguments["teacher_logits"].detach().clone()
 
@@ -140,7 +141,7 @@ class Tap(UpdateObserver):
     def __init__(self, recorder: StageRecorder):
         self.recorder = recorder
 
-    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: dict[str, Any]) -> None:
+    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: Batch) -> None:
         """Record the stages of the teacher prompt."""
         self.recorder.watch.calls["SDPOTrainer.observers.on_rollouts"] += 1
         for stage in PROMPTS:

@@ -10,11 +10,12 @@ from sdpo.parity.cases.stages import NAMES as STAGE_NAMES
 from sdpo.parity.trainers.recording.adapter_base import (
     COMMON_IMPORTS,
     HFTrainer,
+    Settings,
     StageRecorder,
     TrainerParts,
 )
 from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter
-from sdpo.parity.trainers.recording.hooks import installed_versions
+from sdpo.parity.trainers.recording.hooks import Arguments, installed_versions
 from sdpo.parity.trainers.recording.scripted_world import feedback_varies
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 
@@ -63,7 +64,7 @@ class TRL(HFTrainerAdapter):
     stages: ClassVar[tuple[str, ...]] = tuple(s for s in STAGE_NAMES if s not in NOT_SHOWN)
 
     def build(self, parts: TrainerParts) -> tuple[Any, Mapping[str, object]]:
-        """The trainer; feedback reaches it by the column `privileged_context`."""
+        """Build the trainer, which reads feedback from the column `privileged_context`."""
         from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
         check_expressible(parts)
@@ -79,11 +80,11 @@ class TRL(HFTrainerAdapter):
         return trainer, effective_settings(trainer.args)
 
     def teacher(self, trainer: HFTrainer) -> nn.Module | None:
-        """A second model from the student's path; with LoRA the student with another adapter."""
+        """Return the model loaded from the student's path; with LoRA the student itself."""
         return trainer.teacher_model
 
     def observe(self, trainer: HFTrainer, recorder: StageRecorder) -> None:
-        """Hooks on the prompt builder, and on the functions that the loss is made of."""
+        """Watch the prompt builder, and the functions that the loss is made of."""
         import trl.experimental.sdpo.loss_utils as parts
         import trl.experimental.sdpo.sdpo_trainer as module
 
@@ -104,7 +105,7 @@ class TRL(HFTrainerAdapter):
         watch.function(trainer, "_compute_self_distillation_loss", loss.aggregate)
 
     def sources(self, trainer: HFTrainer) -> Mapping[str, object]:
-        """Where TRL computes each stage."""
+        """Return where TRL computes each stage."""
         import trl.experimental.sdpo.loss_utils as parts
         import trl.experimental.sdpo.sdpo_trainer as module
 
@@ -135,29 +136,29 @@ class Loss:
         self.recorder = recorder
 
     def next(self, stage: str, value: Any) -> None:
-        """The student's value, or the teacher's if that is there already."""
+        """Record the student's value, or the teacher's if the student's is there already."""
         micro = self.recorder.micro
         done = micro is not None and f"{stage}.student" in micro.values
         self.recorder.values({f"{stage}.{'teacher' if done else 'student'}": value})
 
-    def divergence(self, arguments: dict[str, Any], result: Any) -> None:
-        """Loss per token; also the importance-weighted one unless that still follows."""
+    def divergence(self, arguments: Arguments, result: Any) -> None:
+        """Record the loss per token, for the weighted one too, which may still overwrite it."""
         self.recorder.values({"divergence": result, "importance": result})
 
-    def importance(self, arguments: dict[str, Any], result: Any) -> None:
-        """Loss per token, weighted."""
+    def importance(self, arguments: Arguments, result: Any) -> None:
+        """Record the weighted loss per token."""
         self.recorder.values({"importance": result})
 
-    def log_probs(self, arguments: dict[str, Any], result: Any) -> None:
-        """Log-probs of the sampled tokens."""
+    def log_probs(self, arguments: Arguments, result: Any) -> None:
+        """Record log-probs of the sampled tokens."""
         self.next("log_probs", result)
 
-    def support(self, arguments: dict[str, Any], result: Any) -> None:
-        """Log-probs on the support before the tail is added."""
+    def support(self, arguments: Arguments, result: Any) -> None:
+        """Record log-probs on the support before the tail is added."""
         self.next("support", arguments["log_probs"])
 
-    def compared(self, arguments: dict[str, Any], result: Any) -> None:
-        """The two distributions that are compared: of the support, the tail included."""
+    def compared(self, arguments: Arguments, result: Any) -> None:
+        """Record the two distributions that are compared, the tail included."""
         full = self.recorder.trainer.args.distillation_mode == "full_logits"
         stage = "support" if full else "tail"
         self.recorder.values(
@@ -167,8 +168,8 @@ class Loss:
             }
         )
 
-    def aggregate(self, arguments: dict[str, Any], result: Any) -> None:
-        """Loss of the micro-batch.
+    def aggregate(self, arguments: Arguments, result: Any) -> None:
+        """Record the loss of the micro-batch.
 
         Raises:
             CandidateError: it was computed past the functions that are watched.
@@ -215,8 +216,8 @@ def ends_otherwise(scenario: Scenario) -> bool:
     )
 
 
-def their_settings(parts: TrainerParts) -> dict[str, Any]:
-    """The scenario's settings under TRL's names."""
+def their_settings(parts: TrainerParts) -> Settings:
+    """Translate the scenario's settings to TRL's names."""
     wanted = parts.settings
     found = {theirs: getattr(wanted, own) for own, theirs in NAMES.items()}
     if not wanted.full_logit_distillation:
@@ -232,8 +233,8 @@ def their_settings(parts: TrainerParts) -> dict[str, Any]:
     }
 
 
-def effective_settings(args: Any) -> dict[str, Any]:
-    """The settings of a built trainer under verl's names."""
+def effective_settings(args: Any) -> Settings:
+    """Read the settings of a built trainer under verl's names."""
     found = {own: getattr(args, theirs) for own, theirs in NAMES.items()}
     sampled = args.distillation_mode == "sampled_token"
     if not sampled:

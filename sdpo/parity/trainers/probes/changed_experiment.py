@@ -1,13 +1,12 @@
-"""Whether a changed script is another experiment for the trainer, before anything is made of it.
+"""Check that a changed script is another experiment for the trainer.
 
-A relation that must hold and a value that must stay are kept by everybody if nothing was changed.
+Where nothing was changed every relation holds and every value stays.
 So the trainer must have been handed something else, as the fingerprints of a run say
 (`TrainerRun.given`), or, of loops that record none, as the record shows.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +22,7 @@ INPUTS = ("input_ids", "attention_mask", "responses", "response_mask")
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why nothing can be made of two runs: `ERROR`, or `NOT_COVERED` where the trainer is why."""
+    """Why two runs tell nothing: an error, or not covered if the trainer is the reason."""
 
     status: str
     note: str
@@ -32,7 +31,7 @@ class Refusal:
 def why_one_experiment(
     before: Scenario, after: Scenario, ours: TrainerRun, theirs: TrainerRun
 ) -> Refusal | None:
-    """Why two runs are one experiment; None if they are two.
+    """Tell why two runs are one experiment; None if they are two.
 
     Args:
         before: the script.
@@ -71,13 +70,13 @@ def unseen_settings(before: Scenario, after: Scenario, run: TrainerRun) -> Refus
     return Refusal(Status.NOT_COVERED, note)
 
 
-def changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> set[str]:
-    """The names under which two mappings hold different values, or one of them none."""
+def changed(ours: Mapping[str, object], theirs: Mapping[str, object]) -> set[str]:
+    """Return the names of values that differ, or that one mapping lacks."""
     names = ours.keys() | theirs.keys()
-    return {name for name in names if not alike(ours.get(name), theirs.get(name))}
+    return {name for name in names if not _equal(ours.get(name), theirs.get(name))}
 
 
-def alike(ours: Any, theirs: Any) -> bool:
+def _equal(ours: object, theirs: object) -> bool:
     """Whether two values are equal; tensors to the bit."""
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         return same_bits(ours, theirs)
@@ -90,7 +89,7 @@ def recorded_change(ours: TrainerRun, theirs: TrainerRun) -> bool:
 
 
 def seen_in(run: TrainerRun) -> tuple[Tensors, Tensors, Tensors]:
-    """Both sides' first weights, and the inputs of the first micro-batch."""
+    """Return both sides' first weights, and the inputs of the first micro-batch."""
     steps = [step for update in run.updates for step in update.steps]
     first = steps[0].micro_batches[0].inputs if steps and steps[0].micro_batches else {}
     return run.initial, run.initial_teacher, {n: first[n] for n in INPUTS if n in first}

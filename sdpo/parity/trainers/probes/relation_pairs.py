@@ -1,4 +1,4 @@
-"""Pairs of scripts from which a trainer must learn the same, by the name of a relation.
+"""Pairs of scripts from which a trainer must learn the same, by the relation that says so.
 
 The relations are those of the loss (`relations/catalogue.py`); here a batch is cut, padded,
 permuted and masked in the world around the trainer.
@@ -17,7 +17,7 @@ Place = Callable[[Tensors], Tensors]
 
 
 def as_it_is(gradient: Tensors) -> Tensors:
-    """The gradient under the same names, in the same order."""
+    """Return the gradient as it is."""
     return gradient
 
 
@@ -49,7 +49,7 @@ PROCESSES = {"micro_batch_size": 4, "processes": 2}
 
 
 def split(case: str, generation: Generation, parts: dict[str, int]) -> Pair:
-    """A generation in one batch, and in parts."""
+    """Pair a generation in one batch with the same in parts."""
     left, right = (
         replace(PLAIN, id="", generations=(generation,), **sizes) for sizes in (ONE_BATCH, parts)
     )
@@ -63,12 +63,12 @@ def splits(parts: dict[str, int]) -> list[Pair]:
 
 
 def disguised(disguise: str, place: Place = as_it_is) -> list[Pair]:
-    """The plain script, and the same in a world that is changed without effect."""
+    """Pair the plain script with the same in a world that is changed without effect."""
     return [Pair("plain", PLAIN, replace(PLAIN, disguise=disguise), place)]
 
 
 def row_order() -> list[Pair]:
-    """Rows of a group in another order that keeps the one of the successes; groups exchanged."""
+    """Reorder the rows of a group, but not its successes among each other; exchange two groups."""
     rows = Generation(SUMS[:1], tuple(MIXED[row] for row in (1, 0, 3, 2)))
     groups = Generation((SUMS[1], SUMS[0]), OTHERS + MIXED)
     whole = replace(PLAIN, generations=(TWO_GROUPS,), micro_batch_size=8)
@@ -79,7 +79,7 @@ def row_order() -> list[Pair]:
 
 
 def exchanged(gradient: Tensors) -> Tensors:
-    """The gradient of a head in which two entries of the vocabulary have exchanged places."""
+    """Exchange the gradients of the two entries of the vocabulary that changed places."""
     first, second = EXCHANGED
     head = gradient["lm_head.weight"].clone()
     head[[first, second]] = head[[second, first]]
@@ -87,7 +87,7 @@ def exchanged(gradient: Tensors) -> Tensors:
 
 
 def equal_sides() -> list[Pair]:
-    """A teacher that is asked what the student is asked, before the first update."""
+    """Ask the teacher what the student is asked, before the first update."""
     same = with_settings(PLAIN, {"reprompt_template": "{prompt}"})
     return [Pair("plain", same, None)]
 
@@ -111,6 +111,6 @@ SHARE_OF = PLAIN
 
 
 def all_scripts() -> list[Scenario]:
-    """Every script of every pair."""
+    """Return every script of every pair."""
     pairs = [pair for pairs in PAIRS.values() for pair in pairs]
     return [s for pair in pairs for s in (pair.left, pair.right) if s is not None]

@@ -1,4 +1,4 @@
-"""Which metamorphic relations a trainer keeps: its first update compared with its first update.
+"""Check metamorphic relations of a trainer: its first updates from two scripts are compared.
 
 Budgets are those of the weights' stages, one for each side: a few times the distance of the
 reference's float32 run from its float64 run. Results stand beside the stages, as those of a loss.
@@ -25,6 +25,7 @@ from sdpo.parity.trainers.judge.reference_run import run_reference
 from sdpo.parity.trainers.judge.weight_stages import merged
 from sdpo.parity.trainers.probes.changed_experiment import Refusal, why_one_experiment
 from sdpo.parity.trainers.probes.relation_pairs import PAIRS, SHARE_OF, Pair
+from sdpo.parity.trainers.recording.adapter_base import ScenarioRunner
 from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import handed_tokenizer, tiny_model
@@ -52,8 +53,10 @@ class First:
     run: TrainerRun | None = None
 
 
-def trainer_relations(candidate: Any, runs: Mapping[str, TrainerRun]) -> list[dict[str, Any]]:
-    """One row for each relation.
+def trainer_relations(
+    candidate: ScenarioRunner, runs: Mapping[str, TrainerRun]
+) -> list[dict[str, Any]]:
+    """Check all relations, and return the row of each in the report.
 
     Args:
         candidate: trains the scripts of `relation_pairs.all_scripts`.
@@ -63,8 +66,10 @@ def trainer_relations(candidate: Any, runs: Mapping[str, TrainerRun]) -> list[di
         return [row_of(candidate, relation, runs) for relation in RELATIONS]
 
 
-def row_of(candidate: Any, relation: Relation, runs: Mapping[str, TrainerRun]) -> dict[str, Any]:
-    """A relation in the report."""
+def row_of(
+    candidate: ScenarioRunner, relation: Relation, runs: Mapping[str, TrainerRun]
+) -> dict[str, Any]:
+    """Check one relation, and return its row in the report."""
     if relation.name in PAIRS:
         pairs = PAIRS[relation.name]
         reference = [outcome_of(reference_first, pair) for pair in pairs]
@@ -83,8 +88,8 @@ def row_of(candidate: Any, relation: Relation, runs: Mapping[str, TrainerRun]) -
     return relation_row(relation, untested, untested)
 
 
-def train(candidate: Any, scenario: Scenario) -> TrainerRun:
-    """One run of a trainer.
+def train(candidate: ScenarioRunner, scenario: Scenario) -> TrainerRun:
+    """Train through one scenario.
 
     Raises:
         NotCoveredError: the trainer cannot express the scenario.
@@ -95,14 +100,14 @@ def train(candidate: Any, scenario: Scenario) -> TrainerRun:
 
 
 def first_of(run: TrainerRun) -> First:
-    """What the first optimizer step of a trainer learnt from."""
+    """Take loss and gradient of a trainer's first optimizer step."""
     step = run.updates[0].steps[0]
     return First(mean_loss(m.values for m in step.micro_batches), step.gradient, run)
 
 
 @cache
 def reference_runs(script: "Script", dtype: torch.dtype) -> First:
-    """What the reference learns from in the first optimizer step of a scenario."""
+    """Compute loss and gradient of the reference's first optimizer step."""
     scenario = script.scenario
     size, per_step = scenario.micro_batch_size, scenario.accumulation * scenario.processes
     steps = len(scenario.generations[0].rollouts) // (size * per_step)
@@ -132,12 +137,12 @@ class Script:
 
 
 def reference_first(scenario: Scenario) -> First:
-    """The reference's first optimizer step in float32."""
+    """Compute the reference's first optimizer step in float32."""
     return reference_runs(Script(scenario), torch.float32)
 
 
 def spread_of(scenario: Scenario) -> float:
-    """Largest distance of the reference's float32 gradients from its float64 ones ÷ scale."""
+    """Measure the largest distance of the reference's float32 gradients from float64, ÷ scale."""
     single = reference_first(scenario).gradient
     double = reference_runs(Script(scenario), torch.float64).gradient
     return max(float32_error(value, double[name]) for name, value in single.items())
@@ -180,7 +185,7 @@ def outcome_of(first: Any, pair: Pair) -> Outcome:
 
 
 def nothing_tested(first: Any, pair: Pair, left: First, right: First | None) -> Refusal | None:
-    """Why two updates tell nothing: one experiment, or a trainer that does not learn.
+    """Tell why two updates say nothing: one experiment, or a trainer that does not learn.
 
     Of a relation that wants zero the plain script's update is looked at.
     """
@@ -201,13 +206,13 @@ def learns(update: First) -> bool:
 
 
 def largest_gap(left: torch.Tensor, right: torch.Tensor | None) -> float:
-    """Largest distance of two gradients, or of one from zero; infinite if one is not finite."""
+    """Measure the largest distance of two gradients, or of one from zero; NaN is infinite."""
     gap = (left if right is None else left - right).double().abs().max().item()
     return gap if math.isfinite(gap) else math.inf
 
 
 def measured(value: str, case: str, gap: float, room: float) -> Outcome:
-    """A distance beside its budget."""
+    """Judge a distance by its budget."""
     used = 0.0 if gap == 0 else gap / room if room else math.inf
     return Outcome(
         RelationStatus.HOLDS if used <= 1 else RelationStatus.VIOLATED, case, used, value, gap, room
@@ -215,7 +220,7 @@ def measured(value: str, case: str, gap: float, room: float) -> Outcome:
 
 
 def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
-    """The smallest divergence of a token in each scenario with a distribution to compare."""
+    """Check the smallest divergence of a token in each scenario that compares distributions."""
     found = []
     for name, run in runs.items():
         values = [
@@ -236,7 +241,7 @@ def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
 
 
 def teacher_gradient(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
-    """Whether a gradient was found on the teacher's weights, in each scenario."""
+    """Check in each scenario that no gradient was found on the teacher's weights."""
     found = [
         Outcome(RelationStatus.VIOLATED if run.teacher_gradient else RelationStatus.HOLDS, name)
         for name, run in runs.items()

@@ -28,6 +28,7 @@ from sdpo.parity.trainers.probes.changed_experiment import (
     unseen_settings,
     why_one_experiment,
 )
+from sdpo.parity.trainers.recording.adapter_base import ScenarioRunner
 from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios.catalogue import BY_ID
 from sdpo.parity.trainers.scenarios.scenario import Scenario
@@ -36,17 +37,17 @@ from sdpo.parity.truth.tolerances import TOLERANCES
 
 
 def all_probes() -> list[Scenario]:
-    """The changed scenarios of all probes."""
+    """Return the changed scenarios of all probes."""
     return [probe.change(BY_ID[probe.base]) for probe in PROBES]
 
 
-def run_probes(candidate: Any, runs: dict[str, TrainerRun]) -> list[CaseResult]:
-    """All probes on a trainer; a base that is not among the `runs` is run once and added."""
+def run_probes(candidate: ScenarioRunner, runs: dict[str, TrainerRun]) -> list[CaseResult]:
+    """Run all probes on a trainer; a base that is not among the `runs` is run once and added."""
     return [run_probe(candidate, probe, runs) for probe in PROBES]
 
 
-def run_probe(candidate: Any, probe: Probe, runs: dict[str, TrainerRun]) -> CaseResult:
-    """One probe: the base and the changed scenario, and what differs between them."""
+def run_probe(candidate: ScenarioRunner, probe: Probe, runs: dict[str, TrainerRun]) -> CaseResult:
+    """Run the base and the changed scenario of a probe, and compare them."""
     base = BY_ID[probe.base]
     result = CaseResult(probe.id, "probe", (*base.tags, "probe"))
     try:
@@ -65,7 +66,7 @@ def run_probe(candidate: Any, probe: Probe, runs: dict[str, TrainerRun]) -> Case
     if refused is None and probe.moves and not shows(probe.moves, runs[probe.base], changed):
         refused = Refusal(Status.NOT_COVERED, f"the trainer shows none of {', '.join(probe.moves)}")
     if refused is None:
-        result.comparisons.extend(judged(probe, runs[probe.base], changed))
+        result.comparisons.extend(compare_values(probe, runs[probe.base], changed))
     elif refused.status == Status.NOT_COVERED:
         result.note = f"not covered: {probe.question} {refused.note}"
     else:
@@ -81,7 +82,7 @@ def shows(names: Iterable[str], *runs: TrainerRun) -> bool:
 
 
 def moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:
-    """Loss of the first optimizer step: the trainer's, and the reference's at the same logits.
+    """Take the loss of the first optimizer step: the trainer's, and the reference's on its logits.
 
     None if the trainer shows no loss.
     """
@@ -105,7 +106,7 @@ def moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:
 
 
 def wrong_way(probe: Probe, before: TrainerRun, after: TrainerRun) -> list[str]:
-    """How the change of the loss differs from the reference's, if it does by far."""
+    """Tell how the change of the loss differs from the reference's, if it does by far."""
     base = BY_ID[probe.base]
     points = [moves_to(base, before), moves_to(probe.change(base), after)]
     if points[0] is None or points[1] is None:
@@ -117,8 +118,8 @@ def wrong_way(probe: Probe, before: TrainerRun, after: TrainerRun) -> list[str]:
     return [f"aggregate moves by {ours:.3g} where the reference's moves by {theirs:.3g}"]
 
 
-def train(candidate: Any, scenario: Scenario) -> TrainerRun:
-    """One run of a trainer.
+def train(candidate: ScenarioRunner, scenario: Scenario) -> TrainerRun:
+    """Train through one scenario.
 
     Raises:
         NotCoveredError: the trainer cannot express the scenario.
@@ -129,8 +130,8 @@ def train(candidate: Any, scenario: Scenario) -> TrainerRun:
         return candidate.run(scenario, Path(folder))
 
 
-def judged(probe: Probe, before: TrainerRun, after: TrainerRun) -> Iterator[Comparison]:
-    """One comparison per probe: whether everything moved and stayed as it must."""
+def compare_values(probe: Probe, before: TrainerRun, after: TrainerRun) -> Iterator[Comparison]:
+    """Compare what had to move and what had to stay; one comparison per probe."""
     wrong, compared = [], 0
     for names, must_move in ((probe.moves, True), (probe.stays, False)):
         for name in names:
@@ -161,7 +162,7 @@ def judged(probe: Probe, before: TrainerRun, after: TrainerRun) -> Iterator[Comp
 
 
 def value_of(run: TrainerRun, name: str) -> Any:
-    """A named value of an update, None if the trainer does not show it."""
+    """Read a named value of an update; None if the trainer does not show it."""
     name, _, number = name.partition("@")
     update = run.updates[int(number or 0)]
     if name in update.prompt:
@@ -173,14 +174,14 @@ WEIGHTS = ("accumulate", "parameters", "teacher_update")
 
 
 def of_weights(update: Update, name: str) -> Any:
-    """The first gradient, the last weights, or the teacher of an update."""
+    """Read the first gradient, the last weights, or the teacher of an update."""
     if name == "accumulate":
         return update.steps[0].gradient
     return update.steps[-1].parameters if name == "parameters" else update.teacher or None
 
 
 def of_micro_batches(update: Update, name: str) -> list[Tensor] | None:
-    """A value of all micro-batches of an update, at the tokens of the responses."""
+    """Read a value of all micro-batches of an update, at the tokens of the responses."""
     found = []
     for step in update.steps:
         for micro_batch in step.micro_batches:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sdpo.parity.cases.checked_call import CandidateError, Location, NotCoveredError
 from sdpo.parity.trainers.recording.hf_trainer import TrainingFailedError
@@ -10,7 +11,9 @@ from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import TrainerRun
 from sdpo.runtime.atomic_write import replacing
 
-Places = dict[str, dict[str, str | int] | None]
+Place = dict[str, Any]
+"""The fields of a `Location`."""
+Places = dict[str, Place | None]
 """Fields of the location of each stage; that of the trainer has the empty name."""
 
 

@@ -1,4 +1,4 @@
-"""Runs of several processes as one, and whether all processes hold the same."""
+"""Join the runs of several processes, and check that all processes hold the same."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from sdpo.parity.trainers.scenarios.training_record import Tensors, TrainerRun, 
 
 
 def joined(scenario: Scenario, runs: Sequence[TrainerRun]) -> TrainerRun:
-    """The first process's run with the micro-batches and prompts of all, the others in `ranks`.
+    """Join runs: the first process's, with the micro-batches and prompts of all, others in `ranks`.
 
     Raises:
         CandidateError: the processes took different numbers of updates or steps.
@@ -23,33 +23,33 @@ def joined(scenario: Scenario, runs: Sequence[TrainerRun]) -> TrainerRun:
     for number, update in enumerate(first.updates):
         parts = [run.updates[number] for run in runs]
         rows = len(scenario.generations[number].rollouts)
-        update.prompt = prompts_of(parts, rows)
+        update.prompt = _joined_prompts(parts, rows)
         for place, step in enumerate(update.steps):
             step.micro_batches = [m for part in parts for m in part.steps[place].micro_batches]
     first.ranks = others
     return first
 
 
-def prompts_of(parts: Sequence[Update], rows: int) -> dict[str, list[Any]]:
-    """Prompt stages of all processes: of each the rows that it trains on."""
+def _joined_prompts(parts: Sequence[Update], rows: int) -> dict[str, list[Any]]:
+    """Join the prompt stages of all processes: of each the rows that it trains on."""
     found = {}
     for stage in {stage: None for part in parts for stage in part.prompt}:
         share = rows // len(parts)
         found[stage] = [
             entry
             for rank, part in enumerate(parts)
-            for entry in own_rows(part.prompt.get(stage, [None] * share), rank, share, rows)
+            for entry in _rows_of_rank(part.prompt.get(stage, [None] * share), rank, share, rows)
         ]
     return found
 
 
-def own_rows(shown: Sequence[Any], rank: int, share: int, rows: int) -> Sequence[Any]:
-    """A process's rows of what it shows, which may be those of all processes."""
+def _rows_of_rank(shown: Sequence[Any], rank: int, share: int, rows: int) -> Sequence[Any]:
+    """Take the rows of one process from what it shows, which may be the rows of all."""
     return shown[rank * share : (rank + 1) * share] if len(shown) == rows else shown
 
 
 def compare_ranks(case: str, run: TrainerRun, number: int) -> Iterator[Comparison]:
-    """Gradients, weights and teacher after an update: every process must hold the same bits."""
+    """Compare gradients, weights and teacher after an update: all must hold the same bits."""
     update = run.updates[number]
     for rank, other in enumerate((r.updates[number] for r in run.ranks), start=1):
         pairs: list[tuple[str, Tensors, Tensors]] = [
@@ -65,7 +65,7 @@ def compare_ranks(case: str, run: TrainerRun, number: int) -> Iterator[Compariso
 
 
 def first_apart(ours: Tensors, theirs: Tensors) -> str:
-    """Name of the first tensor that differs, empty if none does."""
+    """Name the first tensor that differs; empty if none does."""
     if ours.keys() != theirs.keys():
         return sorted(ours.keys() ^ theirs.keys())[0]
     return next((name for name in ours if not same_bits(ours[name], theirs[name])), "")

@@ -1,9 +1,9 @@
-"""Trainings in processes of their own: a few at a time, each forked from the same clean state.
+"""Run trainings in processes of their own, a few at a time, each forked from a clean state.
 
     judge ─► TrainingPool ─fork─► server ─fork─► training of scenario 0, 1, … ─► a file for each run
                                                  (several processes ─fork─► one for each rank)
 
-A training can so not disturb another, nor the comparisons; it may hang, exit or crash. The server
+So no training can disturb another, nor the comparisons; each may hang, exit or crash. The server
 is forked before anything was trained, and whatever order the trainings end in, each gives the same.
 """
 
@@ -12,14 +12,13 @@ import gc
 import importlib
 import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from sdpo.parity.cases.checked_call import CandidateError, Location, NotCoveredError
-from sdpo.parity.trainers.processes.rank_outcome import RankOutcome, rank_files
+from sdpo.parity.trainers.processes.rank_outcome import Place, RankOutcome, rank_files
 from sdpo.parity.trainers.processes.ranks import joined
 from sdpo.parity.trainers.processes.training_server import POLL, SEEDS, TIME_LIMIT, Orders, serve
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
@@ -123,7 +122,7 @@ class TrainingPool:
             time.sleep(POLL)
         return RankOutcome.read(path)
 
-    def _learn_place(self, name: str, place: Mapping[str, Any] | None) -> None:
+    def _learn_place(self, name: str, place: Place | None) -> None:
         """Note on the adapter where its trainer, or one of its stages, is defined."""
         location = None if place is None else Location(**place)
         if not name:

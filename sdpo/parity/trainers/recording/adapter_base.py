@@ -44,6 +44,12 @@ COMMON_IMPORTS = (
 )
 
 
+Settings = dict[str, Any]
+"""Settings by name, of verl or of a trainer."""
+LossInputs = dict[str, Any]
+"""What a trainer passes to `compute_loss`, by its names."""
+
+
 class ScenarioRunner(Protocol):
     """What trains through scenarios: an adapter, or a pool of processes that stands for one."""
 
@@ -138,7 +144,7 @@ class TrainerParts:
     dataset: Any
     rewards: list[Callable[..., list[float]]]
     optimizer: torch.optim.Optimizer
-    arguments: Mapping[str, Any]
+    arguments: Settings
     folder: Path
 
 

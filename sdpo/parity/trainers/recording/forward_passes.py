@@ -1,4 +1,4 @@
-"""Forward passes of one micro-batch: whose each is, and what those of one side show together.
+"""Attribute the forward passes of a micro-batch to student and teacher, and join each side's.
 
     a module answered ─► side_of ─► Passes.add ─► Passes.together: (B, …), or an error
 
@@ -35,7 +35,7 @@ ToBatch = Callable[[Tensor], Tensor]
 
 
 def side_of(adapter: TrainerHooks, trainer: Any, module: nn.Module) -> str:
-    """Whose pass one of a module is: `student`, `teacher`, `either` or `neither`.
+    """Tell whose pass one of a module is: `student`, `teacher`, `either` or `neither`.
 
     `either`: student and teacher are this one module, and no adapters tell them apart.
 
@@ -46,7 +46,7 @@ def side_of(adapter: TrainerHooks, trainer: Any, module: nn.Module) -> str:
     if teacher is not trainer.model:
         sides = {id(teacher): TEACHER, id(trainer.model): STUDENT}
         return sides.get(id(module), NEITHER)
-    active = active_adapters(module)
+    active = _active_adapters(module)
     if active is None:
         return EITHER
     if active == adapter.teacher_adapters(trainer):
@@ -54,8 +54,8 @@ def side_of(adapter: TrainerHooks, trainer: Any, module: nn.Module) -> str:
     return STUDENT if active else NEITHER
 
 
-def active_adapters(module: nn.Module) -> tuple[str, ...] | None:
-    """The adapters with which a PEFT model answers, `()` if they are disabled; None without any.
+def _active_adapters(module: nn.Module) -> tuple[str, ...] | None:
+    """Return the active adapters of a PEFT model, `()` if they are disabled; None for others.
 
     Raises:
         CandidateError: layers differ.
@@ -122,8 +122,8 @@ class Passes:
     ) -> None:
         self.completions, self.width = completions, width
         self.signal = None if signal is None else signal.cpu() != 0
-        self.seen: list[Pass] = []
-        self.aside: list[list[int]] = []
+        self.passes: list[Pass] = []
+        self.other_student_rows: list[list[int]] = []
 
     def add(
         self, side: str, given: dict[str, Tensor], positions: Tensor, logits: Tensor
@@ -143,7 +143,7 @@ class Passes:
             CandidateError: its rows are unknown.
         """
         tokens = tokens_of(given, positions)
-        places = self.places(side, [entry["input_ids"] for entry in tokens])
+        places = self.rows_answered(side, [entry["input_ids"] for entry in tokens])
         columns = columns_of(given, [self.completions[place] for place in places], self.width)
 
         def taken(values: Tensor) -> Tensor:
@@ -156,16 +156,16 @@ class Passes:
         whole = at_the_end(given, positions, columns, self.width)
         inputs = whole if columns else {name: v.detach().clone() for name, v in given.items()}
         with_gradient = torch.is_grad_enabled()
-        self.seen.append(Pass(side, with_gradient, places, inputs, whole, taken(logits), tokens))
+        self.passes.append(Pass(side, with_gradient, places, inputs, whole, taken(logits), tokens))
         return to_batch
 
-    def add_aside(self, given: dict[str, Tensor]) -> None:
+    def add_other_student_pass(self, given: dict[str, Tensor]) -> None:
         """Note the rows of a pass of the student that is not its answer, as for old log-probs."""
         ids, mask = given["input_ids"], mask_of(given)
-        self.aside += [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
+        self.other_student_rows += [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
 
-    def places(self, side: str, tokens: Sequence[Sequence[int]]) -> list[int]:
-        """Rows of the micro-batch that a pass answers, by the completions that its tokens end with.
+    def rows_answered(self, side: str, tokens: Sequence[Sequence[int]]) -> list[int]:
+        """Find the rows that a pass answers, by the completions that its tokens end with.
 
         Where they do not, whole passes are taken in order: all rows, or those with a teacher
         signal, or the first one where there is none.
@@ -173,7 +173,7 @@ class Passes:
         Raises:
             CandidateError: none of that is possible.
         """
-        found = [self.place_of(row) for row in tokens]
+        found = [self._row_ending(row) for row in tokens]
         if None not in found and len(set(found)) == len(found):
             return [place for place in found if place is not None]
         everything = list(range(len(self.completions)))
@@ -190,8 +190,8 @@ class Passes:
             "cannot be told",
         )
 
-    def place_of(self, ids: Sequence[int]) -> int | None:
-        """The row whose completion these tokens end with, the longest if several do."""
+    def _row_ending(self, ids: Sequence[int]) -> int | None:
+        """Find the row whose completion these tokens end with, the longest if several do."""
         ends = [
             (len(row), place)
             for place, row in enumerate(self.completions)
@@ -199,26 +199,26 @@ class Passes:
         ]
         return max(ends)[1] if ends else None
 
-    def of(self, side: str) -> list[Pass]:
-        """The passes of a side.
+    def passes_of(self, side: str) -> list[Pass]:
+        """Return the passes of a side.
 
         The student's are those with gradient. Where one module is both sides, the teacher's are
         those without, but for those that ask what the student's asks if there are further ones.
         """
         if side == STUDENT:
-            return [p for p in self.seen if p.side in (STUDENT, EITHER) and p.with_gradient]
-        own = [p for p in self.seen if p.side == TEACHER]
-        shared = [p for p in self.seen if p.side == EITHER and not p.with_gradient]
-        return own or [p for p in shared if self.asks_otherwise(p)] or shared
+            return [p for p in self.passes if p.side in (STUDENT, EITHER) and p.with_gradient]
+        own = [p for p in self.passes if p.side == TEACHER]
+        shared = [p for p in self.passes if p.side == EITHER and not p.with_gradient]
+        return own or [p for p in shared if self._asks_otherwise(p)] or shared
 
-    def asks_otherwise(self, seen: Pass) -> bool:
+    def _asks_otherwise(self, seen: Pass) -> bool:
         """Whether a pass asks something else than the student's passes with gradient."""
-        own = self.asked_of_student()
+        own = self._asked_of_student()
         return any(tokens["input_ids"] not in own for tokens in seen.tokens)
 
-    def asked_of_student(self) -> list[list[int]]:
-        """The tokens of all rows of the student's passes with gradient."""
-        return [tokens["input_ids"] for seen in self.of(STUDENT) for tokens in seen.tokens]
+    def _asked_of_student(self) -> list[list[int]]:
+        """Return the tokens of all rows of the student's passes with gradient."""
+        return [tokens["input_ids"] for seen in self.passes_of(STUDENT) for tokens in seen.tokens]
 
     def check_teacher(self) -> None:
         """Check that it was not the student that answered in place of the teacher.
@@ -226,9 +226,13 @@ class Passes:
         Raises:
             CandidateError: nothing that the adapter names as teacher answered, but the student did.
         """
-        own = self.asked_of_student()
-        others = [row for row in self.aside if row not in own and self.place_of(row) is not None]
-        if others and not self.of(TEACHER):
+        own = self._asked_of_student()
+        others = [
+            row
+            for row in self.other_student_rows
+            if row not in own and self._row_ending(row) is not None
+        ]
+        if others and not self.passes_of(TEACHER):
             raise CandidateError(
                 "log_probs",
                 "what the adapter names as teacher (`teacher`, `teacher_adapters`) answered "
@@ -237,7 +241,7 @@ class Passes:
             )
 
     def together(self, side: str) -> "Answer | None":
-        """What all passes of a side show of the micro-batch, None if there were none.
+        """Join all passes of a side; None if there were none.
 
         Of a row that the student answers twice the first answer counts; gradients add up elsewhere.
 
@@ -245,10 +249,10 @@ class Passes:
             CandidateError: a row is answered in two ways, so that nobody knows which one is used,
                 or a row with a teacher signal is not answered.
         """
-        passes, count = self.of(side), len(self.completions)
+        passes, count = self.passes_of(side), len(self.completions)
         if not passes:
             return None
-        self.check(side, passes)
+        self._check(side, passes)
         tokens: list[Tokens | None] = [None] * count
         for seen in reversed(passes):
             for place, entry in zip(seen.places, seen.tokens, strict=True):
@@ -267,7 +271,7 @@ class Passes:
         }
         return Answer(found.pop(LOGITS), found, tokens)
 
-    def check(self, side: str, passes: Sequence[Pass]) -> None:
+    def _check(self, side: str, passes: Sequence[Pass]) -> None:
         """Check that each row is answered in one way, and each with a teacher signal at all.
 
         Raises:

@@ -9,7 +9,12 @@ import torch
 
 from sdpo.parity.cases.callables import location_of
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
-from sdpo.parity.trainers.recording.adapter_base import HFTrainer, TrainerHooks, TrainerParts
+from sdpo.parity.trainers.recording.adapter_base import (
+    HFTrainer,
+    Settings,
+    TrainerHooks,
+    TrainerParts,
+)
 from sdpo.parity.trainers.recording.fingerprints import (
     fingerprints_of_parts,
     fingerprints_of_script,
@@ -175,7 +180,7 @@ def make_parts(
     return parts, script
 
 
-def training_arguments(scenario: Scenario, script: Script, folder: Path) -> dict[str, Any]:
+def training_arguments(scenario: Scenario, script: Script, folder: Path) -> Settings:
     """Make settings that all of TRL's online trainers take, for one run on a CPU without files."""
     passes = scenario.steps_per_generation * scenario.num_iterations
     weights = list(scenario.reward_weights)

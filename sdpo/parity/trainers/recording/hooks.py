@@ -1,4 +1,4 @@
-"""Narrow hooks: replace a function by one that also tells what it was given and what it returned.
+"""Replace functions by ones that also tell what they were given and what they returned.
 
 A hook that is not there, or never fires, would leave a stage looking covered by nothing, so either
 is an error and never a pass.
@@ -13,11 +13,13 @@ from typing import Any
 from sdpo.parity.cases.checked_call import CandidateError
 
 SHOWN_VERSIONS = ("trl", "transformers", "peft", "accelerate", "torch")
-Seen = Callable[[dict[str, Any], Any], None]
+Arguments = dict[str, Any]
+"""Arguments of a call by parameter name, defaults included."""
+Seen = Callable[[Arguments, Any], None]
 
 
 def installed_versions(*packages: str) -> str:
-    """`name version, …` of the packages that decide how a trainer behaves, where installed."""
+    """List `name version, …` of the installed packages that decide how a trainer behaves."""
     found = []
     for name in dict.fromkeys([*filter(None, packages), *SHOWN_VERSIONS]):
         try:
@@ -48,7 +50,7 @@ class Watch:
             self.undo.pop()()
 
     def function(self, holder: Any, name: str, seen: Seen, *, required: bool = True) -> None:
-        """Tell `seen(arguments, result)` of every call of `holder.name`.
+        """Call `seen(arguments, result)` after every call of `holder.name`.
 
         Args:
             holder: a module, class instance or class; only the attribute on it is replaced.

@@ -1,12 +1,10 @@
 """Move the one value of a trainer that a scenario nudges."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from sdpo.parity.cases.checked_call import NotCoveredError
-from sdpo.parity.trainers.recording.adapter_base import HFTrainer, TrainerHooks
+from sdpo.parity.trainers.recording.adapter_base import HFTrainer, LossInputs, TrainerHooks
 from sdpo.parity.trainers.recording.fingerprints import fingerprint
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.tiny_model import nudge
@@ -47,7 +45,7 @@ class Nudge:
         nudge(module)
         self.note(before, fingerprint(module.state_dict()))
 
-    def inputs(self, inputs: dict[str, Any]) -> None:
+    def inputs(self, inputs: LossInputs) -> None:
         """Move an input of `compute_loss`, if that is what the scenario moves.
 
         Raises:
@@ -73,20 +71,20 @@ class Nudge:
         if before != after:
             self.fingerprint["nudge"] = self.fingerprint.get("nudge", "") + after
 
-    def _passed(self, inputs: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+    def _passed(self, inputs: LossInputs, names: tuple[str, ...]) -> list[str]:
         """Return which of some inputs the trainer passes."""
         passed = [name for name in names if inputs.get(name) is not None]
         if not passed:
             raise NotCoveredError(f"compute_loss is not given {' or '.join(names)}")
         return passed
 
-    def _replace(self, inputs: dict[str, Any], name: str, value: Tensor) -> None:
+    def _replace(self, inputs: LossInputs, name: str, value: Tensor) -> None:
         """Pass another value of an input."""
         before = fingerprint(inputs[name])
         inputs[name] = value
         self.note(before, fingerprint(value))
 
-    def _add(self, inputs: dict[str, Any], usual: Tensor, value: Tensor) -> None:
+    def _add(self, inputs: LossInputs, usual: Tensor, value: Tensor) -> None:
         """Pass an input that only other samplers and tools have, under the trainer's name of it."""
         name = self.adapter.further_inputs.get(self.name)
         if name is None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdpo.parity.trainers.recording.adapter_base import HFTrainer, TrainerHooks
+from sdpo.parity.trainers.recording.adapter_base import HFTrainer, LossInputs, TrainerHooks
 from sdpo.parity.trainers.recording.forward_passes import (
     EITHER,
     NEITHER,
@@ -132,7 +132,7 @@ class Recorder:
             self.prompts_of("distillation_mask", micro, inputs["self_distillation_mask"].tolist())
         return loss
 
-    def begin_micro_batch(self, inputs: dict[str, Any]) -> MicroBatch:
+    def begin_micro_batch(self, inputs: LossInputs) -> MicroBatch:
         """Begin a micro-batch, and the step, update or run whose first one it is."""
         if len(self.run.updates) > self.closed_updates + 1:
             self.close_update()
@@ -152,7 +152,7 @@ class Recorder:
         micro.inputs.update({name: _copied(value) for name, value in found.items()})
         return micro
 
-    def passes_of(self, micro: MicroBatch, inputs: dict[str, Any]) -> Passes:
+    def passes_of(self, micro: MicroBatch, inputs: LossInputs) -> Passes:
         """Make the container for the forward passes of a micro-batch."""
         completions = self.script.completions[self.script.generation]
         width, signal = inputs["completion_ids"].shape[1], inputs.get("self_distillation_mask")
@@ -173,7 +173,7 @@ class Recorder:
         given = dict(zip(MODEL_INPUTS, args, strict=False)) | kwargs
         given = {name: given[name] for name in MODEL_INPUTS if given.get(name) is not None}
         if side == STUDENT and not with_gradient:
-            self.passes.add_aside(given)
+            self.passes.add_other_student_pass(given)
             return
         logits = output.logits if hasattr(output, "logits") else output[0]
         assert self.positions is not None, "the tiny model always asks for positions"
@@ -272,7 +272,7 @@ class Recorder:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """A copy without graph."""
+    """Copy a tensor without its graph."""
     return tensor.detach().clone()
 
 

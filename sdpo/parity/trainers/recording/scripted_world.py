@@ -38,17 +38,17 @@ class Script:
 
     @property
     def present(self) -> Generation:
-        """The generation that is being learnt from."""
+        """Return the generation that is being learnt from."""
         return self.scenario.generations[self.generation]
 
     @property
-    def share(self) -> int:
-        """Rows of a generation that this process answers."""
+    def rows_per_process(self) -> int:
+        """Count the rows of a generation that this process answers."""
         return self.scenario.micro_batch_size * self.scenario.steps_per_generation
 
     @property
     def max_completion_length(self) -> int:
-        """Tokens of the longest completion."""
+        """Count the tokens of the longest completion."""
         return max(len(row) for rows in self.completions for row in rows)
 
     def generate(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
@@ -65,13 +65,13 @@ class Script:
         Raises:
             CandidateError: the prompts are not the next ones of the scenario.
         """
-        if self.generation < 0 or self.served == self.share:
+        if self.generation < 0 or self.served == self.rows_per_process:
             self.generation, self.served = self.generation + 1, 0
         if self.generation == len(self.completions):
             raise CandidateError(
                 "config", f"the trainer generated more than the {self.generation} scripted times"
             )
-        start = self.rank * self.share + self.served
+        start = self.rank * self.rows_per_process + self.served
         rows = slice(start, start + len(input_ids))
         asked = [i[m.bool()].tolist() for i, m in zip(input_ids, attention_mask, strict=True)]
         if asked != self.prompts[self.generation][rows]:

@@ -38,7 +38,7 @@ LONG_QUESTION = "Add the numbers " + " and ".join(str(n) for n in range(3, 40)) 
 
 
 def asked(question: str) -> Conversation:
-    """A conversation of one question."""
+    """Make a conversation of one question."""
     return ({"role": "user", "content": question},)
 
 
@@ -113,17 +113,17 @@ THINKING = (
 
 
 def with_rewards(change: Callable[[float], float]) -> tuple[Rollout, ...]:
-    """The rollouts of `MIXED`, whose successes are worth 1 and failures 0, with other rewards."""
+    """Change the rewards of `MIXED`, which are 1 for successes and 0 for failures."""
     return tuple(replace(rollout, reward=change(rollout.reward)) for rollout in MIXED)
 
 
 def generation(groups: tuple[tuple[Rollout, ...], ...], first: int = 0) -> Generation:
-    """A generation of some groups, each of another sum."""
+    """Make a generation of some groups, each of another sum."""
     return Generation(SUMS[first : first + len(groups)], tuple(r for g in groups for r in g))
 
 
 def distinct(generation: Generation, number: int) -> Generation:
-    """The same generation with other completions, so that each row can be told apart."""
+    """Number the completions of a generation, so that each row can be told apart."""
     rollouts = (replace(r, completion=f"{r.completion} ({number})") for r in generation.rollouts)
     return replace(generation, rollouts=tuple(rollouts))
 

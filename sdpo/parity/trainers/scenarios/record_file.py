@@ -1,7 +1,6 @@
-"""A trainer's run as one file: tensors in safetensors, the rest as JSON in its header.
+"""Write a trainer's run as one file: tensors in safetensors, the rest as JSON in its header.
 
-So a run passes from the process that trained to the one that judges, without pickle: nothing in a
-file is ever executed.
+So a run passes from the process that trained to the one that judges. Nothing in a file is executed.
 """
 
 import json
@@ -33,48 +32,48 @@ def write(path: Path, value: Any) -> None:
         TypeError: something that is none of these.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(packed(value, tensors))
+    text = json.dumps(_packed(value, tensors))
     save_file(tensors, path, {"document": text})
 
 
 def read(path: Path) -> Any:
-    """What was written.
+    """Read what was written.
 
     Raises:
         SafetensorError: damaged.
     """
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return unpacked(json.loads(file.metadata()["document"]), tensors)
+        return _unpacked(json.loads(file.metadata()["document"]), tensors)
 
 
-def packed(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value with tensors replaced by their names, tuples by lists."""
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Replace tensors by their names, and tuples by lists."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().contiguous().clone()
         return {TENSOR: name}
     if is_dataclass(value) and type(value).__name__ in KINDS:
-        entries = {f.name: packed(getattr(value, f.name), tensors) for f in fields(value)}
+        entries = {f.name: _packed(getattr(value, f.name), tensors) for f in fields(value)}
         return {KIND: type(value).__name__} | entries
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not isinstance(key, str)]:
             raise TypeError(f"key {wrong[0]!r} of a recorded mapping is no text")
-        return {key: packed(entry, tensors) for key, entry in value.items()}
+        return {key: _packed(entry, tensors) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [packed(entry, tensors) for entry in value]
+        return [_packed(entry, tensors) for entry in value]
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise TypeError(f"a recorded value of type {type(value).__name__}: {value!r:.80}")
 
 
-def unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that was packed."""
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Restore a packed value."""
     if isinstance(value, list):
-        return [unpacked(entry, tensors) for entry in value]
+        return [_unpacked(entry, tensors) for entry in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {TENSOR}:
         return tensors[value[TENSOR]]
-    entries = {name: unpacked(entry, tensors) for name, entry in value.items() if name != KIND}
+    entries = {name: _unpacked(entry, tensors) for name, entry in value.items() if name != KIND}
     return KINDS[value[KIND]](**entries) if KIND in value else entries

@@ -55,11 +55,11 @@ class Generation:
 
     @property
     def group_size(self) -> int:
-        """Rollouts of one conversation."""
+        """Count the rollouts of one conversation."""
         return len(self.rollouts) // len(self.conversations)
 
     def conversation_of(self, row: int) -> Conversation:
-        """The conversation that a row answers."""
+        """Return the conversation that a row answers."""
         return self.conversations[row // self.group_size]
 
 

@@ -21,15 +21,15 @@ LORA_MODULES = ("q_proj", "v_proj")
 
 
 def tiny_tokenizer() -> Any:
-    """A fresh copy of the recorded tokenizer: 425 entries, ends turns with id 420, pads with 421.
+    """Copy the recorded tokenizer: 425 entries, ends turns with id 420, pads with 421.
 
     Trainers change the tokenizer they are given, so no two of them should share one.
     """
-    return copy.deepcopy(recorded_tokenizer())
+    return copy.deepcopy(_recorded_tokenizer())
 
 
 def handed_tokenizer(scenario: Scenario) -> Any:
-    """The tokenizer as a trainer is handed it: the recorded one pads on the right.
+    """Copy the tokenizer as a trainer is handed it: the recorded one pads on the right.
 
     Under the disguise `left padding` it pads on the left. Which side a trainer pads on is its own
     business, so that this must not show.
@@ -41,15 +41,15 @@ def handed_tokenizer(scenario: Scenario) -> Any:
 
 
 @cache
-def recorded_tokenizer() -> Any:
-    """The recorded tokenizer, read once."""
+def _recorded_tokenizer() -> Any:
+    """Read the recorded tokenizer, once."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
 
 
 def tiny_model(scenario: Scenario, folder: Path) -> nn.Module:
-    """A Qwen2 of two layers in float32, the same for every call with the same scenario.
+    """Make a Qwen2 of two layers in float32, the same for each call with the same scenario.
 
     It lies in `folder/model`, as its configuration says, because a trainer may build its teacher
     from that path; a model that is there already is taken instead. With `scenario.lora` a PEFT
@@ -61,15 +61,15 @@ def tiny_model(scenario: Scenario, folder: Path) -> nn.Module:
     """
     path = folder / "model"
     if (path / "config.json").is_file():
-        model = load(path)
+        model = _load(path)
     else:
         dropout = 0.0 if scenario.lora else scenario.dropout
-        model = copy.deepcopy(loaded_model(dropout, scenario.poisoned_token, scenario.disguise))
+        model = copy.deepcopy(_loaded_model(dropout, scenario.poisoned_token, scenario.disguise))
         model.save_pretrained(path)
         model.config.name_or_path = model.name_or_path = str(path)
     if scenario.moved:
         nudge(model)
-    return with_adapter(model, scenario.dropout) if scenario.lora else model
+    return _with_adapter(model, scenario.dropout) if scenario.lora else model
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def nudge(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def disguise_head(model: nn.Module, disguise: str) -> None:
+def _disguise_head(model: nn.Module, disguise: str) -> None:
     """Change the head so that nothing changes: all rows by one vector, or the place of two."""
     head = model.get_parameter("lm_head.weight")
     if disguise == "shifted head":
@@ -89,25 +89,25 @@ def disguise_head(model: nn.Module, disguise: str) -> None:
         head[[first, second]] = head[[second, first]]
 
 
-def load(path: Path) -> Any:
-    """The model that lies in a folder, in float32."""
+def _load(path: Path) -> Any:
+    """Load the model that lies in a folder, in float32."""
     from transformers import Qwen2ForCausalLM
 
     return Qwen2ForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
 
 
 @cache
-def loaded_model(dropout: float, poisoned_token: str | None, disguise: str) -> Any:
-    """The model as it is loaded from a checkpoint, which takes far longer than a copy of it."""
-    first = initial_model(dropout, poisoned_token)
-    disguise_head(first, disguise)
+def _loaded_model(dropout: float, poisoned_token: str | None, disguise: str) -> Any:
+    """Load the model from a checkpoint, once: that takes far longer than a copy of it."""
+    first = _initial_model(dropout, poisoned_token)
+    _disguise_head(first, disguise)
     with tempfile.TemporaryDirectory(prefix="sdpo-model-") as folder:
         first.save_pretrained(folder)
-        return load(Path(folder))
+        return _load(Path(folder))
 
 
-def initial_model(dropout: float, poisoned_token: str | None) -> Any:
-    """The model before it is written."""
+def _initial_model(dropout: float, poisoned_token: str | None) -> Any:
+    """Make the model before it is written."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     settings: dict[str, Any] = {"attn_implementation": "eager"}
@@ -136,8 +136,8 @@ def initial_model(dropout: float, poisoned_token: str | None) -> Any:
     return model
 
 
-def with_adapter(model: Any, dropout: float = 0.0) -> nn.Module:
-    """The model with LoRA factors on two projections of each layer."""
+def _with_adapter(model: Any, dropout: float = 0.0) -> nn.Module:
+    """Add LoRA factors to two projections of each layer."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -153,7 +153,7 @@ def with_adapter(model: Any, dropout: float = 0.0) -> nn.Module:
 
 
 def completion_ids(generation: Generation) -> tuple[tuple[int, ...], ...]:
-    """Token ids of each row's completion.
+    """Return the token ids of each row's completion.
 
     A finished row is its text and the end token. A truncated one is cut, as a sampler would, at the
     greatest length of the generation: that of its longest finished row.
@@ -181,7 +181,7 @@ def completion_ids(generation: Generation) -> tuple[tuple[int, ...], ...]:
 
 
 def prompt_ids(generation: Generation) -> list[list[int]]:
-    """Token ids of each row's prompt, with the header of the answer."""
+    """Return the token ids of each row's prompt, with the header of the answer."""
     tokenizer = tiny_tokenizer()
     conversations = [list(conversation) for conversation in generation.conversations]
     found = tokenizer.apply_chat_template(

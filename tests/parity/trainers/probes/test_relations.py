@@ -159,8 +159,8 @@ class Handed(TrainerAdapter):
 
     def run(self, scenario, folder):
         parts, script = make_parts(cast("HFTrainerAdapter", self), self.hands(scenario), folder)
-        start = script.rank * script.share
-        rows = script.prompts[0][start : start + script.share]
+        start = script.rank * script.rows_per_process
+        rows = script.prompts[0][start : start + script.rows_per_process]
         width = max(map(len, rows))
         padded = torch.tensor([[0] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])

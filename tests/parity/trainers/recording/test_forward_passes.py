@@ -169,11 +169,11 @@ def test_passes_over_rows_of_any_width_are_put_together():
 def test_passes_of_the_student_that_are_not_its_answer_are_left_aside():
     passes = Passes(COMPLETIONS, WIDTH, None)
     asked(passes, STUDENT, [0, 1, 2], graded=True)
-    own = passes.seen[0].whole
-    passes.add_aside(own)
-    passes.add_aside({"input_ids": torch.tensor([[7, 7, 7]])})
+    own = passes.passes[0].whole
+    passes.add_other_student_pass(own)
+    passes.add_other_student_pass({"input_ids": torch.tensor([[7, 7, 7]])})
     passes.check_teacher()
-    passes.add_aside({"input_ids": torch.tensor([[7, 7, *COMPLETIONS[1]]])})
+    passes.add_other_student_pass({"input_ids": torch.tensor([[7, 7, *COMPLETIONS[1]]])})
     with pytest.raises(
         CandidateError, match="the trainer's teacher is the student, or the adapter"
     ):
@@ -187,9 +187,9 @@ def test_of_a_module_that_is_both_sides_the_students_question_is_not_the_teacher
     asked(passes, EITHER, [0, 1, 2])
     asked(passes, EITHER, [0, 1, 2], prompt=5)
     asked(passes, EITHER, [0, 1, 2], graded=True)
-    (teacher,) = passes.of(TEACHER)
+    (teacher,) = passes.passes_of(TEACHER)
     assert teacher.tokens[0]["input_ids"][0] == 5
-    assert len(passes.of(STUDENT)) == 1
+    assert len(passes.passes_of(STUDENT)) == 1
 
 
 @pytest.mark.parametrize(
@@ -211,10 +211,10 @@ def test_a_row_that_is_left_out_or_asked_twice_is_an_error(ask, message):
 
 def test_rows_that_end_with_no_completion_are_taken_in_order_or_refused():
     passes = Passes(COMPLETIONS, WIDTH, torch.tensor([0.0, 1.0, 1.0]))
-    assert passes.places(TEACHER, [[1], [2], [3]]) == [0, 1, 2]
-    assert passes.places(TEACHER, [[1], [2]]) == [1, 2]
+    assert passes.rows_answered(TEACHER, [[1], [2], [3]]) == [0, 1, 2]
+    assert passes.rows_answered(TEACHER, [[1], [2]]) == [1, 2]
     with pytest.raises(CandidateError, match="which rows it answers cannot be told"):
-        passes.places(TEACHER, [[1]])
+        passes.rows_answered(TEACHER, [[1]])
 
 
 @pytest.mark.parametrize(

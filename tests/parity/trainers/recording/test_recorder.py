@@ -318,7 +318,7 @@ def test_every_scenario_can_be_sampled(scenario):
     for rank in range(scenario.processes):
         script = Script(scenario, tokenizer.pad_token_id, rank)
         for number, prompts in enumerate(script.prompts):
-            prompts = prompts[rank * script.share : (rank + 1) * script.share]
+            prompts = prompts[rank * script.rows_per_process : (rank + 1) * script.rows_per_process]
             width = max(map(len, prompts))
             ids = torch.tensor([[421] * (width - len(p)) + p for p in prompts])
             out = script.generate(ids, attention_mask=(ids != 421).long())
