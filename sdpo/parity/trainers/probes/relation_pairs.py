@@ -106,7 +106,7 @@ PAIRS: dict[str, list[Pair]] = {
     "equal sides": equal_sides(),
 }
 
-SHARE_OF = PLAIN
+SCALE_OF_ZERO = PLAIN
 """Where nothing may be left, this scenario's gradient says how much rounding is."""
 
 

@@ -5,7 +5,7 @@ reference's float32 run from its float64 run. Results stand beside the stages, a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from sdpo.parity.trainers.judge.effects import mean_loss
 from sdpo.parity.trainers.judge.reference_run import run_reference
 from sdpo.parity.trainers.judge.weight_stages import merged
 from sdpo.parity.trainers.probes.changed_experiment import Refusal, why_one_experiment
-from sdpo.parity.trainers.probes.relation_pairs import PAIRS, SHARE_OF, Pair
+from sdpo.parity.trainers.probes.relation_pairs import PAIRS, SCALE_OF_ZERO, Pair
 from sdpo.parity.trainers.recording.adapter_base import ScenarioRunner
 from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios.scenario import Scenario
@@ -42,7 +42,7 @@ NEVER_NEGATIVE, TEACHER = "never negative", "teacher gets no gradient"
 
 
 @dataclass(frozen=True)
-class First:
+class FirstUpdate:
     """Loss and gradient of a first update; no loss where a trainer shows none.
 
     `run` is the trainer's, None for the reference.
@@ -51,6 +51,9 @@ class First:
     loss: float | None
     gradient: Tensors
     run: TrainerRun | None = None
+
+
+FirstUpdateOf = Callable[[Scenario], FirstUpdate]
 
 
 def trainer_relations(
@@ -99,14 +102,14 @@ def train(candidate: ScenarioRunner, scenario: Scenario) -> TrainerRun:
         return candidate.run(scenario, Path(folder))
 
 
-def first_of(run: TrainerRun) -> First:
+def first_of(run: TrainerRun) -> FirstUpdate:
     """Take loss and gradient of a trainer's first optimizer step."""
     step = run.updates[0].steps[0]
-    return First(mean_loss(m.values for m in step.micro_batches), step.gradient, run)
+    return FirstUpdate(mean_loss(m.values for m in step.micro_batches), step.gradient, run)
 
 
 @cache
-def reference_runs(script: "Script", dtype: torch.dtype) -> First:
+def reference_runs(script: "Script", dtype: torch.dtype) -> FirstUpdate:
     """Compute loss and gradient of the reference's first optimizer step."""
     scenario = script.scenario
     size, per_step = scenario.micro_batch_size, scenario.accumulation * scenario.processes
@@ -120,7 +123,7 @@ def reference_runs(script: "Script", dtype: torch.dtype) -> First:
         model, tokenizer = tiny_model(scenario, Path(folder)), handed_tokenizer(scenario)
     gather = merged if scenario.lora else None
     trace = run_reference(scenario, model, tokenizer, [groups], merged=gather, dtype=dtype)
-    return First(mean_loss(trace.micro_batches(0, 0)), trace.named("accumulate", 0, 0))
+    return FirstUpdate(mean_loss(trace.micro_batches(0, 0)), trace.named("accumulate", 0, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +139,7 @@ class Script:
         return isinstance(other, Script) and str(self.scenario) == str(other.scenario)
 
 
-def reference_first(scenario: Scenario) -> First:
+def reference_first(scenario: Scenario) -> FirstUpdate:
     """Compute the reference's first optimizer step in float32."""
     return reference_runs(Script(scenario), torch.float32)
 
@@ -148,7 +151,7 @@ def spread_of(scenario: Scenario) -> float:
     return max(float32_error(value, double[name]) for name, value in single.items())
 
 
-def outcome_of(first: Any, pair: Pair) -> Outcome:
+def outcome_of(first: FirstUpdateOf, pair: Pair) -> Outcome:
     """Test one pair on a trainer, or on the reference."""
     try:
         left = first(pair.left)
@@ -160,31 +163,46 @@ def outcome_of(first: Any, pair: Pair) -> Outcome:
         return Outcome(RelationStatus.ERROR, pair.case, note=str(error))
     if refused is not None:
         return Outcome(refused.status, pair.case, note=refused.note)
-    scale_from = SHARE_OF if right is None else pair.left
-    share = 2 * budget_share(spread_of(scale_from), EPSILON)
+    outcomes, relative_budget = _distances(pair, left, right)
+    worst = max(outcomes, key=lambda outcome: outcome.used or 0.0)
+    holds = worst.status == RelationStatus.HOLDS and worst.used
+    if holds and not shows_a_factor_of_two(relative_budget):
+        note = refusal({"a gradient": relative_budget})
+        return Outcome(RelationStatus.NOT_COVERED, pair.case, note=note)
+    return worst
+
+
+def _distances(
+    pair: Pair, left: FirstUpdate, right: FirstUpdate | None
+) -> tuple[list[Outcome], float]:
+    """Compare gradients and losses of two updates, or of one with zero.
+
+    Returns:
+        The outcomes, and the budget ÷ size of a value.
+    """
+    scale_from = SCALE_OF_ZERO if right is None else pair.left
+    relative_budget = 2 * budget_share(spread_of(scale_from), EPSILON)
     usual = reference_first(scale_from)
-    found = [
+    outcomes = [
         measured(
             "gradient",
             pair.case,
-            largest_gap(left.gradient[name], right and pair.place(right.gradient)[name]),
-            share * max(scale_of(usual.gradient[name]), scale_of(left.gradient[name])),
+            largest_difference(left.gradient[name], right and pair.place(right.gradient)[name]),
+            relative_budget * max(scale_of(usual.gradient[name]), scale_of(left.gradient[name])),
         )
         for name in usual.gradient
         if name in left.gradient
     ]
-    if left.loss is not None and (right is None or right.loss is not None):
-        room = share * max(abs(usual.loss or 0.0), abs(left.loss))
-        found.append(
-            measured("loss", pair.case, abs(left.loss - (right.loss if right else 0)), room)
-        )
-    worst = max(found, key=lambda outcome: outcome.used or 0.0)
-    if worst.status == RelationStatus.HOLDS and worst.used and not shows_a_factor_of_two(share):
-        return Outcome(RelationStatus.NOT_COVERED, pair.case, note=refusal({"a gradient": share}))
-    return worst
+    right_loss = 0.0 if right is None else right.loss
+    if left.loss is not None and right_loss is not None:
+        budget = relative_budget * max(abs(usual.loss or 0.0), abs(left.loss))
+        outcomes.append(measured("loss", pair.case, abs(left.loss - right_loss), budget))
+    return outcomes, relative_budget
 
 
-def nothing_tested(first: Any, pair: Pair, left: First, right: First | None) -> Refusal | None:
+def nothing_tested(
+    first: FirstUpdateOf, pair: Pair, left: FirstUpdate, right: FirstUpdate | None
+) -> Refusal | None:
     """Tell why two updates say nothing: one experiment, or a trainer that does not learn.
 
     Of a relation that wants zero the plain script's update is looked at.
@@ -195,28 +213,27 @@ def nothing_tested(first: Any, pair: Pair, left: First, right: First | None) -> 
         refused = why_one_experiment(pair.left, pair.right, left.run, right.run)
         if refused is not None or learns(left) or learns(right):
             return refused
-    elif learns(first(SHARE_OF)):
+    elif learns(first(SCALE_OF_ZERO)):
         return None
     return Refusal(RelationStatus.NOT_COVERED, NEVER_LEARNS)
 
 
-def learns(update: First) -> bool:
+def learns(update: FirstUpdate) -> bool:
     """Whether a gradient has any entry that is not zero."""
     return any(bool((value != 0).any()) for value in update.gradient.values())
 
 
-def largest_gap(left: torch.Tensor, right: torch.Tensor | None) -> float:
-    """Measure the largest distance of two gradients, or of one from zero; NaN is infinite."""
-    gap = (left if right is None else left - right).double().abs().max().item()
-    return gap if math.isfinite(gap) else math.inf
+def largest_difference(left: torch.Tensor, right: torch.Tensor | None) -> float:
+    """Measure the largest difference of two gradients, or of one from zero; NaN is infinite."""
+    difference = (left if right is None else left - right).double().abs().max().item()
+    return difference if math.isfinite(difference) else math.inf
 
 
-def measured(value: str, case: str, gap: float, room: float) -> Outcome:
-    """Judge a distance by its budget."""
-    used = 0.0 if gap == 0 else gap / room if room else math.inf
-    return Outcome(
-        RelationStatus.HOLDS if used <= 1 else RelationStatus.VIOLATED, case, used, value, gap, room
-    )
+def measured(value: str, case: str, difference: float, budget: float) -> Outcome:
+    """Judge a difference by its budget."""
+    used = 0.0 if difference == 0 else difference / budget if budget else math.inf
+    status = RelationStatus.HOLDS if used <= 1 else RelationStatus.VIOLATED
+    return Outcome(status, case, used, value, difference, budget)
 
 
 def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
@@ -235,8 +252,8 @@ def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
         if whole and (sizes := [value for value in finite if value.numel()]):
             lowest = min(value.min().item() for value in sizes)
             largest = max(value.abs().max().item() for value in sizes)
-            room = 2 * TOLERANCES.update_roundings * EPSILON * max(largest, 1.0)
-            found.append(measured("loss", name, max(-lowest, 0.0), room))
+            budget = 2 * TOLERANCES.update_roundings * EPSILON * max(largest, 1.0)
+            found.append(measured("loss", name, max(-lowest, 0.0), budget))
     return found or [Outcome(RelationStatus.NOT_COVERED, "", note=NO_DIVERGENCE)]
 
 

@@ -16,7 +16,7 @@ from sdpo.parity.trainers.probes.changed_experiment import changed, why_one_expe
 from sdpo.parity.trainers.probes.relation_pairs import EVEN, PAIRS, all_scripts
 from sdpo.parity.trainers.probes.relations import (
     NEVER_LEARNS,
-    First,
+    FirstUpdate,
     never_negative,
     row_of,
     teacher_gradient,
@@ -321,11 +321,11 @@ def test_a_metric_is_judged_in_one_process_alone():
 
 def test_a_relation_without_a_budget_says_nothing(monkeypatch):
     """A trainer that sums its micro-batches violates it, if rounding is not of that size."""
-    pair, first = PAIRS["micro-batch split"][0], First(1.0, {"w": torch.ones(2)})
+    pair, first = PAIRS["micro-batch split"][0], FirstUpdate(1.0, {"w": torch.ones(2)})
     monkeypatch.setattr(relations, "reference_first", lambda scenario: first)
     for spread, status in ((1e-7, RelationStatus.VIOLATED), (0.1, Status.NOT_COVERED)):
         monkeypatch.setattr(relations, "spread_of", lambda scenario, value=spread: value)
-        sides = iter([first, First(1.5, {"w": 1.5 * torch.ones(2)})])
+        sides = iter([first, FirstUpdate(1.5, {"w": 1.5 * torch.ones(2)})])
         found = relations.outcome_of(lambda scenario, s=sides: next(s), pair)
         assert found.status == status
         assert ("no budget" in found.note) == (status == Status.NOT_COVERED)
