@@ -44,11 +44,11 @@ def outputs_by_piece(
         that of autograd through the reference's own functions; there is no second one.
     """
     names: list[str] = []
-    values: Any = ByPiece.apply(logits, labels, topk_indices, options, names)
+    values: Any = _ByPiece.apply(logits, labels, topk_indices, options, names)
     return dict(zip(names, values, strict=True))
 
 
-class ByPiece(torch.autograd.Function):
+class _ByPiece(torch.autograd.Function):
     """`logit_outputs`, without a graph that holds tensors of the size of the logits."""
 
     @staticmethod
@@ -100,12 +100,12 @@ def pieces(
     logits: Tensor, labels: Tensor, indices: Tensor | None
 ) -> Iterator[tuple[Piece, Tensor, Tensor, Any]]:
     """Places, and logits, labels and indices there, with the three dimensions that they had."""
-    for place in places(logits):
+    for place in _places(logits):
         chosen = None if indices is None else rows(indices[place], 3)
         yield place, rows(logits[place], 3), rows(labels[place], 2), chosen
 
 
-def places(logits: Tensor) -> Iterator[Piece]:
+def _places(logits: Tensor) -> Iterator[Piece]:
     """Index all tokens, or consecutive ones of a row that fit into the cache, but two at least.
 
     A single token's sum would be taken in another order.

@@ -25,9 +25,9 @@ class DenseTeacher(nn.Module):
         super().__init__()
         self.whole = whole
         self.averages = {name: nn.Parameter(t) for name, t in effective(student).items()}
-        layers = adapted(whole)
+        layers = _adapted(whole)
         for name, average in self.averages.items():
-            layers[name].register_forward_hook(adding(average))
+            layers[name].register_forward_hook(_adding(average))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base model answers with the averages added."""
@@ -41,7 +41,7 @@ class DenseTeacher(nn.Module):
         return nn.ParameterList(list(self.averages.values())), nn.ParameterList(ordered)
 
 
-def adapted(model: Any) -> dict[str, Any]:
+def _adapted(model: Any) -> dict[str, Any]:
     """Layers with a linear adapter, by name."""
     adapter = model.active_adapter
     return {n: m for n, m in model.named_modules() if adapter in getattr(m, "lora_A", ())}
@@ -51,14 +51,14 @@ def adapted(model: Any) -> dict[str, Any]:
 def effective(model: Any) -> dict[str, Tensor]:
     """What the active adapter adds to each layer's weight, `(out, in)`, in float32 or wider."""
     adapter, found = model.active_adapter, {}
-    for name, layer in adapted(model).items():
+    for name, layer in _adapted(model).items():
         up, down = (getattr(layer, f"lora_{side}")[adapter].weight for side in "BA")
         wide = torch.promote_types(up.dtype, torch.float32)
         found[name] = (up.to(wide) @ down.to(wide)) * layer.scaling[adapter]
     return found
 
 
-def adding(average: Tensor) -> Any:
+def _adding(average: Tensor) -> Any:
     """A hook that adds a matrix's product with a layer's input to its output."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -16,16 +16,16 @@ LARGE_BLOCK = 32 * 2**20
 
 def keep_freed_memory() -> bool:
     """Keep what is freed, but for large blocks; False where the C library is not glibc."""
-    return set_thresholds(-1)  # never
+    return _set_thresholds(-1)  # never
 
 
 def return_freed_memory() -> None:
     """Give what is free back to the system, now and from now on."""
-    if set_thresholds(2 * LARGE_BLOCK):  # glibc's own ratio
+    if _set_thresholds(2 * LARGE_BLOCK):  # glibc's own ratio
         glibc().malloc_trim(0)
 
 
-def set_thresholds(trim: int) -> bool:
+def _set_thresholds(trim: int) -> bool:
     """Set from how many free bytes on memory goes back; False where there is no such thing."""
     library = glibc()
     if library is None:

@@ -205,7 +205,7 @@ def reference_update(
         optimizer,
         settings,
         config.temperature,
-        [(in_dtype(reference_rows(batch, width), replica.dtype), None)],
+        [(in_dtype(_reference_rows(batch, width), replica.dtype), None)],
         hooks=hooks,
         outputs=outputs_by_piece,
     )
@@ -218,7 +218,7 @@ def reference_update(
     return RepeatedUpdate(trace, hooks.matches, start.student, followed)
 
 
-def reference_rows(batch: Mapping[str, Tensor], width: int | None) -> dict[str, Tensor]:
+def _reference_rows(batch: Mapping[str, Tensor], width: int | None) -> dict[str, Tensor]:
     """The rows as the reference takes them: all tensors present, padded to a width."""
     blank = torch.zeros_like(batch["responses"]).float()
     rows = {"old_log_probs": blank, "advantages": blank, **batch}

@@ -66,7 +66,7 @@ class State:
         return cls(
             refreshed(old.student, weights_of(student, copied=False)),
             refreshed(old.teacher, teacher),
-            {n: copied_memory(values, old.optimizer.get(n)) for n, values in memories.items()},
+            {n: _copied_memory(values, old.optimizer.get(n)) for n, values in memories.items()},
         )
 
     def flat(self, prefix: str) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class State:
         found = {f"{prefix}:student:{name}": tensor for name, tensor in self.student.items()}
         found |= {f"{prefix}:teacher:{name}": tensor for name, tensor in self.teacher.items()}
         for name, values in self.optimizer.items():
-            found |= {f"{prefix}:optimizer:{name}:{k}": as_tensor(v) for k, v in values.items()}
+            found |= {f"{prefix}:optimizer:{name}:{k}": _as_tensor(v) for k, v in values.items()}
         return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
 
     @classmethod
@@ -90,7 +90,7 @@ class State:
         return state
 
 
-def as_tensor(value: Any) -> Tensor:
+def _as_tensor(value: Any) -> Tensor:
     """A tensor, or a number as one."""
     return value if isinstance(value, Tensor) else torch.tensor(value)
 
@@ -100,7 +100,7 @@ def alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
 
 
-def copied_memory(values: Mapping[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
+def _copied_memory(values: Mapping[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
     """A copy of what an optimizer remembers of one weight, in older memory where it fits."""
     old, found = old or {}, {}
     for name, value in values.items():
@@ -157,7 +157,7 @@ class Replica:
             effective: the teacher averages what LoRA adapters add to weights, not their factors.
         """
         widened = exact and autocast is None
-        student, teacher = (twin_of(model, share_frozen=not widened) for _ in range(2))
+        student, teacher = (_twin_of(model, share_frozen=not widened) for _ in range(2))
         prepare(student)
         dtype = torch.float64 if exact else next(model.parameters()).dtype
         for module in (student, teacher):
@@ -168,12 +168,12 @@ class Replica:
                 module.set_attn_implementation("sdpa")  # pyright: ignore[reportCallIssue]
             if autocast is not None:
                 dtype = torch.float64 if exact else torch.float32
-                answer_in(module, dtype, autocast)
-            elif can_answer_shortly(module):
-                answer_shortly(module)
+                _answer_in(module, dtype, autocast)
+            elif _can_answer_shortly(module):
+                _answer_shortly(module)
         own = dict(student.named_parameters())
         kind = OneByOne if widened else type(optimizer)
-        twin: Any = kind(twin_groups(optimizer, model, own))  # pyright: ignore[reportCallIssue]
+        twin: Any = kind(_twin_groups(optimizer, model, own))  # pyright: ignore[reportCallIssue]
         if isinstance(twin, OneByOne):
             twin.kind = type(optimizer)
         if effective:
@@ -192,7 +192,7 @@ class Replica:
         self.optimizer.state.clear()
         for name, values in state.optimizer.items():
             shared = isinstance(self.optimizer, OneByOne)  # it does not write into them
-            copied = values if shared else copied_memory(values, before.get(own[name]))
+            copied = values if shared else _copied_memory(values, before.get(own[name]))
             self.optimizer.state[own[name]] = copied
         return self
 
@@ -202,7 +202,7 @@ class Replica:
         return {name: own[name].detach() for name in names}
 
 
-def twin_of(model: nn.Module, *, share_frozen: bool) -> nn.Module:
+def _twin_of(model: nn.Module, *, share_frozen: bool) -> nn.Module:
     """A copy of a model, without gradients; weights that are not trained may be shared with it.
 
     A `forward` that was put on a live module holds that module and would answer with its weights:
@@ -217,13 +217,13 @@ def twin_of(model: nn.Module, *, share_frozen: bool) -> nn.Module:
             module.forward = forward
 
 
-def can_answer_shortly(module: Any) -> bool:
+def _can_answer_shortly(module: Any) -> bool:
     """Whether a model, inside PEFT or not, can leave out logits of the prompt."""
     model = module.get_base_model() if hasattr(module, "get_base_model") else module
     return "logits_to_keep" in signature(model.forward).parameters
 
 
-def twin_groups(
+def _twin_groups(
     optimizer: torch.optim.Optimizer, model: nn.Module, own: Mapping[str, Tensor]
 ) -> list[dict[str, Any]]:
     """An optimizer's groups over other parameters.
@@ -280,7 +280,7 @@ def widened(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def answer_shortly(module: Any) -> None:
+def _answer_shortly(module: Any) -> None:
     """Let a model leave out the logits of the prompt, which the loss does not look at."""
     forward = module.forward
 
@@ -293,7 +293,7 @@ def answer_shortly(module: Any) -> None:
     module.forward = shortly
 
 
-def answer_in(module: Any, dtype: torch.dtype, autocast: torch.dtype) -> None:
+def _answer_in(module: Any, dtype: torch.dtype, autocast: torch.dtype) -> None:
     """Let a model compute under autocast and answer in another dtype, as accelerate does."""
     forward, device = module.forward, next(module.parameters()).device.type
 

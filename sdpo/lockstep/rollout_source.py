@@ -108,7 +108,7 @@ class Source:
                 lambda module, inputs, output: self.answered(number, {}, output.logits[:, 0])
             )
             return function
-        return (Awaited if is_async_callable(function) else Called)(function, self, number)
+        return (_Awaited if is_async_callable(function) else _Called)(function, self, number)
 
     def asked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """A reward function's arguments, with a copy kept of every column that it logs."""
@@ -188,7 +188,7 @@ class Source:
         prompt_mask = padded([[1] * len(row) for row in prompt_ids], 0, multiple, left=True)
         responses, mask = padded(ids, pad, multiple), padded(counted, 0, multiple)
         tools = None if tool_mask is None else padded(tool_mask, 0, multiple)
-        tensors = student_rows(prompts, prompt_mask, responses, mask, tools)
+        tensors = _student_rows(prompts, prompt_mask, responses, mask, tools)
         if sampled is not None:
             known = [[math.nan if x is None else x for x in row] for row in sampled]
             sampled = padded(known, 0.0, multiple).to(device)
@@ -247,7 +247,7 @@ class Source:
         return ["\n\n".join(texts) if texts else None for texts in kept]
 
 
-class Called:
+class _Called:
     """Stands for a reward function, and tells what it answered."""
 
     def __init__(self, function: Any, source: Source, number: int):
@@ -268,7 +268,7 @@ class Called:
         setattr(self._function, name, value)
 
 
-class Awaited(Called):
+class _Awaited(_Called):
     """The same for a reward function that is awaited."""
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -278,7 +278,7 @@ class Awaited(Called):
         return answer
 
 
-def student_rows(
+def _student_rows(
     prompts: Tensor, prompt_mask: Tensor, responses: Tensor, mask: Tensor, tools: Tensor | None
 ) -> dict[str, Tensor]:
     """Prompts `(B, P)` and completions `(B, T)` with their masks under the reference's names.
@@ -297,7 +297,7 @@ def student_rows(
 
 def update_rows(buffered: Mapping[str, Any]) -> dict[str, Tensor]:
     """TRL's buffered rows of a generation under the reference's names."""
-    rows = student_rows(
+    rows = _student_rows(
         buffered["prompt_ids"],
         buffered["prompt_mask"],
         buffered["completion_ids"],

@@ -42,14 +42,14 @@ def teacher_weights(trainer: Any) -> dict[str, Tensor]:
     return trainer.teacher.named_parameters()
 
 
-def optimizer_of(trainer: Any) -> torch.optim.Optimizer:
+def _optimizer_of(trainer: Any) -> torch.optim.Optimizer:
     """The optimizer itself, not accelerate's wrapper."""
     return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
 
 
 def state_of(trainer: Any, into: State | None = None) -> State:
     """A copy of the training's present state, in the memory of an older one."""
-    return State.of(trainer.model, teacher_weights(trainer), optimizer_of(trainer), into=into)
+    return State.of(trainer.model, teacher_weights(trainer), _optimizer_of(trainer), into=into)
 
 
 def replica_of(trainer: Any, *, exact: bool = False) -> Replica:
@@ -67,7 +67,7 @@ def replica_of(trainer: Any, *, exact: bool = False) -> Replica:
                 outputs=("log_probs", "entropy"),
             )
 
-    optimizer = optimizer_of(trainer)
+    optimizer = _optimizer_of(trainer)
     return Replica.like(
         trainer.model,
         optimizer,
@@ -107,7 +107,7 @@ def sizes(trainer: Any) -> dict[str, Any]:
 # --- teacher prompts ------------------------------------------------------------------------
 
 
-def template_arguments(trainer: Any) -> dict[str, Any]:
+def _template_arguments(trainer: Any) -> dict[str, Any]:
     """Chat-template arguments by TRL's own attributes, those for the teacher added."""
     own = {"tools": trainer.tools or None, "chat_template": trainer.chat_template}
     given = {name: value for name, value in own.items() if value is not None}
@@ -120,18 +120,18 @@ def expected_prompts(trainer: Any, taken: Taken) -> tuple[dict[str, Any], dict[s
     Where the reference cannot render prompts as the trainer does (plain text, or template arguments
     that it does not have) both lack the tokens.
     """
-    arguments, rollouts = template_arguments(trainer), taken.rollouts
+    arguments, rollouts = _template_arguments(trainer), taken.rollouts
     plain = isinstance(rollouts.prompts[0], str)
     rendered = not plain and not arguments.keys() - {"enable_thinking"}
-    everyone = everyones_rows(trainer, rollouts)
+    everyone = _everyones_rows(trainer, rollouts)
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     tensors, trace = reference_prompts(
         everyone["responses"],
         everyone["response_mask"],
         rollouts.rewards,
-        [messages_of(prompt) for prompt in everyone["prompts"]],
+        [_messages_of(prompt) for prompt in everyone["prompts"]],
         everyone["feedbacks"],
-        tokenizer if rendered else Unrendered(tokenizer),
+        tokenizer if rendered else _Unrendered(tokenizer),
         trainer.sdpo_config,
         uids=taken.uids,
         template_kwargs=arguments,
@@ -147,26 +147,26 @@ def expected_prompts(trainer: Any, taken: Taken) -> tuple[dict[str, Any], dict[s
     names = [name for name in PROMPT_STAGES if name in trace and name != "teacher_tokens"]
     trace = {name: trace[name][first : first + rows] for name in names}
     if rendered:
-        own |= without_padding(own, everyone["responses"].shape[1], width)
+        own |= _without_padding(own, everyone["responses"].shape[1], width)
         trace["teacher_tokens"] = own
     return comparable(trace), own
 
 
-def messages_of(prompt: Any) -> list[dict[str, Any]]:
+def _messages_of(prompt: Any) -> list[dict[str, Any]]:
     """A prompt as the messages that the reference takes, whose content is text."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
-    return [{**message, "content": text_of(message.get("content"))} for message in prompt]
+    return [{**message, "content": _text_of(message.get("content"))} for message in prompt]
 
 
-def text_of(content: Any) -> Any:
+def _text_of(content: Any) -> Any:
     """The text of a message's content, if it is text or a list of texts; else the content."""
     if not isinstance(content, list) or any(part.get("type") != "text" for part in content):
         return content
     return "".join(part["text"] for part in content)
 
 
-class Unrendered:
+class _Unrendered:
     """A tokenizer that decodes, and renders nothing: for the stages before the tokens."""
 
     def __init__(self, tokenizer: Any):
@@ -194,7 +194,7 @@ def joined_rows(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
-def everyones_rows(trainer: Any, rollouts: Any) -> dict[str, Any]:
+def _everyones_rows(trainer: Any, rollouts: Any) -> dict[str, Any]:
     """Rows of all processes, in their order, with responses padded to the longest."""
     if trainer.accelerator.num_processes == 1:
         return rollouts._asdict()
@@ -211,7 +211,7 @@ def everyones_rows(trainer: Any, rollouts: Any) -> dict[str, Any]:
     }
 
 
-def without_padding(own: Mapping[str, Tensor], common: int, width: int) -> dict[str, Tensor]:
+def _without_padding(own: Mapping[str, Tensor], common: int, width: int) -> dict[str, Tensor]:
     """Teacher inputs without the columns that only rows of other processes need."""
     end = own["teacher_input_ids"].shape[1] - (common - width)
     attended = own["teacher_attention_mask"][:, : end - width].any(0)

@@ -64,15 +64,15 @@ def deltas(
     for stage in EXACT:
         place = Place(*Moment(), stage, stage)
         if place in actual and place in reference:
-            equal = same_value(actual[place], reference[place])
+            equal = _same_value(actual[place], reference[place])
             yield Delta(stage, stage, 0.0 if equal else math.inf)
-    expected.matches = expected.matches or gradient_matches(actual, reference)
+    expected.matches = expected.matches or _gradient_matches(actual, reference)
     for step, agreement in enumerate(expected.matches):
         sides = actual.micro_batches(0, step), reference.micro_batches(0, step)
         moved = any(values.get(TEACHER_MOVED) for values in sides[0])
         yield Delta("teacher_update", "too early", math.inf if moved else 0.0, step)
-        yield from token_deltas(*sides, step)
-        yield Delta("aggregate", "aggregate", loss_delta(*sides, same_split), step)
+        yield from _token_deltas(*sides, step)
+        yield Delta("aggregate", "aggregate", _loss_delta(*sides, same_split), step)
         yield Delta("accumulate", "gradient", agreement.distance, step)
         mine, theirs = (side.named("optimizer", 0, step) for side in (actual, reference))
         yield Delta("optimizer", "weights", distance(mine, theirs, expected.start), step)
@@ -81,7 +81,7 @@ def deltas(
     yield Delta("teacher_update", "teacher", teachers, len(expected.matches) - 1)
 
 
-def gradient_matches(actual: StageTrace, expected: StageTrace) -> list[Match]:
+def _gradient_matches(actual: StageTrace, expected: StageTrace) -> list[Match]:
     """How the gradients of two sides agree at each optimizer step.
 
     Raises:
@@ -95,17 +95,17 @@ def gradient_matches(actual: StageTrace, expected: StageTrace) -> list[Match]:
     ]
 
 
-def same_value(actual: Any, expected: Any) -> bool:
+def _same_value(actual: Any, expected: Any) -> bool:
     """Equality of lists, texts and tensors inside tuples or lists."""
     if isinstance(actual, Tensor) or isinstance(expected, Tensor):
         return torch.equal(torch.as_tensor(actual).cpu(), torch.as_tensor(expected).cpu())
     if isinstance(actual, list | tuple) and isinstance(expected, list | tuple):
         same = zip(actual, expected, strict=False)
-        return len(actual) == len(expected) and all(same_value(a, e) for a, e in same)
+        return len(actual) == len(expected) and all(_same_value(a, e) for a, e in same)
     return actual == expected
 
 
-def token_deltas(mine: MicroBatches, theirs: MicroBatches, step: int) -> Iterator[Delta]:
+def _token_deltas(mine: MicroBatches, theirs: MicroBatches, step: int) -> Iterator[Delta]:
     """Distances of the per-token stages, at the tokens that the reference counts."""
     counted = rows(theirs, "loss_mask") != 0
     for name in PER_TOKEN:
@@ -121,7 +121,7 @@ def rows(micro_batches: MicroBatches, name: str) -> Tensor:
     return torch.cat([values[name] for values in micro_batches])
 
 
-def loss_delta(mine: MicroBatches, theirs: MicroBatches, same_split: bool) -> float:
+def _loss_delta(mine: MicroBatches, theirs: MicroBatches, same_split: bool) -> float:
     """Distance of the losses of a step's micro-batches.
 
     A loss without any token is NaN in the reference, in some modes, and 0 in ours.

@@ -95,8 +95,8 @@ def choices(standard: CaseStandard, n: int) -> list[Array]:
     nothing = np.zeros(truth.log_p.shape[-1])
     if case.config.alpha in (0.0, 1.0):
         return [nothing]
-    token = token_of(standard, n)
-    own = student_part(token, case.config.alpha)
+    token = _token_of(standard, n)
+    own = _student_part(token, case.config.alpha)
     parts = [own, np.where(token.log_a != -np.inf, token.g - own, 0.0)]
     limited = token.tail_limited[:, 0]
     slopes = [
@@ -105,7 +105,7 @@ def choices(standard: CaseStandard, n: int) -> list[Array]:
     return [nothing, *(truth.gradient_weight[n] * slope for slope in slopes)]
 
 
-def token_of(standard: CaseStandard, n: int) -> Token:
+def _token_of(standard: CaseStandard, n: int) -> Token:
     """The oracle's values of token `n` on the reference's support."""
     case, truth = standard.case, standard.truth
     _, student, teacher = oracle.scaled_logits(case, FLOAT64)
@@ -121,7 +121,7 @@ def token_of(standard: CaseStandard, n: int) -> Token:
     )
 
 
-def student_part(token: Token, alpha: float) -> Array:
+def _student_part(token: Token, alpha: float) -> Array:
     """The derivative of (1-alpha) KL(student‖m) by log a, `(N, V+1)`: its part of g."""
     log_m = oracle.mixture(token.log_a, token.log_b, alpha, FLOAT64)
     with np.errstate(invalid="ignore"):

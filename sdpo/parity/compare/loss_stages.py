@@ -94,7 +94,7 @@ class Standard:
         if name not in self._expected:
             per_token = name in PER_TOKEN
             self._expected[name] = (
-                expected_token(name, self) if per_token else expected_output(name, self)
+                _expected_token(name, self) if per_token else _expected_output(name, self)
             )
         return self._expected[name]
 
@@ -102,7 +102,7 @@ class Standard:
         """The comparisons of a group of the reference's own values."""
         if names not in self._of_itself:
             own = {name: self.reference[name] for name in names}
-            self._of_itself[names] = compare_group(names[0], self, own)
+            self._of_itself[names] = _compare_group(names[0], self, own)
         return self._of_itself[names]
 
 
@@ -116,10 +116,10 @@ def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
     Returns:
         One comparison for each value, in stage order.
     """
-    found = compare_values(standard, actual)
-    if outcome_diverges(found) and standard.exact is not None:
-        again = compare_values(standard.exact, actual)
-        if not outcome_diverges(again):
+    found = _compare_values(standard, actual)
+    if _outcome_diverges(found) and standard.exact is not None:
+        again = _compare_values(standard.exact, actual)
+        if not _outcome_diverges(again):
             before = [comparison for comparison in found if comparison.stage not in OUTCOMES]
             after = [comparison for comparison in again if comparison.stage in OUTCOMES]
             note = difference(standard.case)
@@ -127,12 +127,12 @@ def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
     return found
 
 
-def outcome_diverges(found: Sequence[Comparison]) -> bool:
+def _outcome_diverges(found: Sequence[Comparison]) -> bool:
     """Whether loss or gradient diverge."""
     return any(c.status == Status.DIVERGENT for c in found if c.stage in OUTCOMES)
 
 
-def compare_values(standard: Standard, actual: Trace) -> list[Comparison]:
+def _compare_values(standard: Standard, actual: Trace) -> list[Comparison]:
     """Compare every stage value that is exposed, counts of tokens as in the standard."""
     found: list[Comparison] = []
     own = standard.reference
@@ -144,7 +144,7 @@ def compare_values(standard: Standard, actual: Trace) -> list[Comparison]:
                 found.extend(standard.of_itself(tuple(shown)))
             else:
                 by = following.get(names[0], standard)
-                found.extend(compare_group(names[0], by, shown))
+                found.extend(_compare_group(names[0], by, shown))
     for place, comparison in enumerate(found):
         if comparison.stage == "gradient" and comparison.status == Status.DIVERGENT:
             by = following.get("gradient", standard)
@@ -165,11 +165,11 @@ def followed(standard: Standard, actual: Trace) -> dict[str, Standard]:
     behind = {name: of_choice for name in ("divergence", "importance", "aggregate", "gradient")}
     if "support.indices" in actual:
         return behind
-    found = compare_output("gradient", of_choice, actual["gradient"])
+    found = _compare_output("gradient", of_choice, actual["gradient"])
     return {"gradient": of_choice} if found.status == Status.DIVERGENT else behind
 
 
-def compare_group(first: str, standard: Standard, actual: Trace) -> list[Comparison]:
+def _compare_group(first: str, standard: Standard, actual: Trace) -> list[Comparison]:
     """Compare the values of the group that begins with `first`."""
     case = standard.case
     if first in PER_TOKEN:
@@ -177,13 +177,13 @@ def compare_group(first: str, standard: Standard, actual: Trace) -> list[Compari
         stage = first.split(".")[0]
         return [compare_numeric(stage, case.id, value, standard.expected(first))]
     if first == "support.student":
-        return compare_support(standard, actual)
+        return _compare_support(standard, actual)
     if first == "tail.student":
-        return compare_tail(standard, actual)
-    return [compare_output(first, standard, actual[first])]
+        return _compare_tail(standard, actual)
+    return [_compare_output(first, standard, actual[first])]
 
 
-def expected_token(name: str, standard: Standard) -> Expected:
+def _expected_token(name: str, standard: Standard) -> Expected:
     """What a per-token value is compared with, at the tokens that count."""
     case, truth, reference = standard.case, standard.truth, standard.reference
     return Expected(
@@ -192,7 +192,7 @@ def expected_token(name: str, standard: Standard) -> Expected:
         truth.bounds[name],
         standard.epsilon,
         {ZERO_PROBABILITY: zero_probability(standard)} if name in DIVERGING else {},
-        whole=whole_of(name, case, truth, reference),
+        whole=_whole_of(name, case, truth, reference),
         labels=("token",),
     )
 
@@ -203,7 +203,7 @@ def counted(value: Tensor, truth: Truth) -> Array:
     return array[truth.counts] if array.shape[:2] == truth.counts.shape else array
 
 
-def expected_output(name: str, standard: Standard) -> Expected:
+def _expected_output(name: str, standard: Standard) -> Expected:
     """What the loss or its gradient is compared with; these see places of weight zero too.
 
     The loss may be finite where the reference's is not if each token that counts is finite there,
@@ -237,7 +237,7 @@ def expected_output(name: str, standard: Standard) -> Expected:
         standard.epsilon,
         excused,
         truth.gradient_scale if name == "gradient" else None,
-        whole_of(name, case, truth, reference),
+        _whole_of(name, case, truth, reference),
         labels,
     )
 
@@ -254,11 +254,11 @@ def zero_probability(standard: Standard) -> Array:
     return undefined & empty.any(axis=-1) & np.isfinite(truth.values["divergence"])
 
 
-def compare_output(name: str, standard: Standard, actual: Tensor) -> Comparison:
+def _compare_output(name: str, standard: Standard, actual: Tensor) -> Comparison:
     """Compare the loss or its gradient."""
     case, expected = standard.case, standard.expected(name)
     if not actual.dim() and actual.dtype != case.dtype:
-        rounding = rounding_of_result(actual.dtype, expected.truth)
+        rounding = _rounding_of_result(actual.dtype, expected.truth)
         expected = replace(expected, bound=expected.bound + rounding)
     found = compare_numeric(name, case.id, array_of(actual), expected)
     if name == "gradient" and found.status == Status.DIVERGENT:
@@ -267,19 +267,19 @@ def compare_output(name: str, standard: Standard, actual: Tensor) -> Comparison:
     return found
 
 
-def rounding_of_result(dtype: torch.dtype, size: Array) -> Array:
+def _rounding_of_result(dtype: torch.dtype, size: Array) -> Array:
     """The rounding of a loss to the dtype that it is returned in, which is not judged."""
     return torch.finfo(dtype).eps / 2 * np.abs(np.nan_to_num(size, posinf=0.0, neginf=0.0))
 
 
-def whole_of(name: str, case: LossCase, truth: Truth, reference: Trace) -> float | None:
+def _whole_of(name: str, case: LossCase, truth: Truth, reference: Trace) -> float | None:
     """Limit of a value's distance from the oracle as a whole; log-probs are judged by element."""
     if name.startswith("log_probs"):
         return None
     return norm_limit(name, case, truth, reference)
 
 
-def compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
+def _compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
     """Compare the choice of entries, where ties are open, and both sides' log-probs on them."""
     case, truth, reference = standard.case, standard.truth, standard.reference
     indices = actual.get("support.indices")
@@ -287,7 +287,7 @@ def compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
         at = np.broadcast_to(np.arange(truth.log_p.shape[-1]), truth.log_p.shape)
     else:
         at = indices.numpy()[truth.counts]
-        choice = compare_choice(case, truth, reference, at)
+        choice = _compare_choice(case, truth, reference, at)
         if choice.status == Status.DIVERGENT:
             return [choice]
     found = []
@@ -298,7 +298,7 @@ def compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
         value = counted(actual[f"support.{side}"], truth)
         recorded = counted(reference[f"support.{side}"], truth)
         oracle_value = np.take_along_axis(log, at, axis=-1)
-        if indices is not None and not same_order(reference, at, truth):
+        if indices is not None and not _same_order(reference, at, truth):
             recorded = oracle_value
         expected = Expected(
             recorded,
@@ -311,12 +311,12 @@ def compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
     return found
 
 
-def same_order(reference: Trace, at: Array, truth: Truth) -> bool:
+def _same_order(reference: Trace, at: Array, truth: Truth) -> bool:
     """Whether the candidate's indices are the reference's, in the same order."""
     return np.array_equal(at, reference["support.indices"].numpy()[truth.counts])
 
 
-def compare_choice(case: LossCase, truth: Truth, reference: Trace, at: Array) -> Comparison:
+def _compare_choice(case: LossCase, truth: Truth, reference: Trace, at: Array) -> Comparison:
     """Compare which entries of the vocabulary are in the support."""
     bad = np.flatnonzero(~truth.ties.admits(marked(at, truth.log_p.shape[-1])))
     if not len(bad):
@@ -329,7 +329,7 @@ def compare_choice(case: LossCase, truth: Truth, reference: Trace, at: Array) ->
     )
 
 
-def compare_tail(standard: Standard, actual: Trace) -> list[Comparison]:
+def _compare_tail(standard: Standard, actual: Trace) -> list[Comparison]:
     """Compare the distributions on the support after tail or renormalisation.
 
     Entries are put in the order of their vocabulary ids, the tail last. Tokens where a tie was
@@ -352,24 +352,24 @@ def compare_tail(standard: Standard, actual: Trace) -> list[Comparison]:
             shape = Expected(recorded, recorded, recorded, standard.epsilon)
             found.append(compare_numeric("tail", case.id, value, shape))
             continue
-        at = by_vocabulary(theirs, theirs, recorded.shape[-1], case.student_logits.shape[-1])
+        at = _by_vocabulary(theirs, theirs, recorded.shape[-1], case.student_logits.shape[-1])
         true = np.take_along_axis(truth.values[f"tail.{side}"], at, axis=-1)
         # among equal logits the oracle may have chosen another one, and then has no bound for this
-        known = np.isfinite(true) | ~np.isfinite(by_vocabulary(recorded, theirs, true.shape[-1]))
+        known = np.isfinite(true) | ~np.isfinite(_by_vocabulary(recorded, theirs, true.shape[-1]))
         agree = agree & known.all(axis=-1)
         expected = Expected(
-            by_vocabulary(recorded, theirs, recorded.shape[-1])[agree],
+            _by_vocabulary(recorded, theirs, recorded.shape[-1])[agree],
             true[agree],
             np.take_along_axis(truth.bounds[f"tail.{side}"], at, axis=-1)[agree],
             standard.epsilon,
             labels=("token", "entry"),
         )
-        value = by_vocabulary(value, ours, recorded.shape[-1])[agree]
+        value = _by_vocabulary(value, ours, recorded.shape[-1])[agree]
         found.append(compare_numeric("tail", case.id, value, expected))
     return found
 
 
-def by_vocabulary(values: Array, indices: Array, width: int, last: int | None = None) -> Array:
+def _by_vocabulary(values: Array, indices: Array, width: int, last: int | None = None) -> Array:
     """Entries `(N, K)` in the order of their vocabulary ids; a further entry stays last.
 
     `last` is appended as that further entry where `values` has none.

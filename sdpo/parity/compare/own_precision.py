@@ -95,7 +95,7 @@ def follows(trace: Trace, case: LossCase, low: torch.dtype) -> dict[str, bool]:
     """
     high = next(dtype for dtype, below in LOWER.items() if below == low)
     cases = line(case, low)
-    control = steps(transcription_trace, [in_dtype(moved, high) for moved in cases])
+    control = steps(transcription_trace, [_in_dtype(moved, high) for moved in cases])
     way = PLACES[-1] * unit_roundoff(low) / TOLERANCES.precision_line_fineness
     least = torch.finfo(high).eps / way
     return {
@@ -105,7 +105,7 @@ def follows(trace: Trace, case: LossCase, low: torch.dtype) -> dict[str, bool]:
     }
 
 
-def in_dtype(case: LossCase, dtype: torch.dtype) -> LossCase:
+def _in_dtype(case: LossCase, dtype: torch.dtype) -> LossCase:
     """The case with its logits rounded to a dtype; what was recorded stays."""
     student, teacher = case.student_logits.to(dtype), case.teacher_logits.to(dtype)
     return replace(case, student_logits=student, teacher_logits=teacher)

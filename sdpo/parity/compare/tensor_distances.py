@@ -34,10 +34,10 @@ def relative(actual: Tensor, expected: Tensor) -> float:
         return math.inf
     gap = torch.where(finite, actual - expected, 0.0).norm().item()
     size = torch.where(finite, expected, 0.0).norm().item()
-    return quotient(gap, size)
+    return _quotient(gap, size)
 
 
-def quotient(gap: float, size: float) -> float:
+def _quotient(gap: float, size: float) -> float:
     """A distance relative to a size; infinite if only the size is zero."""
     return gap / size if size else (math.inf if gap else 0.0)
 
@@ -54,11 +54,11 @@ def norms(sides: Sequence[Weights], wanted: Sequence[tuple[int, int | None]]) ->
         size = GPU_PIECE if tensor.is_cuda else PIECE
         for parts in zip(*(s[name].detach().flatten().split(size) for s in sides), strict=True):
             for row, (i, j) in zip(found, wanted, strict=True):
-                row.append(tensor_norm(parts[i] if j is None else parts[i] - parts[j]))
+                row.append(_tensor_norm(parts[i] if j is None else parts[i] - parts[j]))
     return [math.hypot(*torch.stack(row).tolist()) if row else 0.0 for row in found]
 
 
-def tensor_norm(tensor: Tensor) -> Tensor:
+def _tensor_norm(tensor: Tensor) -> Tensor:
     """2-norm of one tensor, in float64.
 
     Numerics: on a CPU float32 sums of squares are good to 1e-4 and twenty times faster than
@@ -91,13 +91,13 @@ def distance(actual: Weights, expected: Weights, start: Weights | None = None) -
     else:
         start = {name: start[name] for name in expected}
         gap, size = norms((actual, expected, start), ((0, 1), (1, 2)))
-    return relative_gap(gap, size, actual, expected)
+    return _relative_gap(gap, size, actual, expected)
 
 
-def relative_gap(gap: float, size: float, actual: Weights, expected: Weights) -> float:
+def _relative_gap(gap: float, size: float, actual: Weights, expected: Weights) -> float:
     """A distance relative to a size, where both are finite; else the largest of the tensors'."""
     if math.isfinite(gap) and math.isfinite(size):
-        return quotient(gap, size)
+        return _quotient(gap, size)
     return max((relative(actual[n], expected[n]) for n in expected), default=0.0)
 
 
@@ -112,7 +112,7 @@ def match(actual: Weights, expected: Weights) -> Match:
     if not same_shapes(actual, expected):
         return Match(math.inf, math.nan)
     gap, one, other = norms((actual, expected), ((0, 1), (0, None), (1, None)))
-    far = relative_gap(gap, other, actual, expected)
+    far = _relative_gap(gap, other, actual, expected)
     if not math.isfinite(one + other):
         return Match(far, math.nan)
     if not one or not other:

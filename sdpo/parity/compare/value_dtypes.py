@@ -37,7 +37,7 @@ def other_dtypes(
         stage = stage_of(name)
         if stage is None or name not in expected or value.dtype == expected[name].dtype:
             continue
-        dtypes = {"actual": dtype_name(value), "expected": dtype_name(expected[name])}
+        dtypes = {"actual": _dtype_name(value), "expected": _dtype_name(expected[name])}
         note = f"{name} is {dtypes['actual']}, expected {dtypes['expected']}"
         worst = {"value": f"dtype of {name}"} | dtypes
         found.append(
@@ -48,6 +48,6 @@ def other_dtypes(
     return found
 
 
-def dtype_name(tensor: Tensor) -> str:
+def _dtype_name(tensor: Tensor) -> str:
     """`float32` and the like."""
     return str(tensor.dtype).removeprefix("torch.")

@@ -54,18 +54,18 @@ def batches(golden: GoldenCase, tensors: Tensors) -> Iterator[tuple[Tensors, Gro
         groups = None
         if golden.config["actor"]["use_dynamic_bsz"]:
             rows = iter(outcome["micro_batch_row_indices"])
-            groups = [[next(rows) for _ in range(size)] for size in micro_batches_of(outcome)]
+            groups = [[next(rows) for _ in range(size)] for size in _micro_batches_of(outcome)]
         yield batch, groups
 
 
-def micro_batches_of(outcome: Mapping[str, Any]) -> list[int]:
+def _micro_batches_of(outcome: Mapping[str, Any]) -> list[int]:
     """How many micro-batches each optimizer step of a recorded update has."""
     return outcome["micro_batches_per_optimizer_step"]
 
 
 def moments_of(golden: GoldenCase, update: int) -> list[list[Moment]]:
     """The micro-batches of each optimizer step of an update."""
-    sizes = micro_batches_of(golden.entry["results"][update])
+    sizes = _micro_batches_of(golden.entry["results"][update])
     return [[Moment(update, step, m) for m in range(n)] for step, n in enumerate(sizes)]
 
 

@@ -55,11 +55,11 @@ def widest(
         recorded: the recording.
         errors_of: the errors of one of them, by kind.
     """
-    alike = [recorded, *(run for run in runs if same_choices(run, recorded))]
+    alike = [recorded, *(run for run in runs if _same_choices(run, recorded))]
     return largest_by_kind(pair for run in alike for pair in errors_of(run).items())
 
 
-def same_choices(run: StageTrace, recorded: StageTrace) -> bool:
+def _same_choices(run: StageTrace, recorded: StageTrace) -> bool:
     """Whether all tensors of integers that both hold agree."""
     integers = {p: v for p, v in run.compared().items() if not v.is_floating_point()}
     return all(torch.equal(v, recorded[p]) for p, v in integers.items() if p in recorded)

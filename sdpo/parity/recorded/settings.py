@@ -35,20 +35,20 @@ def run_config_family(family: GoldenFamily) -> list[CaseResult]:
     `SDPOConfig()` itself must be the preset `verl_yaml`.
     """
     results = [
-        compare_settings(f"settings of {layer}", SDPOConfig.preset(PRESET_OF[layer]), settings)
+        _compare_settings(f"settings of {layer}", SDPOConfig.preset(PRESET_OF[layer]), settings)
         for layer, settings in reference_settings().items()
     ]
     for name, preset in RECORDED.items():
         if name in family.manifest:
             config = SDPOConfig.preset(preset)
-            results.append(compare_settings(name, config, family.manifest[name]))
+            results.append(_compare_settings(name, config, family.manifest[name]))
     default = CaseResult("SDPOConfig()", "config")
     same = SDPOConfig() == SDPOConfig.preset("verl_yaml")
     default.comparisons.append(compare_exact("config", default.id, "SDPOConfig()", same, True))
     return [*results, default]
 
 
-def compare_settings(name: str, config: SDPOConfig, expected: Mapping[str, Any]) -> CaseResult:
+def _compare_settings(name: str, config: SDPOConfig, expected: Mapping[str, Any]) -> CaseResult:
     """Compare the settings that a layer names."""
     result = CaseResult(name, "config")
     for field, value in expected.items():

@@ -59,12 +59,12 @@ def run_reprompt_family(
     results = []
     for number, golden in enumerate(family):
         progress(family.name, number, len(family))
-        results.append(run_case(candidate, stages, golden, tokenizer))
+        results.append(_run_case(candidate, stages, golden, tokenizer))
     progress(family.name, len(family), len(family))
     return results
 
 
-def run_case(
+def _run_case(
     candidate: Any, stages: tuple[str, ...], golden: GoldenCase, tokenizer: Any
 ) -> CaseResult:
     """One recorded teacher prompt."""
@@ -73,11 +73,11 @@ def run_case(
     if golden.entry["outputs"]["returns_none"]:
         result.note = "the reference builds no teacher prompt with this loss mode"
         return result
-    expected = reference_record(golden, tensors, tokenizer)
+    expected = _reference_record(golden, tensors, tokenizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RepromptWarning)
         try:
-            values = whole_record(candidate, golden, tensors, tokenizer)
+            values = _whole_record(candidate, golden, tensors, tokenizer)
         except CandidateError as error:
             result.comparisons.append(
                 Comparison(error.stage, Status.ERROR, golden.id, note=str(error))
@@ -89,15 +89,15 @@ def run_case(
                     offered = offers(stage, golden, tensors, expected, tokenizer)
                     function = getattr(candidate.owner, stage)
                     values[stage] = call_by_name(stage, function, offered)
-                value = guarded(stage, normal, stage, values[stage])
-                found = guarded(stage, compare_record, stage, golden.id, value, expected[stage])
+                value = guarded(stage, _normal, stage, values[stage])
+                found = guarded(stage, _compare_record, stage, golden.id, value, expected[stage])
             except CandidateError as error:
                 found = Comparison(stage, Status.ERROR, golden.id, note=str(error))
             result.comparisons.append(found)
     return result
 
 
-def whole_record(
+def _whole_record(
     candidate: Any, golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
 ) -> Record:
     """The stage values of a candidate that builds the whole prompt; empty for stage functions.
@@ -110,7 +110,7 @@ def whole_record(
     return guarded("teacher_prompt", candidate.prompt_record, golden, tensors, tokenizer)
 
 
-def reference_record(golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any) -> Record:
+def _reference_record(golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any) -> Record:
     """Stage values of the reference: recorded where they were, else from the transcription."""
     trace = transcription_record(golden, tensors, tokenizer)
     return {
@@ -183,7 +183,7 @@ def offers(
     return own[stage] | settings
 
 
-def normal(stage: str, value: Any) -> Any:
+def _normal(stage: str, value: Any) -> Any:
     """A stage's value in one form: plain tuples, lists and named tensors."""
     if stage == "demonstration":
         return [None if chosen is None else tuple(chosen) for chosen in value]
@@ -196,7 +196,7 @@ def normal(stage: str, value: Any) -> Any:
     return value
 
 
-def compare_record(stage: str, case: str, actual: Any, expected: Any) -> Comparison:
+def _compare_record(stage: str, case: str, actual: Any, expected: Any) -> Comparison:
     """Compare one stage's value exactly, and name the first part that differs."""
     if stage == "teacher_tokens":
         for name in TOKEN_NAMES:

@@ -95,7 +95,7 @@ def run_case(candidate: UpdateCandidate, family: GoldenFamily, golden: GoldenCas
     tensors = golden.tensors()
     recorded = recorded_trace(golden, tensors)
     actual = guarded("accumulate", candidate.update_trace, family, golden, tensors)
-    if all_equal(recorded, actual):  # no budget is needed
+    if _all_equal(recorded, actual):  # no budget is needed
         truth = StageTrace(recorded | {p: v for p, v in actual.items() if p.name == GRAD_NORM})
     else:
         truth = run_reference(family, golden, tensors, torch.float64)
@@ -117,7 +117,7 @@ def run_case(candidate: UpdateCandidate, family: GoldenFamily, golden: GoldenCas
     return result
 
 
-def all_equal(recorded: StageTrace, actual: StageTrace) -> bool:
+def _all_equal(recorded: StageTrace, actual: StageTrace) -> bool:
     """Whether every compared tensor is bit-equal."""
     wanted = recorded.compared().items()
     return all(place in actual and same_bits(actual[place], value) for place, value in wanted)
@@ -231,7 +231,7 @@ def compare_update(
             continue
         error = largest if place.stage == "aggregate" else errors.get(kind_of(place), 0.0)
         sides = (recorded, truth, actual)
-        comparison = compare_at(place, golden.id, sides, error, names[place])
+        comparison = _compare_at(place, golden.id, sides, error, names[place])
         found.append(placed(place, comparison))
     norms = [
         compare_norms(golden.id, update, (recorded, truth, actual), largest)
@@ -240,7 +240,7 @@ def compare_update(
     return missing + found + norms
 
 
-def compare_at(place: Place, case: str, sides: Sides, error: float, name: str) -> Comparison:
+def _compare_at(place: Place, case: str, sides: Sides, error: float, name: str) -> Comparison:
     """Compare one value; per-token values only at the tokens that count in the recording.
 
     Args:
@@ -302,7 +302,7 @@ def not_recorded(place: Place) -> tuple[str, ...]:
 
 def compare_norms(case: str, update: int, sides: Sides, error: float) -> Comparison:
     """Compare the gradient norms of an update, placed at the first optimizer step that is off."""
-    expected, truth, actual = (norms_of(side, update) for side in sides)
+    expected, truth, actual = (_norms_of(side, update) for side in sides)
     expected, actual = expected.float(), actual.float()
     compare = partial(compare_measured, "accumulate", case, expected, truth, error=error)
     comparison, step = compare(actual), 0
@@ -313,7 +313,7 @@ def compare_norms(case: str, update: int, sides: Sides, error: float) -> Compari
     return placed(steps[step], comparison)
 
 
-def norms_of(trace: StageTrace, update: int) -> Tensor:
+def _norms_of(trace: StageTrace, update: int) -> Tensor:
     """The gradient's norm at each optimizer step of an update, `(steps,)` float64."""
     norms = [v for p, v in trace.items() if (p.update, p.name) == (update, GRAD_NORM)]
     return torch.tensor(norms, dtype=torch.float64)

@@ -136,11 +136,11 @@ def way(initial: Tensors, expected: Tensors, actual: Tensors) -> float | None:
     if not names:
         return None
     gone = sum((expected[n] - initial[n]).double().square().nansum().item() for n in names)
-    apart = sum(squared_distance(expected[n], actual[n]) for n in names)
+    apart = sum(_squared_distance(expected[n], actual[n]) for n in names)
     return math.sqrt(apart / gone) if gone else None
 
 
-def squared_distance(expected: Tensor, actual: Tensor) -> float:
+def _squared_distance(expected: Tensor, actual: Tensor) -> float:
     """Squared distance; infinite if a value is not finite where the expected one is."""
     if bool((expected.isfinite() & ~actual.isfinite()).any()):
         return math.inf

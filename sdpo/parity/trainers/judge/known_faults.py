@@ -35,12 +35,12 @@ def explained_prompts(
     """Faults that give the trainer's value of a prompt stage."""
     return [
         label(fault)
-        for fault, changed, asked in prompt_faults(scenario, generation)
+        for fault, changed, asked in _prompt_faults(scenario, generation)
         if gives(changed, asked, shown, stage, tokenizer)
     ]
 
 
-def prompt_faults(
+def _prompt_faults(
     scenario: Scenario, generation: Generation
 ) -> Iterator[tuple[str, Scenario, Generation]]:
     """The catalogue's faults of the data path, as changed settings or conversations."""
@@ -48,7 +48,7 @@ def prompt_faults(
     threshold = settings["success_reward_threshold"]
     changes: dict[str, dict[str, Any]] = {
         "M28": {"success_reward_threshold": 1.0 if threshold == USUAL_THRESHOLD else threshold},
-        "M117": {"success_reward_threshold": above_in_float32(threshold)},
+        "M117": {"success_reward_threshold": _above_in_float32(threshold)},
         "M29": {"dont_reprompt_on_self_success": False},
         "M30": {"reprompt_truncation": "left"},
         "M106": {"remove_thinking_from_demonstration": False},
@@ -63,7 +63,7 @@ def prompt_faults(
         yield "M27", scenario, replace(generation, conversations=last)
 
 
-def above_in_float32(threshold: float) -> float:
+def _above_in_float32(threshold: float) -> float:
     """The next float32 if the threshold is rounded to one below it, else the threshold."""
     rounded = torch.tensor(threshold, dtype=torch.float32)
     if rounded.item() >= threshold:
@@ -84,12 +84,12 @@ def gives(
     about_teacher = stage in ("teacher_prompt", "teacher_tokens")
     mask = expected["distillation_mask"]
     rows = [row for row in range(len(mask)) if mask[row] or not about_teacher]
-    value, wanted = shown[stage], as_texts(shown[stage], expected[stage])
+    value, wanted = shown[stage], _as_texts(shown[stage], expected[stage])
     pairs = [comparable(value[row], wanted[row]) for row in rows]
     return all(ours == theirs for ours, theirs in pairs)
 
 
-def as_texts(shown: Sequence[Any], expected: Sequence[Any]) -> list[Any]:
+def _as_texts(shown: Sequence[Any], expected: Sequence[Any]) -> list[Any]:
     """Demonstrations as texts where the trainer shows texts."""
     only_text = any(isinstance(entry, str) for entry in shown)
     return [getattr(e, "text", e) if only_text else e for e in expected]
@@ -126,7 +126,7 @@ def explained_forward(
     """
     teacher, path = moved
     rate = scenario.self_distillation["teacher_update_rate"]
-    variants = {"M116": path[-1], "M109": averaged(teacher, path[1:], rate)}
+    variants = {"M116": path[-1], "M109": _averaged(teacher, path[1:], rate)}
     found = []
     for fault, weights in variants.items():
         twins.load(weights)
@@ -162,15 +162,15 @@ def explained_teacher(
     left = [w for w in path[1:] for _ in range(scenario.accumulation)]
     zero = {name: torch.zeros_like(value) for name, value in before.items()}
     variants: list[tuple[str, Tensors]] = [
-        ("M24", averaged(before, [last], 1.0 - rate)),
-        ("M109", averaged(before, path[1:], rate)),
+        ("M24", _averaged(before, [last], 1.0 - rate)),
+        ("M109", _averaged(before, path[1:], rate)),
         ("M110", before),
         ("M111", {name: last[name] for name in before}),
-        ("M112", averaged(zero, [last], rate)),
+        ("M112", _averaged(zero, [last], rate)),
     ]
     if scenario.accumulation > 1:
-        variants += [("M25", averaged(before, weights, rate)) for weights in (seen, left)]
-    expected = averaged(before, [last], rate)
+        variants += [("M25", _averaged(before, weights, rate)) for weights in (seen, left)]
+    expected = _averaged(before, [last], rate)
     return [
         label(fault)
         for fault, teacher in variants
@@ -178,7 +178,7 @@ def explained_teacher(
     ]
 
 
-def averaged(before: Mapping[str, Any], path: Sequence[Tensors], rate: float) -> Tensors:
+def _averaged(before: Mapping[str, Any], path: Sequence[Tensors], rate: float) -> Tensors:
     """The moving average along a path of the student's weights."""
     teacher = dict(before)
     for weights in path:

@@ -56,9 +56,9 @@ def compare_logged(
         metrics: names under which the trainer logs its loss itself.
     """
     pairs = {
-        LOSS: list(losses(runs, optimised)),
-        METRIC: [entry for name in metrics for entry in own_metric(runs, name)],
-        NORM: list(norms(runs)),
+        LOSS: list(_losses(runs, optimised)),
+        METRIC: [entry for name in metrics for entry in _own_metric(runs, name)],
+        NORM: list(_norms(runs)),
     }
     return [judged(check, entries) for check, entries in pairs.items()]
 
@@ -73,7 +73,7 @@ def judged(check: str, entries: Sequence[Logged]) -> CaseResult:
     if not wrong:
         result.comparisons.append(Comparison(STAGES[check], Status.MATCH, check, len(entries)))
         return result
-    worst = max(wrong, key=lambda entry: gap_of(entry))
+    worst = max(wrong, key=lambda entry: _gap_of(entry))
     where = ", ".join(dict.fromkeys(entry.scenario for entry in wrong))
     note = f"{QUESTIONS[check]} {worst.name} is not, in {where}"
     shown = {"value": worst.name, "actual": worst.actual, "expected": worst.expected}
@@ -83,7 +83,7 @@ def judged(check: str, entries: Sequence[Logged]) -> CaseResult:
             Status.DIVERGENT,
             check,
             len(entries),
-            max_abs=gap_of(worst),
+            max_abs=_gap_of(worst),
             worst=shown,
             note=note,
             effect="value",
@@ -92,39 +92,39 @@ def judged(check: str, entries: Sequence[Logged]) -> CaseResult:
     return result
 
 
-def gap_of(entry: Logged) -> float:
+def _gap_of(entry: Logged) -> float:
     """Distance of a logged number, 0 if one of the two is not finite."""
     gap = abs(entry.actual - entry.expected)
     return gap if math.isfinite(gap) else 0.0
 
 
-def steps_of(run: TrainerRun) -> Iterator[OptimizerStep]:
+def _steps_of(run: TrainerRun) -> Iterator[OptimizerStep]:
     """All optimizer steps of a run."""
     for update in run.updates:
         yield from update.steps
 
 
-def losses(runs: Mapping[str, TrainerRun], optimised: Optimised) -> Iterator[Logged]:
+def _losses(runs: Mapping[str, TrainerRun], optimised: Optimised) -> Iterator[Logged]:
     """The logged loss of every step."""
     for name, run in runs.items():
-        for step, expected in zip(steps_of(run), optimised.get(name, ()), strict=False):
+        for step, expected in zip(_steps_of(run), optimised.get(name, ()), strict=False):
             if "loss" in step.logged and expected is not None:
                 yield Logged(name, "loss", step.logged["loss"], expected)
 
 
-def own_metric(runs: Mapping[str, TrainerRun], metric: str) -> Iterator[Logged]:
+def _own_metric(runs: Mapping[str, TrainerRun], metric: str) -> Iterator[Logged]:
     """A trainer's own metric of every step, in one process: the mean over its micro-batches."""
     for name, run in runs.items():
-        for step in steps_of(run):
+        for step in _steps_of(run):
             expected = mean_loss(micro_batch.values for micro_batch in step.micro_batches)
             if metric in step.logged and expected is not None and not run.ranks:
                 yield Logged(name, metric, step.logged[metric], expected)
 
 
-def norms(runs: Mapping[str, TrainerRun]) -> Iterator[Logged]:
+def _norms(runs: Mapping[str, TrainerRun]) -> Iterator[Logged]:
     """The logged norm of every step."""
     for name, run in runs.items():
-        for step in steps_of(run):
+        for step in _steps_of(run):
             if "grad_norm" in step.logged and step.gradient:
                 squares = sum(g.double().square().sum().item() for g in step.gradient.values())
                 expected = math.sqrt(squares) if squares == squares else math.nan

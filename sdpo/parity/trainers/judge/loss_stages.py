@@ -59,7 +59,7 @@ def loss_case(
     config = SDPOConfig(
         **chosen, loss_agg_mode=scenario.loss_agg_mode, temperature=scenario.temperature
     )
-    dtype = computed_in(micro_batch)
+    dtype = _computed_in(micro_batch)
     student = micro_batch.logits["student"].detach().to(dtype)
     responses = micro_batch.inputs["responses"]
     if old_log_probs is None:
@@ -77,7 +77,7 @@ def loss_case(
     )
 
 
-def computed_in(micro_batch: MicroBatch) -> torch.dtype:
+def _computed_in(micro_batch: MicroBatch) -> torch.dtype:
     """The dtype of the trainer's loss: logits of a lower one may have been cast before it."""
     dtypes = {value.dtype for value in micro_batch.values.values() if value.is_floating_point()}
     return max(
@@ -115,12 +115,12 @@ def compare_micro_batch(
         scale that the trainer put on the gradient.
     """
     on = prepared(case)
-    values = micro_batch.values | assumed_choice(on, micro_batch.values)
+    values = micro_batch.values | _assumed_choice(on, micro_batch.values)
     trace = {name: value.detach() for name, value in values.items() if name in on.reference}
     raw = micro_batch.logits["gradient"]
     gradient, scale = unscaled(raw.to(case.dtype), on.reference["gradient"], scenario.accumulation)
     trace["gradient"] = gradient
-    stored = partial(rounded_to, raw.dtype)
+    stored = partial(_rounded_to, raw.dtype)
     standard = Standard(case, stored(on.truth), on.reference, stored)
     found = compare_loss(standard, trace)
     found = [replace(comparison, case=scenario.id) for comparison in found]
@@ -129,8 +129,8 @@ def compare_micro_batch(
         scale = scale_beside(on, trace, scale, scenario.accumulation)
         trace["gradient"] = (raw.double() / scale).to(case.dtype)
     observation = Observation(on, diverges, values_of(on, trace))
-    follows = continued(on, trace, scenario.on_policy)
-    return mark_inherited(on, trace, follows, found), observation, scale
+    follows = _continued(on, trace, scenario.on_policy)
+    return _mark_inherited(on, trace, follows, found), observation, scale
 
 
 def scale_beside(
@@ -153,7 +153,7 @@ def scale_beside(
     return usual
 
 
-def assumed_choice(on: Prepared, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _assumed_choice(on: Prepared, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The reference's choice of a support of which the trainer shows the values only."""
     shown = values.get("support.student")
     choice = on.reference.get("support.indices")
@@ -162,7 +162,7 @@ def assumed_choice(on: Prepared, values: Mapping[str, Tensor]) -> dict[str, Tens
     return {"support.indices": choice} if shown.shape == choice.shape else {}
 
 
-def rounded_to(dtype: torch.dtype, truth: Truth) -> Truth:
+def _rounded_to(dtype: torch.dtype, truth: Truth) -> Truth:
     """Budgets with room for a gradient that was stored in a lower dtype."""
     size = np.abs(np.nan_to_num(truth.values["gradient"]))
     wider = truth.bounds["gradient"] + torch.finfo(dtype).eps * size
@@ -170,7 +170,7 @@ def rounded_to(dtype: torch.dtype, truth: Truth) -> Truth:
     return replace(truth, bounds=truth.bounds | {"gradient": wider}) if stored_low else truth
 
 
-def mark_inherited(
+def _mark_inherited(
     on: Prepared,
     trace: Mapping[str, Tensor],
     followed: Mapping[str, Tensor],
@@ -206,7 +206,7 @@ def agree(on: Prepared, name: str, actual: Tensor, expected: Tensor) -> bool:
     return same(on, values_of(on, {name: actual}), wanted, allowances(on, wanted))
 
 
-def continued(on: Prepared, trace: Mapping[str, Tensor], on_policy: bool) -> dict[str, Tensor]:
+def _continued(on: Prepared, trace: Mapping[str, Tensor], on_policy: bool) -> dict[str, Tensor]:
     """The reference's stages, each from the trainer's value of the stage before."""
     case, found = on.case, {}
     config = case.config

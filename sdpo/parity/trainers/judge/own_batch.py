@@ -74,8 +74,8 @@ def compare_answers(
         The second one only if weights and mode are right and the inputs are not the same.
     """
     found = compare_forward(scenario, side, twins, micro_batch, mask)
-    own = own_micro_batch(side, micro_batch.rows, batch)
-    if found.status == Status.DIVERGENT or same_inputs(side, micro_batch, own):
+    own = _own_micro_batch(side, micro_batch.rows, batch)
+    if found.status == Status.DIVERGENT or _same_inputs(side, micro_batch, own):
         return [found]
     width = micro_batch.inputs["responses"].size(1)
     counts = mask != 0
@@ -91,13 +91,13 @@ def compare_answers(
     return [found, compared]
 
 
-def own_micro_batch(side: str, rows: Sequence[int], batch: Mapping[str, Tensor]) -> MicroBatch:
+def _own_micro_batch(side: str, rows: Sequence[int], batch: Mapping[str, Tensor]) -> MicroBatch:
     """Some rows of the reference's batch, as one side's inputs."""
     names = [STARTS[side] + name for name in MODEL_INPUTS] + ["responses"]
     return MicroBatch(list(rows), {name: batch[name][list(rows)] for name in names})
 
 
-def same_inputs(side: str, ours: MicroBatch, theirs: MicroBatch) -> bool:
+def _same_inputs(side: str, ours: MicroBatch, theirs: MicroBatch) -> bool:
     """Whether both hold the same tokens and positions at the same places before the end.
 
     Padding in front of all rows may be of any width, and so may that behind all responses.

@@ -52,7 +52,7 @@ def compare_prompts(
             continue
         about_teacher = stage in ("teacher_prompt", "teacher_tokens")
         judged = [row for row in rows if signal[row] or not about_teacher]
-        found.append(first_difference(stage, scenario.id, shown[stage], expected[stage], judged))
+        found.append(_first_difference(stage, scenario.id, shown[stage], expected[stage], judged))
     return found
 
 
@@ -68,7 +68,7 @@ def expectations(
     settings, rows = scenario.self_distillation, range(len(generation.rollouts))
     feedback = list(shown.get("feedback", natural["feedback"]))
     chosen = list(shown.get("demonstration", natural["demonstration"]))
-    demonstrations = [as_demonstration(entry) for entry in chosen]
+    demonstrations = [_as_demonstration(entry) for entry in chosen]
     used = [reference.uses_feedback(feedback[row], demonstrations[row], settings) for row in rows]
     messages = [
         reference.build_messages(
@@ -83,15 +83,15 @@ def expectations(
     return {
         "feedback": list(natural["feedback"]),
         "demonstration": [
-            as_shown(d, c) for d, c in zip(natural["demonstration"], chosen, strict=False)
+            _as_shown(d, c) for d, c in zip(natural["demonstration"], chosen, strict=False)
         ],
         "teacher_prompt": messages,
-        "teacher_tokens": encoded(spoken, scenario, batch, tokenizer),
+        "teacher_tokens": _encoded(spoken, scenario, batch, tokenizer),
         "distillation_mask": [float(demonstrations[row] is not None or used[row]) for row in rows],
     }
 
 
-def as_demonstration(entry: Any) -> reference.Demonstration | None:
+def _as_demonstration(entry: Any) -> reference.Demonstration | None:
     """A trainer's demonstration, of which only the text may be known."""
     if entry is None:
         return None
@@ -102,14 +102,14 @@ def as_demonstration(entry: Any) -> reference.Demonstration | None:
     )
 
 
-def as_shown(expected: Any, shown: Any) -> Any:
+def _as_shown(expected: Any, shown: Any) -> Any:
     """The reference's demonstration in the form in which the trainer shows its own."""
     if expected is None:
         return None
     return expected.text if isinstance(shown, str) else tuple(expected)
 
 
-def encoded(
+def _encoded(
     messages: Sequence[Any], scenario: Scenario, batch: Mapping[str, Tensor], tokenizer: Any
 ) -> list[dict[str, list[int]]]:
     """Ids and relative positions of the tokens that the teacher attends to, per row."""
@@ -150,14 +150,14 @@ def attended(
     return found
 
 
-def first_difference(
+def _first_difference(
     stage: str, case: str, actual: Sequence[Any], expected: Sequence[Any], rows: Sequence[int]
 ) -> Comparison:
     """Compare the judged rows exactly and name the first that differs."""
     for row in rows:
         ours, theirs = comparable(actual[row], expected[row])
         if ours != theirs:
-            return compare_exact(stage, case, f"row {row}", *where_they_part(ours, theirs))
+            return compare_exact(stage, case, f"row {row}", *_where_they_part(ours, theirs))
     return compare_exact(stage, case, stage, True, True)
 
 
@@ -186,7 +186,7 @@ def relative(tokens: Mapping[str, Any]) -> dict[str, list[int]]:
     return {"position_ids": [int(position) - int(positions[0]) for position in positions]}
 
 
-def where_they_part(ours: Any, theirs: Any) -> tuple[Any, Any]:
+def _where_they_part(ours: Any, theirs: Any) -> tuple[Any, Any]:
     """Two different values, of mappings only the entries that differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         keys = [key for key in theirs if ours.get(key) != theirs[key]]

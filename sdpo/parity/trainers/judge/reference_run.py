@@ -31,7 +31,7 @@ from sdpo.reference.update import UpdateSettings
 REQUIRED_BUT_UNUSED = "advantages"
 
 
-def student_batch(scenario: Scenario, generation: Generation, tokenizer: Any) -> Tensors:
+def _student_batch(scenario: Scenario, generation: Generation, tokenizer: Any) -> Tensors:
     """Prompts and responses side by side, left- and right-padded, as the reference lays them out.
 
     Shape: ids, attention mask and position ids `(B, P+T)`; responses and response mask `(B, T)`;
@@ -62,7 +62,7 @@ def student_batch(scenario: Scenario, generation: Generation, tokenizer: Any) ->
     }
 
 
-def teacher_batch(
+def _teacher_batch(
     scenario: Scenario, generation: Generation, batch: Tensors, tokenizer: Any
 ) -> prompts.TeacherBatch:
     """The reference's teacher inputs for a generation; rewards lie on the last response token."""
@@ -93,14 +93,14 @@ def whole_batch(
     """Everything the actor needs but old log-probs, and the trace of the teacher's prompt."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "left"
-    batch = student_batch(scenario, generation, tokenizer)
-    teacher = teacher_batch(scenario, generation, batch, tokenizer)
+    batch = _student_batch(scenario, generation, tokenizer)
+    teacher = _teacher_batch(scenario, generation, batch, tokenizer)
     batch |= teacher.tensors
     batch[REQUIRED_BUT_UNUSED] = torch.zeros(batch["responses"].shape)
     return batch, teacher.trace
 
 
-class MergedAdapters(TraceHooks):
+class _MergedAdapters(TraceHooks):
     """Lets the teacher average the effective weights of a student with adapters."""
 
     def __init__(self, merged: Callable[[nn.Module], nn.Module]):
@@ -135,20 +135,20 @@ def run_reference(
     student = copy.deepcopy(model).to(dtype)
     teacher = (copy.deepcopy(student) if merged is None else merged(student)).eval()
     trainable = [p for p in student.parameters() if p.requires_grad]
-    hooks = TraceHooks() if merged is None else MergedAdapters(merged)
+    hooks = TraceHooks() if merged is None else _MergedAdapters(merged)
 
     def batches() -> Iterator[tuple[Tensors, Groups]]:
         for number, generation in enumerate(scenario.generations):
             batch, _ = whole_batch(scenario, generation, tokenizer)
             with torch.no_grad():
                 batch["old_log_probs"] = log_probs(student, batch, scenario, dtype)
-            yield in_dtype(batch, dtype), epochs_of(scenario, groups[number])
+            yield in_dtype(batch, dtype), _epochs_of(scenario, groups[number])
 
     run_reference_updates(
         student,
         teacher,
         build_optimizer(dict(scenario.optimizer), trainable),
-        update_settings(scenario, dtype),
+        _update_settings(scenario, dtype),
         scenario.temperature,
         batches(),
         hooks=hooks,
@@ -156,7 +156,7 @@ def run_reference(
     return hooks.trace
 
 
-def epochs_of(scenario: Scenario, groups: Groups) -> Groups:
+def _epochs_of(scenario: Scenario, groups: Groups) -> Groups:
     """The groups of all optimizer steps of an update, checked for their number.
 
     Raises:
@@ -168,7 +168,7 @@ def epochs_of(scenario: Scenario, groups: Groups) -> Groups:
     return groups
 
 
-def update_settings(scenario: Scenario, dtype: torch.dtype) -> UpdateSettings:
+def _update_settings(scenario: Scenario, dtype: torch.dtype) -> UpdateSettings:
     """A scenario's settings for the reference's actor; micro-batches come as groups of rows."""
     chosen = {name: scenario.self_distillation[name] for name in UPDATE_SETTINGS}
     return UpdateSettings(

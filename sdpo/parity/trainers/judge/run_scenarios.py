@@ -61,13 +61,13 @@ def run_trainer_family(
         for number, scenario in enumerate(scenarios):
             progress("trainer", number, len(scenarios))
             with tempfile.TemporaryDirectory(prefix="sdpo-trainer-") as folder:
-                run_scenario(candidate, scenario, Path(folder), findings)
+                _run_scenario(candidate, scenario, Path(folder), findings)
     progress("trainer", len(scenarios), len(scenarios))
     findings.explained = united(findings.explained, fewest(findings.in_loss))
     return findings
 
 
-def run_scenario(
+def _run_scenario(
     candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
 ) -> None:
     """One scenario, its explanation and effect; whatever fails in the candidate is a finding."""
@@ -85,7 +85,7 @@ def run_scenario(
     findings.effects.append(effect_of(scenario, run, walk.natural(), result, labels, followed))
     findings.in_loss[scenario.id] = in_loss
     findings.explained = united(findings.explained, {label: [scenario.id] for label in outside})
-    add_new(findings.notes, [*run.notes, *other_rows(scenario, run)])
+    _add_new(findings.notes, [*run.notes, *_other_rows(scenario, run)])
 
 
 def failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Comparison:
@@ -122,7 +122,7 @@ def walked(
             result.status == Status.DIVERGENT
             and (so_far := getattr(error, "run", None)) is not None
         ):
-            result.comparisons.extend(prompts_so_far(scenario, so_far, folder))
+            result.comparisons.extend(_prompts_so_far(scenario, so_far, folder))
         return result, None
     walk = Walk(scenario, run, folder)
     try:
@@ -134,7 +134,7 @@ def walked(
     return result, walk
 
 
-def prompts_so_far(scenario: Scenario, run: TrainerRun, folder: Path) -> list[Comparison]:
+def _prompts_so_far(scenario: Scenario, run: TrainerRun, folder: Path) -> list[Comparison]:
     """The prompt stages of a training that failed later."""
     walk, first = Walk(scenario, run, folder), scenario.generations[0]
     batch, prompt = whole_batch(scenario, first, walk.tokenizer)
@@ -153,7 +153,7 @@ def differs_from_itself(apart: TrainingPool, scenario: Scenario = SCENARIOS[0]) 
     return []
 
 
-def other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
+def _other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
     """Whether micro-batches hold other rows than consecutive ones of the generation."""
     size, of_generation = scenario.micro_batch_size, len(scenario.generations[0].rollouts)
     for update in run.updates:
@@ -167,6 +167,6 @@ def other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
     return []
 
 
-def add_new(known: list[str], found: Iterable[str]) -> None:
+def _add_new(known: list[str], found: Iterable[str]) -> None:
     """Add what is not known yet, in place."""
     known.extend(entry for entry in dict.fromkeys(found) if entry not in known)

@@ -206,7 +206,7 @@ class Optimizers:
         self.previous = copy.deepcopy(self.sides[0])
         limit, norm = self.scenario.grad_clip, math.nan
         for side in self.sides:
-            norm = one_step(side, before, gradient, limit)
+            norm = _one_step(side, before, gradient, limit)
         after = [{n: p.detach().clone() for n, p in side[0].items()} for side in self.sides]
         return after[0], after[1], norm
 
@@ -217,11 +217,11 @@ class Optimizers:
         """
         side = copy.deepcopy(self.previous)
         limit = math.inf if fault == "M114" else self.scenario.grad_clip
-        one_step(side, before, gradient, limit, skip=fault != "M113")
+        _one_step(side, before, gradient, limit, skip=fault != "M113")
         return {name: parameter.detach() for name, parameter in side[0].items()}
 
 
-def one_step(
+def _one_step(
     side: Side, before: Tensors, gradient: Tensors, limit: float, *, skip: bool = True
 ) -> float:
     """Set weights and gradients, clip, step unless the norm is not finite; returns the norm."""
