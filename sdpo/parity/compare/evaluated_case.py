@@ -91,16 +91,17 @@ class Prepared:
         )
 
 
-_KNOWN: dict[int, Prepared] = {}
+_KEPT = "_prepared"
 _CASES: dict[int, tuple[GoldenCase, LossCase]] = {}
+"""Recorded cases by the entry of their manifest, which each of them keeps."""
 
 
 def prepared(case: LossCase) -> Prepared:
-    """The prepared form of a case; the same object for the same case object."""
-    found = _KNOWN.get(id(case))
-    if found is None or found.case is not case:
-        found = _KNOWN[id(case)] = Prepared(case)
-    return found
+    """The prepared form of a case, kept by the case itself: both go together."""
+    kept = vars(case)
+    if _KEPT not in kept:
+        kept[_KEPT] = Prepared(case)
+    return kept[_KEPT]
 
 
 def loss_case(golden: GoldenCase) -> LossCase:

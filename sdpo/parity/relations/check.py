@@ -30,11 +30,10 @@ from sdpo.parity.relations.catalogue import (
     RELATIONS,
     TEACHER,
     Relation,
-    claims_of,
     gravest,
 )
 from sdpo.parity.relations.received_inputs import differences
-from sdpo.parity.relations.transformed_cases import Claim, Part
+from sdpo.parity.relations.transformed_cases import Claim, Part, claims_of
 from sdpo.parity.truth.oracle import Array
 from sdpo.settings.determinism import reseed
 
@@ -190,7 +189,7 @@ def as_function(candidate: LossCandidate) -> LossCandidate:
 def outcomes(candidate: LossCandidate, relation: Relation) -> list[Outcome]:
     """What each claim of a relation shows on a candidate."""
     judged = as_function(candidate) if relation.kind == TEACHER else candidate
-    return [outcome_of(judged, relation, claim) for claim in claims_of(relation)]
+    return [outcome_of(judged, relation, claim) for claim in claims_of(relation.name)]
 
 
 @cache

@@ -6,7 +6,7 @@ without transformed cases the sum is zero.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ AGGREGATIONS = (
 PER_ROW_MEAN = "seq-mean-token-mean"
 PER_ROW = ("student_logits", "teacher_logits", "responses", "response_mask")
 OPTIONAL = ("old_log_probs", "rollout_is_weights", "self_distillation_mask")
-HALVES = ((0, 1), (2, 3))
-DEALT = ((0, 2), (1, 3))
-ONE_BY_ONE = ((0,), (1,), (2,), (3,))
 
 Place = Callable[[Array], Array]
 
@@ -302,3 +299,28 @@ def ends_of_alpha() -> list[Claim]:
 def at_alpha(case: LossCase, alpha: float) -> LossCase:
     """The same case with another alpha."""
     return renamed(replace(case, config=replace(case.config, alpha=alpha)), f"alpha {alpha:g}")
+
+
+MAKERS: dict[str, Callable[[], list[Claim]]] = {
+    "micro-batch split": partial(splits, ((0, 1), (2, 3))),
+    "process split": partial(splits, ((0, 2), (1, 3))),
+    "gradient accumulation": partial(splits, ((0,), (1,), (2,), (3,))),
+    "padding side": padding_side,
+    "extra padding": extra_padding,
+    "row order": row_order,
+    "masked row": masked_row,
+    "nothing counts": nothing_counts,
+    "logit shift": logit_shift,
+    "vocabulary order": vocabulary_order,
+    "equal sides": equal_sides,
+    "never negative": single_tokens,
+    "teacher gets no gradient": lambda: [Claim(case) for case in bases()],
+    "continuity in alpha": ends_of_alpha,
+}
+"""What makes the claims of each relation."""
+
+
+@cache
+def claims_of(name: str) -> tuple[Claim, ...]:
+    """Make the claims of a relation, by its name; the same objects each time."""
+    return tuple(MAKERS[name]())

@@ -1,5 +1,7 @@
 """A recorded case is prepared once in a process, in whatever part of its family it is asked for."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,3 +30,13 @@ def test_another_reading_or_another_folder_is_another_case(tmp_path: Path):
     (tmp_path / first.entry["file"]).write_bytes((family.folder / first.entry["file"]).read_bytes())
     moved = replace(first, folder=tmp_path)
     assert loss_case(moved) is not loss_case(first)
+
+
+def test_what_was_prepared_goes_with_its_case():
+    case = replace(loss_cases(packaged_family("loss"))[0], id="another")
+    assert prepared(case) is prepared(case)
+    assert prepared(replace(case)) is not prepared(case)
+    kept = weakref.ref(prepared(case))
+    del case
+    gc.collect()
+    assert kept() is None
