@@ -1,0 +1,59 @@
+"""Which arguments a loss function gets, and which cases its shape cannot cover."""
+
+import pytest
+import torch
+
+from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs, is_from_log_probs
+from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
+from sdpo.parity.relations.transformed_cases import generated
+
+
+def mean_gap(student, teacher, tokens, mask):
+    return ((student - teacher.detach()).sum(-1) * mask).sum() / mask.sum()
+
+
+def test_the_four_inputs_come_by_position_whatever_their_names():
+    found = FromLogits("planted", mean_gap).trace(generated("whole", 1, distillation_topk=100))
+    assert found["aggregate"].dim() == 0
+    # ten tokens count: each logit of theirs has a slope of a tenth
+    assert found["gradient"][0, 0, 0].item() == pytest.approx(0.1)
+    assert found["gradient"][3, 3].abs().sum() == 0
+
+
+def test_a_setting_without_an_argument_is_covered_at_its_usual_value_alone():
+    candidate = FromLogits("planted", mean_gap)
+    with pytest.raises(NotCoveredError, match=r"takes no alpha, the case needs alpha=0\.25"):
+        candidate.trace(generated("alpha", 1, distillation_topk=100, alpha=0.25))
+
+
+def test_an_alias_is_a_setting_under_another_name():
+    seen = {}
+
+    def loss(student_logits, teacher_logits, responses, response_mask, *, tau, kl_alpha, k):
+        seen.update(tau=tau, kl_alpha=kl_alpha, k=k)
+        return student_logits.mean()
+
+    case = generated("aliases", 1, distillation_topk=6, alpha=0.25, temperature=0.7)
+    candidate = FromLogits("planted", loss)
+    candidate.trace(case)
+    assert seen == {"tau": 0.7, "kl_alpha": 0.25, "k": 6}
+
+
+def test_too_few_arguments_are_no_loss_from_logits():
+    with pytest.raises(CandidateError, match="takes 2 arguments by position"):
+        FromLogits("planted", lambda student, teacher: student.sum())
+
+
+def test_a_loss_from_log_probs_is_known_by_the_names_of_its_parameters():
+    def loss(student_log_probs, teacher_log_probs, response_mask, config):
+        return ((student_log_probs - teacher_log_probs) * response_mask).sum()
+
+    assert is_from_log_probs(loss)
+    assert not is_from_log_probs(mean_gap)
+    candidate = FromLogProbs("planted", loss)
+    with pytest.raises(NotCoveredError, match="takes no student_topk_log_probs"):
+        candidate.trace(generated("top-k", 1, distillation_topk=6))
+    sampled = generated("sampled", 1, full_logit_distillation=False, alpha=1.0)
+    gradient = candidate.trace(sampled)["gradient"]
+    # of a log-prob: 1 - p at the sampled token, -p elsewhere, which add up to nothing
+    assert torch.allclose(gradient.sum(-1), torch.zeros(4, 4), atol=1e-6)
