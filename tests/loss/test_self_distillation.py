@@ -67,7 +67,7 @@ def test_the_sampled_token_alone():
 
 
 def test_rows_without_a_teacher_prompt_count_no_tokens():
-    """Half of the tokens remain, and the loss is that of the first row, whatever the second holds."""
+    """Half of the tokens remain; the loss is the first row's, whatever the second row holds."""
     poison = torch.full_like(STUDENT, math.nan)
     student = torch.cat([STUDENT, poison]).requires_grad_()
     loss = self_distillation_loss(
