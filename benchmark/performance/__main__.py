@@ -17,9 +17,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from sdpo.benchmark.performance.tables import OUT, machine
+from sdpo.runtime.atomic_write import write_atomically
+from sdpo.runtime.markdown_table import markdown_table
 
 PACKAGE = "sdpo.benchmark.performance"
 PARTS: dict[str, dict[bool, list[str]]] = {
@@ -51,17 +53,16 @@ TITLES = {
 
 
 def command(part: str, arguments: list[str], out: Path) -> list[str]:
-    """What measures a part."""
+    """The command that measures a part."""
     start = [sys.executable, "-W", "ignore", "-m"]
     if part in WRITES_ITSELF:
         return [*start, f"{PACKAGE}.{part}", *arguments, "--out", str(out)]
-    package = "sdpo.benchmark" if part == "executor_rate" else PACKAGE
-    return [*start, f"{package}.{part}", *arguments]
+    return [*start, f"{PACKAGE}.{part}", *arguments]
 
 
 def audits(candidates: list[str]) -> str:
     """Seconds of `sdpo audit` of each candidate, start included."""
-    lines = ["| command | wall, s | exit status |", "|---|--:|--:|"]
+    rows = []
     for candidate in candidates:
         began = time.perf_counter()
         audit = [sys.executable, "-W", "ignore", "-m", "sdpo", "audit", candidate]
@@ -70,9 +71,9 @@ def audits(candidates: list[str]) -> str:
         if done.returncode not in (0, 1):
             raise SystemExit(f"{' '.join(audit[3:])} ended with {done.returncode}: {done.stderr}")
         seconds = time.perf_counter() - began
-        lines.append(f"| `sdpo audit {candidate}` | {seconds:.1f} | {done.returncode} |")
-        print(lines[-1], file=sys.stderr, flush=True)
-    return "\n".join(lines) + "\n"
+        rows.append((f"`sdpo audit {candidate}`", f"{seconds:.1f}", done.returncode))
+        print(rows[-1], file=sys.stderr, flush=True)
+    return markdown_table(("command", "wall, s", "exit status"), rows) + "\n"
 
 
 def measure(part: str, arguments: list[str], out: Path) -> None:
@@ -92,7 +93,7 @@ def measure(part: str, arguments: list[str], out: Path) -> None:
 
 
 def report(out: Path) -> str:
-    """What the parts wrote, under titles, with their plots."""
+    """The parts' tables under titles, with their plots."""
     pieces = ["# Performance\n"]
     for part, title in TITLES.items():
         for file in sorted(out.glob(f"{part}*.md")):
@@ -103,20 +104,18 @@ def report(out: Path) -> str:
     return "\n".join(pieces)
 
 
-def finished(file: Path) -> dict[str, Any]:
-    """The parts that a run has finished, by name, with their arguments and seconds."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+class Finished(TypedDict):
+    """A part that a run has finished."""
 
-
-def remember(done: dict[str, Any], file: Path) -> None:
-    """Write what `finished` reads."""
-    file.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    arguments: list[str]
+    seconds: int
 
 
 def measure_all(names: list[str], out: Path, *, full: bool, resume: bool) -> None:
     """One part after the other; `out/parts.json` grows with each."""
     file = out / "parts.json"
-    done = {part: row for part, row in finished(file).items() if resume or part not in names}
+    stored: dict[str, Finished] = json.loads(file.read_text()) if file.is_file() else {}
+    done = {part: row for part, row in stored.items() if resume or part not in names}
     for number, part in enumerate(names, 1):
         arguments, head = PARTS[part][full], f"[{number} of {len(names)}] {part}"
         if part in done and done[part]["arguments"] == arguments:
@@ -125,10 +124,10 @@ def measure_all(names: list[str], out: Path, *, full: bool, resume: bool) -> Non
         print(f"{head} {' '.join(arguments)}", file=sys.stderr, flush=True)
         began = time.monotonic()
         done.pop(part, None)
-        remember(done, file)
+        write_atomically(file, json.dumps(done, indent=1) + "\n")
         measure(part, arguments, out)
         done[part] = {"arguments": arguments, "seconds": round(time.monotonic() - began)}
-        remember(done, file)
+        write_atomically(file, json.dumps(done, indent=1) + "\n")
         print(f"{head}: {done[part]['seconds']} s", file=sys.stderr, flush=True)
 
 

@@ -1,7 +1,7 @@
 """What the lockstep audit costs, as a ratio of the time of a training step without it.
 
-python benchmark/performance/callback_overhead.py --size tiny small --steps 40
-python benchmark/performance/callback_overhead.py --size medium --steps 8 --bf16     (on a GPU)
+python -m sdpo.benchmark.performance.callback_overhead --size tiny small --steps 40
+python -m sdpo.benchmark.performance.callback_overhead --size medium --steps 8 --bf16     (on a GPU)
 
 Ordinary training: a random model, 8 sampled answers to a problem in two micro-batches, AdamW. One
 run audits every second update. The callback's own clock is set against the rest of the same step,
@@ -13,198 +13,145 @@ measurements of budgets in it. On a GPU all clocks wait for the device.
 """
 
 import argparse
-import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from datasets import Dataset
-from transformers import (
-    AutoTokenizer,
-    PrinterCallback,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    TrainerCallback,
+from transformers import PrinterCallback, TrainerCallback
+
+from sdpo.benchmark.performance.own_process import synchronized_seconds
+from sdpo.benchmark.performance.random_models import (
+    qwen2_shape,
+    random_model,
+    reward_every,
+    trainer_of,
 )
-from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
-
-from sdpo.fixtures import PACKAGED
+from sdpo.benchmark.performance.tables import options
+from sdpo.benchmark.runs.environment import peak_memory_mib
 from sdpo.lockstep.parity_callback import MEASURED_AT
+from sdpo.runtime.markdown_table import markdown_table
 from sdpo.settings.config import SDPOConfig
-from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 426,
-    },
-    "small": {
-        "hidden_size": 640,
-        "intermediate_size": 2560,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 10,
-        "num_key_value_heads": 10,
-        "vocab_size": 32000,
-        "tie_word_embeddings": True,
-    },
-    "medium": {
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
+if TYPE_CHECKING:
+    from sdpo.lockstep.parity_callback import ParityCallback
+    from sdpo.trainer.sdpo_trainer import SDPOTrainer
+
+SHAPES = {
+    "tiny": qwen2_shape(32, 48, 2, 4, 2, 426),
+    "small": qwen2_shape(640, 2560, 12, 10, 10, 32_000, tied=True),
+    "medium": qwen2_shape(896, 4864, 24, 14, 2, 151_936, tied=True),
 }
 EVERY = 10
+"""Updates from one check to the next, for the cost over a long run."""
 PROBLEM = "Write a function `total(items)` that adds up the numbers of a list and returns the sum."
+HEAD = ("model", "parameters", "step, s", "unchecked", "a check ÷ step", "(middle half)")
+HEAD += ("with budgets", "rest ÷ plain", "every 10th", "peak, MiB")
 
 
-def reward(completions: list[Any], **columns: Any) -> list[float]:
-    """Every second completion succeeds."""
-    return [float(row % 2 == 0) for row in range(len(completions))]
+class StepSeconds(NamedTuple):
+    """One step: what the audit took of it, and the rest."""
+
+    rest: float
+    audit: float
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimizer step, generation included, and the audit's share of them."""
+    """Measures each optimizer step, generation included, and the audit's part of it."""
 
-    def __init__(self, audit: Any):
+    def __init__(self, audit: "ParityCallback"):
         self.audit = audit
-        self.steps: list[tuple[float, float]] = []
+        self.steps: list[StepSeconds] = []
         self.began = (0.0, 0.0)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        """The step begins, before anything is generated."""
-        self.began = now(), self.audit.seconds
+        """Start the clock, before anything is generated."""
+        self.began = synchronized_seconds(), self.audit.seconds
 
     def on_step_end(self, args, state, control, **kwargs):
-        """The step is over; added last, this callback comes after the audit."""
-        whole, own = now() - self.began[0], self.audit.seconds - self.began[1]
-        self.steps.append((whole - own, own))
-        step = f"{whole:.1f} s, {own:.1f} s of them the audit's"
+        """Stop the clock; added last, this callback comes after the audit."""
+        whole = synchronized_seconds() - self.began[0]
+        audit = self.audit.seconds - self.began[1]
+        self.steps.append(StepSeconds(whole - audit, audit))
+        step = f"{whole:.1f} s, {audit:.1f} s of them the audit's"
         print(f"step {len(self.steps)} of {args.max_steps}: {step}", file=sys.stderr, flush=True)
 
 
-def now() -> float:
-    """The clock, once the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def build(
-    size: str, steps: int, length: int, attempts: int, folder: Path, *, bf16: bool = False
-) -> SDPOTrainer:
+def build(size: str, chosen: argparse.Namespace, folder: Path) -> "SDPOTrainer":
     """A trainer of a random model, every second of whose updates is checked."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer")
-    prompt = [{"role": "user", "content": PROBLEM}]
-    return SDPOTrainer(
-        model=Qwen2ForCausalLM(Qwen2Config(**SIZES[size])),
-        args=GRPOConfig(
-            output_dir=str(folder),
-            per_device_train_batch_size=attempts // 2,
-            gradient_accumulation_steps=2,
-            num_generations=attempts,
-            max_completion_length=length,
-            max_steps=steps,
-            learning_rate=1e-5,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=bf16,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            logging_steps=10,
-            report_to=[],
-            disable_tqdm=True,
-        ),
-        sdpo_config=SDPOConfig(audit_every=2),
-        processing_class=tokenizer,
-        reward_funcs=[reward],
-        train_dataset=Dataset.from_dict({"prompt": [prompt] * steps}),
+    return trainer_of(
+        random_model(SHAPES[size]),
+        SDPOConfig(audit_every=2),
+        [PROBLEM] * chosen.steps,
+        folder,
+        reward_every(2),
+        per_device_train_batch_size=chosen.attempts // 2,
+        gradient_accumulation_steps=2,
+        num_generations=chosen.attempts,
+        max_completion_length=chosen.length,
+        max_steps=chosen.steps,
+        learning_rate=1e-5,
+        bf16=chosen.bf16,
+        logging_steps=10,
     )
 
 
-def measure(size: str, chosen: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of plain steps, and what the audit adds to each kind of step."""
+def measure(size: str, chosen: argparse.Namespace) -> list[str]:
+    """Train one model; a row of the table."""
     with tempfile.TemporaryDirectory() as folder:
-        steps = chosen.steps
-        trainer = build(size, steps, chosen.length, chosen.attempts, Path(folder), bf16=chosen.bf16)
-        assert trainer.audit is not None
-        trainer.audit.clock = now
-        clock = Clock(trainer.audit)
+        trainer = build(size, chosen, Path(folder))
+        audit = trainer.audit
+        if audit is None:
+            raise SystemExit("the trainer has no audit to measure")
+        audit.clock = synchronized_seconds
+        clock = Clock(audit)
         trainer.add_callback(clock)
         trainer.remove_callback(PrinterCallback)  # it writes into the table
         trainer.train()
-        found = [row["first_moved"] for row in trainer.audit.checks.rows]
-    assert not any(found), f"the reference disagrees: {found}"
-    kinds: dict[str, list[tuple[float, float]]] = {"plain": [], "check": [], "measured": []}
+        departures = [row["first_moved"] for row in audit.checks.rows]
+    if any(departures):
+        raise SystemExit(f"the reference disagrees: {departures}")
+    kinds: dict[str, list[StepSeconds]] = {"plain": [], "check": [], "measured": []}
     for number, seconds in enumerate(clock.steps[1:], 1):  # the first one warms up
         check = number // 2 + 1
         kind = "plain" if number % 2 else ("measured" if check in MEASURED_AT else "check")
         kinds[kind].append(seconds)
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    return {"size": size, "parameters": parameters} | ratios(kinds, chosen.updates)
+    memory = f"{peak_memory_mib():.0f}"
+    return [size, f"{parameters:,}", *costs(kinds, chosen.updates), memory]
 
 
-def ratios(kinds: dict[str, list[tuple[float, float]]], updates: int) -> dict[str, float]:
-    """Costs relative to the rest of the same step."""
-    shares = {kind: sorted(own / rest for rest, own in steps) for kind, steps in kinds.items()}
-    step = median(rest for rest, _ in kinds["plain"])
-    check, budget = median(shares["check"]), max(shares["measured"])
-    checks = range(1, updates // EVERY + 1)
-    total = sum(budget if number in MEASURED_AT else check for number in checks)
-    quarter = len(shares["check"]) // 4
-    return {
-        "step": step,
-        "unchecked": median(shares["plain"]),
-        "check": check,
-        "low": shares["check"][quarter],
-        "high": shares["check"][-1 - quarter],
-        "budget": budget,
-        "rest": median(rest for rest, _ in kinds["check"]) / step,
-        "tenth": total / updates,
+def costs(kinds: dict[str, list[StepSeconds]], updates: int) -> list[str]:
+    """The cells of the table from `step` to `every 10th`.
+
+    Args:
+        kinds: steps without a check (`plain`), with one (`check`), and with one that also measures
+            the budgets (`measured`).
+        updates: length of the run over which `every 10th` spreads the cost.
+    """
+    relative = {
+        kind: sorted(step.audit / step.rest for step in steps) for kind, steps in kinds.items()
     }
-
-
-def peak() -> float:
-    """Most memory so far in GB: the GPU's, or this process's."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    step = median(step.rest for step in kinds["plain"])
+    check, measured = median(relative["check"]), max(relative["measured"])
+    checks = range(1, updates // EVERY + 1)
+    total = sum(measured if number in MEASURED_AT else check for number in checks)
+    quarter = len(relative["check"]) // 4
+    low, high = relative["check"][quarter], relative["check"][-1 - quarter]
+    rest = median(step.rest for step in kinds["check"]) / step
+    cells = [f"{step:.3f}", f"{median(relative['plain']):.3%}", f"{check:.1%}"]
+    cells += [f"{low:.1%} … {high:.1%}", f"{measured:.1%}", f"{rest:.2f}"]
+    return [*cells, f"{total / updates:.2%}"]
 
 
 def main() -> None:
     """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny"])
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps that are measured")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a completion")
-    parser.add_argument("--attempts", type=int, default=8, help="completions of a problem, even")
+    parser = options(__doc__, steps=40, length=128, attempts=8, updates=1000)
+    parser.add_argument("--size", nargs="+", choices=SHAPES, default=["tiny"])
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    parser.add_argument("--updates", type=int, default=1000, help="length of the run for `tenth`")
     chosen = parser.parse_args()
-    print(
-        "| model | parameters | step, s | unchecked | a check ÷ step | (middle half) "
-        "| with budgets | rest ÷ plain | every 10th | peak, GB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for size in chosen.size:
-        r = measure(size, chosen)
-        print(
-            f"| {size} | {r['parameters']:,} | {r['step']:.3f} | {r['unchecked']:.3%} "
-            f"| {r['check']:.1%} | {r['low']:.1%} … {r['high']:.1%} | {r['budget']:.1%} "
-            f"| {r['rest']:.2f} | {r['tenth']:.2%} | {peak():.1f} |",
-            flush=True,
-        )
+    print(markdown_table(HEAD, [measure(size, chosen) for size in chosen.size], left=len(HEAD)))
 
 
 if __name__ == "__main__":

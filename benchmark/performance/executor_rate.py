@@ -1,4 +1,4 @@
-"""Measures how many solutions per second the executor scores, against two simpler ways.
+"""How many solutions per second the executor scores, beside two simpler ways.
 
     python -m sdpo.benchmark.performance.executor_rate [--data FILE] [--workers 2] [--repeats 3]
 
@@ -8,7 +8,6 @@ the executor has workers. Both are unconfined and can be cheated; they set the s
 interleaved, so that a change of load meets all of them.
 """
 
-import argparse
 import concurrent.futures
 import statistics
 import subprocess
@@ -18,15 +17,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sdpo.benchmark.performance.tables import options
 from sdpo.benchmark.problems.case import Case
 from sdpo.benchmark.problems.dataset import load_file
 from sdpo.benchmark.scoring.check_references import reference_case
 from sdpo.benchmark.scoring.executor import Executor
+from sdpo.runtime.markdown_table import markdown_table
 
-# Solutions that run for seconds measure themselves, not the executor.
-_SLOW_TASKS = frozenset({123})
-_LIMIT = 60.0
-_OWN = (
+SLOW_TASKS = frozenset({123})
+"""Solutions that run for seconds, and so measure themselves."""
+LIMIT = 60.0
+SOLUTIONS = (
     ("def double(n):\n    return 2 * n\n", "double", ((3, 6), (0, 0), (-2, -4))),
     ("def ends(x):\n    return [x[0], x[-1]]\n", "ends", (([1, 2], [1, 2]), ([5], [5, 5]))),
     (
@@ -43,11 +44,11 @@ _OWN = (
 )
 
 
-def own_cases(count: int) -> list[Case]:
+def small_cases(count: int) -> list[Case]:
     """Small solutions with two or three asserts each."""
     cases = []
     for index in range(count):
-        code, name, pairs = _OWN[index % len(_OWN)]
+        code, name, pairs = SOLUTIONS[index % len(SOLUTIONS)]
         tests = tuple(f"assert {name}({argument!r}) == {value!r}" for argument, value in pairs)
         cases.append(Case(index, code, tests))
     return cases
@@ -64,22 +65,22 @@ def _write(cases: Sequence[Case], folder: Path) -> list[str]:
 
 
 def _passes(command: list[str]) -> bool:
-    return subprocess.run(command, capture_output=True, timeout=_LIMIT, check=False).returncode == 0
+    return subprocess.run(command, capture_output=True, timeout=LIMIT, check=False).returncode == 0
 
 
 def bare(paths: Sequence[str]) -> int:
-    """Run files one after the other; returns how many passed."""
+    """How many files pass, run one after the other."""
     return sum(_passes([sys.executable, path]) for path in paths)
 
 
 def fresh(paths: Sequence[str], workers: int) -> int:
-    """Run files in isolated interpreters, `workers` at a time; returns how many passed."""
+    """How many files pass in isolated interpreters, `workers` at a time."""
     with concurrent.futures.ThreadPoolExecutor(workers) as threads:
         return sum(threads.map(lambda path: _passes([sys.executable, "-I", "-S", path]), paths))
 
 
 def scored(executor: Executor, cases: Sequence[Case]) -> int:
-    """Score cases with the executor; returns how many passed."""
+    """How many cases pass in the executor."""
     return sum(result.status == "pass" for result in executor.map(cases))
 
 
@@ -98,7 +99,7 @@ def measure(
     """Solutions per second of each way, once per repeat, and the number of layers active.
 
     Raises:
-        RuntimeError: If a solution does not pass.
+        RuntimeError: a solution does not pass.
     """
     rates: dict[str, list[float]] = {"bare": [], "fresh": [], "executor": []}
     # The slowest way gets fewer solutions, so that no way runs much longer than the others.
@@ -119,28 +120,26 @@ def table(rates: dict[str, list[float]], layers: int, workers: int) -> str:
         "fresh": f"fresh `python -I -S`, {workers} at a time",
         "executor": f"executor, {workers} workers, {layers} layers",
     }
-    lines = ["| way | solutions/s | executor is faster by |", "|---|---|---|"]
+    rows = []
     for name, label in labels.items():
         ratios = [e / r for e, r in zip(rates["executor"], rates[name], strict=True)]
         ratio = "" if name == "executor" else f"{statistics.median(ratios):.1f}x"
-        lines.append(f"| {label} | {statistics.median(rates[name]):.0f} | {ratio} |")
-    return "\n".join(lines)
+        rows.append((label, f"{statistics.median(rates[name]):.0f}", ratio))
+    return markdown_table(("way", "solutions/s", "executor is faster by"), rows)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, help="published MBPP file; default: small own ones")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args(argv)
-    if options.data is None:
-        cases = own_cases(400)
+    parser = options(__doc__, workers=2, repeats=3)
+    parser.add_argument("--data", type=Path, help="published MBPP file; default: small solutions")
+    chosen = parser.parse_args()
+    if chosen.data is None:
+        cases = small_cases(400)
     else:
-        problems = load_file(options.data).problems
-        cases = [reference_case(p) for p in problems if p.task_id not in _SLOW_TASKS]
-    rates, layers = measure(cases, options.workers, options.repeats)
-    print(table(rates, layers, options.workers))
+        problems = load_file(chosen.data).problems
+        cases = [reference_case(p) for p in problems if p.task_id not in SLOW_TASKS]
+    rates, layers = measure(cases, chosen.workers, chosen.repeats)
+    print(table(rates, layers, chosen.workers))
 
 
 if __name__ == "__main__":

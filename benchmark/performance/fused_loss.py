@@ -12,34 +12,41 @@ A contender that would need more than `--memory` GiB is left out, by what it nee
 """
 
 import argparse
-import os
+import json
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdpo.benchmark.performance.contenders import CONTENDERS
-from sdpo.benchmark.performance.tables import OUT, legend_below, machine, spread, write
-from sdpo.benchmark.performance.timed_process import GIB, in_own_process
+from sdpo.benchmark.performance.contenders import CONTENDERS, PEERS, LossShape
+from sdpo.benchmark.performance.own_process import GIB, measure_in_process
+from sdpo.benchmark.performance.tables import (
+    Row,
+    add_output_options,
+    legend_below,
+    machine,
+    median_and_range,
+    options,
+    write_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PEERS = ("sdpo-rl", "trl")
 AGREEMENT = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest relative difference of losses and norms; log-probs of the peers are bfloat16 as well."""
-SHAPE = ["vocabulary", "hidden", "topk", "tokens", "active"]
-Rows = list[dict[str, Any]]
+SHAPE = [field.name for field in fields(LossShape) if field.name not in ("device", "dtype")]
 
 
-def shapes(chosen: argparse.Namespace) -> Iterator[Rows]:
+def shapes(chosen: argparse.Namespace) -> Iterator[list[LossShape]]:
     """All shapes, those of one vocabulary and K together, fewest tokens first."""
-    common = {"hidden": chosen.hidden, "device": chosen.device, "dtype": chosen.dtype}
     for vocabulary, topk in product(chosen.vocabulary, chosen.topk):
         for active in sorted(chosen.active, reverse=True):
             yield [
-                {"vocabulary": vocabulary, "topk": topk, "tokens": tokens, "active": active}
-                | common
+                LossShape(
+                    vocabulary, chosen.hidden, topk, tokens, active, chosen.device, chosen.dtype
+                )
                 for tokens in sorted(chosen.tokens)
             ]
 
@@ -48,65 +55,68 @@ def rounds(chosen: argparse.Namespace) -> "pd.DataFrame":
     """All measurements."""
     import pandas as pd
 
-    rows: Rows = []
+    rows: list[Row] = []
     for group in shapes(chosen):
-        rows += on_cuda(group, chosen) if chosen.device == "cuda" else on_cpu(group, chosen)
+        rows += (_rounds_on_cuda if chosen.device == "cuda" else _rounds_on_cpu)(group, chosen)
     check_agreement(rows, AGREEMENT[chosen.dtype])
     return pd.DataFrame(rows)
 
 
-def on_cuda(group: Rows, chosen: argparse.Namespace) -> Rows:
+def _measured(
+    name: str, shapes: list[LossShape], chosen: argparse.Namespace, repeats: int = 1
+) -> Iterator[Row]:
+    """Measurements of one contender in one fresh process."""
+    arguments = [name, json.dumps([asdict(shape) for shape in shapes])]
+    arguments += ["--threads", str(chosen.threads), "--repeats", str(repeats)]
+    module = "sdpo.benchmark.performance.timed_process"
+    return measure_in_process(module, arguments, {"contender": name})
+
+
+def _rounds_on_cuda(group: list[LossShape], chosen: argparse.Namespace) -> list[Row]:
     """A process for each contender."""
-    rows: Rows = []
-    for name in chosen.contenders:
-        rows += in_own_process(name, group, threads=chosen.threads, repeats=chosen.repeats)
-    return rows
+    processes = (_measured(name, group, chosen, chosen.repeats) for name in chosen.contenders)
+    return [row for rows in processes for row in rows]
 
 
-def on_cpu(group: Rows, chosen: argparse.Namespace) -> Rows:
+def _rounds_on_cpu(group: list[LossShape], chosen: argparse.Namespace) -> list[Row]:
     """A process for each measurement, contenders in turn."""
-    rows: Rows = []
-    needs: dict[str, float] = {}
+    rows: list[Row] = []
+    gib_per_token: dict[str, float] = {}
     for shape in group:
-        weights = 2 * shape["vocabulary"] * shape["hidden"] * 4 / GIB
-        fit = [
+        weights = 2 * shape.vocabulary * shape.hidden * 4 / GIB
+        affordable = [
             name
             for name in chosen.contenders
-            if needs.get(name, 0) * shape["tokens"] + weights < chosen.memory
+            if gib_per_token.get(name, 0) * shape.tokens + weights < chosen.memory
         ]
-        found = [
-            {**row, "round": number}
-            for number in range(chosen.repeats)
-            for name in fit
-            for row in in_own_process(name, [shape], threads=chosen.threads)
-        ]
-        for row in found:
-            if row["contender"] not in ("fused", "projections"):
-                needs[row["contender"]] = row["memory_gib"] / shape["tokens"]
-        rows += found
+        for number, name in product(range(chosen.repeats), affordable):
+            for row in _measured(name, [shape], chosen):
+                rows.append({**row, "round": number})
+                if name not in ("fused", "projections"):
+                    gib_per_token[name] = float(row["memory_gib"]) / shape.tokens
     return rows
 
 
-def check_agreement(rows: Rows, tolerance: float) -> None:
-    """All contenders computed the same, wherever ours took part."""
-    ours = {key_of(row): row for row in rows if row["contender"] == "fused"}
+def check_agreement(rows: list[Row], tolerance: float) -> None:
+    """Stop unless all contenders computed the same, wherever ours took part."""
+
+    def shape_of(row: Row) -> tuple[float | str, ...]:
+        return tuple(row[name] for name in SHAPE)
+
+    ours = {shape_of(row): row for row in rows if row["contender"] == "fused"}
     for row in rows:
-        first = ours.get(key_of(row), row)
         for key in ("loss", "grad_student", "grad_weight"):
-            if key in row and not abs(row[key] - first[key]) <= tolerance * abs(first[key]):
-                raise SystemExit(f"{row['contender']}: {key} is {row[key]}, fused {first[key]}")
-
-
-def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells shapes apart."""
-    return tuple(row[name] for name in SHAPE)
+            if key in row and shape_of(row) in ours:
+                actual, expected = float(row[key]), float(ours[shape_of(row)][key])
+                if not abs(actual - expected) <= tolerance * abs(expected):
+                    raise SystemExit(f"{row['contender']}: {key} is {actual}, fused {expected}")
 
 
 def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
     """Per shape and contender: medians, and ratios to floor and best peer within each round."""
     import pandas as pd
 
-    found = []
+    summaries = []
     groups: Any = rows.groupby(SHAPE, sort=True)
     for keys, part in groups:
         tables: dict[str, Any] = {
@@ -114,23 +124,23 @@ def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
             for value in ("wall_s", "cpu_s", "memory_gib", "loss")
             if value in part
         }
-        found += [
+        summaries += [
             dict(zip(SHAPE, keys, strict=True)) | {"contender": name} | ratios(tables, name)
             for name in tables["wall_s"]
         ]
-    return pd.DataFrame(found)
+    return pd.DataFrame(summaries)
 
 
-def ratios(tables: dict[str, Any], name: str) -> dict[str, Any]:
+def ratios(tables: dict[str, Any], name: str) -> Row:
     """Medians of one contender, and its ratios; those above 1 are slower or larger."""
-    row = {value: tables[value][name].median() for value in ("wall_s", "cpu_s", "memory_gib")}
+    row: Row = {value: tables[value][name].median() for value in ("wall_s", "cpu_s", "memory_gib")}
     table = tables["wall_s"]
     if "projections" in table:
-        row["time/floor"] = spread(table[name] / table["projections"])
+        row["time/floor"] = median_and_range(table[name] / table["projections"])
     if peers := [peer for peer in PEERS if peer in table]:
-        row["time/best peer"] = spread(table[name] / table[peers].min(axis=1))
+        row["time/best peer"] = median_and_range(table[name] / table[peers].min(axis=1))
         best = tables["memory_gib"][peers].min(axis=1)
-        row["memory/best peer"] = spread(tables["memory_gib"][name] / best, 4)
+        row["memory/best peer"] = median_and_range(tables["memory_gib"][name] / best, 4)
     if "loss" in tables and {"fused", name} <= set(tables["loss"]):
         difference = tables["loss"][name] / tables["loss"]["fused"] - 1
         row["loss/ours - 1"] = "" if difference.isna().all() else f"{difference.median():.1e}"
@@ -169,32 +179,20 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
     figure.savefig(file, dpi=120)
 
 
-def arguments() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--vocabulary", nargs="+", type=int, default=[151936])
-    parser.add_argument("--hidden", type=int, default=896)
-    parser.add_argument("--topk", nargs="+", type=int, default=[100])
-    parser.add_argument("--tokens", nargs="+", type=int, default=[128, 1024])
-    parser.add_argument("--active", nargs="+", type=float, default=[1.0], help="share of rows")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+def main() -> None:
+    """Measure and write."""
+    numbers = {"vocabulary": [151936], "topk": [100], "tokens": [128, 1024], "active": [1.0]}
+    parser = options(__doc__, **numbers, hidden=896, repeats=3)
+    add_output_options(parser, None)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=AGREEMENT, default="float32")
     parser.add_argument("--memory", type=float, default=6.0, help="GiB a process may take (CPU)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
-    parser.add_argument("--name", help="of the results' files")
-    return parser
-
-
-def main() -> None:
-    """Measure and write."""
-    chosen = arguments().parse_args()
+    chosen = parser.parse_args()
     rows, file = rounds(chosen), chosen.out / (chosen.name or f"fused_loss_{chosen.device}")
     caption = machine(threads=chosen.threads, device=chosen.device, dtype=chosen.dtype)
     table = summary(rows)
-    write(file, rows, table, caption)
+    write_table(file, rows, table, caption)
     if len(chosen.tokens) > 1:
         plot(table, file.with_suffix(".png"), caption)
 

@@ -1,6 +1,6 @@
 """What makes a training and its lockstep replica drift apart: the optimizer, or the precision?
 
-python benchmark/performance/lockstep_drift.py --steps 12
+python -m sdpo.benchmark.performance.lockstep_drift --steps 12
 
 The same tiny training several times. Every single update is within its budget, and the two runs
 differ by rounding alone, in gradients of which many entries are nothing but rounding. AdamW divides
@@ -8,23 +8,24 @@ each entry by its own size, so that such entries make steps as long as all other
 larger epsilon damps them, and in float64 they are 1e-9 of what they were.
 """
 
-import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
-from sdpo.fixtures import PACKAGED
+from sdpo.benchmark.performance.random_models import (
+    qwen2_shape,
+    random_model,
+    reward_every,
+    trainer_of,
+)
+from sdpo.benchmark.performance.tables import options
+from sdpo.runtime.markdown_table import markdown_table
 from sdpo.settings.config import SDPOConfig
-from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 426}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-RUNS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
+SHAPE = qwen2_shape(32, 48, 2, 4, 2, 426)
+RUNS: dict[str, tuple[Mapping[str, float | str], torch.dtype]] = {
     "AdamW, epsilon 1e-8": ({}, torch.float32),
     "AdamW, epsilon 1e-4": ({"adam_epsilon": 1e-4}, torch.float32),
     "SGD": ({"optim": "sgd"}, torch.float32),
@@ -32,40 +33,27 @@ RUNS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
 }
 
 
-def reward(completions: list[Any], **columns: Any) -> list[float]:
-    """Every third completion succeeds."""
-    return [float(row % 3 == 0) for row in range(len(completions))]
-
-
-def drift(args: dict[str, Any], dtype: torch.dtype, steps: int, folder: Path) -> list[float]:
+def drift(
+    optimizer: Mapping[str, float | str], dtype: torch.dtype, steps: int, folder: Path
+) -> list[float]:
     """Distance of the student from its replica after each step, relative to the way gone."""
-    torch.manual_seed(0)
-    prompts = [[{"role": "user", "content": f"What is {n} + {n}?"}] for n in range(4)]
-    settings: dict[str, Any] = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", **args}
-    shape: dict[str, Any] = {**SIZES, **HEADS, "attn_implementation": "sdpa"}
-    model: Any = Qwen2ForCausalLM(Qwen2Config(**shape))
-    trainer = SDPOTrainer(
-        model=model.to(dtype),
-        args=GRPOConfig(
-            output_dir=str(folder),
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-            num_generations=4,
-            max_completion_length=6,
-            max_steps=steps,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            **settings,
-        ),
-        sdpo_config=SDPOConfig(distillation_topk=20, audit_lockstep=True),
-        processing_class=AutoTokenizer.from_pretrained(PACKAGED / "reprompt" / "tokenizer"),
-        reward_funcs=[reward],
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
+    model = random_model(SHAPE, attn_implementation="sdpa")
+    trainer = trainer_of(
+        model.to(dtype),  # pyright: ignore[reportArgumentType]
+        SDPOConfig(distillation_topk=20, audit_lockstep=True),
+        [f"What is {n} + {n}?" for n in range(4)],
+        folder,
+        reward_every(3),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        num_generations=4,
+        max_completion_length=6,
+        max_steps=steps,
+        use_cpu=True,
+        logging_strategy="no",
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        **optimizer,
     )
     trainer.train()
     assert trainer.audit is not None
@@ -74,17 +62,14 @@ def drift(args: dict[str, Any], dtype: torch.dtype, steps: int, folder: Path) ->
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=12)
-    chosen = parser.parse_args()
-    marks = sorted({1, chosen.steps // 3, chosen.steps} - {0})
-    print("| optimizer | " + " | ".join(f"after step {mark}" for mark in marks) + " |")
-    print("|---|" + "---|" * len(marks))
-    for name, (args, dtype) in RUNS.items():
+    steps = options(__doc__, steps=12).parse_args().steps
+    marks = sorted({1, steps // 3, steps} - {0})
+    rows = []
+    for name, (optimizer, dtype) in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:
-            found = drift(args, dtype, chosen.steps, Path(folder))
-        cells = " | ".join(f"{found[mark - 1]:.1e}" for mark in marks)
-        print(f"| {name} | {cells} |", flush=True)
+            distances = drift(optimizer, dtype, steps, Path(folder))
+        rows.append([name, *(f"{distances[mark - 1]:.1e}" for mark in marks)])
+    print(markdown_table(["optimizer", *(f"after step {mark}" for mark in marks)], rows))
 
 
 if __name__ == "__main__":

@@ -14,30 +14,37 @@ beyond what it held before (Linux), optimizer state and gradients included.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sdpo.benchmark.performance.tables import OUT, legend_below, machine, spread, write
-from sdpo.benchmark.performance.timed_process import status
+from sdpo.benchmark.performance.own_process import MemoryPeak, measure_in_process
+from sdpo.benchmark.performance.random_models import qwen2_shape, random_model
+from sdpo.benchmark.performance.tables import (
+    Row,
+    add_output_options,
+    legend_below,
+    machine,
+    median_and_range,
+    options,
+    write_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sdpo.parity.trainers.scenarios.scenario import Scenario
 
-SIZES: Mapping[str, dict[str, int]] = {
-    "tiny": {"vocab_size": 32_000, "hidden_size": 128, "num_hidden_layers": 2},
-    "deep": {"vocab_size": 32_000, "hidden_size": 512, "num_hidden_layers": 8},
-    "small": {"vocab_size": 151_936, "hidden_size": 256, "num_hidden_layers": 4},
+SHAPES = {
+    "tiny": qwen2_shape(128, 512, 2, 4, 4, 32_000),
+    "deep": qwen2_shape(512, 2048, 8, 4, 4, 32_000),
+    "small": qwen2_shape(256, 1024, 4, 4, 4, 151_936),
 }
 GROUPS, GROUP_SIZE, ROWS_AT_ONCE = 2, 4, 4
 OURS: Mapping[str, Mapping[str, Any]] = {
@@ -73,25 +80,7 @@ def scenario(chosen: argparse.Namespace, settings: Mapping[str, Any]) -> "Scenar
     )
 
 
-def write_model(size: str, folder: Path) -> int:
-    """A random model where the adapters look for one; its number of weights."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    shape: dict[str, Any] = SIZES[size]
-    config = Qwen2Config(
-        **shape,
-        intermediate_size=4 * shape["hidden_size"],
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=4096,
-    )
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config).float()
-    model.save_pretrained(folder / "model")
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def train(name: str, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def train(name: str, chosen: argparse.Namespace, folder: Path) -> Row:
     """One training in this process: seconds of each step, and GiB."""
     from transformers import TrainerCallback
 
@@ -115,57 +104,45 @@ def train(name: str, chosen: argparse.Namespace, folder: Path) -> dict[str, Any]
 
     adapter = {"trl": TRL, "sdpo-rl": SdpoRl}.get(name, OwnTrainer)()
     script = scenario(chosen, OURS.get(name, {}))
-    parameters, clock = write_model(chosen.size[0], folder), Clock()
+    model, clock = random_model(SHAPES[chosen.size[0]], max_position_embeddings=4096), Clock()
+    model.save_pretrained(folder / "model")  # where the adapters look for one
     with quiet():
         parts, player = make_parts(adapter, script, folder)
         trainer, _ = adapter.build(parts)
         trainer.model.generate = player.generate
         trainer.add_callback(clock)
-        before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
+        peak = MemoryPeak()
         trainer.train()
     return {
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "step_s": median(clock.wall[1:]),
         "step_cpu_s": median(clock.cpu[1:]),
-        "memory_gib": status("VmHWM") - before,
+        "memory_gib": peak.gib(),
     }
 
 
-def in_own_process(name: str, row: dict[str, Any], chosen: argparse.Namespace) -> Any:
-    """One training in a fresh interpreter; `row` has its size, prompt and signal."""
-    settings = row | {"steps": chosen.steps, "length": chosen.length, "threads": chosen.threads}
-    command = [sys.executable, "-W", "ignore", "-m", __spec__.name, "--one", name]
-    command += [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    row = {**row, "trainer": name}
-    row |= {**json.loads(done.stdout.splitlines()[-1]), "load": os.getloadavg()[0]}
-    print(row, file=sys.stderr, flush=True)
-    return row
-
-
 def rounds(chosen: argparse.Namespace) -> "pd.DataFrame":
-    """All trainings, trainers in turn."""
+    """All trainings, each in a fresh interpreter, trainers in turn."""
     import pandas as pd
 
-    return pd.DataFrame(
-        {
-            **in_own_process(name, {"size": size, "prompt": prompt, "signal": signal}, chosen),
-            "round": number,
-        }
-        for size in chosen.size
-        for prompt in chosen.prompt
-        for signal in chosen.signal
-        for number in range(chosen.repeats)
-        for name in TRAINERS
-    )
+    rows = []
+    conditions = product(chosen.size, chosen.prompt, chosen.signal, range(chosen.repeats), TRAINERS)
+    for size, prompt, signal, number, name in conditions:
+        shape: Row = {"size": size, "prompt": prompt, "signal": signal}
+        common = {"steps": chosen.steps, "length": chosen.length, "threads": chosen.threads}
+        arguments = [
+            text for key, value in (shape | common).items() for text in (f"--{key}", str(value))
+        ]
+        labels = shape | {"trainer": name, "round": number}
+        rows += measure_in_process(__spec__.name, ["--one", name, *arguments], labels)
+    return pd.DataFrame(rows)
 
 
 def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
     """Per model, share and trainer: medians, and ratios to the best peer within each round."""
     import pandas as pd
 
-    found = []
+    summaries = []
     groups: Any = rows.groupby(["size", "parameters", "prompt", "signal"], sort=False)
     for (size, parameters, prompt, signal), part in groups:
         tables = [
@@ -174,7 +151,7 @@ def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
         ]
         time_, cpu, memory = ((t, t[list(PEERS)].min(axis=1)) for t in tables)
         for name in TRAINERS:
-            found.append(
+            summaries.append(
                 {
                     "model": size,
                     "weights": f"{parameters:,}",
@@ -184,12 +161,12 @@ def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
                     "step, s": time_[0][name].median(),
                     "memory, GiB": memory[0][name].median(),
                     "CPU, s": cpu[0][name].median(),
-                    "time/best peer": spread(time_[0][name] / time_[1]),
-                    "CPU/best peer": spread(cpu[0][name] / cpu[1]),
-                    "memory/best peer": spread(memory[0][name] / memory[1]),
+                    "time/best peer": median_and_range(time_[0][name] / time_[1]),
+                    "CPU/best peer": median_and_range(cpu[0][name] / cpu[1]),
+                    "memory/best peer": median_and_range(memory[0][name] / memory[1]),
                 }
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(summaries)
 
 
 def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
@@ -230,18 +207,9 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
 
 def main() -> None:
     """Measure and write, or one training of a child process."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--size", nargs="+", choices=SIZES, default=[*SIZES])
-    parser.add_argument(
-        "--prompt", nargs="+", type=int, default=[0], help="more tokens in the question, about"
-    )
-    parser.add_argument("--signal", nargs="+", type=float, default=[1.0, 0.5])
-    parser.add_argument("--steps", type=int, default=4, help="the first is not measured")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a completion, about")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
-    parser.add_argument("--name", default="trainer_step", help="of the results' files")
+    parser = options(__doc__, prompt=[0], signal=[1.0, 0.5], steps=4, length=128, repeats=3)
+    parser.add_argument("--size", nargs="+", choices=SHAPES, default=[*SHAPES])
+    add_output_options(parser, "trainer_step")
     parser.add_argument("--one", choices=TRAINERS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -252,7 +220,7 @@ def main() -> None:
     rows = rounds(chosen)
     caption = f"{machine(threads=chosen.threads)}, {chosen.repeats} rounds"
     table = summary(rows)
-    write(chosen.out / chosen.name, rows, table, caption)
+    write_table(chosen.out / chosen.name, rows, table, caption)
     plot(table, chosen.out / f"{chosen.name}.png", caption)
 
 

@@ -1,1 +1,1 @@
-"""How commands write files and show progress."""
+"""How commands write files and tables, and show progress."""

@@ -1,41 +1,26 @@
-"""The run of all performance parts keeps its progress; `--resume` leaves out what is finished."""
+"""One measurement: seconds, memory and what contenders must agree on."""
 
-import json
-from pathlib import Path
+import sys
 
 import pytest
 
-from sdpo.benchmark.performance import __main__ as run
-from sdpo.benchmark.performance import tables
-from sdpo.parity.report import environment
+from sdpo.benchmark.performance.contenders import LossShape
+from sdpo.benchmark.performance.timed_process import measurements
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
-    measured, names = [], ["fused_loss", "audits", "executor_rate"]
-
-    def measure(part, arguments, out):
-        if part == "audits" and "audits" not in measured:
-            measured.append("audits")
-            raise SystemExit("interrupted")
-        measured.append(part)
-        (out / f"{part}.md").write_text(f"{part} took a second\n")
-
-    monkeypatch.setattr(run, "measure", measure)
-    with pytest.raises(SystemExit, match="interrupted"):
-        run.measure_all(names, tmp_path, full=False, resume=False)
-    assert [*json.loads((tmp_path / "parts.json").read_text())] == ["fused_loss"]
-    run.measure_all(names, tmp_path, full=False, resume=True)
-    assert measured == ["fused_loss", "audits", "audits", "executor_rate"]
-    run.measure_all(names[:1], tmp_path, full=True, resume=True)
-    assert measured[-1] == "fused_loss", "other arguments are another measurement"
-    assert run.report(tmp_path).count("took a second") == 3
+@linux
+def test_each_round_of_each_shape_is_a_row():
+    shapes = [LossShape(200, 8, 3, tokens, 1.0) for tokens in (8, 16)]
+    rows = list(measurements("fused", shapes, repeats=2))
+    assert [(row["tokens"], row["round"]) for row in rows] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+    assert all(row["wall_s"] > 0 and row["grad_weight"] > 0 for row in rows)
+    assert rows[0]["loss"] == rows[1]["loss"]
 
 
-def test_a_report_names_the_processor(monkeypatch):
-    known = "processor : 0\nmodel name\t: Some CPU @ 2 GHz\nmodel name : Another\n"
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: known)
-    monkeypatch.setattr(Path, "is_file", lambda _: True)
-    assert tables.machine(threads=2).endswith(", Some CPU @ 2 GHz, 2 threads, float32")
-    monkeypatch.setattr(Path, "is_file", lambda _: False)
-    monkeypatch.setattr(environment.platform, "machine", lambda: "some64")
-    assert environment.processor() == "some64"
+@linux
+def test_the_floor_has_no_results_to_compare():
+    (row,) = measurements("projections", [LossShape(200, 8, 3, 8, 1.0)], repeats=1)
+    assert "wall_s" in row
+    assert not {"loss", "grad_student", "grad_weight"} & set(row)
