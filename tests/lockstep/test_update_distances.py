@@ -76,7 +76,7 @@ def a_trace(gradient=1.0, **values):
 
 
 def distances(actual, expected):
-    start = {"w": torch.tensor([0.0])}
+    start = {"w": torch.tensor([2.0])}
     repeated = RepeatedUpdate(expected, [], start, start)
     return {delta.name: delta.value for delta in deltas(actual, repeated)}
 
@@ -86,7 +86,7 @@ def test_a_gradient_is_compared_in_the_norm_and_weights_by_the_way_gone():
     actual[Place(0, 0, 0, "optimizer", "w")] = torch.tensor([5.0])
     found = distances(actual, a_trace(gradient=1.0))
     assert found["gradient"] == 0.5
-    assert found["weights"] == 0.25  # 5 in place of 4, from 0
+    assert found["weights"] == 0.5  # 5 in place of 4, from 2
     assert found["teacher"] == found["aggregate"] == 0.0
 
 
