@@ -1,9 +1,9 @@
 """The certificate of an audit: how many known faults its own cases would have shown.
 
 A pass is worth what it would have found. Each fault of the loss that the candidate's shape can have
-is evaluated on the audit's cases until one of the candidate's stages diverges. `telling.json` names
-a case for each fault, to be tried first: a hint, which saves time and decides nothing; it is
-written by `python -m sdpo.parity.explain.fault_coverage`.
+is evaluated on the audit's cases until one of the candidate's stages diverges.
+`fault_hint_cases.json` names a case for each fault, to be tried first: a hint, which saves
+time and decides nothing; it is written by `python -m sdpo.parity.explain.fault_coverage`.
 """
 
 import json
@@ -20,7 +20,7 @@ from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
 from sdpo.parity.faults.evaluate_fault import fault_trace
 
-HINTS = Path(__file__).with_name("telling.json")
+HINTS = Path(__file__).with_name("fault_hint_cases.json")
 MOST_TRIES = 256
 
 
@@ -48,12 +48,12 @@ def certificate(
     if not shown or not cases:
         return None
     faults = [f for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs]
-    survivors = [f.label for f in faults if telling_case(f, shown, cases) is None]
+    survivors = [f.label for f in faults if first_case_showing(f, shown, cases) is None]
     killed = len(faults) - len(survivors)
     return {"tested": len(faults), "killed": killed, "survivors": survivors}
 
 
-def telling_case(fault: Fault, stages: set[str], cases: Sequence[LossCase]) -> str | None:
+def first_case_showing(fault: Fault, stages: set[str], cases: Sequence[LossCase]) -> str | None:
     """The first case that shows a fault at one of the stages, the hinted one tried first.
 
     None without a trial where the fault comes after all of the stages.
@@ -82,7 +82,7 @@ def shows(fault: Fault, stages: set[str], case: LossCase) -> bool:
 
 
 def write_hints() -> None:
-    """Write `telling.json` from the packaged data, for a candidate that shows only its loss."""
+    """Write the hints from the packaged data, for a candidate that shows only its loss."""
     from sdpo.fixtures import packaged_family
     from sdpo.parity.compare.evaluated_case import loss_cases
     from sdpo.settings.determinism import deterministic
@@ -90,7 +90,7 @@ def write_hints() -> None:
     with deterministic():
         cases = loss_cases(packaged_family("loss"))
         stages = {"aggregate", "gradient"}
-        found = {fault.id: telling_case(fault, stages, cases) for fault in LOSS_FAULTS}
+        found = {fault.id: first_case_showing(fault, stages, cases) for fault in LOSS_FAULTS}
     known = {id_: case for id_, case in found.items() if case is not None}
     HINTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 

@@ -33,7 +33,7 @@ from sdpo.parity.relations.catalogue import (
     gravest,
 )
 from sdpo.parity.relations.received_inputs import differences
-from sdpo.parity.relations.transformed_cases import Claim, Part, claims_of
+from sdpo.parity.relations.transformed_cases import Claim, TransformedCase, claims_of
 from sdpo.parity.truth.oracle import Array
 from sdpo.settings.determinism import reseed
 
@@ -49,7 +49,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClaimOutcome:
     """What one claim showed; `used` is the largest distance ÷ budget of its element.
 
     `value` is `loss` or `gradient`, `distance` and `budget` are those of that element.
@@ -99,7 +99,7 @@ def evaluate(candidate: LossCandidate, case: LossCase) -> Given:
     return Given(values, budgets, complaint)
 
 
-def outcome_of(candidate: LossCandidate, relation: Relation, claim: Claim) -> Outcome:
+def outcome_of(candidate: LossCandidate, relation: Relation, claim: Claim) -> ClaimOutcome:
     """Test one claim on a candidate."""
     name = claim.case.id
     if refused := nothing_changed(candidate, claim):
@@ -108,23 +108,23 @@ def outcome_of(candidate: LossCandidate, relation: Relation, claim: Claim) -> Ou
         left = evaluate(candidate, claim.case)
         rights = [(part, evaluate(candidate, part.case)) for part in claim.parts]
     except NotCoveredError as error:
-        return Outcome(RelationStatus.NOT_COVERED, name, note=str(error))
+        return ClaimOutcome(RelationStatus.NOT_COVERED, name, note=str(error))
     except CandidateError as error:
-        return Outcome(RelationStatus.ERROR, name, note=str(error))
+        return ClaimOutcome(RelationStatus.ERROR, name, note=str(error))
     if relation.kind == TEACHER:
         untested = RelationStatus.NOT_COVERED if left.complaint else RelationStatus.HOLDS
         status = RelationStatus.VIOLATED if left.complaint == INTO_TEACHER else untested
-        return Outcome(status, name, note=left.complaint)
+        return ClaimOutcome(status, name, note=left.complaint)
     values = COMPARED[:1] if relation.kind == NOT_BELOW else COMPARED
     given = [left, *(right for _, right in rights)]
     shared = [v for v in values if all(v in g.values for g in given)]
     notes = {g.complaint for g in given if g.complaint and len(shared) < len(values)}
     found = [measured(v, left, rights, name, relation.kind) for v in shared]
     worst = max(found, key=lambda outcome: outcome.used or 0.0)
-    return Outcome(**{**vars(worst), "note": "; ".join(sorted(notes))})
+    return ClaimOutcome(**{**vars(worst), "note": "; ".join(sorted(notes))})
 
 
-def nothing_changed(candidate: LossCandidate, claim: Claim) -> Outcome | None:
+def nothing_changed(candidate: LossCandidate, claim: Claim) -> ClaimOutcome | None:
     """Why a claim tests nothing: the candidate is given the same on all of its cases.
 
     Not covered where that comes from what the candidate takes; else a claim that changes nothing,
@@ -134,13 +134,13 @@ def nothing_changed(candidate: LossCandidate, claim: Claim) -> Outcome | None:
     if not parts or all(differences(candidate, claim.case, case) for case in parts):
         return None
     if all(differences(None, claim.case, case) for case in parts):
-        return Outcome(RelationStatus.NOT_COVERED, claim.case.id, note=SAME_GIVEN)
-    return Outcome(RelationStatus.ERROR, claim.case.id, note=NOTHING_CHANGED)
+        return ClaimOutcome(RelationStatus.NOT_COVERED, claim.case.id, note=SAME_GIVEN)
+    return ClaimOutcome(RelationStatus.ERROR, claim.case.id, note=NOTHING_CHANGED)
 
 
 def measured(
-    value: str, left: Given, rights: list[tuple[Part, Given]], case: str, kind: str
-) -> Outcome:
+    value: str, left: Given, rights: list[tuple[TransformedCase, Given]], case: str, kind: str
+) -> ClaimOutcome:
     """Distance of a value from the weighted sum of its parts, element by element."""
     expected = np.zeros_like(left.values[value])
     budget = np.array(left.budgets[value], dtype=np.float64)
@@ -155,7 +155,7 @@ def measured(
         used = np.where(distance == 0, 0.0, distance / budget)
     place = np.unravel_index(int(np.argmax(used)), used.shape)
     share = float(used[place])
-    return Outcome(
+    return ClaimOutcome(
         RelationStatus.HOLDS if share <= 1 else RelationStatus.VIOLATED,
         case,
         share,
@@ -186,14 +186,14 @@ def as_function(candidate: LossCandidate) -> LossCandidate:
     )
 
 
-def outcomes(candidate: LossCandidate, relation: Relation) -> list[Outcome]:
+def outcomes(candidate: LossCandidate, relation: Relation) -> list[ClaimOutcome]:
     """What each claim of a relation shows on a candidate."""
     judged = as_function(candidate) if relation.kind == TEACHER else candidate
     return [outcome_of(judged, relation, claim) for claim in claims_of(relation.name)]
 
 
 @cache
-def of_reference(relation: Relation) -> tuple[Outcome, ...]:
+def of_reference(relation: Relation) -> tuple[ClaimOutcome, ...]:
     """What each claim of a relation shows on the transcription."""
     return tuple(outcomes(Transcription(), relation))
 
@@ -219,7 +219,8 @@ def row_of(candidate: Any, relation: Relation) -> dict[str, Any]:
     why = excuse(candidate, relation)
     if why:
         found = [
-            Outcome(RelationStatus.NOT_COVERED, outcome.case, note=why) for outcome in reference
+            ClaimOutcome(RelationStatus.NOT_COVERED, outcome.case, note=why)
+            for outcome in reference
         ]
     else:
         pairs = zip(outcomes(candidate, relation), reference, strict=True)
@@ -228,7 +229,7 @@ def row_of(candidate: Any, relation: Relation) -> dict[str, Any]:
 
 
 def relation_row(
-    relation: Relation, found: Sequence[Outcome], reference: Sequence[Outcome]
+    relation: Relation, found: Sequence[ClaimOutcome], reference: Sequence[ClaimOutcome]
 ) -> dict[str, Any]:
     """What the report says of a relation, from the outcomes of its cases."""
     status = gravest(outcome.status for outcome in found)
@@ -246,7 +247,7 @@ def relation_row(
     }
 
 
-def blamed(own: Outcome, theirs: Outcome) -> Outcome:
+def blamed(own: ClaimOutcome, theirs: ClaimOutcome) -> ClaimOutcome:
     """A violation that the reference shows on the same case is inherited."""
     inherited = own.status == RelationStatus.VIOLATED and theirs.status == RelationStatus.VIOLATED
-    return Outcome(**{**vars(own), "status": RelationStatus.INHERITED}) if inherited else own
+    return ClaimOutcome(**{**vars(own), "status": RelationStatus.INHERITED}) if inherited else own

@@ -38,7 +38,7 @@ Place = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class TransformedCase:
     """A transformed case: its loss counts `weight` times, `place` maps its gradient back."""
 
     case: LossCase
@@ -51,7 +51,7 @@ class Claim:
     """Loss and gradient of `case` are the weighted sum of those of `parts`, zero without parts."""
 
     case: LossCase
-    parts: tuple[Part, ...] = ()
+    parts: tuple[TransformedCase, ...] = ()
 
 
 def generated(
@@ -143,7 +143,7 @@ def into_rows(rows: Sequence[int], count: int) -> Place:
 def split(case: LossCase, groups: Sequence[Sequence[int]]) -> Claim:
     """The batch is the mean over groups of equally many rows."""
     count, share = len(case.responses), 1 / len(groups)
-    parts = [Part(rows_of(case, g), share, into_rows(g, count)) for g in groups]
+    parts = [TransformedCase(rows_of(case, g), share, into_rows(g, count)) for g in groups]
     return Claim(case, tuple(parts))
 
 
@@ -185,7 +185,7 @@ def padding_side() -> list[Claim]:
         return np.roll(gradient, COLUMNS, axis=1)
 
     return [
-        Claim(padded(c, COLUMNS, True), (Part(padded(c, COLUMNS, False), place=moved),))
+        Claim(padded(c, COLUMNS, True), (TransformedCase(padded(c, COLUMNS, False), place=moved),))
         for c in bases()
     ]
 
@@ -196,13 +196,16 @@ def extra_padding() -> list[Claim]:
     def widened(gradient: Array) -> Array:
         return np.pad(gradient, ((0, 0), (0, COLUMNS), (0, 0)))
 
-    return [Claim(padded(c, COLUMNS, False), (Part(c, place=widened),)) for c in bases()]
+    return [Claim(padded(c, COLUMNS, False), (TransformedCase(c, place=widened),)) for c in bases()]
 
 
 def row_order() -> list[Claim]:
     """Rows in another order."""
     order = (2, 0, 3, 1)
-    return [Claim(c, (Part(rows_of(c, order), place=into_rows(order, ROWS)),)) for c in bases()]
+    return [
+        Claim(c, (TransformedCase(rows_of(c, order), place=into_rows(order, ROWS)),))
+        for c in bases()
+    ]
 
 
 def masked_row() -> list[Claim]:
@@ -210,7 +213,7 @@ def masked_row() -> list[Claim]:
     kept, signal = (0, 2, 3), torch.tensor([1.0, 0.0, 1.0, 1.0])
     claims = []
     for case in bases():
-        part = Part(rows_of(case, kept), place=into_rows(kept, ROWS))
+        part = TransformedCase(rows_of(case, kept), place=into_rows(kept, ROWS))
         masked = renamed(replace(case, self_distillation_mask=signal), "row without signal")
         empty = replace(case, response_mask=case.response_mask * signal.long()[:, None])
         claims += [Claim(masked, (part,)), Claim(renamed(empty, "row without tokens"), (part,))]
@@ -237,7 +240,7 @@ def logit_shift() -> list[Claim]:
             student_logits=case.student_logits + 4.0,
             teacher_logits=case.teacher_logits - 8.0,
         )
-        claims.append(Claim(case, (Part(renamed(moved, "shifted")),)))
+        claims.append(Claim(case, (TransformedCase(renamed(moved, "shifted")),)))
     return claims
 
 
@@ -254,7 +257,7 @@ def vocabulary_order() -> list[Claim]:
             teacher_logits=case.teacher_logits[..., order],
             responses=new_number[case.responses],
         )
-        part = Part(renamed(moved, "renumbered"), place=taken(new_number.numpy()))
+        part = TransformedCase(renamed(moved, "renumbered"), place=taken(new_number.numpy()))
         claims.append(Claim(case, (part,)))
     return claims
 
@@ -289,8 +292,8 @@ def ends_of_alpha() -> list[Claim]:
         for topk in (None, TOPK):
             case = generated(f"alpha {end:g}, top-k {topk}", 50, alpha=end, distillation_topk=topk)
             parts = [
-                Part(at_alpha(case, abs(end - NEAR / 2)), 2.0),
-                Part(at_alpha(case, abs(end - NEAR)), -1.0),
+                TransformedCase(at_alpha(case, abs(end - NEAR / 2)), 2.0),
+                TransformedCase(at_alpha(case, abs(end - NEAR)), -1.0),
             ]
             claims.append(Claim(case, tuple(parts)))
     return claims

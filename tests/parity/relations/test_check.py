@@ -27,7 +27,7 @@ from sdpo.parity.relations.check import (
     row_of,
 )
 from sdpo.parity.relations.received_inputs import differences
-from sdpo.parity.relations.transformed_cases import MAKERS, Claim, Part, bases, claims_of
+from sdpo.parity.relations.transformed_cases import MAKERS, Claim, TransformedCase, bases, claims_of
 from sdpo.settings.determinism import deterministic
 
 BY_NAME = {relation.name: relation for relation in RELATIONS}
@@ -247,7 +247,9 @@ def test_what_is_compared_with_zero_has_its_premise():
 
 def test_a_change_that_changes_nothing_is_an_error(monkeypatch):
     case = bases()[0]
-    monkeypatch.setitem(MAKERS, "idle", lambda: [Claim(case, (Part(replace(case, id="b")),))])
+    monkeypatch.setitem(
+        MAKERS, "idle", lambda: [Claim(case, (TransformedCase(replace(case, id="b")),))]
+    )
     row = row_of(Own(), replace(BY_NAME["row order"], name="idle"))
     assert (row["status"], row["note"]) == ("ERROR", NOTHING_CHANGED)
 

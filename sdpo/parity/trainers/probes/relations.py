@@ -19,7 +19,7 @@ from sdpo.parity.compare.statuses import RelationStatus
 from sdpo.parity.compare.tensor_distances import float32_error, scale_of
 from sdpo.parity.recorded.measured_budgets import budget_share
 from sdpo.parity.relations.catalogue import RELATIONS, Relation
-from sdpo.parity.relations.check import Outcome, blamed, relation_row
+from sdpo.parity.relations.check import ClaimOutcome, blamed, relation_row
 from sdpo.parity.trainers.judge.effects import mean_loss
 from sdpo.parity.trainers.judge.reference_run import run_reference
 from sdpo.parity.trainers.judge.weight_stages import merged
@@ -81,13 +81,13 @@ def row_of(
         return relation_row(relation, found, reference)
     if relation.name == NEVER_NEGATIVE:
         return relation_row(
-            relation, never_negative(runs), [Outcome(RelationStatus.HOLDS, "scenarios")]
+            relation, never_negative(runs), [ClaimOutcome(RelationStatus.HOLDS, "scenarios")]
         )
     if relation.name == TEACHER:
         return relation_row(
-            relation, teacher_gradient(runs), [Outcome(RelationStatus.HOLDS, "scenarios")]
+            relation, teacher_gradient(runs), [ClaimOutcome(RelationStatus.HOLDS, "scenarios")]
         )
-    untested = [Outcome(RelationStatus.NOT_COVERED, "", note=CONTINUITY)]
+    untested = [ClaimOutcome(RelationStatus.NOT_COVERED, "", note=CONTINUITY)]
     return relation_row(relation, untested, untested)
 
 
@@ -151,30 +151,30 @@ def spread_of(scenario: Scenario) -> float:
     return max(float32_error(value, double[name]) for name, value in single.items())
 
 
-def outcome_of(first: FirstUpdateOf, pair: Pair) -> Outcome:
+def outcome_of(first: FirstUpdateOf, pair: Pair) -> ClaimOutcome:
     """Test one pair on a trainer, or on the reference."""
     try:
         left = first(pair.left)
         right = None if pair.right is None else first(pair.right)
         refused = nothing_tested(first, pair, left, right)
     except NotCoveredError as error:
-        return Outcome(RelationStatus.NOT_COVERED, pair.case, note=str(error))
+        return ClaimOutcome(RelationStatus.NOT_COVERED, pair.case, note=str(error))
     except CandidateError as error:
-        return Outcome(RelationStatus.ERROR, pair.case, note=str(error))
+        return ClaimOutcome(RelationStatus.ERROR, pair.case, note=str(error))
     if refused is not None:
-        return Outcome(refused.status, pair.case, note=refused.note)
+        return ClaimOutcome(refused.status, pair.case, note=refused.note)
     outcomes, relative_budget = _distances(pair, left, right)
     worst = max(outcomes, key=lambda outcome: outcome.used or 0.0)
     holds = worst.status == RelationStatus.HOLDS and worst.used
     if holds and not shows_a_factor_of_two(relative_budget):
         note = refusal({"a gradient": relative_budget})
-        return Outcome(RelationStatus.NOT_COVERED, pair.case, note=note)
+        return ClaimOutcome(RelationStatus.NOT_COVERED, pair.case, note=note)
     return worst
 
 
 def _distances(
     pair: Pair, left: FirstUpdate, right: FirstUpdate | None
-) -> tuple[list[Outcome], float]:
+) -> tuple[list[ClaimOutcome], float]:
     """Compare gradients and losses of two updates, or of one with zero.
 
     Returns:
@@ -229,14 +229,14 @@ def largest_difference(left: torch.Tensor, right: torch.Tensor | None) -> float:
     return difference if math.isfinite(difference) else math.inf
 
 
-def measured(value: str, case: str, difference: float, budget: float) -> Outcome:
+def measured(value: str, case: str, difference: float, budget: float) -> ClaimOutcome:
     """Judge a difference by its budget."""
     used = 0.0 if difference == 0 else difference / budget if budget else math.inf
     status = RelationStatus.HOLDS if used <= 1 else RelationStatus.VIOLATED
-    return Outcome(status, case, used, value, difference, budget)
+    return ClaimOutcome(status, case, used, value, difference, budget)
 
 
-def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
+def never_negative(runs: Mapping[str, TrainerRun]) -> list[ClaimOutcome]:
     """Check the smallest divergence of a token in each scenario that compares distributions."""
     found = []
     for name, run in runs.items():
@@ -254,14 +254,16 @@ def never_negative(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
             largest = max(value.abs().max().item() for value in sizes)
             budget = 2 * TOLERANCES.update_roundings * EPSILON * max(largest, 1.0)
             found.append(measured("loss", name, max(-lowest, 0.0), budget))
-    return found or [Outcome(RelationStatus.NOT_COVERED, "", note=NO_DIVERGENCE)]
+    return found or [ClaimOutcome(RelationStatus.NOT_COVERED, "", note=NO_DIVERGENCE)]
 
 
-def teacher_gradient(runs: Mapping[str, TrainerRun]) -> list[Outcome]:
+def teacher_gradient(runs: Mapping[str, TrainerRun]) -> list[ClaimOutcome]:
     """Check in each scenario that no gradient was found on the teacher's weights."""
     found = [
-        Outcome(RelationStatus.VIOLATED if run.teacher_gradient else RelationStatus.HOLDS, name)
+        ClaimOutcome(
+            RelationStatus.VIOLATED if run.teacher_gradient else RelationStatus.HOLDS, name
+        )
         for name, run in runs.items()
         if run.teacher_gradient is not None
     ]
-    return found or [Outcome(RelationStatus.NOT_COVERED, "", note=SHARED)]
+    return found or [ClaimOutcome(RelationStatus.NOT_COVERED, "", note=SHARED)]
