@@ -45,7 +45,7 @@ from sdpo.trainer.teacher_inputs import (
 )
 from sdpo.update.actor_update import response_logits
 from sdpo.update.observer import UpdateObserver
-from sdpo.update.rollouts import Rollouts, response_mask_of, update_batch
+from sdpo.update.rollouts import Rollouts, TRLBatch, response_mask_of, update_batch
 from sdpo.update.schedule import (
     Schedule,
     aggregation_weight,
@@ -158,7 +158,7 @@ class SDPOTrainer(GRPOTrainer):
             self._scored = (prompts, rewards, collect_feedback(sources, len(prompts)))
         return rewards
 
-    def _feedback_sources(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _feedback_sources(self, inputs: list[TRLBatch]) -> dict[str, Any]:
         """Whatever may hold feedback: reward functions, the logged column, the rollouts."""
         sources = {}
         for name, function in zip(self.reward_func_names, self.reward_funcs, strict=True):
@@ -224,7 +224,7 @@ class SDPOTrainer(GRPOTrainer):
         self._had_signal = signal
 
     @torch.no_grad()
-    def _sampler_corrections(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def _sampler_corrections(self, batch: TRLBatch) -> dict[str, Tensor]:
         """Old log-probs where a ratio needs them, and weights where the sampler's are known."""
         config, sampled = self.loss_config, batch.get("sampling_per_token_logps")
         limit = None if sampled is None else config.rollout_is_threshold
@@ -278,7 +278,7 @@ class SDPOTrainer(GRPOTrainer):
             self._weigh(self._buffered_inputs)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-    def _weigh(self, parts: list[dict[str, Any]]) -> None:
+    def _weigh(self, parts: list[TRLBatch]) -> None:
         """Give every micro-batch its weight and that of its mini-batch over all processes."""
         mode = self.sdpo_config.loss_agg_mode
         masks = [response_mask_of(p) * p["self_distillation_mask"].unsqueeze(-1) for p in parts]
@@ -305,7 +305,7 @@ class SDPOTrainer(GRPOTrainer):
             return loss
         return share * super()._compute_loss(model, inputs) + (1 - share) * loss
 
-    def _self_distillation_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    def _self_distillation_loss(self, model: nn.Module, inputs: TRLBatch) -> Tensor:
         """Compute the loss of one micro-batch, scaled for accumulation."""
         observers = self.observers if self.model.training else []
         batch = update_batch(inputs)
@@ -317,7 +317,7 @@ class SDPOTrainer(GRPOTrainer):
             observer.on_micro_batch_end(batch, values, scale)
         return loss * scale
 
-    def _scale(self, inputs: dict[str, Any]) -> Tensor | float:
+    def _scale(self, inputs: TRLBatch) -> Tensor | float:
         """Share of a micro-batch in the mini-batch's loss."""
         scale: Tensor | float = 1.0
         if self.model.training:

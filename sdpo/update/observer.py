@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sdpo.prompt.teacher_batch import PromptTrace
 from sdpo.update.actor_update import Batch
-from sdpo.update.rollouts import Rollouts
+from sdpo.update.rollouts import Rollouts, TRLBatch
 
 
 class UpdateObserver(Protocol):
@@ -16,10 +16,10 @@ class UpdateObserver(Protocol):
     only, rollouts also in evaluation.
     """
 
-    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: dict[str, Any]) -> None:
+    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: TRLBatch) -> None:
         """Hear of a new generation: its rollouts, the teacher prompt's stages, TRL's batch."""
 
-    def on_micro_batch_begin(self, inputs: dict[str, Any]) -> None:
+    def on_micro_batch_begin(self, inputs: TRLBatch) -> None:
         """Hear of a micro-batch before its loss is computed, as TRL has it."""
 
     def on_micro_batch_end(

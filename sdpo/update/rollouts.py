@@ -3,7 +3,7 @@
 Symbols: `B` rows of this process, `P` prompt width, `T` completion width, `W` processes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 TEACHER_KEYS = ("teacher_input_ids", "teacher_attention_mask", "teacher_position_ids")
 OPTIONAL_KEYS = ("rollout_is_weights", "old_log_probs")
+TRLBatch = dict[str, Any]
+"""Rows as TRL holds them: tensors and lists under its names."""
 
 
 class Rollouts(NamedTuple):
@@ -40,13 +42,13 @@ def as_messages(prompt: Any) -> list[dict[str, Any]]:
     return messages
 
 
-def response_mask_of(rollouts: Mapping[str, Any]) -> Tensor:
+def response_mask_of(rollouts: TRLBatch) -> Tensor:
     """`(B, T)`: 1 where the student itself wrote a token; tool results do not count."""
     mask = rollouts["completion_mask"]
     return mask if rollouts.get("tool_mask") is None else mask * rollouts["tool_mask"]
 
 
-def update_batch(rollouts: Mapping[str, Any]) -> dict[str, Tensor]:
+def update_batch(rollouts: TRLBatch) -> dict[str, Tensor]:
     """TRL's rollouts, with the teacher's inputs, under the names of an actor update.
 
     Position ids count the attended tokens from 0, as the reference passes them.
