@@ -104,23 +104,22 @@ def audit(
 
     Example: sdpo audit my_losses.py:sdpo_loss
     """
-    from sdpo.parity.audit.launch import audit_all
+    from sdpo.parity.audit.launch import Outputs, audit_all
+    from sdpo.parity.audit.request import Request
 
-    code = audit_all(
-        candidates or ["sdpo"],
-        stages=names(stages),
-        require=names(require),
-        coverage=coverage,
-        history=history,
-        ledger=write_ledger,
-        bundles=bundles,
-        goldens=goldens or [],
-        declared=declared or [],
-        out=out,
-        as_json=json_,
-        quiet=quiet,
-    )
-    raise typer.Exit(code)
+    requests = [
+        Request(
+            candidate,
+            goldens=tuple(map(str, goldens or [])),
+            declared=tuple(map(str, declared or [])),
+            stages=tuple(names(stages)),
+            require=tuple(names(require)),
+            coverage=coverage,
+        )
+        for candidate in candidates or ["sdpo"]
+    ]
+    outputs = Outputs(out, json_, quiet, history, write_ledger, bundles)
+    raise typer.Exit(audit_all(requests, outputs))
 
 
 def regate(

@@ -34,16 +34,18 @@ def trend(
     """
     import json
 
+    import msgspec
+
     from sdpo.parity.report.history import HistoryError, read
     from sdpo.parity.report.trend import findings, text_of
 
     try:
-        rows = findings(read(history), ratchet=ratchet, every=every)
+        trends = findings(read(history), ratchet=ratchet, every=every)
     except HistoryError as error:
         print(f"ERROR {error}")
         raise typer.Exit(2) from error
     if json_:
-        print(json.dumps({"schema_version": 1, "candidates": rows}))
+        print(json.dumps({"schema_version": 1, "candidates": msgspec.to_builtins(trends)}))
     else:
-        print(text_of(rows))
-    raise typer.Exit(1 if any(row["alarms"] for row in rows) else 0)
+        print(text_of(trends))
+    raise typer.Exit(1 if any(trend.alarms for trend in trends) else 0)

@@ -3,13 +3,17 @@
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sdpo.parity.compare.statuses import FAILING
+
+if TYPE_CHECKING:
+    from sdpo.parity.report.run_report import RunReport
 
 MARKER = (
     "sdpo_parity(candidate, stages, declared, goldens, require, coverage): what the fixture "
@@ -34,8 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def sdpo_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """A function that audits a candidate and returns RUN; fails unless it is PASS or DECLARED.
+def sdpo_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., "RunReport"]:
+    """A function that audits a candidate and returns its report; PASS or DECLARED, or it fails.
 
     `sdpo_parity(candidate, *, stages=(), declared=(), goldens=(), require=(), coverage=0)`; what is
     left out comes from the marker of the same name. The candidate is `FILE.py:attr` (relative to
@@ -46,82 +50,71 @@ def sdpo_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[...,
     folder = Path(request.config.getoption("--sdpo-parity-out") or tmp_path / "sdpo-parity")
     roots = (request.path.parent, request.config.rootpath, Path.cwd())
 
-    def check(candidate: Any = None, **options: Any) -> dict[str, Any]:
-        given = marked(marker) | options
+    def check(candidate: Any = None, **options: Any) -> "RunReport":
+        given = _marked(marker) | options
         if unknown := sorted(set(given) - set(OPTIONS)):
             raise pytest.UsageError(f"sdpo_parity: unknown {unknown}; valid are {list(OPTIONS)}")
         if candidate is not None:
             given["candidate"] = candidate
         if not given.get("candidate"):
             raise pytest.UsageError("sdpo_parity: no candidate in the marker or in the call")
-        run, report = audited(given, roots, folder)
-        if run["exit_code"] != 0:
-            pytest.fail(message(run, report), pytrace=False)
+        run, report = _audited(given, roots, folder)
+        if run.exit_code != 0:
+            pytest.fail(_message(run, report), pytrace=False)
         return run
 
     return check
 
 
-def marked(marker: pytest.Mark | None) -> dict[str, Any]:
+def _marked(marker: pytest.Mark | None) -> dict[str, Any]:
     """The options of a marker; its first positional argument is the candidate."""
     if marker is None:
         return {}
     return {**dict(zip(OPTIONS, marker.args, strict=False)), **marker.kwargs}
 
 
-def audited(
-    given: dict[str, Any], roots: Sequence[Path], folder: Path
-) -> tuple[dict[str, Any], Path]:
-    """The RUN document of an audit in a process of its own, and the folder of its report."""
-    from sdpo.parity.audit.launch import check_stages, repro, run_worker, slug, write_reports
+def _audited(
+    given: Mapping[str, Any], roots: Sequence[Path], folder: Path
+) -> "tuple[RunReport, Path]":
+    """The report of an audit in a process of its own, and the folder of its renderings."""
+    from sdpo.parity.audit.launch import run_worker, write_reports
+    from sdpo.parity.audit.request import Request
     from sdpo.parity.audit.unstarted import cleared
-    from sdpo.parity.render.text import started
 
-    candidate = name_of(given["candidate"], roots)
-    request = {
-        "candidate": candidate,
-        "coverage": given.get("coverage", 0),
-        "stages": listed(given.get("stages")),
-        "require": listed(given.get("require")),
-        "goldens": [located(path, roots) for path in listed(given.get("goldens"))],
-        "declared": [located(path, roots) for path in listed(given.get("declared"))],
-    }
-    check_stages("stages", request["stages"])
-    check_stages("require", request["require"])
-    goldens, declared = ([Path(p) for p in request[name]] for name in ("goldens", "declared"))
-    request["repro"] = repro(
-        candidate, request["stages"], goldens, declared, request["require"], request["coverage"]
+    request = Request(
+        _name_of(given["candidate"], roots),
+        goldens=tuple(_located(path, roots) for path in _listed(given.get("goldens"))),
+        declared=tuple(_located(path, roots) for path in _listed(given.get("declared"))),
+        stages=tuple(_listed(given.get("stages"))),
+        require=tuple(_listed(given.get("require"))),
+        coverage=given.get("coverage", 0),
     )
-    report = folder / slug(candidate)
-    with same_imports():
+    request.check()
+    report = folder / request.folder
+    with _same_imports():
         run = run_worker(request, report)
-    if not started(run):
+    if not run.started:
         return cleared(run, report), report
     write_reports(run, report)
     return run, report
 
 
-def same_imports() -> Any:
+@contextmanager
+def _same_imports() -> Iterator[None]:
     """For a while, processes that are started find modules where this one does."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def patched() -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-            yield
-
-    return patched()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        yield
 
 
-def listed(value: Any) -> list[str]:
+def _listed(value: Any) -> list[str]:
     """One text or path, or several, as a list of texts."""
     if value is None:
         return []
     return [str(value)] if isinstance(value, (str, Path)) else [str(item) for item in value]
 
 
-def name_of(candidate: Any, roots: Sequence[Path]) -> str:
+def _name_of(candidate: Any, roots: Sequence[Path]) -> str:
     """The name of a candidate: as given, its file found; or of a function or class of a module."""
     if not isinstance(candidate, str):
         file = inspect.getsourcefile(inspect.unwrap(candidate))
@@ -130,29 +123,28 @@ def name_of(candidate: Any, roots: Sequence[Path]) -> str:
         return f"{file}:{candidate.__qualname__}"
     target, separator, attribute = candidate.rpartition(":")
     if target.endswith(".py"):
-        return f"{located(target, roots)}{separator}{attribute}"
+        return f"{_located(target, roots)}{separator}{attribute}"
     return candidate
 
 
-def located(path: str, roots: Sequence[Path]) -> str:
+def _located(path: str, roots: Sequence[Path]) -> str:
     """A path below the first of the roots that has it; as it is if none has."""
     return next((str(root / path) for root in roots if (root / path).exists()), path)
 
 
-def message(run: dict[str, Any], report: Path) -> str:
+def _message(run: "RunReport", report: Path) -> str:
     """What a failing test says: first line, the stages that fail, and where the report is."""
-    from sdpo.parity.explain.explanations import phrase
-    from sdpo.parity.render.text import first_line, one_line, started
+    from sdpo.parity.render.text import first_line, one_line
 
     lines = [first_line(run)]
-    if not started(run):
+    if not run.started:
         return lines[0]
-    for row in run["stages"]:
-        if row["status"] in FAILING:
-            lines.append(f"  {row['name']}: {row['status']}, {one_line(row['note'])}")
-    lines += [f"  {one_line(reason)}" for reason in run["reasons"]]
-    for row in run["explanations"]:
-        lines.append(
-            f"  {'also' if row['also'] else 'explained'} by {row['fault']} ({phrase(row)})"
-        )
+    lines += [
+        f"  {row.name}: {row.status}, {one_line(row.note)}"
+        for row in run.stages
+        if row.status in FAILING
+    ]
+    lines += [f"  {one_line(reason)}" for reason in run.reasons]
+    for row in run.explanations:
+        lines.append(f"  {'also' if row.also else 'explained'} by {row.fault} ({row.share})")
     return "\n".join([*lines, f"  report: {report / 'report.md'}"])

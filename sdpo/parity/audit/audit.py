@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import structs
 
 from sdpo.fixtures import (
     FAMILIES,
@@ -17,9 +18,10 @@ from sdpo.fixtures import (
     load_families,
     packaged_family,
 )
-from sdpo.parity.audit.forked_updates import Beside, pays
+from sdpo.parity.audit.forked_updates import ForkedWork, worth_forking
 from sdpo.parity.audit.fresh_process import Alone
 from sdpo.parity.audit.load_candidate import load_candidate, packaged_bases
+from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.implementations import WHOLE, Own
 from sdpo.parity.candidates.loss_functions import LossFunction
 from sdpo.parity.cases.checked_call import (
@@ -40,7 +42,7 @@ from sdpo.parity.compare.own_precision import (
     measured,
     precision_rows,
 )
-from sdpo.parity.compare.statuses import FAILING, Status
+from sdpo.parity.compare.statuses import FAILING, Status, Verdict
 from sdpo.parity.compare.value_dtypes import other_dtypes
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.explanations import ranked, united
@@ -52,39 +54,17 @@ from sdpo.parity.recorded.teacher_prompts import run_reprompt_family
 from sdpo.parity.recorded.updates import run_update_family
 from sdpo.parity.relations.check import invariants
 from sdpo.parity.report.coverable_stages import beyond_goldens, said
-from sdpo.parity.report.declared_deviations import DeclaredError, Deviation, load_for
+from sdpo.parity.report.declared_deviations import DeclaredError, load_for
 from sdpo.parity.report.document import Evidence, Policy, assemble, failed
 from sdpo.parity.report.environment import describe_environment, fingerprint
+from sdpo.parity.report.report_context import Deviation, PolicyRow
+from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
 from sdpo.settings.determinism import deterministic, reseed
 
 SEEDS = (20260, 20261)
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for; `goldens` and `declared` are paths, `stages`, `require` names."""
-
-    candidate: str
-    goldens: tuple[str, ...] = ()
-    declared: tuple[str, ...] = ()
-    stages: tuple[str, ...] = ()
-    require: tuple[str, ...] = ()
-    coverage: int = 0
-    repro: str = ""
-
-    @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> "Request":
-        """A request from a JSON document."""
-        names = {"goldens", "declared", "stages", "require"} & fields.keys()
-        lists: dict[str, Any] = {name: tuple(fields[name]) for name in names}
-        return cls(**fields | lists)
-
-    def policy(self, declared: Sequence[Deviation]) -> Policy:
-        """What is acceptable, by the declared deviations that were read."""
-        return Policy(tuple(declared), self.stages, self.require, self.coverage)
 
 
 @dataclass
@@ -100,24 +80,26 @@ class Findings:
     invariants: list[dict[str, Any]] = field(default_factory=list)
 
 
-def audit(request: Request, progress: Progress = lambda *_: None) -> dict[str, Any]:
-    """Audit a candidate and return its RUN document; every failure is in the document."""
+def audit(request: Request, progress: Progress = lambda *_: None) -> RunReport:
+    """Audit a candidate and return its report; every failure is in the report."""
     started = time.monotonic()
     with deterministic(SEEDS[0]) as settings:
         environment = describe_environment(settings, SEEDS)
         try:
             families = load_goldens(request.goldens)
             declared = load_for(request.declared)
-            environment["goldens"] = [fingerprint(family) for family in families]
+            goldens = [fingerprint(family) for family in families]
+            environment = structs.replace(environment, goldens=goldens)
             candidate = load_candidate(request.candidate)
             run = judge(request, candidate, families, declared, progress)
         except (CandidateError, GoldenDataError, DeclaredError) as error:
-            run = failed(request.candidate, request.repro, str(error))
-    return run | {
-        "environment": environment,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - started, 3),
-    }
+            run = failed(request.candidate, request.command, str(error))
+    return structs.replace(
+        run,
+        environment=environment,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(time.monotonic() - started, 3),
+    )
 
 
 def load_goldens(folders: Sequence[str]) -> list[GoldenFamily]:
@@ -139,14 +121,14 @@ def judge(
     progress: Progress,
     *,
     isolation: bool = True,
-) -> dict[str, Any]:
-    """Run all cases and put the RUN document together, environment and times left out.
+) -> RunReport:
+    """Run all cases and put the report together, environment and times left out.
 
     `isolation` also runs some cases in processes of their own. The self-test leaves out that, the
     invariants and the certificate, which do not enter a verdict.
     """
     findings = Findings()
-    beside: dict[int, Beside] = {}
+    beside: dict[int, ForkedWork] = {}
     if isinstance(candidate, TrainerAdapter):
         run_scenarios(candidate, findings, progress)
     else:
@@ -165,9 +147,9 @@ def judge(
         findings.results,
         findings.doubts,
         (*candidate.notes, *findings.notes, *said(beyond)),
-        vars(candidate.location) if candidate.location else None,
-        {stage: vars(place) for stage, place in getattr(candidate, "locations", {}).items()},
-        request.repro,
+        candidate.location,
+        getattr(candidate, "locations", {}),
+        request.command,
         findings.trainer,
         findings.invariants,
         proved,
@@ -176,7 +158,9 @@ def judge(
         derives_from=packaged_bases(candidate),
         beyond_goldens=beyond,
     )
-    return assemble(evidence, request.policy(declared), partial(departure, candidate, findings))
+    limits = PolicyRow(request.stages, request.require, request.coverage)
+    policy = Policy(tuple(declared), limits)
+    return assemble(evidence, policy, partial(departure, candidate, findings))
 
 
 def precision_of(
@@ -197,12 +181,14 @@ def certified(
     return certificate(candidate.stages, cases, after_log_probs=from_log_probs)
 
 
-def started_beside(candidate: LossCandidate, families: Sequence[GoldenFamily]) -> dict[int, Beside]:
+def started_beside(
+    candidate: LossCandidate, families: Sequence[GoldenFamily]
+) -> dict[int, ForkedWork]:
     """Families, by their place, whose cases run in a process beside this one from now on."""
     return {
-        place: Beside(partial(run_update_family, candidate, family))
+        place: ForkedWork(partial(run_update_family, candidate, family))
         for place, family in enumerate(families)
-        if family.name == "update" and isinstance(candidate, WHOLE) and pays(len(family))
+        if family.name == "update" and isinstance(candidate, WHOLE) and worth_forking(len(family))
     }
 
 
@@ -226,7 +212,7 @@ def run_recorded(
 
 
 def collect(
-    beside: Mapping[int, Beside],
+    beside: Mapping[int, ForkedWork],
     families: Sequence[GoldenFamily],
     findings: Findings,
     progress: Progress,
@@ -357,7 +343,7 @@ def departure(
     observed: str | None,
 ) -> Departure:
     """Where a divergent candidate first departs, and the known faults that explain it."""
-    if verdict != Status.DIVERGENT:
+    if verdict != Verdict.DIVERGENT:
         return Departure(observed)
     found = Departure(observed)
     if any(o.diverges for o in findings.observations):

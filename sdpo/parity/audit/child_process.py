@@ -2,22 +2,78 @@
 
 import io
 import json
-import math
 import signal
+import subprocess
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Struct
 
 from sdpo.parity.cases.failure import described
 from sdpo.runtime.atomic_write import write_atomically
+from sdpo.runtime.json_values import json_safe
+
+Request = TypeVar("Request", bound=Struct)
+Result = TypeVar("Result", bound=Struct)
+
+
+class Crash(Struct, frozen=True, forbid_unknown_fields=True):
+    """What failed in the process, in one line."""
+
+    crash: str
+
+
+class Ended(NamedTuple):
+    """How a process ended: what it left, None if nothing, and its exit code."""
+
+    result: Any
+    code: int
+
+    @property
+    def problem(self) -> str:
+        """Why there is no result; empty if there is one."""
+        if self.result is None:
+            return f"the process ended with exit code {self.code}"
+        return self.result.crash if isinstance(self.result, Crash) else ""
+
+
+def run_child(
+    arguments: Sequence[str], request: Struct, log: Path, result_type: type[Result]
+) -> Ended:
+    """Run a module in a process of its own.
+
+    Args:
+        arguments: the module and what comes before the files of request and result.
+        request: sent as JSON.
+        log: gets what the process prints on standard output.
+        result_type: of what the process answers, if it does not crash.
+    """
+    with tempfile.TemporaryDirectory(prefix="sdpo-audit-") as scratch:
+        request_file, result_file = Path(scratch) / "request.json", Path(scratch) / "result.json"
+        # json, not msgspec, as names may hold bytes that are not UTF-8
+        request_file.write_text(json.dumps(msgspec.to_builtins(request)), encoding="utf-8")
+        command = [sys.executable, "-m", *arguments, request_file, result_file]
+        with log.open("ab") as output:
+            process = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, check=False)
+        if not result_file.exists():
+            return Ended(None, process.returncode)
+        document = json.loads(result_file.read_text(encoding="utf-8"))
+    kind = Crash if "crash" in document else result_type
+    return Ended(msgspec.convert(document, kind), process.returncode)
 
 
 def answer(
-    request_file: str, result_file: str, work: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    request_file: str,
+    result_file: str,
+    request_type: type[Request],
+    work: Callable[[Request], Struct],
 ) -> None:
-    """Read the request, do the work, write its result; of a failure of ours `crash` says what.
+    """Read the request, do the work, write its result; of a failure of ours `Crash` says what.
 
     The traceback of a crash goes to standard output, which is the log.
     """
@@ -26,28 +82,13 @@ def answer(
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     # Ctrl-C ends this process and those that it forks at once: the command says so, nobody else
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    request = json.loads(Path(request_file).read_text(encoding="utf-8"))
+    document = json.loads(Path(request_file).read_text(encoding="utf-8"))
+    request = msgspec.convert(document, request_type)
     try:
         result = work(request)
     except ModuleNotFoundError as error:
-        result = {"crash": described(error)}
+        result = Crash(described(error))
     except Exception as error:
         traceback.print_exc(file=sys.stdout)
-        result = {"crash": f"the audit itself failed: {described(error)}"}
-    write_atomically(Path(result_file), json.dumps(plain(result)))
-
-
-def plain(value: Any) -> Any:
-    """A document without what JSON or UTF-8 lack: NaN, infinities, halves of characters.
-
-    They become texts; halves (lone surrogates) their escapes.
-    """
-    if isinstance(value, dict):
-        return {plain(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    return value
+        result = Crash(f"the audit itself failed: {described(error)}")
+    write_atomically(Path(result_file), json.dumps(json_safe(msgspec.to_builtins(result))))

@@ -1,6 +1,6 @@
-"""Cases of our own implementation run in a process beside this one, so that two cores are used.
+"""Cases of our own implementation run in a forked process, so that two cores are used.
 
-The results come back as JSON in the form of a report, so that they are what they would be here.
+The results come back as JSON, so that they are what they would be here.
 """
 
 import json
@@ -9,14 +9,12 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import torch
 
 from sdpo.parity.cases.checked_call import CandidateError
 from sdpo.parity.compare.verdict import CaseResult
-from sdpo.parity.report.document import compact
-from sdpo.parity.report.rejudge import case_result
 from sdpo.runtime.atomic_write import write_atomically
 
 Work = Callable[[], list[CaseResult]]
@@ -25,7 +23,7 @@ FEWEST = 8
 """Cases from which a process of their own pays: it imports what this one may import as well."""
 
 
-def pays(cases: int) -> bool:
+def worth_forking(cases: int) -> bool:
     """Whether so many cases are done sooner beside other work, and can be."""
     return (
         cases >= FEWEST
@@ -35,15 +33,15 @@ def pays(cases: int) -> bool:
     )
 
 
-class Beside:
+class ForkedWork:
     """Starts work in a forked process at once; `results` waits for it."""
 
     def __init__(self, work: Work) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="sdpo-beside-")
-        self.path = Path(self.folder.name) / "results.json"
+        self._folder = tempfile.TemporaryDirectory(prefix="sdpo-beside-")
+        self._path = Path(self._folder.name) / "results.json"
         context = multiprocessing.get_context("fork")
-        self.process = context.Process(target=_run, args=(work, self.path), daemon=True)
-        self.process.start()
+        self._process = context.Process(target=_run, args=(work, self._path), daemon=True)
+        self._process.start()
 
     def results(self) -> list[CaseResult]:
         """What the work returned.
@@ -52,26 +50,21 @@ class Beside:
             CandidateError: the work raised it.
             RuntimeError: the process ended without a result.
         """
-        self.process.join()
-        found = json.loads(self.path.read_text("utf-8")) if self.path.exists() else None
-        self.folder.cleanup()
-        if found is None:
-            code = self.process.exitcode
+        self._process.join()
+        document = json.loads(self._path.read_text("utf-8")) if self._path.exists() else None
+        self._folder.cleanup()
+        if document is None:
+            code = self._process.exitcode
             raise RuntimeError(f"the process beside the audit ended with exit code {code}")
-        if "error" in found:
-            raise CandidateError(found["stage"], found["error"])
-        return [case_result(case) for case in found["cases"]]
+        if "error" in document:
+            raise CandidateError(document["stage"], document["error"])
+        return msgspec.convert(document["cases"], list[CaseResult])
 
 
 def _run(work: Work, path: Path) -> None:
     try:
-        found: dict[str, Any] = {"cases": [_row(result) for result in work()]}
+        document = {"cases": work()}
     except CandidateError as error:
-        found = {"stage": error.stage, "error": str(error)}
-    write_atomically(path, json.dumps(found))
-
-
-def _row(result: CaseResult) -> dict[str, Any]:
-    """A case as `case_result` reads it."""
-    comparisons = [compact(comparison) for comparison in result.comparisons]
-    return {**vars(result), "status": result.status, "comparisons": comparisons}
+        document = {"stage": error.stage, "error": str(error)}
+    # json, not msgspec, as it has a form for NaN and infinities
+    write_atomically(path, json.dumps(msgspec.to_builtins(document)))

@@ -9,17 +9,23 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from sdpo.parity.audit.launch import audit_all
+from sdpo.parity.audit.launch import Outputs, audit_all
+from sdpo.parity.audit.request import Request
 from sdpo.parity.cases.failure import ended
-from sdpo.parity.compare.statuses import EXIT_ORDER, FAILING
+from sdpo.parity.compare.statuses import EXIT_ORDER, FAILING, Verdict
 from sdpo.parity.render.markdown import markdown_report
 from sdpo.parity.render.sarif import address, message, repository_root
-from sdpo.parity.render.text import RUN, first_line
+from sdpo.parity.render.text import first_line
+from sdpo.parity.report.run_report import RunReport
 
 MOST = 65_000
-COMMANDS = {"DIVERGENT": "error", "ERROR": "error", "INCONCLUSIVE": "warning", "DECLARED": "notice"}
+COMMANDS = {
+    Verdict.DIVERGENT: "error",
+    Verdict.ERROR: "error",
+    Verdict.INCONCLUSIVE: "warning",
+    Verdict.DECLARED: "notice",
+}
 BUNDLES = 3
 
 
@@ -34,21 +40,20 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         return 2
     out = Path(environ.get("SDPO_OUT") or "sdpo-parity")
     history = environ.get("SDPO_HISTORY", "")
-    runs: list[RUN] = []
-    code = audit_all(
-        candidates,
-        stages=names(environ.get("SDPO_STAGES", "")),
-        goldens=[Path(path) for path in lines(environ.get("SDPO_GOLDENS", ""))],
-        declared=[Path(path) for path in lines(environ.get("SDPO_DECLARED", ""))],
-        require=names(environ.get("SDPO_REQUIRE", "")),
-        coverage=int(coverage),
-        history=Path(history) if history else None,
-        bundles=BUNDLES,
-        out=out,
-        as_json=False,
-        quiet=False,
-        each=runs.append,
-    )
+    requests = [
+        Request(
+            candidate,
+            goldens=tuple(lines(environ.get("SDPO_GOLDENS", ""))),
+            declared=tuple(lines(environ.get("SDPO_DECLARED", ""))),
+            stages=tuple(names(environ.get("SDPO_STAGES", ""))),
+            require=tuple(names(environ.get("SDPO_REQUIRE", ""))),
+            coverage=int(coverage),
+        )
+        for candidate in candidates
+    ]
+    outputs = Outputs(out, history=Path(history) if history else None, bundles=BUNDLES)
+    runs: list[RunReport] = []
+    code = audit_all(requests, outputs, runs.append)
     for run in runs:
         for annotation in annotations(run):
             print(annotation)
@@ -66,26 +71,26 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def annotations(run: Mapping[str, Any]) -> list[str]:
+def annotations(run: RunReport) -> list[str]:
     """Workflow commands that mark the candidate's line, for the verdict and each failing stage."""
     found = []
-    if run["verdict"] in COMMANDS:
-        texts = "; ".join([first_line(dict(run)), *run["reasons"][:3]])
-        found.append(annotation(COMMANDS[run["verdict"]], run, None, texts))
-    for row in run["stages"]:
-        if row["status"] in FAILING:
-            text = message(dict(run), row)
-            found.append(annotation("error", run, row["name"], text))
+    if run.verdict in COMMANDS:
+        texts = "; ".join([first_line(run), *run.reasons[:3]])
+        found.append(annotation(COMMANDS[run.verdict], run, None, texts))
+    for row in run.stages:
+        if row.status in FAILING:
+            text = message(run, row)
+            found.append(annotation("error", run, row.name, text))
     return found
 
 
-def annotation(command: str, run: Mapping[str, Any], stage: str | None, text: str) -> str:
+def annotation(command: str, run: RunReport, stage: str | None, text: str) -> str:
     """One workflow command."""
-    place = run["stage_locations"].get(stage, run["location"])
-    fields = {"title": f"SDPO parity: {stage or run['verdict']}"}
+    place = run.location_of(stage)
+    fields = {"title": f"SDPO parity: {stage or run.verdict}"}
     if place is not None:
-        file = address(Path(place["file"]), repository_root(Path.cwd()))["uri"]
-        fields = {"file": file, "line": str(place["line"])} | fields
+        file = address(Path(place.file), repository_root(Path.cwd()))["uri"]
+        fields = {"file": file, "line": str(place.line)} | fields
     joined = ",".join(f"{name}={escaped(value, ':,')}" for name, value in fields.items())
     return f"::{command} {joined}::{escaped(text)}"
 
@@ -97,29 +102,27 @@ def escaped(text: str, also: str = "") -> str:
     return text
 
 
-def comment(runs: Sequence[Mapping[str, Any]]) -> str:
+def comment(runs: Sequence[RunReport]) -> str:
     """All reports as one Markdown text that fits a comment; plots are left out."""
-    reports = [markdown_report(dict(run)) for run in runs]
+    reports = [markdown_report(run) for run in runs]
     text = "\n\n".join(reports)
     if len(text) <= MOST:
         return text
-    heads = [f"- `{first_line(dict(run)).replace('`', chr(39))[:500]}`" for run in runs]
+    heads = [f"- `{first_line(run).replace('`', chr(39))[:500]}`" for run in runs]
     note = "The reports are too long for a comment; they are among the files of this run."
     return "\n".join([*heads, "", note])[:MOST]
 
 
-def tell(
-    runs: Sequence[Mapping[str, Any]], code: int, out: Path, environ: Mapping[str, str]
-) -> None:
+def tell(runs: Sequence[RunReport], code: int, out: Path, environ: Mapping[str, str]) -> None:
     """Write the comment, the step's outputs and its summary."""
-    worst = min(runs, key=lambda run: EXIT_ORDER.index(run["exit_code"]), default=None)
+    worst = min(runs, key=lambda run: EXIT_ORDER.index(run.exit_code), default=None)
     text = comment(runs) if runs else "The audit could not be started; the log says why."
     path = out / "comment.md"
     if out.is_dir():
         path.write_text(text, encoding="utf-8")
     outputs = {
-        "verdict": worst["verdict"] if worst else "ERROR",
-        "first-stage": (worst["first_stage"] or "") if worst else "",
+        "verdict": worst.verdict if worst else Verdict.ERROR,
+        "first-stage": (worst.first_stage or "") if worst else "",
         "exit-code": str(code),
         "comment": str(path),
     }

@@ -1,65 +1,113 @@
 """Reports judged again, and bundles replayed: what was seen before is the starting point."""
 
+import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sdpo.parity.audit.launch import (
-    UsageError,
-    check_stages,
-    document,
-    in_child,
-    show,
-    slug,
-    write_reports,
-)
+import msgspec
+from msgspec import Struct, structs
+
+from sdpo.parity.audit.child_process import run_child
+from sdpo.parity.audit.launch import document, show, write_reports
+from sdpo.parity.audit.request import UsageError, check_stages, folder_name
 from sdpo.parity.cases.failure import refuse
-from sdpo.parity.compare.statuses import worst_exit_code
-from sdpo.parity.render.text import number, one_line, started
+from sdpo.parity.compare.statuses import Status, Verdict, worst_exit_code
+from sdpo.parity.render.text import number, one_line
+from sdpo.parity.report.report_context import Environment, Seen
+from sdpo.parity.report.report_rows import Place, Size
+from sdpo.parity.report.run_report import ExitCode, ReportError, RunReport, read_report
+
+
+class ReplayRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The archive to replay; another candidate than the bundle's, or empty for that one."""
+
+    bundle: str
+    candidate: str = ""
+
+
+class ReplayedComparison(Struct, frozen=True, forbid_unknown_fields=True):
+    """One value of one stage, and where the reference computes it."""
+
+    stage: str
+    status: Status
+    max_abs: Size
+    budget_used: Size
+    worst: Place
+    reference: str
+
+
+class ReplayResult(Struct, frozen=True, forbid_unknown_fields=True):
+    """The document that `sdpo replay --json` prints."""
+
+    schema_version: Literal[1]
+    candidate: str
+    case: str
+    verdict: Verdict
+    exit_code: ExitCode
+    first_stage: str | None
+    note: str
+    replay: Literal["same", "different"]
+    seen_then: Seen
+    comparisons: list[ReplayedComparison]
+    environment: Environment
+    environment_differs: dict[str, tuple[Any, Any]]
+    size: str
 
 
 def regate_all(
     report: Path,
     *,
-    stages: Sequence[str],
-    require: Sequence[str],
-    coverage: int,
-    declared: Sequence[Path] | None,
-    budget: float | None,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
+    stages: Sequence[str] = (),
+    require: Sequence[str] = (),
+    coverage: int = 0,
+    declared: Sequence[Path] | None = None,
+    budget: float | None = None,
+    out: Path | None = None,
+    as_json: bool = False,
+    quiet: bool = False,
 ) -> int:
-    """Judge the runs of a report again, print, and return the exit code; writes to `out` if given.
+    """Judge the runs of a report again, print, and return the exit code.
 
     What is empty or None stays as the report was judged.
-    """
-    from sdpo.parity.audit.child_process import plain
-    from sdpo.parity.report.declared_deviations import DeclaredError, load_for
-    from sdpo.parity.report.rejudge import ReportError, policy_of, read_runs, regate, tightened
 
-    runs = []
+    Args:
+        report: a `report.json`.
+        stages: only these are judged.
+        require: stages without which no pass is given.
+        coverage: how many stages must be covered at least.
+        declared: ledgers in place of the report's.
+        budget: share of its budget that an element may use.
+        out: folder for the reports of the new verdict; nothing is written if None.
+        as_json: print one JSON document.
+        quiet: print one line for each candidate.
+    """
+    from sdpo.parity.report.declared_deviations import DeclaredError, load_for
+    from sdpo.parity.report.rejudge import policy_of, regate, tightened
+
+    runs: list[RunReport] = []
     try:
         check_stages("--stages", stages)
         check_stages("--require", require)
         entries = load_for([str(path) for path in declared]) if declared else []
-        for run in read_runs(report):
+        for run in read_report(report).runs:
             policy = tightened(policy_of(run), budget)
-            policy = replace(
-                policy,
-                declared=policy.declared if declared is None else tuple(entries),
-                stages=tuple(stages) or policy.stages,
-                require=tuple(require) or policy.require,
-                coverage=coverage or policy.coverage,
+            limits = structs.replace(
+                policy.limits,
+                stages=tuple(stages) or policy.limits.stages,
+                require=tuple(require) or policy.limits.require,
+                coverage=coverage or policy.limits.coverage,
             )
-            runs.append(plain(regate(run, policy)))
+            ledger = policy.declared if declared is None else tuple(entries)
+            runs.append(regate(run, replace(policy, declared=ledger, limits=limits)))
     except (UsageError, ReportError, DeclaredError) as error:
         return refuse(str(error), as_json)
     for run in runs:
-        folder = out / slug(run["candidate"]) if out and started(run) else None
+        folder = out / folder_name(run.candidate) if out and run.started else None
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             write_reports(run, folder)
@@ -67,7 +115,7 @@ def regate_all(
             show(run, folder, quiet)
     if as_json:
         print(document(runs))
-    return worst_exit_code(run["exit_code"] for run in runs)
+    return worst_exit_code(run.exit_code for run in runs)
 
 
 def replay_one(bundle: Path, candidate: str, *, as_json: bool, log: Path | None = None) -> int:
@@ -79,30 +127,26 @@ def replay_one(bundle: Path, candidate: str, *, as_json: bool, log: Path | None 
         as_json: print the whole document.
         log: file for what the candidate prints; thrown away if None.
     """
-    import json
-
-    if problem := unreadable(bundle):
+    if problem := _unreadable(bundle):
         return refuse(problem, as_json)
     with tempfile.TemporaryDirectory(prefix="sdpo-replay-") as scratch:
         output = Path(scratch) / "candidate.log"
-        request = {"bundle": str(bundle), "candidate": candidate}
-        found, returncode = in_child(
-            ["sdpo.parity.bundles.make_and_replay", "replay"], request, output
-        )
+        request = ReplayRequest(str(bundle), candidate)
+        module = ["sdpo.parity.bundles.make_and_replay", "replay"]
+        ended = run_child(module, request, output, ReplayResult)
         if log is not None:
             shutil.copyfile(output, log)
-    if found is None:
-        return refuse(f"the candidate ended the process (exit code {returncode})", as_json)
-    if problem := found.get("crash") or found.get("problem"):
-        return refuse(problem, as_json)
-    print(json.dumps(found) if as_json else replay_text(found))
-    return found["exit_code"]
+    if ended.result is None:
+        return refuse(f"the candidate ended the process (exit code {ended.code})", as_json)
+    if ended.problem:
+        return refuse(ended.problem, as_json)
+    result = ended.result
+    print(json.dumps(msgspec.to_builtins(result)) if as_json else replay_text(result))
+    return result.exit_code
 
 
-def unreadable(bundle: Path) -> str:
+def _unreadable(bundle: Path) -> str:
     """Why a file cannot be an archive, before a process is started for it; empty if it may be."""
-    import zipfile
-
     try:
         with bundle.open("rb") as file:
             archive = zipfile.is_zipfile(file)
@@ -111,25 +155,25 @@ def unreadable(bundle: Path) -> str:
     return "" if archive else f"{bundle} is no zip archive, or damaged"
 
 
-def replay_text(found: dict[str, Any]) -> str:
+def replay_text(result: ReplayResult) -> str:
     """The result of a replay; the verdict comes first, as everywhere."""
-    first = [found["verdict"], f"candidate={found['candidate']}", f"case={found['case']}"]
-    first += [f"first={found['first_stage']}"] if found["first_stage"] else []
-    first += [f"replay={found['replay']}"]
-    then = found["seen_then"]
+    first = [result.verdict, f"candidate={result.candidate}", f"case={result.case}"]
+    first += [f"first={result.first_stage}"] if result.first_stage else []
+    first += [f"replay={result.replay}"]
+    then = result.seen_then
     lines = [
         " ".join(first),
-        f"  {found['size']}",
-        f"  then: {then['status']} at {then['first_stage']}: {one_line(then['note'])}",
-        f"  now:  {one_line(found['note']) or found['verdict']}",
+        f"  {result.size}",
+        f"  then: {then.status} at {then.first_stage}: {one_line(then.note)}",
+        f"  now:  {one_line(result.note) or result.verdict}",
     ]
-    for row in found["comparisons"]:
-        worst = row["worst"]
+    for row in result.comparisons:
+        worst = row.worst
         place = f", {worst['actual']} instead of {worst['expected']}" if worst else ""
         lines.append(
-            f"  {row['stage']:<10} {row['status']:<10} max |Δ| {number(row['max_abs'])}{place}"
-            f"  (reference: {row['reference']})"
+            f"  {row.stage:<10} {row.status:<10} max |Δ| {number(row.max_abs)}{place}"
+            f"  (reference: {row.reference})"
         )
-    for name, (before, now) in found["environment_differs"].items():
+    for name, (before, now) in result.environment_differs.items():
         lines.append(f"  {name} was {before}, is {now}")
     return "\n".join(lines)

@@ -16,7 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from sdpo.fixtures import GoldenFamily, packaged_family
-from sdpo.parity.audit.audit import Request, judge, judged
+from sdpo.parity.audit.audit import judge, judged
+from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.cases.checked_call import Location, LossCandidate
 from sdpo.parity.cases.loss_case import LossCase
@@ -26,6 +27,7 @@ from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.explain.match_faults import evaluation
 from sdpo.parity.faults.catalogue import BY_ID, Fault
 from sdpo.parity.faults.evaluate_fault import fault_trace, loss_from_log_probs, loss_from_logits
+from sdpo.parity.report.run_report import RunReport
 from sdpo.settings.determinism import deterministic
 
 TRACE, LOGITS, LOG_PROBS = "trace", "logits", "log-probs"
@@ -168,12 +170,12 @@ def audited(fault: Fault, family: GoldenFamily) -> Mutant:
     mutant = Mutant(fault)
     for shape, candidate in shapes_of(fault).items():
         run = judged_here(candidate, family)
-        mutant.verdicts[shape], mutant.stages[shape] = run["verdict"], run["first_stage"]
-        mutant.explained_by[shape] = run["explained_by"]
+        mutant.verdicts[shape], mutant.stages[shape] = run.verdict, run.first_stage
+        mutant.explained_by[shape] = run.explained_by
     return mutant
 
 
-def judged_here(candidate: LossCandidate, family: GoldenFamily) -> dict[str, Any]:
+def judged_here(candidate: LossCandidate, family: GoldenFamily) -> RunReport:
     """The audit of a candidate on some cases; a fault keeps no state that a process could hide."""
     request = Request(candidate.name)
     return judge(request, candidate, [family], [], lambda *_: None, isolation=False)

@@ -1,39 +1,36 @@
 """Audits that could not start, or were lost: one line says why, and nothing else is left."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from msgspec import structs
+
+from sdpo.parity.audit.child_process import Crash, Ended
+from sdpo.parity.audit.request import Request
 from sdpo.parity.render.plots import FILES
+from sdpo.parity.report.run_report import RunReport
 
 RENDERED = ("report.json", "report.md", "report.html", "report.junit.xml", "report.sarif")
 ENDED = "the candidate ended the process ({how}) before the audit was complete"
 
 
-def unstarted(request: Mapping[str, Any], message: str) -> dict[str, Any]:
-    """The RUN document of an audit of which there is only a failure."""
-    from sdpo.parity.report.document import failed
+def unstarted(request: Request, message: str) -> RunReport:
+    """The report of an audit of which there is only a failure."""
+    from sdpo.parity.report.document import failed  # imports torch, which the command avoids
 
-    run = failed(request["candidate"], request["repro"], message)
-    return run | {"environment": {}, "created": "", "seconds": 0.0}
+    return failed(request.candidate, request.command, message)
 
 
-def lost(request: Mapping[str, Any], result: Mapping[str, Any] | None, code: int) -> dict[str, Any]:
-    """The RUN document of an audit whose process ended without one.
-
-    Args:
-        request: what was asked for.
-        result: what the process left: None, or what failed in it.
-        code: its exit code.
-    """
-    if result is not None:
-        return unstarted(request, result["crash"])
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+def lost(request: Request, ended: Ended) -> RunReport:
+    """The report of an audit whose process ended without one."""
+    if isinstance(ended.result, Crash):
+        return unstarted(request, ended.result.crash)
+    how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
     return unstarted(request, ENDED.format(how=how))
 
 
-def cleared(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+def cleared(run: RunReport, folder: Path) -> RunReport:
     """Take away what an earlier audit reported; a log that says something stays and is named."""
     for name in (*RENDERED, *FILES):
         (folder / name).unlink(missing_ok=True)
@@ -42,8 +39,8 @@ def cleared(run: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not log.is_file():
         return run
     if log.stat().st_size:
-        message = f"{run['message']}; what was printed: {log}"
-        return run | {"message": message, "reasons": [message]}
+        message = f"{run.message}; what was printed: {log}"
+        return structs.replace(run, message=message, reasons=[message])
     log.unlink()
     return run
 

@@ -5,30 +5,28 @@ The candidate's code runs here, away from the process that reports: it may print
 
 import gc
 import sys
-from collections.abc import Mapping
-from typing import Any
 
-from sdpo.parity.audit.child_process import answer, plain
+from rich.progress import TaskID
+
+from sdpo.parity.audit.child_process import answer
+from sdpo.parity.audit.request import Request
+from sdpo.parity.report.run_report import RunReport
 from sdpo.runtime.progress import progress_bars
-
-__all__ = ["main", "plain"]
 
 
 def main(request_file: str, result_file: str) -> None:
-    """Read the request, audit with a progress bar on standard error, write the RUN document."""
-    answer(request_file, result_file, audited)
+    """Read the request, audit with a progress bar on standard error, write the report."""
+    answer(request_file, result_file, Request, _audited)
 
 
-def audited(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The RUN document of a request."""
+def _audited(request: Request) -> RunReport:
     gc.disable()  # searching what imports leave for garbage is a sixth of the time torch takes
-    from sdpo.parity.audit.audit import Request, audit
+    from sdpo.parity.audit.audit import audit
 
     gc.freeze()
     gc.enable()
-    request = Request.from_fields(dict(fields))
     with progress_bars(transient=True) as bars:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def advance(family: str, done: int, total: int) -> None:
             if family not in tasks:

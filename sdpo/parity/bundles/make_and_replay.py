@@ -13,22 +13,46 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sdpo.fixtures import GoldenDataError
 from sdpo.parity.audit.audit import SEEDS, load_goldens, run_loss_case
-from sdpo.parity.audit.child_process import answer
+from sdpo.parity.audit.child_process import Crash, answer
+from sdpo.parity.audit.launch import BundlesMade, BundlesRequest
 from sdpo.parity.audit.load_candidate import load_candidate
-from sdpo.parity.bundles.loss_bundle import Bundle, BundleError, read, write
-from sdpo.parity.bundles.scenario_bundle import TrainerBundle, is_trainer_bundle, seen_in
+from sdpo.parity.audit.rejudge_and_replay import (
+    ReplayedComparison,
+    ReplayRequest,
+    ReplayResult,
+)
+from sdpo.parity.bundles.archive import BundleError, Shrunk
+from sdpo.parity.bundles.loss_bundle import LossBundle, LossDocument, read, write
+from sdpo.parity.bundles.scenario_bundle import (
+    ScenarioBundle,
+    first_weights,
+    is_scenario_bundle,
+    pack,
+    run_scenario,
+    seen_in,
+    size_of,
+    smallest_first,
+)
+from sdpo.parity.bundles.scenario_bundle import read as read_scenario
+from sdpo.parity.bundles.scenario_bundle import write as write_scenario
 from sdpo.parity.bundles.shrink_case import shrink
 from sdpo.parity.candidates.loss_functions import LossFunction
-from sdpo.parity.cases.checked_call import CandidateError, LossCandidate
-from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.cases.checked_call import CandidateError
+from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.compare.evaluated_case import loss_cases
-from sdpo.parity.compare.statuses import EXIT_CODES, FAILING, Status
+from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult, run_verdict
 from sdpo.parity.report.environment import describe_environment
+from sdpo.parity.report.report_context import Environment, Seen
+from sdpo.parity.report.report_rows import BundleRow
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
+from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
+from sdpo.runtime.json_values import json_safe
 from sdpo.settings.determinism import deterministic
 
 Signature = frozenset[tuple[str, str, str]]
@@ -43,185 +67,208 @@ def signature(result: CaseResult) -> Signature:
     )
 
 
-def seen(result: CaseResult) -> dict[str, Any]:
-    """What a bundle keeps of a candidate's result."""
-    row = result.row()
-    return {name: row[name] for name in ("status", "first_stage", "note")}
-
-
-def make(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Bundles of the failing loss cases with the smallest inputs.
-
-    Args:
-        request: `candidate`, `goldens`, `command`, `cases` (ids), `folder`, `count`.
-
-    Returns:
-        `bundles`: one row for each; or `problem`, why there are none.
-    """
+def make(request: BundlesRequest) -> BundlesMade:
+    """Bundles of the failing cases with the smallest inputs."""
     with deterministic(SEEDS[0]) as settings:
-        candidate = load_candidate(request["candidate"])
+        candidate = load_candidate(request.candidate)
         environment = describe_environment(settings, SEEDS)
         if isinstance(candidate, TrainerAdapter):
-            return {"bundles": make_of_trainer(candidate, request, environment), "problem": ""}
-        if not isinstance(candidate, LossFunction):
-            return {"bundles": [], "problem": ""}
-        families = [f for f in load_goldens(request["goldens"]) if f.name == "loss"]
-        cases = [case for family in families for case in loss_cases(family)]
-        failing = [case for case in cases if case.id in set(request["cases"])]
-        failing.sort(key=lambda case: case.student_logits.numel())
-        rows = []
-        for case in failing[: request["count"]]:
-            bundle = bundle_of(candidate, case)
-            file = Path(request["folder"]) / (re.sub(r"[^\w.-]+", "-", case.id) + ".zip")
-            write(file, replace(bundle, environment=environment, command=request["command"]))
-            rows.append({"case": case.id, "file": f"bundles/{file.name}", **bundle.shrunk})
-    return {"bundles": rows, "problem": ""}
+            return BundlesMade(_of_scenarios(candidate, request, environment))
+        if isinstance(candidate, LossFunction):
+            return BundlesMade(_of_loss_cases(candidate, request, environment))
+        return BundlesMade([])
 
 
-def make_of_trainer(
-    candidate: TrainerAdapter, request: Mapping[str, Any], environment: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Bundles of failing scenarios; `cases` are ids with their first stages."""
-    from sdpo.parity.bundles.scenario_bundle import pack, smallest_first
-    from sdpo.parity.bundles.scenario_bundle import write as write_scenario
-    from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
-
-    stages = dict(request["cases"])
-    failing = [(scenario, stages[scenario.id]) for scenario in SCENARIOS if scenario.id in stages]
+def _of_loss_cases(
+    candidate: LossFunction, request: BundlesRequest, environment: Environment
+) -> list[BundleRow]:
+    families = [f for f in load_goldens(request.goldens) if f.name == "loss"]
+    cases = [case for family in families for case in loss_cases(family)]
+    failing = [case for case in cases if case.id in dict(request.cases)]
+    failing.sort(key=lambda case: case.student_logits.numel())
     rows = []
-    for scenario in smallest_first(failing)[: request["count"]]:
-        bundle = pack(candidate, scenario, environment, request["command"])
-        bundle = replace(bundle, candidate=request["candidate"])
-        file = Path(request["folder"]) / f"{scenario.id}.zip"
-        write_scenario(file, bundle)
-        rows.append({"case": scenario.id, "file": f"bundles/{file.name}", **bundle.shrunk})
+    for case in failing[: request.count]:
+        bundle = bundle_of(candidate, case, environment, request.command)
+        file = Path(request.folder) / (re.sub(r"[^\w.-]+", "-", case.id) + ".zip")
+        write(file, bundle)
+        rows.append(_row(case.id, file, bundle.document.shrunk))
     return rows
 
 
-def bundle_of(candidate: LossCandidate, case: LossCase) -> Bundle:
+def _of_scenarios(
+    candidate: TrainerAdapter, request: BundlesRequest, environment: Environment
+) -> list[BundleRow]:
+    stages = dict(request.cases)
+    failing = [
+        (scenario, stages[scenario.id] or "") for scenario in SCENARIOS if scenario.id in stages
+    ]
+    rows = []
+    for scenario in smallest_first(failing)[: request.count]:
+        bundle = pack(candidate, scenario, request.candidate, environment, request.command)
+        file = Path(request.folder) / f"{scenario.id}.zip"
+        write_scenario(file, bundle)
+        rows.append(_row(scenario.id, file, bundle.document.shrunk))
+    return rows
+
+
+def _row(case: str, file: Path, shrunk: Shrunk) -> BundleRow:
+    return BundleRow(case, f"bundles/{file.name}", shrunk.before, shrunk.after, shrunk.tries)
+
+
+def bundle_of(
+    candidate: LossFunction, case: LossCase, environment: Environment, command: str
+) -> LossBundle:
     """A failing case, shrunk as far as it fails in the same way.
 
     A case that does not fail without the values that were recorded with it stays as it is.
     """
-    whole = run_loss_case(candidate, case)[0]
-    wanted = signature(whole)
+    wanted = signature(run_loss_case(candidate, case)[0])
 
     def fails(smaller: LossCase) -> bool:
         return signature(run_loss_case(candidate, smaller)[0]) == wanted
 
     bare = replace(case, recorded={})
-    found, tries = case, 1
+    smallest, tries = case, 1
     if fails(bare):
         shrunk = shrink(bare, fails)
-        found, tries = shrunk.case, shrunk.tries + 1
-    shape = {"before": list(case.student_logits.shape), "after": list(found.student_logits.shape)}
-    result = run_loss_case(candidate, found)[0]
-    return Bundle(found, candidate.name, seen(result), {**shape, "tries": tries})
+        smallest, tries = shrunk.case, shrunk.tries + 1
+    row = run_loss_case(candidate, smallest)[0].row()
+    before, after = (list(each.student_logits.shape) for each in (case, smallest))
+    document = LossDocument(
+        schema_version=1,
+        candidate=candidate.name,
+        seen=Seen(row["status"], row["first_stage"], row["note"]),
+        shrunk=Shrunk(before, after, tries),
+        environment=msgspec.to_builtins(environment),
+        command=command,
+        case=smallest.id,
+        config={name: getattr(smallest.config, name) for name in LOSS_SETTINGS},
+        tags=list(smallest.tags),
+    )
+    return LossBundle(smallest, document)
 
 
-def replay(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the case of a bundle again.
+def replay(request: ReplayRequest) -> ReplayResult:
+    """Run the case of a bundle again, with the bundle's own candidate or another one."""
+    path = Path(request.bundle)
+    if is_scenario_bundle(path):
+        return _replay_scenario(read_scenario(path), request.candidate)
+    return _replay_loss(read(path), request.candidate)
 
-    Args:
-        request: `bundle` (a path) and `candidate` (a name, or empty for the bundle's own).
 
-    Returns:
-        The document that `sdpo replay --json` prints.
-    """
-    path = Path(request["bundle"])
-    if is_trainer_bundle(path):
-        return replay_trainer(path, request["candidate"])
-    bundle = read(path)
-    name = request["candidate"] or bundle.candidate
+def _replay_loss(bundle: LossBundle, candidate: str) -> ReplayResult:
+    name = candidate or bundle.document.candidate
     with deterministic(SEEDS[0]) as settings:
         environment = describe_environment(settings, SEEDS)
-        candidate = load_candidate(name)
-        if not isinstance(candidate, LossFunction):
+        loss = load_candidate(name)
+        if not isinstance(loss, LossFunction):
             raise CandidateError(
                 "config", f"{name} is no loss function; this bundle replays only these"
             )
-        result, doubts, _ = run_loss_case(candidate, bundle.case)
+        result, doubts, _ = run_loss_case(loss, bundle.case)
+    row = result.row()
+    now = Seen(row["status"], row["first_stage"], "; ".join(doubts) or row["note"])
     rows, tokens, vocabulary = bundle.case.student_logits.shape
-    return replayed(name, bundle, result, doubts, environment) | {
-        "size": f"{rows} rows, {tokens} tokens, {vocabulary} entries of the vocabulary"
-    }
+    size = f"{rows} rows, {tokens} tokens, {vocabulary} entries of the vocabulary"
+    return _result(name, bundle, result, now, doubts, environment, size)
 
 
-def replay_trainer(path: Path, candidate: str) -> dict[str, Any]:
-    """Run the scenario of a trainer's bundle again; the document is that of `replay`."""
-    from sdpo.parity.bundles.scenario_bundle import first_weights, judge, size_of
-    from sdpo.parity.bundles.scenario_bundle import read as read_scenario
-
-    bundle = read_scenario(path)
-    name = candidate or bundle.candidate
+def _replay_scenario(bundle: ScenarioBundle, candidate: str) -> ReplayResult:
+    name = candidate or bundle.document.candidate
     with deterministic(SEEDS[0]) as settings:
         environment = describe_environment(settings, SEEDS)
         adapter = load_candidate(name)
         if not isinstance(adapter, TrainerAdapter):
             raise CandidateError("config", f"{name} is no trainer; this bundle holds a scenario")
-        result = judge(adapter, bundle.scenario)
+        result = run_scenario(adapter, bundle.scenario)
         weights = first_weights(bundle.scenario)
     updates, groups, rows = size_of(bundle.scenario)
-    found = replayed(name, bundle, result, [], environment)
-    if weights != bundle.weights:
-        found["environment_differs"]["first weights"] = [bundle.weights, weights]
-    return found | {"size": f"updates: {updates}, groups: {groups}, rows: {rows}"}
+    size = f"updates: {updates}, groups: {groups}, rows: {rows}"
+    replayed = _result(name, bundle, result, seen_in(result), [], environment, size)
+    if weights != bundle.document.weights:
+        replayed.environment_differs["first weights"] = (bundle.document.weights, weights)
+    return replayed
 
 
-def replayed(
+def _result(
     name: str,
-    bundle: "Bundle | TrainerBundle",
+    bundle: LossBundle | ScenarioBundle,
     result: CaseResult,
+    now: Seen,
     doubts: list[str],
-    environment: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The verdict of now beside that of then."""
+    environment: Environment,
+    size: str,
+) -> ReplayResult:
+    """The verdict of now beside that of then.
+
+    Args:
+        name: of the candidate.
+        bundle: what was seen then.
+        result: what was measured now.
+        now: what a bundle would keep of it.
+        doubts: why it cannot be trusted.
+        environment: of now.
+        size: of the case, for a reader.
+    """
+    then = bundle.document.seen
     verdict = run_verdict([c.status for c in result.comparisons], doubts=doubts)
-    row = seen_in(result) if isinstance(bundle, TrainerBundle) else result.row()
-    same = all(row[key] == bundle.seen[key] for key in ("status", "first_stage"))
-    return {
-        "schema_version": 1,
-        "candidate": name,
-        "case": result.id,
-        "verdict": verdict,
-        "exit_code": EXIT_CODES[verdict],
-        "first_stage": row["first_stage"],
-        "note": "; ".join(doubts) or row["note"],
-        "replay": "same" if same else "different",
-        "seen_then": dict(bundle.seen),
-        "comparisons": [
-            {
-                "stage": c.stage,
-                "status": c.status,
-                "max_abs": c.max_abs,
-                "budget_used": c.budget_used,
-                "worst": c.worst,
-                "reference": STAGES[c.stage].source,
-            }
-            for c in result.comparisons
-        ],
-        "environment": environment,
-        "environment_differs": differences(bundle.environment, environment),
-    }
+    same = (now.status, now.first_stage) == (then.status, then.first_stage)
+    comparisons = [
+        {
+            "stage": c.stage,
+            "status": c.status,
+            "max_abs": c.max_abs,
+            "budget_used": c.budget_used,
+            "worst": c.worst,
+            "reference": STAGES[c.stage].source,
+        }
+        for c in result.comparisons
+    ]
+    return ReplayResult(
+        schema_version=1,
+        candidate=name,
+        case=result.id,
+        verdict=verdict,
+        exit_code=verdict.exit_code,
+        first_stage=now.first_stage,
+        note=now.note,
+        replay="same" if same else "different",
+        seen_then=then,
+        comparisons=msgspec.convert(json_safe(comparisons), list[ReplayedComparison]),
+        environment=environment,
+        environment_differs=_differences(
+            bundle.document.environment, msgspec.to_builtins(environment)
+        ),
+        size=size,
+    )
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings of the environment that changed: then and now."""
     names = [name for name in now if name in then and then[name] != now[name]]
-    return {name: [then[name], now[name]] for name in names}
+    return {name: (then[name], now[name]) for name in names}
 
 
 def main(mode: str, request_file: str, result_file: str) -> None:
     """Read the request, do what MODE says, write the result."""
-    work = {"make": make, "replay": replay}[mode]
+    if mode == "make":
+        answer(request_file, result_file, BundlesRequest, _made)
+    else:
+        answer(request_file, result_file, ReplayRequest, _replayed)
 
-    def done(request: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            return work(request)
-        except (CandidateError, GoldenDataError, BundleError) as error:
-            return {"bundles": [], "problem": str(error)}
 
-    answer(request_file, result_file, done)
+def _made(request: BundlesRequest) -> BundlesMade:
+    try:
+        return make(request)
+    except (CandidateError, GoldenDataError) as error:
+        return BundlesMade([], str(error))
+
+
+def _replayed(request: ReplayRequest) -> ReplayResult | Crash:
+    try:
+        return replay(request)
+    except (CandidateError, BundleError) as error:
+        return Crash(str(error))
 
 
 if __name__ == "__main__":

@@ -1,124 +1,84 @@
 """A failing scenario of a trainer as one archive, and its replay.
 
-A zip with one member, `scenario.json`: the scenario, what was seen, the candidate's name, the
+The archive has one member, `scenario.json`: the scenario, what was seen, the candidate's name, the
 environment, the command, and a hash of the tiny model's first weights, which come from a seed.
 """
 
 import hashlib
-import io
-import json
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sdpo.parity.bundles.loss_bundle import EPOCH, BundleError
+import msgspec
+
+from sdpo.parity.bundles.archive import (
+    BundleDocument,
+    BundleError,
+    Shrunk,
+    document_bytes,
+    member_names,
+    read_archive,
+    read_document,
+    write_archive,
+)
 from sdpo.parity.bundles.shrink_scenario import shrink
 from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.report.report_context import Environment, Seen
 from sdpo.parity.trainers.judge.run_scenarios import TrainerFindings, walked
 from sdpo.parity.trainers.processes.training_pool import TrainingPool
+from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.scenario_json import ScenarioError, as_json, from_json
 from sdpo.parity.trainers.scenarios.tiny_model import tiny_model
 
-VERSION = 1
 DOCUMENT = "scenario.json"
-LARGEST = 2**20
-FIELDS = {"schema_version", "scenario", "candidate", "seen", "shrunk", "environment"} | {
-    "command",
-    "weights",
-}
-SEEN = {"status", "first_stage", "note"}
+LARGEST = {DOCUMENT: 2**20}
+
+
+class ScenarioDocument(BundleDocument, frozen=True):
+    """The scenario as JSON; `weights` is the SHA-256 of the student's first weights."""
+
+    scenario: Any
+    weights: str
 
 
 @dataclass(frozen=True)
-class TrainerBundle:
-    """A scenario and what a trainer did in it; fields as of `bundle.Bundle`.
-
-    `weights` is the SHA-256 of the student's first weights.
-    """
+class ScenarioBundle:
+    """A scenario and what a trainer did in it."""
 
     scenario: Scenario
-    candidate: str
-    seen: Mapping[str, Any]
-    shrunk: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    command: str = ""
-    weights: str = ""
+    document: ScenarioDocument
 
 
-def is_trainer_bundle(path: Path) -> bool:
+def is_scenario_bundle(path: Path) -> bool:
     """Whether a file is an archive with a scenario in it; a damaged one is not."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist() == [DOCUMENT]
-    except (OSError, zipfile.BadZipFile):
-        return False
+    return member_names(path) == [DOCUMENT]
 
 
-def write(path: Path, bundle: TrainerBundle) -> None:
+def write(path: Path, bundle: ScenarioBundle) -> None:
     """Write a bundle; the same bundle gives the same bytes."""
-    document = vars(bundle) | {"schema_version": VERSION, "scenario": as_json(bundle.scenario)}
-    text = json.dumps(document, ensure_ascii=False, indent=1, default=dict).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        member = zipfile.ZipInfo(DOCUMENT, date_time=EPOCH)
-        archive.writestr(member, text, zipfile.ZIP_DEFLATED)
+    write_archive(path, {DOCUMENT: document_bytes(bundle.document)})
 
 
-def read(path: Path) -> TrainerBundle:
+def read(path: Path) -> ScenarioBundle:
     """Read a bundle.
 
     Raises:
         BundleError: too large, damaged, or not in the format.
     """
+    data = read_archive(path, LARGEST)[DOCUMENT]
+    document = read_document(path, data, ScenarioDocument)
     try:
-        if path.stat().st_size > LARGEST:
-            raise BundleError("too large for a bundle of a scenario")
-        content = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(content) as archive, archive.open(DOCUMENT) as member:
-            text = member.read(LARGEST + 1)
-        if len(text) > LARGEST:
-            raise BundleError(f"{DOCUMENT} is larger than {LARGEST >> 20} MiB")
-        return bundle_of(json.loads(text))
-    except (BundleError, ScenarioError) as error:
+        return ScenarioBundle(from_json(document.scenario), document)
+    except ScenarioError as error:
         raise BundleError(f"{path}: {error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is not in the format of a bundle: {error}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise BundleError(f"{path} is no zip archive, or damaged: {error}") from error
 
 
-def bundle_of(document: Any) -> TrainerBundle:
-    """The bundle of a document.
-
-    Raises:
-        BundleError: a field is missing, unknown or of the wrong kind.
-        ScenarioError: the scenario is none.
-    """
-    if not isinstance(document, dict) or document.keys() != FIELDS:
-        raise BundleError(f"{DOCUMENT} must have the fields {sorted(FIELDS)}")
-    if document["schema_version"] != VERSION:
-        raise BundleError(f"schema_version must be {VERSION}")
-    for name in ("candidate", "command", "weights"):
-        if not isinstance(document[name], str):
-            raise BundleError(f"{name} must be a text")
-    if not isinstance(document["seen"], dict) or document["seen"].keys() != SEEN:
-        raise BundleError(f"seen must have {sorted(SEEN)}")
-    return TrainerBundle(
-        scenario=from_json(document["scenario"]),
-        candidate=document["candidate"],
-        seen=document["seen"],
-        shrunk=dict(document["shrunk"]),
-        environment=dict(document["environment"]),
-        command=document["command"],
-        weights=document["weights"],
-    )
-
-
-def judge(candidate: Any, scenario: Scenario) -> CaseResult:
+def run_scenario(candidate: TrainerAdapter, scenario: Scenario) -> CaseResult:
     """What a trainer does in a scenario, in processes of its own."""
     with (
         TrainingPool(candidate, [scenario], twice=False) as apart,
@@ -128,37 +88,49 @@ def judge(candidate: Any, scenario: Scenario) -> CaseResult:
 
 
 def pack(
-    candidate: Any, scenario: Scenario, environment: Mapping[str, Any], command: str
-) -> TrainerBundle:
-    """A failing scenario, shrunk as far as it fails first at the same stage with that status."""
-    seen = wanted = seen_in(judge(candidate, scenario))
-    kept = ("status", "first_stage")
+    candidate: TrainerAdapter,
+    scenario: Scenario,
+    name: str,
+    environment: Environment,
+    command: str,
+) -> ScenarioBundle:
+    """A failing scenario, shrunk as far as it fails first at the same stage with that status.
+
+    Args:
+        candidate: a trainer that fails in the scenario.
+        scenario: the one that it fails in.
+        name: what the user calls the candidate.
+        environment: of the audit.
+        command: that repeats the audit.
+    """
+    seen = wanted = seen_in(run_scenario(candidate, scenario))
 
     def fails(smaller: Scenario) -> bool:
         nonlocal seen
-        found = seen_in(judge(candidate, smaller))
-        same = all(found[name] == wanted[name] for name in kept)
-        seen = found if same else seen
+        now = seen_in(run_scenario(candidate, smaller))
+        same = (now.status, now.first_stage) == (wanted.status, wanted.first_stage)
+        seen = now if same else seen
         return same
 
     shrunk = shrink(scenario, fails)
-    sizes = {"before": size_of(scenario), "after": size_of(shrunk.scenario)}
-    return TrainerBundle(
-        shrunk.scenario,
-        candidate.name,
-        seen,
-        {**sizes, "tries": max(shrunk.tries, 1)},
-        environment,
-        command,
-        first_weights(shrunk.scenario),
+    document = ScenarioDocument(
+        schema_version=1,
+        candidate=name,
+        seen=seen,
+        shrunk=Shrunk(size_of(scenario), size_of(shrunk.scenario), max(shrunk.tries, 1)),
+        environment=msgspec.to_builtins(environment),
+        command=command,
+        scenario=as_json(shrunk.scenario),
+        weights=first_weights(shrunk.scenario),
     )
+    return ScenarioBundle(shrunk.scenario, document)
 
 
-def seen_in(result: CaseResult) -> dict[str, Any]:
+def seen_in(result: CaseResult) -> Seen:
     """What a bundle keeps of a result: of stages those that do not follow from earlier ones."""
     own = [c for c in result.comparisons if not c.inherits]
     row = CaseResult(result.id, result.family, result.tags, own, result.note).row()
-    return {name: row[name] for name in sorted(SEEN)}
+    return Seen(row["status"], row["first_stage"], row["note"])
 
 
 def size_of(scenario: Scenario) -> list[int]:

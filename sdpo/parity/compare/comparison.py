@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from sdpo.parity.compare.improvements import improvements
-from sdpo.parity.compare.statuses import FAILING, Status
+from sdpo.parity.compare.statuses import FAILING, FINITE, Status
 from sdpo.parity.truth.oracle import Array
 
-FINITE = "finite_where_reference_is_not"
 SIZED = ("", "value")
 """Effects of which the difference has a size: none, and another value."""
 

@@ -17,6 +17,8 @@ class Status(StrEnum):
 
 SEVERITY = tuple(Status)
 FAILING = (Status.DIVERGENT, Status.ERROR)
+FINITE = "finite_where_reference_is_not"
+"""The effect of a finite value where the reference has none."""
 
 
 class Verdict(StrEnum):

@@ -78,13 +78,3 @@ def rows(found: Sequence[Explained]) -> list[dict[str, Any]]:
         }
         for one in found
     ]
-
-
-def from_rows(found: Iterable[Mapping[str, Any]]) -> list[Explained]:
-    """The explanations of a report."""
-    return [Explained(row["fault"], tuple(row["cases"]), row["of"]) for row in found]
-
-
-def phrase(row: Mapping[str, Any]) -> str:
-    """How many cases an explanation explains, for a reader: `39 of 40`."""
-    return f"{row['explains']} of {row['of']}"

@@ -8,6 +8,7 @@ from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.render.plot_data import Cell, StageErrors, clipped, log_range, power_of_ten, swarm
 
 if TYPE_CHECKING:
@@ -22,17 +23,17 @@ ULP_RANGE = (0.25, 1e9)
 
 INK, MUTED, FAINT = "#1f2328", "#57606a", "#d8dee4"
 LOOKS = {
-    "MATCH": ("#1a7f4b", "", "white", "="),
-    "PASS": ("#a9dcbd", "", INK, "≈"),
-    "DECLARED": ("#f6cf6a", "////", INK, "D"),
-    "DIVERGENT": ("#b3261e", "xxxx", "white", "✗"),
-    "ERROR": ("#24292f", "....", "white", "!"),
-    "NOT_COVERED": ("white", "", MUTED, "–"),
+    Status.MATCH: ("#1a7f4b", "", "white", "="),
+    Status.PASS: ("#a9dcbd", "", INK, "≈"),
+    Status.DECLARED: ("#f6cf6a", "////", INK, "D"),
+    Status.DIVERGENT: ("#b3261e", "xxxx", "white", "✗"),
+    Status.ERROR: ("#24292f", "....", "white", "!"),
+    Status.NOT_COVERED: ("white", "", MUTED, "–"),
 }
 MARKERS = {
-    "PASS": ("o", "#2f6fb3", 16),
-    "DECLARED": ("D", "#d99a00", 16),
-    "DIVERGENT": ("X", "#b3261e", 30),
+    Status.PASS: ("o", "#2f6fb3", 16),
+    Status.DECLARED: ("D", "#d99a00", 16),
+    Status.DIVERGENT: ("X", "#b3261e", 30),
 }
 ROUNDOFFS = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}
 STYLE: dict[str, Any] = {
@@ -103,7 +104,7 @@ def _families(axes: "Axes", cells: Sequence[Cell]) -> None:
         start = end
 
 
-def _status_legend(figure: "Figure", statuses: Sequence[str]) -> None:
+def _status_legend(figure: "Figure", statuses: Sequence[Status]) -> None:
     """Sign and number of stages for each status that occurs."""
     from matplotlib.patches import Patch
 
@@ -247,7 +248,7 @@ def _dots(
     axes: "Axes",
     row: int,
     values: Sequence[float],
-    statuses: Sequence[str],
+    statuses: Sequence[Status],
     limits: tuple[float, float],
 ) -> None:
     """One mark for each case, side by side where they would overlap."""

@@ -12,14 +12,14 @@ from markupsafe import Markup, escape
 from sdpo.parity.render.plots import Plot
 from sdpo.parity.render.sections import sections
 from sdpo.parity.render.templates import compiled
-from sdpo.parity.render.text import RUN
+from sdpo.parity.report.run_report import RunReport
 
 
-def html_report(run: RUN, plots: Sequence[Plot] = ()) -> str:
-    """Render a RUN document.
+def html_report(run: RunReport, plots: Sequence[Plot] = ()) -> str:
+    """Render a run.
 
     Args:
-        run: the document.
+        run: the report of one candidate.
         plots: pictures to embed.
     """
     return template().render(sections(run), plots=plots)

@@ -1,102 +1,119 @@
 """The report as JUnit XML: a test case for the verdict, for each stage and for each case."""
 
 import re
-from typing import Any
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element, SubElement
+from collections.abc import Mapping
+
+from junitparser import (
+    Error,
+    Failure,
+    JUnitXml,
+    Properties,
+    Property,
+    Skipped,
+    TestCase,
+    TestSuite,
+)
 
 from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.render.stage_view import share, worst
-from sdpo.parity.render.text import RUN, explanations, first_line, number
-from sdpo.parity.report.counts import compared
+from sdpo.parity.compare.statuses import FAILING, Status, Verdict
+from sdpo.parity.render.stage_view import budget_share, worst_place
+from sdpo.parity.render.text import explanations, first_line, number
 from sdpo.parity.report.judgement import improvement_lines, judgement
+from sdpo.parity.report.report_rows import StageRow
+from sdpo.parity.report.run_report import RunReport
 
 FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-MOST = 2000
+LONGEST = 2000
+"""Characters of a text that readers of JUnit show."""
 
 
-def junit_report(run: RUN) -> str:
-    """Render a RUN document."""
-    root = Element("testsuites", name="sdpo audit")
-    stages = suite(root, run, "stages")
-    verdict = testcase(stages, f"{run['candidate']}.verdict", "verdict")
-    outcome(verdict, run["verdict"], "; ".join(run["reasons"]) or first_line(run), first_line(run))
-    for row in run["stages"]:
-        stage_case(stages, run, row)
-    cases = suite(root, run, "cases")
-    for case in run["cases"]:
-        name = f"{run['candidate']}.{case['family']}"
-        element = testcase(cases, name, case["id"])
-        outcome(element, case["status"], case["note"], f"first stage: {case['first_stage']}")
-    for element in (stages, cases):
-        count(element)
-    ElementTree.indent(root)
-    text = ElementTree.tostring(root, encoding="unicode")
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
+def junit_report(run: RunReport) -> str:
+    """Render a run."""
+    first = first_line(run)
+    verdict = _test_case(f"{run.candidate}.verdict", "verdict")
+    _set_outcome(verdict, run.verdict, "; ".join(run.reasons) or first, first)
+    cases = []
+    for row in run.cases:
+        case = _test_case(f"{run.candidate}.{row.family}", row.id)
+        _set_outcome(case, row.status, row.note, f"first stage: {row.first_stage}")
+        cases.append(case)
+    stages = _suite(run, "stages", [verdict, *(_stage_case(run, row) for row in run.stages)])
+    stages.time = round(run.seconds, 3)
+    document = JUnitXml("sdpo audit")
+    document.append(stages)
+    document.append(_suite(run, "cases", cases))
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{document.tostring().decode()}\n'
 
 
-def suite(root: Element, run: RUN, what: str) -> Element:
+def _suite(run: RunReport, what: str, cases: list[TestCase]) -> TestSuite:
     """A test suite with the properties of the run."""
-    element = SubElement(root, "testsuite", name=allowed(f"sdpo audit {run['candidate']}: {what}"))
-    element.set("time", f"{run['seconds']:.3f}" if what == "stages" else "0")
-    if run["created"]:
-        element.set("timestamp", run["created"].removesuffix("+00:00"))
-    properties = SubElement(element, "properties")
-    found = {name: str(run[name] or "") for name in ("verdict", "first_stage", "kind", "repro")}
-    found["explained_by"] = explanations(run)
-    found["judgement"] = "; ".join([*judgement(run), *improvement_lines(run)])
-    for name, value in found.items():
-        SubElement(properties, "property", name=name, value=allowed(value))
-    return element
-
-
-def testcase(parent: Element, classname: str, name: str) -> Element:
-    """A test case without outcome: passed."""
-    return SubElement(
-        parent, "testcase", classname=allowed(classname), name=allowed(name), time="0"
+    suite = TestSuite(_allowed(f"sdpo audit {run.candidate}: {what}"))
+    if run.created:
+        suite.timestamp = run.created.removesuffix("+00:00")
+    suite.append(
+        _properties(
+            {
+                "verdict": run.verdict,
+                "first_stage": run.first_stage or "",
+                "kind": run.kind,
+                "repro": run.repro,
+                "explained_by": explanations(run),
+                "judgement": "; ".join([*judgement(run), *improvement_lines(run)]),
+            }
+        )
     )
+    suite.add_testcases(cases)
+    return suite
 
 
-def stage_case(parent: Element, run: RUN, row: dict[str, Any]) -> None:
+def _properties(texts: Mapping[str, str]) -> Properties:
+    properties = Properties()
+    for name, text in texts.items():
+        properties.add_property(Property(name, _allowed(text)))
+    return properties
+
+
+def _test_case(classname: str, name: str) -> TestCase:
+    """A test case without outcome: passed."""
+    return TestCase(_allowed(name), _allowed(classname), 0)
+
+
+def _stage_case(run: RunReport, row: StageRow) -> TestCase:
     """The test case of a stage, with its figures as properties."""
-    element = testcase(parent, f"{run['candidate']}.stages", row["name"])
-    properties = SubElement(element, "properties")
-    figures = {
-        "status": row["status"],
-        "compared": compared(row),
-        "bit_equal": row["bit_equal"],
-        "max_abs": number(row["max_abs"]),
-        "max_ulp": number(row["max_ulp"]),
-        "budget_used": share(row),
-        "reference": STAGES[row["name"]].source,
-    }
-    for name, value in figures.items():
-        SubElement(properties, "property", name=name, value=allowed(str(value)))
-    place = worst(row)
-    where = f"case {place['case']} {place['place']}" if place else ""
-    detail = f"{where}: {place['actual']}, expected {place['expected']}" if place else ""
-    outcome(element, row["status"], row["note"], detail)
+    case = _test_case(f"{run.candidate}.stages", row.name)
+    case.append(
+        _properties(
+            {
+                "status": row.status,
+                "compared": str(row.compared),
+                "bit_equal": str(row.bit_equal),
+                "max_abs": number(row.max_abs),
+                "max_ulp": number(row.max_ulp),
+                "budget_used": budget_share(row),
+                "reference": STAGES[row.name].source,
+            }
+        )
+    )
+    detail = ""
+    if place := worst_place(row):
+        detail = f"case {place.case} {place.place}: {place.actual}, expected {place.expected}"
+    _set_outcome(case, row.status, row.note, detail)
+    return case
 
 
-def outcome(element: Element, status: str, message: str, detail: str) -> None:
+def _set_outcome(case: TestCase, status: Status | Verdict, message: str, detail: str) -> None:
     """Mark a test case as its status says; MATCH, PASS and DECLARED are passes."""
-    tag = {"DIVERGENT": "failure", "INCONCLUSIVE": "failure", "ERROR": "error"}.get(status)
-    if status == "NOT_COVERED":
-        SubElement(element, "skipped", message=allowed(message or "not covered"))
-    elif tag is not None:
-        found = SubElement(element, tag, type=status, message=allowed(message or status))
-        found.text = allowed(detail)
-    elif status == "DECLARED":
-        SubElement(element, "system-out").text = allowed(f"DECLARED {message}")
+    if status == Status.NOT_COVERED:
+        case.result = [Skipped(_allowed(message or "not covered"))]
+    elif status == Status.DECLARED:
+        case.system_out = _allowed(f"DECLARED {message}")
+    elif status in (*FAILING, Verdict.INCONCLUSIVE):
+        kind = Error if status == Status.ERROR else Failure
+        problem = kind(_allowed(message or status), status)
+        problem.text = _allowed(detail)
+        case.result = [problem]
 
 
-def count(element: Element) -> None:
-    """Write the counts of a suite's outcomes."""
-    element.set("tests", str(len(element.findall("testcase"))))
-    for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-        element.set(name, str(len(element.findall(f"testcase/{tag}"))))
-
-
-def allowed(text: str) -> str:
+def _allowed(text: str) -> str:
     """A text with the characters that XML allows, cut to a length that readers show."""
-    return FORBIDDEN.sub("\ufffd", text)[:MOST]
+    return FORBIDDEN.sub("\ufffd", text)[:LONGEST]

@@ -10,14 +10,14 @@ from jinja2 import Template
 
 from sdpo.parity.render.sections import sections
 from sdpo.parity.render.templates import compiled
-from sdpo.parity.render.text import RUN
+from sdpo.parity.report.run_report import RunReport
 
 
-def markdown_report(run: RUN, plots: Sequence[Any] = ()) -> str:
-    """Render a RUN document.
+def markdown_report(run: RunReport, plots: Sequence[Any] = ()) -> str:
+    """Render a run.
 
     Args:
-        run: the document.
+        run: the report of one candidate.
         plots: pictures that lie next to the report, each with `file`, `title` and `caption`.
     """
     return template().render(sections(run), plots=plots)

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.render.text import RUN
+from sdpo.parity.compare.statuses import Status
+from sdpo.parity.report.report_rows import CaseFigures
+from sdpo.parity.report.run_report import RunReport
 
 FAMILIES = {
     "config": "settings",
@@ -21,7 +22,7 @@ class CaseError:
     """The largest finite error of one case at one stage, in three units."""
 
     case: str
-    status: str
+    status: Status
     used: float
     max_abs: float
     max_ulp: float
@@ -53,40 +54,40 @@ class Cell:
 
     number: int
     name: str
-    status: str
+    status: Status
     family: str
     compared: int
 
 
-def stage_errors(run: RUN) -> list[StageErrors]:
+def stage_errors(run: RunReport) -> list[StageErrors]:
     """The numeric stages that were compared, in causal order."""
-    rows = [row for row in run["stages"] if STAGES[row["name"]].kind == "numeric"]
-    return [_errors(row["name"], row["by_case"]) for row in rows if row.get("by_case")]
+    rows = [row for row in run.stages if STAGES[row.name].kind == "numeric"]
+    return [_errors(row.name, row.by_case) for row in rows if row.by_case]
 
 
-def _errors(name: str, by_case: list[list[Any]]) -> StageErrors:
+def _errors(name: str, by_case: Sequence[CaseFigures]) -> StageErrors:
     cases = [
-        CaseError(case, status, float(used), float(size), float(ulp))
-        for case, status, used, size, ulp in by_case
+        CaseError(row.case, row.status, *map(float, (row.budget_used, row.max_abs, row.max_ulp)))
+        for row in by_case
     ]
-    equal = sum(case.status == "MATCH" for case in cases)
-    failed = sum(case.status == "ERROR" for case in cases)
-    rest = [case for case in cases if case.status not in ("MATCH", "ERROR")]
+    equal = sum(case.status == Status.MATCH for case in cases)
+    failed = sum(case.status == Status.ERROR for case in cases)
+    rest = [case for case in cases if case.status not in (Status.MATCH, Status.ERROR)]
     errors = tuple(case for case in rest if case.used > 0 and math.isfinite(case.used))
     return StageErrors(name, equal, errors, len(rest) - len(errors), failed)
 
 
-def overview(run: RUN) -> list[Cell]:
+def overview(run: RunReport) -> list[Cell]:
     """All sixteen stages with status, family and number of cases."""
     return [
         Cell(
-            number=STAGES[row["name"]].number,
-            name=row["name"],
-            status=row["status"],
-            family=FAMILIES[STAGES[row["name"]].family],
-            compared=len(row.get("by_case", [])),
+            number=STAGES[row.name].number,
+            name=row.name,
+            status=row.status,
+            family=FAMILIES[STAGES[row.name].family],
+            compared=len(row.by_case),
         )
-        for row in run["stages"]
+        for row in run.stages
     ]
 
 

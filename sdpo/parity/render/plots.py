@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sdpo.parity.render.figures import DPI, STYLE, draw_budget, draw_errors, draw_overview
 from sdpo.parity.render.plot_data import overview, stage_errors
-from sdpo.parity.render.text import RUN
+from sdpo.parity.report.run_report import RunReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,9 +37,9 @@ def load_ahead() -> None:
     threading.Thread(target=importlib.import_module, args=backend, daemon=True).start()
 
 
-def draw_plots(run: RUN) -> list[Plot]:
+def draw_plots(run: RunReport) -> list[Plot]:
     """All plots for which the run has data; the overview always."""
-    label = f"{printable(run['candidate'])} – {run['verdict']}"
+    label = f"{printable(run.candidate)} – {run.verdict}"
     cells, errors = overview(run), stage_errors(run)
     made = [
         Plot(

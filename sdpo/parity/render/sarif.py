@@ -11,36 +11,43 @@ from typing import Any
 from urllib.parse import quote
 
 from sdpo.parity.cases.stages import STAGES
+from sdpo.parity.compare.statuses import Status, Verdict
 from sdpo.parity.render.sections import reference_commit
 from sdpo.parity.render.stage_view import REPOSITORY, digits
-from sdpo.parity.render.text import RUN, explanations, first_line, number
+from sdpo.parity.render.text import explanations, first_line, number
 from sdpo.parity.report.judgement import improvement_lines, judgement
+from sdpo.parity.report.report_rows import StageRow
+from sdpo.parity.report.run_report import RunReport
 from sdpo.settings.version import __version__
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 ROOT, REFERENCE = "%SRCROOT%", "REFERENCE"
-LEVELS = {"DIVERGENT": "error", "ERROR": "error", "DECLARED": "note"}
+LEVELS = {Status.DIVERGENT: "error", Status.ERROR: "error", Status.DECLARED: "note"}
 
 
-def sarif_report(run: RUN, folder: Path | None = None) -> str:
-    """Render a RUN document.
+def sarif_report(run: RunReport, folder: Path | None = None) -> str:
+    """Render a run.
 
     Args:
-        run: the document.
+        run: the report of one candidate.
         folder: files in the repository around it get relative addresses; default: the present one.
     """
     root = repository_root(folder or Path.cwd())
     commit = reference_commit(run)
-    results = [result(run, row, root, commit) for row in run["stages"] if row["status"] in LEVELS]
-    if run["verdict"] != "PASS" and not any(r["level"] == "error" for r in results):
+    results = [result(run, row, root, commit) for row in run.stages if row.status in LEVELS]
+    if run.verdict != Verdict.PASS and not any(r["level"] == "error" for r in results):
         results += verdict_result(run, root)
     document: dict[str, Any] = {
         "tool": {"driver": driver()},
         "results": results,
         "columnKind": "unicodeCodePoints",
         "invocations": [invocation(run)],
-        "properties": {name: run[name] for name in ("candidate", "verdict", "explained_by")}
-        | {"judgement": [*judgement(run), *improvement_lines(run)]},
+        "properties": {
+            "candidate": run.candidate,
+            "verdict": run.verdict,
+            "explained_by": run.explained_by,
+            "judgement": [*judgement(run), *improvement_lines(run)],
+        },
     }
     if commit is not None:
         base = {"uri": f"{REPOSITORY}/blob/{commit}/"}
@@ -71,22 +78,22 @@ def driver() -> dict[str, Any]:
     return {"name": "sdpo", "version": __version__, "rules": [*rules, verdict]}
 
 
-def result(run: RUN, row: dict[str, Any], root: Path, commit: str | None) -> dict[str, Any]:
+def result(run: RunReport, row: StageRow, root: Path, commit: str | None) -> dict[str, Any]:
     """A stage that does not agree."""
-    stage = STAGES[row["name"]]
+    stage = STAGES[row.name]
     found: dict[str, Any] = {
         "ruleId": f"sdpo/{stage.name}",
         "ruleIndex": stage.number - 1,
-        "level": LEVELS[row["status"]],
+        "level": LEVELS[row.status],
         "message": {"text": message(run, row)},
-        "locations": locations(run, row["name"], root),
+        "locations": locations(run, row.name, root),
         "partialFingerprints": fingerprint(run, stage.name),
     }
-    if row["status"] == "DECLARED":
-        found["suppressions"] = [{"kind": "external", "justification": row["note"]}]
+    if row.status == Status.DECLARED:
+        found["suppressions"] = [{"kind": "external", "justification": row.note}]
     if commit is not None:
-        first = run["first_stage"] if row["name"] == run["first_observed"] else None
-        names = dict.fromkeys(name for name in (row["name"], first) if name)
+        first = run.first_stage if row.name == run.first_observed else None
+        names = dict.fromkeys(name for name in (row.name, first) if name)
         found["relatedLocations"] = [related(n, name) for n, name in enumerate(names, start=1)]
     return found
 
@@ -103,60 +110,60 @@ def related(number: int, name: str) -> dict[str, Any]:
     return {"id": number, "physicalLocation": place, "message": {"text": text}}
 
 
-def message(run: RUN, row: dict[str, Any]) -> str:
+def message(run: RunReport, row: StageRow) -> str:
     """What is wrong at a stage, for someone who sees only this."""
-    parts = [f"{row['status']} at stage {row['name']}"]
-    parts += [row["note"]] if row["note"] else []
-    if row["worst"]:
-        actual, expected = digits(row["worst"]["actual"], row["worst"]["expected"])
-        budget = number(row["worst"].get("budget"))
-        case = row["worst"].get("case", "")
+    parts = [f"{row.status} at stage {row.name}"]
+    parts += [row.note] if row.note else []
+    if row.worst:
+        actual, expected = digits(row.worst["actual"], row.worst["expected"])
+        budget = number(row.worst.get("budget"))
+        case = row.worst.get("case", "")
         parts.append(f"case {case}: {actual}, expected {expected}, budget {budget}")
-    if row["status"] == "DIVERGENT" and row["relative"] is not None:
-        parts.append(f"{number(row['relative'])} of the value")
-    if run["first_stage"] and row["status"] != "DECLARED":
-        how = " (inferred)" if run["first_stage_inferred"] else ""
-        parts.append(f"first departs at {run['first_stage']}{how}")
-        parts += [f"explained by {explanations(run)}"] if run["explained_by"] else []
+    if row.status == Status.DIVERGENT and row.relative is not None:
+        parts.append(f"{number(row.relative)} of the value")
+    if run.first_stage and row.status != Status.DECLARED:
+        how = " (inferred)" if run.first_stage_inferred else ""
+        parts.append(f"first departs at {run.first_stage}{how}")
+        parts += [f"explained by {explanations(run)}"] if run.explained_by else []
     return "; ".join(parts)
 
 
-def verdict_result(run: RUN, root: Path) -> list[dict[str, Any]]:
+def verdict_result(run: RunReport, root: Path) -> list[dict[str, Any]]:
     """A verdict that no stage shows: INCONCLUSIVE, a ledger that no longer holds, no audit."""
-    if run["verdict"] == "DECLARED":
+    if run.verdict == Verdict.DECLARED:
         return []
     return [
         {
             "ruleId": "sdpo/verdict",
             "ruleIndex": len(STAGES),
-            "level": "warning" if run["verdict"] == "INCONCLUSIVE" else "error",
-            "message": {"text": "; ".join([first_line(run), *run["reasons"][:6]])},
+            "level": "warning" if run.verdict == Verdict.INCONCLUSIVE else "error",
+            "message": {"text": "; ".join([first_line(run), *run.reasons[:6]])},
             "locations": locations(run, None, root),
             "partialFingerprints": fingerprint(run, "verdict"),
         }
     ]
 
 
-def invocation(run: RUN) -> dict[str, Any]:
+def invocation(run: RunReport) -> dict[str, Any]:
     """The audit as a process; one that could not be carried out was not successful."""
     found: dict[str, Any] = {
-        "executionSuccessful": bool(run["cases"]),
-        "exitCode": run["exit_code"],
+        "executionSuccessful": bool(run.cases),
+        "exitCode": run.exit_code,
     }
-    if run["repro"]:
-        found["commandLine"] = run["repro"]
-    if run["created"]:
-        found["endTimeUtc"] = run["created"].replace("+00:00", "Z")
+    if run.repro:
+        found["commandLine"] = run.repro
+    if run.created:
+        found["endTimeUtc"] = run.created.replace("+00:00", "Z")
     return found
 
 
-def locations(run: RUN, stage: str | None, root: Path) -> list[dict[str, Any]]:
+def locations(run: RunReport, stage: str | None, root: Path) -> list[dict[str, Any]]:
     """Where the candidate computes a stage, as far as it is known."""
-    found = run["stage_locations"].get(stage, run["location"])
-    if found is None:
+    location = run.location_of(stage)
+    if location is None:
         return []
-    place = {"artifactLocation": address(Path(found["file"]), root)}
-    return [{"physicalLocation": place | {"region": {"startLine": found["line"]}}}]
+    place = {"artifactLocation": address(Path(location.file), root)}
+    return [{"physicalLocation": place | {"region": {"startLine": location.line}}}]
 
 
 def address(file: Path, root: Path) -> dict[str, str]:
@@ -173,7 +180,7 @@ def repository_root(folder: Path) -> Path:
     return next((path for path in (folder, *folder.parents) if (path / ".git").exists()), folder)
 
 
-def fingerprint(run: RUN, what: str) -> dict[str, str]:
+def fingerprint(run: RunReport, what: str) -> dict[str, str]:
     """What makes two results the same in the eyes of a viewer: candidate and stage."""
-    text = f"{Path(run['candidate']).name}/{what}"
+    text = f"{Path(run.candidate).name}/{what}"
     return {"sdpo/v1": hashlib.sha256(text.encode()).hexdigest()[:16]}

@@ -6,23 +6,27 @@ fields and are never put into a sentence: the templates quote them. In sentences
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+from msgspec import structs
+
 from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.explain.explanations import phrase
-from sdpo.parity.render.stage_view import FAILING, permalink, stage_view
+from sdpo.parity.compare.statuses import RelationStatus, Status, Verdict
+from sdpo.parity.render.stage_view import permalink, stage_view
 from sdpo.parity.render.text import (
-    RUN,
     certificate,
-    chosen,
+    chosen_faults,
     first_places,
-    first_row,
     number,
     totals_line,
 )
-from sdpo.parity.report.counts import compared_in
-from sdpo.parity.report.judgement import counted, judgement
+from sdpo.parity.report.judgement import case_count, judgement
+from sdpo.parity.report.report_context import DeclaredRow
+from sdpo.parity.report.report_rows import BundleRow, CaseRow, RelationRow
+from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.truth.tolerances import MEANINGS
 
 OF_A_SCALAR = ("aggregate", "gradient")
@@ -54,40 +58,40 @@ FIGURES = (
     "reference_loss",
 )
 
-KEPT = {
-    "HOLDS": "holds",
-    "VIOLATED": "violated",
-    "INHERITED": "violated, as by the reference",
-    "NOT_COVERED": "not covered",
-    "ERROR": "the candidate failed",
+RELATION_MEANING = {
+    RelationStatus.HOLDS: "holds",
+    RelationStatus.VIOLATED: "violated",
+    RelationStatus.INHERITED: "violated, as by the reference",
+    RelationStatus.NOT_COVERED: "not covered",
+    RelationStatus.ERROR: "the candidate failed",
 }
 """What the statuses of a metamorphic relation mean."""
 
 LEGEND = {
-    "MATCH": "bit-equal",
-    "PASS": "within the rounding budget",
-    "DECLARED": "deviates as declared",
-    "DIVERGENT": "further away than rounding explains",
-    "ERROR": "the candidate failed",
-    "NOT_COVERED": "not compared",
+    Status.MATCH: "bit-equal",
+    Status.PASS: "within the rounding budget",
+    Status.DECLARED: "deviates as declared",
+    Status.DIVERGENT: "further away than rounding explains",
+    Status.ERROR: "the candidate failed",
+    Status.NOT_COVERED: "not compared",
 }
 
 
-def sections(run: RUN) -> dict[str, Any]:
-    """All sections of a report on one RUN document."""
+def sections(run: RunReport) -> dict[str, Any]:
+    """All sections of a report on one run."""
     commit = reference_commit(run)
-    message = run["message"] if run["verdict"] != "INCONCLUSIVE" else ""
-    reasons = [reason for reason in run["reasons"] if reason != message]
-    failing = [case for case in run["cases"] if case["status"] in FAILING]
+    message = run.message if run.verdict != Verdict.INCONCLUSIVE else ""
+    reasons = [reason for reason in run.reasons if reason != message]
+    failing = run.failing_cases
     return {
-        "candidate": run["candidate"],
-        "kind": run["kind"],
-        "verdict": run["verdict"],
+        "candidate": run.candidate,
+        "kind": run.kind,
+        "verdict": run.verdict,
         "headline": headline(run),
         "message": message,
         "summary": summary(run),
         "covers": covers(run),
-        "stages": [stage_view(row, commit) for row in run["stages"]],
+        "stages": [stage_view(row, commit) for row in run.stages],
         "legend": legend(run),
         "totals": totals_line(run),
         "certificate": certificate(run),
@@ -98,78 +102,78 @@ def sections(run: RUN) -> dict[str, Any]:
         "declared": declared(run),
         "failing": failing[:MOST_CASES],
         "failing_count": len(failing),
-        "not_covered": grouped(c for c in run["cases"] if c["status"] == "NOT_COVERED"),
+        "not_covered": grouped(c for c in run.cases if c.status == Status.NOT_COVERED),
         "explained_by": explained_by(run, also=False),
         "also": explained_by(run, also=True),
-        "cases_are": "scenarios" if run["trainer"] else "cases",
+        "cases_are": "scenarios" if run.trainer else "cases",
         "searched": searched(run),
-        "bundles": [bundle(row) for row in run["bundles"]],
+        "bundles": [bundle(row) for row in run.bundles],
         "reasons": reasons[:MOST_REASONS],
         "more_reasons": max(0, len(reasons) - MOST_REASONS),
-        "notes": run["notes"],
+        "notes": run.notes,
         "location": location(run),
         "environment": environment(run),
         "tolerances": tolerances(run),
-        "repro": run["repro"],
+        "repro": run.repro,
     }
 
 
-def reference_commit(run: RUN) -> str | None:
+def reference_commit(run: RunReport) -> str | None:
     """The commit of the reference that the golden data were recorded from."""
-    goldens = run["environment"].get("goldens", [])
-    return next((g["reference_commit"] for g in goldens if g["reference_commit"]), None)
+    commits = (golden.reference_commit for golden in run.environment.goldens)
+    return next((commit for commit in commits if commit), None)
 
 
-def headline(run: RUN) -> str:
+def headline(run: RunReport) -> str:
     """The verdict in one short sentence."""
-    covered = len(run["coverage"]["covered"])
-    of_all = f"{covered} of {len(run['stages'])} stages compared"
-    match run["verdict"]:
-        case "PASS":
+    covered = len(run.coverage.covered)
+    of_all = f"{covered} of {len(run.stages)} stages compared"
+    match run.verdict:
+        case Verdict.PASS:
             return f"{of_all}, all agree with the reference"
-        case "DECLARED":
+        case Verdict.DECLARED:
             return f"{of_all}, all agree with the reference or deviate as declared"
-        case "DIVERGENT" if run["first_stage"]:
-            how = ", inferred" if run["first_stage_inferred"] else ""
-            return f"departs from the reference, first at `{run['first_stage']}`{how}"
-        case "DIVERGENT":
+        case Verdict.DIVERGENT if run.first_stage:
+            how = ", inferred" if run.first_stage_inferred else ""
+            return f"departs from the reference, first at `{run.first_stage}`{how}"
+        case Verdict.DIVERGENT:
             return "departs from its declared deviations"
-        case "INCONCLUSIVE":
+        case Verdict.INCONCLUSIVE:
             return f"no verdict; {of_all}"
-        case _ if compared_in(run):
-            failed = run["totals"]["by_status"].get("ERROR", 0)
-            return f"the candidate fails in {failed} of {run['totals']['cases']} cases; {of_all}"
+        case _ if run.compared:
+            failed = run.totals.by_status.get(Status.ERROR, 0)
+            return f"the candidate fails in {failed} of {run.totals.cases} cases; {of_all}"
         case _:
             return "the audit could not be carried out"
 
 
-def summary(run: RUN) -> list[str]:
+def summary(run: RunReport) -> list[str]:
     """What the report shows, in full sentences."""
-    totals, counts = run["totals"], run["totals"]["by_status"]
-    if not compared_in(run):
+    totals, counts = run.totals, run.totals.by_status
+    if not run.compared:
         return ["Nothing was compared, so this report says nothing about the candidate's numbers."]
-    compared = totals["cases"] - counts.get("NOT_COVERED", 0)
+    compared = totals.cases - counts.get(Status.NOT_COVERED, 0)
     lines = [
         f"{cases(compared, origin(run) + ' ')} compared with the reference, stage by stage: "
-        f"{totals['bit_equal']} of {compared_in(run)} comparisons "
-        f"({totals['elements']} elements) are bit-equal."
+        f"{totals.bit_equal} of {run.compared} comparisons "
+        f"({totals.elements} elements) are bit-equal."
     ]
-    if divergent := counts.get("DIVERGENT", 0):
+    if divergent := counts.get(Status.DIVERGENT, 0):
         lines.append(f"{cases(divergent)} further from it than rounding explains.")
-    if failed := counts.get("ERROR", 0):
+    if failed := counts.get(Status.ERROR, 0):
         lines.append(f"{cases(failed)} without result, where the reference has one.")
-    if uncovered := counts.get("NOT_COVERED", 0):
+    if uncovered := counts.get(Status.NOT_COVERED, 0):
         lines.append(f"{cases(uncovered)} not covered (reasons below).")
     lines += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in judgement(run)]
     if divergent or failed:
         return lines
-    if totals["bit_equal"] < compared_in(run):
+    if totals.bit_equal < run.compared:
         lines.append(
             "The other values stay within the rounding budget."
-            if run["verdict"] != "DECLARED"
+            if run.verdict != Verdict.DECLARED
             else "The other values stay within the rounding budget or deviate as declared below."
         )
-    if run["verdict"] == "INCONCLUSIVE":
+    if run.verdict == Verdict.INCONCLUSIVE:
         lines.append("This is no pass, for the reasons below.")
     return lines
 
@@ -179,12 +183,12 @@ def cases(count: int, which: str = "") -> str:
     return f"{count} {which}{'case is' if count == 1 else 'cases are'}"
 
 
-def covers(run: RUN) -> dict[str, str]:
+def covers(run: RunReport) -> dict[str, str]:
     """What a PASS covers, and what it does not; empty if nothing was compared."""
-    covered, missing = run["coverage"]["covered"], run["coverage"]["not_covered"]
+    covered, missing = run.coverage.covered, run.coverage.not_covered
     if not covered:
         return {}
-    families = {case["family"] for case in run["cases"] if case["status"] != "NOT_COVERED"}
+    families = {case.family for case in run.cases if case.status != Status.NOT_COVERED}
     return {
         "What a PASS covers.": f"{names(covered)}, on the {origin(run)} cases. "
         + " ".join(rule for family, rule in RULES.items() if family in families),
@@ -194,9 +198,9 @@ def covers(run: RUN) -> dict[str, str]:
     }
 
 
-def origin(run: RUN) -> str:
+def origin(run: RunReport) -> str:
     """Where the cases of a report come from."""
-    return "scripted" if run["trainer"] else "recorded"
+    return "scripted" if run.trainer else "recorded"
 
 
 def names(stages: Iterable[str]) -> str:
@@ -205,177 +209,185 @@ def names(stages: Iterable[str]) -> str:
     return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
 
 
-def legend(run: RUN) -> str:
+def legend(run: RunReport) -> str:
     """The meaning of the statuses that occur."""
-    present = {row["status"] for row in run["stages"]}
+    present = {row.status for row in run.stages}
     return "; ".join(f"{status}: {text}" for status, text in LEGEND.items() if status in present)
 
 
-def first_divergence(run: RUN, commit: str | None) -> dict[str, Any] | None:
+def first_divergence(run: RunReport, commit: str | None) -> dict[str, Any] | None:
     """The first divergent stage: how it was found, its worst place, and the ladder."""
-    row = first_row(run)
-    if run["first_stage"] is None:
+    row = run.first_row
+    if run.first_stage is None:
         return None
-    rungs = [{"number": n, **rung} for n, rung in enumerate(run["ladder"], start=1)]
     return {
-        "stage": run["first_stage"],
-        "compares": STAGES[run["first_stage"]].compares,
-        "source": STAGES[run["first_stage"]].source,
-        "url": permalink(STAGES[run["first_stage"]], commit),
-        "inferred": run["first_stage_inferred"],
-        "observed": run["first_observed"],
+        "stage": run.first_stage,
+        "compares": STAGES[run.first_stage].compares,
+        "source": STAGES[run.first_stage].source,
+        "url": permalink(STAGES[run.first_stage], commit),
+        "inferred": run.first_stage_inferred,
+        "observed": run.first_observed,
         "shows": shows(run),
         "places": first_places(run),
         "row": stage_view(row, commit) if row else None,
-        "ladder": rungs,
-        "failing": row is not None and row["status"] == "ERROR",
-        "departing": sum("departs" in rung["result"] for rung in rungs),
+        "ladder": run.ladder,
+        "failing": row is not None and row.status == Status.ERROR,
+        "departing": sum("departs" in rung.result for rung in run.ladder),
     }
 
 
-def shows(run: RUN) -> str:
+def shows(run: RunReport) -> str:
     """What a callable shows of its loss, as the end of a sentence."""
-    stages = [name for name in run["claims"] if name not in OF_A_SCALAR]
-    return f"shows only {names(run['claims'])}" if stages else "returns only a scalar"
+    stages = [name for name in run.claims if name not in OF_A_SCALAR]
+    return f"shows only {names(run.claims)}" if stages else "returns only a scalar"
 
 
-def explained_by(run: RUN, *, also: bool) -> list[dict[str, str]]:
+def explained_by(run: RunReport, *, also: bool) -> list[dict[str, str]]:
     """Known faults with their share of the diverging cases; those of few cases are `also`."""
-    rows = [row for row in run["explanations"] if row["also"] == also]
-    return [{"fault": row["fault"], "share": phrase(row)} for row in rows]
+    rows = [row for row in run.explanations if row.also == also]
+    return [{"fault": row.fault, "share": row.share} for row in rows]
 
 
-def effects(run: RUN) -> list[dict[str, Any]]:
+def effects(run: RunReport) -> list[dict[str, str]]:
     """What a trainer does differently in each scenario, and how much it matters."""
     rows = []
-    for effect in run["trainer"]:
-        figures = {name: number(effect[name]) for name in FIGURES}
+    for effect in run.trainer:
+        figures = {name: number(getattr(effect, name)) for name in FIGURES}
         rows.append(
             figures
             | {
-                "scenario": effect["scenario"],
-                "description": effect["description"],
-                "introduced": names(effect["introduced"]) if effect["introduced"] else "-",
-                "explained_by": ", ".join(label.split()[0] for label in chosen(run, effect)),
+                "scenario": effect.scenario,
+                "description": effect.description,
+                "introduced": names(effect.introduced) if effect.introduced else "-",
+                "explained_by": ", ".join(label.split()[0] for label in chosen_faults(run, effect)),
             }
         )
     return rows
 
 
-def relations(run: RUN) -> dict[str, Any]:
+def relations(run: RunReport) -> dict[str, list[dict[str, str]]]:
     """Metamorphic relations that were tested, and those that were not, by reason."""
-    rows = run["invariants"]
+    rows = run.invariants
     if not rows:
         return {}
     untested: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row["status"] == "NOT_COVERED":
-            untested[row["note"]].append(row["name"])
+        if row.status == RelationStatus.NOT_COVERED:
+            untested[row.note].append(row.name)
     return {
-        "tested": [relation(row) for row in rows if row["status"] != "NOT_COVERED"],
+        "tested": [relation(row) for row in rows if row.status != RelationStatus.NOT_COVERED],
         "untested": [{"note": note, "names": names(which)} for note, which in untested.items()],
     }
 
 
-def relation(row: dict[str, Any]) -> dict[str, Any]:
+def relation(row: RelationRow) -> dict[str, str]:
     """A metamorphic relation: what it says, and what candidate and reference make of it."""
-    worst = row["worst"] or {}
-    held = sum(row["cases"].values()) - row["cases"].get("NOT_COVERED", 0)
+    worst = row.worst
+    tested = sum(row.cases.values()) - row.cases.get(RelationStatus.NOT_COVERED, 0)
     return {
-        "name": row["name"],
-        "sentence": row["sentence"],
-        "pain": row["pain"],
-        "status": row["status"],
-        "candidate": KEPT[row["status"]],
-        "reference": KEPT[row["of_reference"]],
-        "cases": f"{held} of {sum(row['cases'].values())}",
-        "used": number(worst.get("used")),
-        "value": worst.get("value", ""),
-        "case": worst.get("case", ""),
-        "note": row["note"],
+        "name": row.name,
+        "sentence": row.sentence,
+        "pain": row.pain,
+        "status": row.status,
+        "candidate": RELATION_MEANING[row.status],
+        "reference": RELATION_MEANING[row.of_reference],
+        "cases": f"{tested} of {sum(row.cases.values())}",
+        "used": number(worst.used) if worst else "-",
+        "value": worst.value if worst else "",
+        "case": worst.case if worst else "",
+        "note": row.note,
     }
 
 
-def searched(run: RUN) -> str:
+def searched(run: RunReport) -> str:
     """How far known faults were searched, where none explains the candidate."""
-    search = run["explanation_search"]
-    if not search or not search["faults"] or run["explained_by"]:
+    search = run.explanation_search
+    if not search or not search.faults or run.explained_by:
         return ""
     return (
-        f"none of {search['faults']} known faults, nor {search['pairs_tried']} of "
-        f"{search['pairs']} pairs of them"
+        f"none of {search.faults} known faults, nor {search.pairs_tried} of "
+        f"{search.pairs} pairs of them"
     )
 
 
-def bundle(row: dict[str, Any]) -> dict[str, str]:
+def bundle(row: BundleRow) -> dict[str, str]:
     """A replay bundle: its case, file and size."""
-    before, after = (" × ".join(map(str, row[name])) for name in ("before", "after"))
-    return {"case": row["case"], "file": row["file"], "before": before, "after": after}
+    before, after = (" × ".join(map(str, shape)) for shape in (row.before, row.after))
+    return {"case": row.case, "file": row.file, "before": before, "after": after}
 
 
-def goldens(run: RUN) -> list[dict[str, Any]]:
+def goldens(run: RunReport) -> list[dict[str, str | int | None]]:
     """The golden data used: families, cases, results, hash of the manifest, reference commit."""
     rows = []
-    for family in run["environment"].get("goldens", []):
-        statuses = Counter(c["status"] for c in run["cases"] if c["family"] == family["family"])
+    for golden in run.environment.goldens:
+        statuses = Counter(case.status for case in run.cases if case.family == golden.family)
         results = ", ".join(f"{statuses[status]} {status}" for status in LEGEND if statuses[status])
-        rows.append(family | {"results": results or "not audited"})
+        rows.append(structs.asdict(golden) | {"results": results or "not audited"})
     return rows
 
 
-def declared(run: RUN) -> list[dict[str, Any]]:
+def declared(run: RunReport) -> list[dict[str, str]]:
     """Declared deviations, and the documented improvements that some cases fall under."""
     rows = [
         {
-            "id": entry["id"],
-            "stages": ", ".join(entry["stages"]),
-            "seen": f"{entry['seen_cases']} cases" if entry["seen"] else "no",
+            "id": entry.id,
+            "stages": ", ".join(entry.stages),
+            "seen": f"{entry.seen_cases} cases" if entry.seen else "no",
             "size": declared_size(entry),
-            "reason": entry["reason"],
+            "reason": entry.reason,
         }
-        for entry in run["declared"]
+        for entry in run.declared
     ]
     return rows + [
         {
-            "id": row["id"],
-            "stages": ", ".join(row["stages"]),
-            "seen": counted(row),
+            "id": row.id,
+            "stages": ", ".join(row.stages),
+            "seen": case_count(row),
             "size": "built-in",
-            "reason": row["reason"],
+            "reason": row.reason,
         }
-        for row in run["improvements"]
+        for row in run.improvements
     ]
 
 
-def declared_size(entry: dict[str, Any]) -> str:
+def declared_size(entry: DeclaredRow) -> str:
     """Measured size of a declared deviation, and what it may be."""
-    if entry["size"] is None or entry["range"] is None:
+    if entry.size is None or entry.range is None:
         return "-"
-    least, most = entry["range"]
-    return f"{number(entry['size'])} in [{number(least)}, {number(most)}]"
+    least, most = entry.range
+    return f"{number(entry.size)} in [{number(least)}, {number(most)}]"
 
 
-def grouped(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Cases that carry the same note, with their number and the first identifiers."""
+@dataclass(frozen=True)
+class CaseGroup:
+    """Cases that carry the same note: their number, the first identifiers, how many more."""
+
+    note: str
+    count: int
+    ids: list[str]
+    more: int
+
+
+def grouped(cases: Iterable[CaseRow]) -> list[CaseGroup]:
+    """Group cases by their notes."""
     by_note: dict[str, list[str]] = defaultdict(list)
-    for case in rows:
-        by_note[case["note"]].append(case["id"])
+    for case in cases:
+        by_note[case.note].append(case.id)
     return [
-        {"note": note, "count": len(ids), "ids": ids[:MOST_IDS], "more": len(ids) - MOST_IDS}
+        CaseGroup(note, len(ids), ids[:MOST_IDS], len(ids) - MOST_IDS)
         for note, ids in by_note.items()
     ]
 
 
-def location(run: RUN) -> str:
+def location(run: RunReport) -> str:
     """Where the candidate's source is."""
-    found = run["location"]
-    return f"{found['file']}:{found['line']}" if found else ""
+    return f"{run.location.file}:{run.location.line}" if run.location else ""
 
 
-def environment(run: RUN) -> list[tuple[str, str]]:
+def environment(run: RunReport) -> list[tuple[str, str]]:
     """Versions, machine and determinism settings, flat."""
     pairs = []
-    for key, value in run["environment"].items():
+    for key, value in msgspec.to_builtins(run.environment).items():
         if key == "tolerances":
             continue
         if isinstance(value, dict):
@@ -383,10 +395,10 @@ def environment(run: RUN) -> list[tuple[str, str]]:
         elif key != "goldens":
             items = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             pairs.append((key, items))
-    return [*pairs, ("created", run["created"])] if run["created"] else pairs
+    return [*pairs, ("created", run.created)] if run.created else pairs
 
 
-def tolerances(run: RUN) -> list[tuple[str, str, str]]:
+def tolerances(run: RunReport) -> list[tuple[str, str, str]]:
     """Each tolerance of the audit with what it allows, where this version still has it."""
-    used: Mapping[str, float] = run["environment"].get("tolerances", {})
+    used = run.environment.tolerances
     return [(name, f"{value:g}", MEANINGS.get(name, "")) for name, value in used.items()]

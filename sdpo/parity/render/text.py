@@ -1,16 +1,15 @@
 """The report as text for a terminal or a CI log. The first line is contract."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdpo.parity.compare.statuses import FAILING
-from sdpo.parity.explain.explanations import phrase
-from sdpo.parity.report import counts
-from sdpo.parity.report.counts import compared
+from sdpo.parity.compare.statuses import RelationStatus, Verdict
 from sdpo.parity.report.judgement import improvement_lines, judgement
+from sdpo.parity.report.report_rows import RelationRow, TrainerEffect
+from sdpo.parity.report.run_report import RunReport
 
-RUN = dict[str, Any]
-
+MOST_CASES = 8
 MOST_SURVIVORS = 6
 
 
@@ -21,26 +20,25 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def first_line(run: RUN) -> str:
+def first_line(run: RunReport) -> str:
     """Verdict, candidate, and what a reader of one line needs; empty fields are left out."""
-    fields = [run["verdict"], f"candidate={run['candidate']}"]
-    if run["first_stage"]:
-        fields.append(f"first={run['first_stage']}")
-    row = first_row(run)
-    if run["verdict"] == "DIVERGENT" and row is not None:
-        fields.extend(introduced(row["introduced"] or row["worst"] or {}))
-    if run["verdict"] == "DIVERGENT" and (only := run.get("departs_only")):
-        fields.append(f"only={only['dtype']}")
-    if started(run):
-        covered = run["coverage"]["covered"]
-        total = len(covered) + len(run["coverage"]["not_covered"])
+    fields = [run.verdict, f"candidate={run.candidate}"]
+    if run.first_stage:
+        fields.append(f"first={run.first_stage}")
+    if run.verdict == Verdict.DIVERGENT and (row := run.first_row):
+        fields.extend(_introduced(row.introduced or row.worst or {}))
+    if run.verdict == Verdict.DIVERGENT and run.departs_only:
+        fields.append(f"only={run.departs_only.dtype}")
+    if run.started:
+        covered = run.coverage.covered
+        total = len(covered) + len(run.coverage.not_covered)
         fields.append(f"coverage={len(covered)}/{total}")
-    if run["explained_by"]:
+    if run.explained_by:
         fields.append(f"explained_by={explanations(run)}")
-    if run["message"]:
-        fields.append(f'message="{one_line(run["message"])}"')
-    if run["repro"]:
-        fields.append(f'repro="{run["repro"]}"')
+    if run.message:
+        fields.append(f'message="{one_line(run.message)}"')
+    if run.repro:
+        fields.append(f'repro="{run.repro}"')
     return " ".join(fields)
 
 
@@ -49,12 +47,7 @@ def error_line(candidate: str, message: str) -> str:
     return f'ERROR candidate={candidate} message="{one_line(message)}"'
 
 
-def started(run: RUN) -> bool:
-    """Whether an audit came to judge anything, so that there is something to report."""
-    return bool(run["cases"]) or run["verdict"] != "ERROR"
-
-
-def introduced(worst: dict[str, Any]) -> list[str]:
+def _introduced(worst: Mapping[str, Any]) -> list[str]:
     """Error and budget of the worst element, where both are numbers, and the relative size."""
     values = [worst.get(name) for name in ("actual", "expected", "budget")]
     numbers = [value for value in values if isinstance(value, float) and math.isfinite(value)]
@@ -67,31 +60,25 @@ def introduced(worst: dict[str, Any]) -> list[str]:
     return found
 
 
-def first_row(run: RUN) -> dict[str, Any] | None:
-    """The stage row behind `first=`: the observed one where the first stage is inferred."""
-    name = run["first_observed"] if run["first_stage_inferred"] else run["first_stage"]
-    return next((row for row in run["stages"] if row["name"] == name), None)
-
-
-def chosen(run: RUN, effect: dict[str, Any]) -> list[str]:
+def chosen_faults(run: RunReport, effect: TrainerEffect) -> list[str]:
     """Known faults of a scenario; of those it cannot tell apart, the ones named for the run."""
-    labels = effect["explained_by"]
-    return [label for label in labels if label in run["explained_by"]] or labels
+    labels = effect.explained_by
+    return [label for label in labels if label in run.explained_by] or labels
 
 
-def explanations(run: RUN) -> str:
+def explanations(run: RunReport) -> str:
     """The explaining faults, each with its share of the diverging cases, small ones as `also`."""
     parts: dict[bool, list[str]] = {False: [], True: []}
-    for row in run["explanations"]:
-        parts[row["also"]].append(f"{row['fault']} ({phrase(row)})")
+    for row in run.explanations:
+        parts[row.also].append(f"{row.fault} ({row.share})")
     main, also = ("; ".join(parts[small]) for small in (False, True))
     return f"{main}; also {also}" if also else main
 
 
-def first_places(run: RUN) -> str:
+def first_places(run: RunReport) -> str:
     """At which stages failing cases first depart, and how many at each; empty if none fails."""
-    rows = [row for row in run["stages"] if row["first_in"]]
-    return ", ".join(f"{row['name']} in {row['first_in']}" for row in rows)
+    rows = [row for row in run.stages if row.first_in]
+    return ", ".join(f"{row.name} in {row.first_in}" for row in rows)
 
 
 def one_line(text: str) -> str:
@@ -99,14 +86,14 @@ def one_line(text: str) -> str:
     return " ".join(text.split()).replace('"', "'")
 
 
-def text_report(run: RUN) -> str:
+def text_report(run: RunReport) -> str:
     """First line, stage table, totals and reasons; the first line alone without an audit."""
-    if not started(run):
+    if not run.started:
         return first_line(run)
     lines = [first_line(run)]
-    if run["first_stage_inferred"]:
-        how = "by intervention" if run["ladder"] else "from the known fault that explains it"
-        lines.append(f"  first stage inferred {how}; first observed at {run['first_observed']}")
+    if run.first_stage_inferred:
+        how = "by intervention" if run.ladder else "from the known fault that explains it"
+        lines.append(f"  first stage inferred {how}; first observed at {run.first_observed}")
     if places := first_places(run):
         lines.append(f"  first departures by case: {places}")
     lines.append("")
@@ -114,73 +101,93 @@ def text_report(run: RUN) -> str:
         f"  {'stage':<18} {'status':<11} {'compared':>8} {'bit-equal':>9} {'max |Δ|':>9} "
         f"{'max ULP':>9} {'of budget':>9} {'of value':>9}"
     )
-    for row in run["stages"]:
+    for row in run.stages:
         lines.append(
-            f"  {row['name']:<18} {row['status']:<11} {compared(row):>8} "
-            f"{row['bit_equal']:>9} {number(row['max_abs']):>9} {number(row['max_ulp']):>9} "
-            f"{number(row['budget_used']):>9} {number(row['relative']):>9}"
+            f"  {row.name:<18} {row.status:<11} {row.compared:>8} "
+            f"{row.bit_equal:>9} {number(row.max_abs):>9} {number(row.max_ulp):>9} "
+            f"{number(row.budget_used):>9} {number(row.relative):>9}"
         )
     lines.append("")
     lines.append(f"  {totals_line(run)}")
-    if (search := run["explanation_search"]) and not run["explained_by"]:
+    if (search := run.explanation_search) and not run.explained_by:
         lines.append(
-            f"  no explanation among {search['faults']} known faults and "
-            f"{search['pairs_tried']} of {search['pairs']} pairs"
+            f"  no explanation among {search.faults} known faults and "
+            f"{search.pairs_tried} of {search.pairs} pairs"
         )
     if sentence := certificate(run):
         lines.append(f"  {sentence}")
-    lines.extend(relation_lines(run["invariants"]))
-    lines.extend(effect_line(run, effect) for effect in run["trainer"] if effect["introduced"])
+    lines.extend(_relation_lines(run.invariants))
+    lines.extend(_effect_line(run, effect) for effect in run.trainer if effect.introduced)
     lines.extend(f"  {sentence}" for sentence in [*judgement(run), *improvement_lines(run)])
-    lines.extend(f"  note: {note}" for note in run["notes"])
-    lines.extend(f"  reason: {one_line(reason)}" for reason in run["reasons"])
+    lines.extend(f"  note: {note}" for note in run.notes)
+    lines.extend(f"  reason: {one_line(reason)}" for reason in run.reasons)
     lines.extend(
-        f"  {case['status']} {case['id']}: {one_line(case['note'])}"
-        for case in [c for c in run["cases"] if c["status"] in FAILING][:8]
+        f"  {case.status} {case.id}: {one_line(case.note)}"
+        for case in run.failing_cases[:MOST_CASES]
     )
     return "\n".join(lines)
 
 
-def totals_line(run: RUN) -> str:
-    """Counts of cases and comparisons, and the time."""
-    return f"{counts.cases(run)}; {counts.comparisons(run)}; {run['seconds']:.1f} s"
+def totals_line(run: RunReport) -> str:
+    """Counts of cases and comparisons, and the time.
+
+    Comparisons in which no element counts (all tokens of a case are masked, say) are part of
+    `comparisons` in `report.json`, and are said apart here.
+    """
+    return f"{case_counts(run)}; {comparison_counts(run)}; {run.seconds:.1f} s"
 
 
-def certificate(run: RUN) -> str:
+def case_counts(run: RunReport) -> str:
+    """How many cases there are, and how many have each status."""
+    counts = run.totals.by_status.items()
+    statuses = ", ".join(f"{count} {status}" for status, count in counts) or "none"
+    return f"{run.totals.cases} cases ({statuses})"
+
+
+def comparison_counts(run: RunReport) -> str:
+    """How many comparisons were made, of how many elements, and how many are bit-equal."""
+    totals = run.totals
+    empty = f" ({run.empty} more have no element that counts)" if run.empty else ""
+    return (
+        f"{run.compared} comparisons of {totals.elements} elements, "
+        f"{totals.bit_equal} bit-equal{empty}"
+    )
+
+
+def certificate(run: RunReport) -> str:
     """How many known faults the cases of the audit would have shown; empty if it was not asked."""
-    row = run["sensitivity"].get("faults")
-    if not row:
+    row = run.sensitivity.faults
+    if row is None:
         return ""
-    sentence = f"certificate: {row['killed']} of {row['tested']} known faults show on these cases"
-    if not (left := row["survivors"]):
+    sentence = f"certificate: {row.killed} of {row.tested} known faults show on these cases"
+    if not (left := row.survivors):
         return sentence
     more = f" and {len(left) - MOST_SURVIVORS} more" if len(left) > MOST_SURVIVORS else ""
     return f"{sentence}; not {'; '.join(left[:MOST_SURVIVORS])}{more}"
 
 
-def relation_lines(rows: list[dict[str, Any]]) -> list[str]:
+def _relation_lines(rows: Sequence[RelationRow]) -> list[str]:
     """How many metamorphic relations have each status, and those that the candidate violates."""
     if not rows:
         return []
-    counts = {status: 0 for status in ("HOLDS", "VIOLATED", "INHERITED", "ERROR", "NOT_COVERED")}
-    for row in rows:
-        counts[row["status"]] += 1
+    statuses = [row.status for row in rows]
+    counts = {status: statuses.count(status) for status in RelationStatus}
     shown = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     lines = [f"  {len(rows)} invariants: {shown}"]
     for row in rows:
-        if row["status"] in ("VIOLATED", "ERROR"):
-            worst = row["worst"] or {}
-            where = f" ({number(worst['used'])} of the budget, {worst['case']})" if worst else ""
-            note = f": {one_line(row['note'])}" if row["note"] else ""
-            lines.append(f"  {row['status']} invariant {row['name']}{where}{note}")
+        if row.status in (RelationStatus.VIOLATED, RelationStatus.ERROR):
+            worst = row.worst
+            where = f" ({number(worst.used)} of the budget, {worst.case})" if worst else ""
+            note = f": {one_line(row.note)}" if row.note else ""
+            lines.append(f"  {row.status} invariant {row.name}{where}{note}")
     return lines
 
 
-def effect_line(run: RUN, effect: dict[str, Any]) -> str:
+def _effect_line(run: RunReport, effect: TrainerEffect) -> str:
     """A scenario in which a trainer departs: where, and what it does to the gradient."""
-    faults = "; ".join(chosen(run, effect))
+    faults = "; ".join(chosen_faults(run, effect))
     return (
-        f"  {effect['scenario']} {effect['description']}: {', '.join(effect['introduced'])}"
-        f"{f' [{faults}]' if faults else ''}; gradient: norm x {number(effect['gradient_ratio'])}, "
-        f"cosine {number(effect['gradient_cosine'])}"
+        f"  {effect.scenario} {effect.description}: {', '.join(effect.introduced)}"
+        f"{f' [{faults}]' if faults else ''}; gradient: norm x {number(effect.gradient_ratio)}, "
+        f"cosine {number(effect.gradient_cosine)}"
     )

@@ -5,7 +5,7 @@ loss cases alone nobody can show a teacher prompt, with cases of the whole vocab
 What they hold and the candidate did not show stays required.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sdpo.fixtures import GoldenFamily
 from sdpo.parity.cases.stages import PROMPT_STAGES, STAGES
@@ -14,6 +14,7 @@ from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded.golden_updates import recorded_trace
+from sdpo.parity.report.report_rows import CaseRow
 
 
 def beyond_goldens(
@@ -57,9 +58,9 @@ def held_by(family: GoldenFamily) -> Iterator[set[str]]:
             }
 
 
-def beyond_families(claims: Sequence[str], cases: Iterable[Mapping[str, str]]) -> tuple[str, ...]:
+def beyond_families(claims: Sequence[str], cases: Iterable[CaseRow]) -> tuple[str, ...]:
     """The same from a report that does not say it: stages of families without a case."""
-    families = {case["family"] for case in cases}
+    families = {case.family for case in cases}
     whole = "trainer" in families
     return tuple(s for s in claims if not (whole or STAGES[s].family in families))
 

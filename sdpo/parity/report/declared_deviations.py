@@ -8,99 +8,27 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import structs
 
 from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.compare.comparison import FINITE, Comparison
-from sdpo.parity.compare.improvements import improvements
-from sdpo.parity.compare.statuses import Status
+from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.statuses import FINITE, Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.faults.catalogue import BY_ID
+from sdpo.parity.report.report_context import DeclaredRow, Deviation
 
 LEDGERS = Path(__file__).parent / "ledgers"
 EFFECTS = ("value", FINITE, "nan", "dtype", "failure")
-ANY = "*"
 
 
 class DeclaredError(Exception):
     """The file of declared deviations is missing or not in its format."""
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """One declared deviation of a candidate from the reference.
-
-    The entry is about divergent comparisons of one of the `candidates`, or of an adapter derived
-    from that one's, at one of `stages`, with that `effect`, in cases that have the `tag` and, if
-    `cases` names some, are among them; `*` is any candidate or tag. Its size is the largest |Δ|
-    where the effect is a `value` of a numeric stage, else the number of cases; `measured` is the
-    size when it was declared, and `range` the sizes that are allowed. What is a documented
-    improvement (`improvements.py`) needs no entry; one with the effect
-    `finite_where_reference_is_not` may speak of it all the same, and then shows.
-    """
-
-    id: str
-    candidates: tuple[str, ...]
-    stages: tuple[str, ...]
-    effect: str
-    reason: str
-    tag: str = ANY
-    cases: tuple[str, ...] = ()
-    fault: str = ""
-    link: str = ""
-    measured: float | None = None
-    range: tuple[float, float] | None = None
-    expires: date | None = None
-
-    @property
-    def sized_by_value(self) -> bool:
-        """Whether the size is the largest |Δ|, and not a number of cases."""
-        return self.effect == "value" and all(STAGES[s].kind == "numeric" for s in self.stages)
-
-    def covers(self, result: CaseResult, comparison: Comparison) -> bool:
-        """Whether this entry is about a divergent comparison, whatever its size."""
-        effect = FINITE if comparison.effect in improvements() else comparison.effect
-        return self.is_about(result, comparison) and effect == self.effect
-
-    def is_about(self, result: CaseResult, comparison: Comparison) -> bool:
-        """Whether this entry speaks of a case and stage."""
-        return (
-            comparison.stage in self.stages
-            and self.tag in (ANY, *result.tags)
-            and (not self.cases or result.id in self.cases)
-        )
-
-    def concerns(self, names: Sequence[str]) -> bool:
-        """Whether this entry is about a candidate, by its name or one that it derives from."""
-        return bool({ANY, *names} & set(self.candidates))
-
-    def expired(self, today: date) -> bool:
-        """Whether the entry no longer holds."""
-        return self.expires is not None and today > self.expires
-
-    def exceeded_by(self, comparison: Comparison) -> bool:
-        """Whether a comparison alone is larger than the range allows."""
-        return self.range is not None and self.sized_by_value and comparison.max_abs > self.range[1]
-
-    def row(self) -> dict[str, Any]:
-        """The entry in the report."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        lists = {name: list(found[name]) for name in ("candidates", "stages", "cases")}
-        limits = list(self.range) if self.range else None
-        expires = self.expires.isoformat() if self.expires else None
-        return found | lists | {"range": limits, "expires": expires}
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Deviation":
-        """The entry of a row in a report."""
-        known = {f.name: row[f.name] for f in fields(cls)}
-        known |= {name: tuple(row[name]) for name in ("candidates", "stages", "cases")}
-        known["range"] = tuple(row["range"]) if row["range"] else None
-        known["expires"] = date.fromisoformat(row["expires"]) if row["expires"] else None
-        return cls(**known)
 
 
 def load_for(files: Sequence[str] = ()) -> list[Deviation]:
@@ -112,7 +40,7 @@ def load_for(files: Sequence[str] = ()) -> list[Deviation]:
     Raises:
         DeclaredError: a file is unusable, or two entries have one id.
     """
-    paths = [ledger_or_file(file) for file in files]
+    paths = [_ledger_or_file(file) for file in files]
     entries = [entry for path in paths for entry in load_declared(path)]
     seen: set[str] = set()
     for entry in entries:
@@ -122,7 +50,7 @@ def load_for(files: Sequence[str] = ()) -> list[Deviation]:
     return entries
 
 
-def ledger_or_file(name: str) -> Path:
+def _ledger_or_file(name: str) -> Path:
     """The packaged ledger of that name, else the path; a file of the same name comes first."""
     ledger, named = LEDGERS / f"{name}.toml", re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name)
     return ledger if named and ledger.exists() and not Path(name).exists() else Path(name)
@@ -149,78 +77,59 @@ def load_declared(path: Path) -> list[Deviation]:
 
 def _deviation(path: Path, entry: dict[str, Any]) -> Deviation:
     where = f"{path}: entry {entry.get('id', '?')}"
-    known = {f.name for f in fields(Deviation)}
-    if unknown := sorted(set(entry) - known):
-        raise DeclaredError(f"{where}: unknown fields {unknown}; valid are {sorted(known)}")
-    if missing := [n for n in ("id", "candidates", "stages", "effect", "reason") if n not in entry]:
-        raise DeclaredError(f"{where}: {missing} missing")
-    if problem := wrong_types(entry) or wrong_values(entry):
+    if problem := _wrong_text(entry):
         raise DeclaredError(f"{where}: {problem}")
-    names = {"candidates", "stages", "cases", "range"} & entry.keys()
-    lists: dict[str, Any] = {name: tuple(entry[name]) for name in names}
-    return Deviation(**entry | lists)
+    try:
+        deviation = msgspec.convert(entry, Deviation)
+    except msgspec.ValidationError as error:
+        raise DeclaredError(f"{where}: {error}") from error
+    if problem := _wrong_value(deviation):
+        raise DeclaredError(f"{where}: {problem}")
+    return deviation
 
 
-def wrong_types(entry: Mapping[str, Any]) -> str:
-    """What is wrong with the types of an entry's fields; empty if nothing is."""
-    for name in ("id", "effect", "reason", "tag", "fault", "link"):
-        if not isinstance(entry.get(name, ""), str):
-            return f"{name} must be a text, not {entry[name]!r}"
-    for name in ("candidates", "stages", "cases"):
-        value = entry.get(name, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            return f"{name} must be a list of texts, not {value!r}"
-    if type(entry.get("expires", date.min)) is not date:
-        return f"expires must be a date such as 2027-01-31, not {entry['expires']!r}"
-    numbers = [entry.get("measured", 0.0), *_as_list(entry.get("range", [0.0, 0.0]))]
-    if not all(_is_size(number) for number in numbers) or len(numbers) != 3:
-        return "measured must be a size, and range two sizes [least, most]: finite, not negative"
-    return ""
-
-
-def wrong_values(entry: Mapping[str, Any]) -> str:
-    """What is wrong with an entry of the right types; empty if nothing is."""
-    if not entry["candidates"] or not entry["stages"]:
-        return "candidates and stages must each name at least one"
-    if unknown := [stage for stage in entry["stages"] if stage not in STAGES]:
+def _wrong_text(entry: Mapping[str, Any]) -> str:
+    """What is wrong with the names and the reason of an entry; empty if nothing is."""
+    stages = entry.get("stages")
+    if isinstance(stages, list) and (unknown := [name for name in stages if name not in STAGES]):
         return f"unknown stages {unknown}; valid are {', '.join(STAGES)}"
-    if len({STAGES[stage].kind for stage in entry["stages"]}) > 1:
-        return "exact and numeric stages need entries of their own"
-    if entry["effect"] not in EFFECTS:
+    if entry.get("effect", "value") not in EFFECTS:
         return f"effect must be one of {EFFECTS}"
-    if not entry["reason"].strip():
+    if isinstance(reason := entry.get("reason"), str) and not reason.strip():
         return "reason is empty: say why this deviation is meant to be"
-    if entry.get("fault", "") and entry["fault"] not in BY_ID:
-        return f"unknown fault {entry['fault']!r}; `sdpo mutants` lists the catalogue"
-    if ("measured" in entry) != ("range" in entry):
-        return "measured and range belong together"
-    if "range" not in entry:
-        return "measured and range are needed for the effect 'value'" * (entry["effect"] == "value")
-    least, most = entry["range"]
-    if not least <= entry["measured"] <= most:
-        return f"measured = {entry['measured']:g} lies outside range = [{least:g}, {most:g}]"
     return ""
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def _wrong_value(entry: Deviation) -> str:
+    """What does not fit together in an entry; empty if nothing is wrong."""
+    if not entry.candidates or not entry.stages:
+        return "candidates and stages must each name at least one"
+    if len({STAGES[stage].kind for stage in entry.stages}) > 1:
+        return "exact and numeric stages need entries of their own"
+    if entry.fault and entry.fault not in BY_ID:
+        return f"unknown fault {entry.fault!r}; `sdpo mutants` lists the catalogue"
+    if (entry.measured is None) != (entry.range is None):
+        return "measured and range belong together"
+    if entry.measured is None or entry.range is None:
+        needed = entry.effect == "value"
+        return "measured and range are needed for the effect 'value'" if needed else ""
+    least, most = entry.range
+    if not all(math.isfinite(size) for size in (least, most, entry.measured)):
+        return "measured and range must be finite"
+    if not least <= entry.measured <= most:
+        return f"measured = {entry.measured:g} lies outside range = [{least:g}, {most:g}]"
+    return ""
 
 
-def _is_size(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0
-
-
-@dataclass(frozen=True)
-class Judged:
+class Declarations(NamedTuple):
     """Cases with their declared divergences, what is wrong with the declarations, report rows."""
 
     results: list[CaseResult]
     complaints: list[str]
-    rows: list[dict[str, Any]]
+    rows: list[DeclaredRow]
 
 
-def judge(
+def apply_declarations(
     results: Sequence[CaseResult],
     candidate: str,
     declared: Sequence[Deviation],
@@ -228,7 +137,7 @@ def judge(
     today: date,
     stages: Sequence[str] = (),
     derives_from: Sequence[str] = (),
-) -> Judged:
+) -> Declarations:
     """Turn declared divergences into DECLARED, and complain of entries that no longer hold.
 
     Args:
@@ -260,21 +169,21 @@ def judge(
             ):
                 for entry in about:
                     shown[entry.id].append(replace(comparison, case=result.id))
-                comparison = declare(comparison, about, today) if departs else comparison
+                comparison = _declared(comparison, about, today) if departs else comparison
             comparisons.append(comparison)
-        judged.append(replace(result, comparisons=follow(comparisons)))
+        judged.append(replace(result, comparisons=_with_followers(comparisons)))
     ran = {
         entry.id
         for entry in entries
         for result in results
         if any(entry.is_about(result, c) for c in result.comparisons)
     }
-    rows = [entry.row() | found(entry, shown[entry.id], entry.id in ran) for entry in entries]
-    said = [complaint(entry, row, today) for entry, row in zip(entries, rows, strict=True)]
-    return Judged(judged, [text for text in said if text], rows)
+    rows = [_declared_row(entry, shown[entry.id], entry.id in ran) for entry in entries]
+    complaints = [_complaint(row, today) for row in rows]
+    return Declarations(judged, [text for text in complaints if text], rows)
 
 
-def follow(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def _with_followers(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Values that follow from a stage which is no longer divergent are declared with it."""
     divergent = {c.stage for c in comparisons if c.status == Status.DIVERGENT and not c.inherits}
     return [
@@ -285,7 +194,7 @@ def follow(comparisons: Sequence[Comparison]) -> list[Comparison]:
     ]
 
 
-def declare(comparison: Comparison, about: Sequence[Deviation], today: date) -> Comparison:
+def _declared(comparison: Comparison, about: Sequence[Deviation], today: date) -> Comparison:
     """A divergent comparison as DECLARED by the first entry that allows it, else with a note."""
     for entry in about:
         if not entry.expired(today) and not entry.exceeded_by(comparison):
@@ -295,25 +204,25 @@ def declare(comparison: Comparison, about: Sequence[Deviation], today: date) -> 
     return replace(comparison, note=f"{comparison.note}; {about[0].id} {why}")
 
 
-def found(entry: Deviation, shown: Sequence[Comparison], ran: bool) -> dict[str, Any]:
+def _declared_row(entry: Deviation, shown: Sequence[Comparison], ran: bool) -> DeclaredRow:
     """How an entry showed: in how many cases, and how large; None if its cases did not run."""
     cases = len({comparison.case for comparison in shown})
     size = max((c.max_abs for c in shown), default=0.0) if entry.sized_by_value else float(cases)
-    return {"seen": bool(shown), "seen_cases": cases, "size": size if ran else None}
+    fields = structs.asdict(entry)
+    return DeclaredRow(**fields, seen=bool(shown), seen_cases=cases, size=size if ran else None)
 
 
-def complaint(entry: Deviation, row: Mapping[str, Any], today: date) -> str:
+def _complaint(row: DeclaredRow, today: date) -> str:
     """Why an entry makes the gate fail; empty if it does not."""
-    size = row["size"]
-    if size is None:
+    if row.size is None:
         return ""
-    if entry.expired(today):
-        return f"declared deviation {entry.id} expired on {entry.expires}: renew or remove it"
-    if not row["seen"]:
-        return f"declared deviation {entry.id} no longer shows: remove it"
-    if entry.range is None or entry.range[0] <= size <= entry.range[1]:
+    if row.expired(today):
+        return f"declared deviation {row.id} expired on {row.expires}: renew or remove it"
+    if not row.seen:
+        return f"declared deviation {row.id} no longer shows: remove it"
+    if row.range is None or row.range[0] <= row.size <= row.range[1]:
         return ""
-    how = "grew" if size > entry.range[1] else "shrank"
-    unit = "largest |Δ|" if entry.sized_by_value else "cases"
-    limits = f"[{entry.range[0]:g}, {entry.range[1]:g}]"
-    return f"declared deviation {entry.id} {how}: {unit} {size:g}, allowed {limits}"
+    how = "grew" if row.size > row.range[1] else "shrank"
+    unit = "largest |Δ|" if row.sized_by_value else "cases"
+    limits = f"[{row.range[0]:g}, {row.range[1]:g}]"
+    return f"declared deviation {row.id} {how}: {unit} {row.size:g}, allowed {limits}"

@@ -1,7 +1,7 @@
 """A draft of declared deviations from an audit: sizes filled in, reasons left to a human."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from typing import Any
 
@@ -9,8 +9,10 @@ from sdpo.parity.cases.stages import NAMES, STAGES
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult
-from sdpo.parity.report.declared_deviations import ANY, EFFECTS, judge
+from sdpo.parity.report.declared_deviations import EFFECTS, apply_declarations
 from sdpo.parity.report.rejudge import evidence_of, policy_of
+from sdpo.parity.report.report_context import ANY
+from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.truth.tolerances import TOLERANCES
 
 HEAD = """\
@@ -19,14 +21,14 @@ HEAD = """\
 """
 
 
-def draft(run: Mapping[str, Any]) -> str:
+def draft(run: RunReport) -> str:
     """The divergences of a run that no entry declares, as TOML.
 
     Divergences that cannot be declared (errors, a broken gradient) are listed as comments; those
     that follow from an earlier stage need no entry.
     """
     evidence, policy = evidence_of(run), policy_of(run)
-    results = judge(
+    results = apply_declarations(
         evidence.results,
         evidence.candidate,
         policy.declared,
@@ -46,16 +48,16 @@ def draft(run: Mapping[str, Any]) -> str:
                 other.append(f"# cannot be declared: {result.id}, {comparison.stage}: ")
                 other[-1] += " ".join(comparison.note.split())
     day = date.today().isoformat()
-    lines = [HEAD.format(candidate=" ".join(run["candidate"].split()), day=day), *other]
+    lines = [HEAD.format(candidate=" ".join(run.candidate.split()), day=day), *other]
     ordered = sorted(groups, key=lambda key: (NAMES.index(key[0]), EFFECTS.index(key[1])))
     for number, key in enumerate(ordered, start=1):
-        lines.append(entry(f"L{number:02}", run, key, groups[key], results))
+        lines.append(_entry(f"L{number:02}", run, key, groups[key], results))
     return "\n".join(lines) + "\n"
 
 
-def entry(
+def _entry(
     id_: str,
-    run: Mapping[str, Any],
+    run: RunReport,
     key: tuple[str, str],
     found: Sequence[tuple[CaseResult, Comparison]],
     results: Iterable[CaseResult],
@@ -71,19 +73,19 @@ def entry(
     tag, cases = scope(shown, compared)
     by_value = effect == "value" and STAGES[stage].kind == "numeric"
     size = max(c.max_abs for _, c in found) if by_value else float(len(shown))
-    slack = TOLERANCES.drafted_range_share if by_value else 0.0
+    margin = TOLERANCES.drafted_range_share if by_value else 0.0
     fields: dict[str, Any] = {
         "id": id_,
-        "candidates": [run["candidate"]],
+        "candidates": [run.candidate],
         "stages": [stage],
         "effect": effect,
         "tag": tag,
         "cases": cases,
-        "fault": single_fault(run["explained_by"]),
+        "fault": _single_fault(run.explained_by),
         "reason": "",
         "link": "",
         "measured": size,
-        "range": [size * (1 - slack), size * (1 + slack)],
+        "range": [size * (1 - margin), size * (1 + margin)],
     }
     # a JSON text, list or number is one of TOML too
     lines = [f"{name} = {json.dumps(value)}" for name, value in fields.items() if value != []]
@@ -101,7 +103,7 @@ def scope(shown: set[str], compared: Sequence[CaseResult]) -> tuple[str, list[st
     return ANY, sorted(shown)
 
 
-def single_fault(labels: Sequence[str]) -> str:
+def _single_fault(labels: Sequence[str]) -> str:
     """The id of the one fault that explains the candidate, else nothing."""
     alone = len(labels) == 1 and " + " not in labels[0]
     return labels[0].split()[0] if alone else ""

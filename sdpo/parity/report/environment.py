@@ -11,24 +11,26 @@ import numpy as np
 import torch
 
 from sdpo.fixtures import GoldenFamily
+from sdpo.parity.report.report_context import Environment, GoldenRow
 from sdpo.parity.truth import tolerances
+from sdpo.runtime.json_values import json_safe
 from sdpo.settings.version import __version__
 
 
-def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> dict[str, Any]:
+def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> Environment:
     """Versions, machine, what was set for determinism, and all tolerances."""
-    return {
-        "sdpo": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": f"{sys.platform}-{platform.machine()}",
-        "processor": processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "determinism": settings,
-        "candidate_seeds": list(seeds),
-        "tolerances": tolerances.recorded(),
-    }
+    return Environment(
+        sdpo=__version__,
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        numpy=np.__version__,
+        platform=f"{sys.platform}-{platform.machine()}",
+        processor=processor(),
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        determinism=json_safe(settings),
+        candidate_seeds=list(seeds),
+        tolerances=dict(tolerances.recorded()),
+    )
 
 
 def processor() -> str:
@@ -39,12 +41,12 @@ def processor() -> str:
     return found[1] if found else platform.machine()
 
 
-def fingerprint(family: GoldenFamily) -> dict[str, Any]:
+def fingerprint(family: GoldenFamily) -> GoldenRow:
     """Which golden data were used."""
     manifest = (family.folder / "cases.json").read_bytes()
-    return {
-        "family": family.name,
-        "cases": len(family),
-        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
-        "reference_commit": family.manifest.get("provenance", {}).get("reference_commit"),
-    }
+    return GoldenRow(
+        family.name,
+        len(family),
+        hashlib.sha256(manifest).hexdigest(),
+        family.manifest.get("provenance", {}).get("reference_commit"),
+    )

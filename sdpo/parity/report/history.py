@@ -3,12 +3,17 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-VERSION = 1
-VERSIONS = ("sdpo", "python", "torch", "numpy", "platform", "processor", "cpu_capability")
+import msgspec
+from msgspec import Struct
+
+from sdpo.parity.report.report_context import Amount, PolicyRow
+from sdpo.parity.report.report_rows import Size
+from sdpo.parity.report.run_report import RunReport
+
 NAMES_OF_COMMIT = ("GITHUB_SHA", "CI_COMMIT_SHA")
 
 
@@ -16,39 +21,68 @@ class HistoryError(Exception):
     """A history that cannot be read or written; the message says why."""
 
 
-def line_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What the history keeps of a RUN document: use of the budgets, and all that is a tolerance."""
-    environment, rows = run["environment"], run["stages"]
-    numeric = [row for row in rows if row["budget_used"] is not None]
+class DeclaredLimits(Struct, forbid_unknown_fields=True):
+    """How much a declared deviation covers."""
+
+    range: tuple[Amount, Amount] | None
+    expires: date | None
+    stages: list[str]
+    cases: list[str]
+
+
+class Line(Struct, forbid_unknown_fields=True):
+    """What the history keeps of a run: use of the budgets, and all that is a tolerance."""
+
+    schema_version: Literal[1]
+    created: str
+    commit: str
+    candidate: str
+    verdict: str
+    first_stage: str | None
+    covered: list[str]
+    budget_used: dict[str, Size]
+    smallest_detectable: dict[str, Size]
+    tolerances: dict[str, float]
+    policy: PolicyRow
+    declared: dict[str, DeclaredLimits]
+    goldens: dict[str, str]
+    environment: dict[str, str | None]
+
+
+def line_of(run: RunReport) -> Line:
+    """The line of a run."""
+    environment = run.environment
     commit = next((os.environ[n] for n in NAMES_OF_COMMIT if os.environ.get(n)), "")
-    return {
-        "schema_version": VERSION,
-        "created": run["created"],
-        "commit": commit,
-        "candidate": run["candidate"],
-        "verdict": run["verdict"],
-        "first_stage": run["first_stage"],
-        "covered": run["coverage"]["covered"],
-        "budget_used": {row["name"]: row["budget_used"] for row in numeric},
-        "smallest_detectable": run["sensitivity"]["smallest_detectable"],
-        "tolerances": environment.get("tolerances", {}),
-        "policy": run["policy"],
-        "declared": {
-            entry["id"]: {name: entry[name] for name in ("range", "expires", "stages", "cases")}
-            for entry in run["declared"]
+    versions = ("sdpo", "python", "torch", "numpy", "platform", "processor", "cpu_capability")
+    return Line(
+        schema_version=1,
+        created=run.created,
+        commit=commit,
+        candidate=run.candidate,
+        verdict=run.verdict,
+        first_stage=run.first_stage,
+        covered=run.coverage.covered,
+        budget_used={r.name: r.budget_used for r in run.stages if r.budget_used is not None},
+        smallest_detectable=run.sensitivity.smallest_detectable,
+        tolerances=environment.tolerances,
+        policy=run.policy,
+        declared={
+            row.id: DeclaredLimits(row.range, row.expires, list(row.stages), list(row.cases))
+            for row in run.declared
         },
-        "goldens": {g["family"]: g["manifest_sha256"] for g in environment.get("goldens", [])},
-        "environment": {name: environment.get(name) for name in VERSIONS},
-    }
+        goldens={golden.family: golden.manifest_sha256 for golden in environment.goldens},
+        environment={name: getattr(environment, name) or None for name in versions},
+    )
 
 
-def append(path: Path, run: Mapping[str, Any]) -> None:
+def append(path: Path, run: RunReport) -> None:
     """Add the line of a run. Several processes may do so at a time; nothing is ever rewritten.
 
     Raises:
         HistoryError: the file cannot be written.
     """
-    data = (json.dumps(line_of(run), ensure_ascii=False) + "\n").encode()
+    line = msgspec.to_builtins(line_of(run))
+    data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -63,45 +97,28 @@ def append(path: Path, run: Mapping[str, Any]) -> None:
         raise HistoryError(f"cannot write to {path}: {error.strerror}") from error
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Line]:
     """All lines, oldest first.
 
     Raises:
         HistoryError: unreadable, empty, or a line that is none of ours.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise HistoryError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise HistoryError(f"{path} is not UTF-8: {error}") from error
-    found = []
-    for number, line in enumerate(lines, start=1):
+    lines = []
+    for number, text in enumerate(texts, start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            lines.append(msgspec.json.decode(text, type=Line))
+        except msgspec.ValidationError as error:
+            raise HistoryError(
+                f"{path}, line {number}: not a line of `sdpo audit --history`: {error}"
+            ) from error
+        except (msgspec.DecodeError, RecursionError) as error:
             raise HistoryError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(row, dict) or row.keys() != KEYS or row["schema_version"] != VERSION:
-            raise HistoryError(f"{path}, line {number}: not a line of `sdpo audit --history`")
-        found.append(row)
-    if not found:
+    if not lines:
         raise HistoryError(f"{path} is empty: `sdpo audit --history {path}` adds lines")
-    return found
-
-
-KEYS = {
-    "schema_version",
-    "created",
-    "commit",
-    "candidate",
-    "verdict",
-    "first_stage",
-    "covered",
-    "budget_used",
-    "smallest_detectable",
-    "tolerances",
-    "policy",
-    "declared",
-    "goldens",
-    "environment",
-}
+    return lines

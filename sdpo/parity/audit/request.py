@@ -1,0 +1,75 @@
+"""What a user asks an audit for; sent as JSON to the process that runs it."""
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from sdpo.parity.cases.stages import NAMES
+
+
+class UsageError(Exception):
+    """The request makes no sense; the message says why."""
+
+
+class Request(Struct, frozen=True, forbid_unknown_fields=True):
+    """What to audit.
+
+    Attributes:
+        candidate: its name, `FILE.py:attr` or `pkg.mod:attr`.
+        goldens: folders of golden data; the packaged ones if empty.
+        declared: ledgers of declared deviations, by path or packaged name.
+        stages: only these are judged; all if empty.
+        require: stages without which no pass is given, beside those the candidate claims.
+        coverage: how many stages must be covered at least.
+    """
+
+    candidate: str
+    goldens: tuple[str, ...] = ()
+    declared: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    require: tuple[str, ...] = ()
+    coverage: int = 0
+
+    @property
+    def command(self) -> str:
+        """The command that repeats the audit."""
+        words = ["sdpo", "audit", self.candidate]
+        words += ["--stages", ",".join(self.stages)] if self.stages else []
+        words += ["--require", ",".join(self.require)] if self.require else []
+        words += ["--coverage", str(self.coverage)] if self.coverage else []
+        for path in self.goldens:
+            words += ["--goldens", path]
+        for path in self.declared:
+            words += ["--declared", path]
+        return shlex.join(words)
+
+    @property
+    def folder(self) -> str:
+        """A folder name for the candidate."""
+        return folder_name(self.candidate)
+
+    def check(self) -> None:
+        """Reject names that are no stages.
+
+        Raises:
+            UsageError: there is one.
+        """
+        check_stages("--stages", self.stages)
+        check_stages("--require", self.require)
+
+
+def folder_name(candidate: str) -> str:
+    """A folder name for a candidate."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", candidate).strip("-.") or "candidate"
+
+
+def check_stages(option: str, stages: Sequence[str]) -> None:
+    """Reject names that are no stages.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if unknown := [stage for stage in stages if stage not in NAMES]:
+        raise UsageError(f"{option}: unknown stages {unknown}; valid are {', '.join(NAMES)}")
