@@ -6,7 +6,7 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 QUICK = $(PY) -m sdpo mbpp bench --quick --configs grpo,sdpo-audit --seeds 1 --name quick
 
-.PHONY: parity test test-processors test-processors-numeric check format docs benchmark benchmark-quick clean
+.PHONY: parity schema test test-processors test-processors-numeric check format docs benchmark benchmark-quick clean
 
 parity: $(VENV)/.installed-train
 	$(PY) -m sdpo audit reference sdpo
@@ -37,6 +37,9 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+schema:
+	$(PY) -m sdpo audit --schema > sdpo/parity/report/report.schema.json
 
 docs: parity $(VENV)/.installed-peers
 	$(PY) docs/generate.py

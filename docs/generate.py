@@ -5,7 +5,6 @@ here (minutes), unless `--reuse` takes their reports as they are.
 """
 
 import argparse
-import json
 import re
 import shutil
 import subprocess
@@ -14,11 +13,13 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import peer_tables as peers
 
 from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.render.text import number
-from sdpo.parity.report import counts
+from sdpo.parity.render.text import case_counts, comparison_counts, number
+from sdpo.parity.report.report_rows import StageRow
+from sdpo.parity.report.run_report import RunReport, read_report
 
 ROOT = Path(__file__).parents[1]
 AUDITS = ROOT / "reports" / "audit"
@@ -54,42 +55,41 @@ def audit_trainers() -> None:
             raise SystemExit(f"docs/generate.py: sdpo audit {name} ended with exit code {code}")
 
 
-def load(candidate: str) -> dict:
-    """The RUN document of a candidate."""
-    return json.loads((AUDITS / candidate / "report.json").read_text(encoding="utf-8"))["runs"][0]
+def load(candidate: str) -> RunReport:
+    """The report of a candidate."""
+    return read_report(AUDITS / candidate / "report.json").runs[0]
 
 
-def table(reference: dict, own: dict) -> str:
+def table(reference: RunReport, own: RunReport) -> str:
     """Verdict table of both candidates, one row for each stage."""
     lines = [
         "| # | stage | what is compared | transcription: bit-equal | ours: status | bit-equal "
         "| largest error ÷ budget |",
         "|--:|---|---|--:|---|--:|--:|",
     ]
-    for theirs, row in zip(reference["stages"], own["stages"], strict=True):
-        stage = STAGES[row["name"]]
+    for theirs, row in zip(reference.stages, own.stages, strict=True):
+        stage = STAGES[row.name]
         lines.append(
             f"| {stage.number} | `{stage.name}` | {stage.compares} | {share(theirs)} "
-            f"| {row['status']} | {share(row)} | {used(stage.kind, row)} |"
+            f"| {row.status} | {share(row)} | {used(stage.kind, row)} |"
         )
     return "\n".join(lines)
 
 
-def share(row: dict) -> str:
+def share(row: StageRow) -> str:
     """How many of the comparisons that had an element were bit-equal."""
-    compared = counts.compared(row)
-    return f"{row['bit_equal']} of {compared}" if compared else "-"
+    return f"{row.bit_equal} of {row.compared}" if row.compared else "-"
 
 
-def used(kind: str, row: dict) -> str:
+def used(kind: str, row: StageRow) -> str:
     """The largest share of a budget that was used."""
-    return "exact" if kind == "exact" else number(row["budget_used"])
+    return "exact" if kind == "exact" else number(row.budget_used)
 
 
-def summary(run: dict) -> str:
+def summary(run: RunReport) -> str:
     """Verdict and totals of a run in one line."""
-    what = f"{counts.cases(run)}; {counts.comparisons(run)}"
-    return f"`sdpo audit {run['candidate']}`: **{run['verdict']}**, {what}."
+    what = f"{case_counts(run)}; {comparison_counts(run)}"
+    return f"`sdpo audit {run.candidate}`: **{run.verdict}**, {what}."
 
 
 def replaced(text: str, name: str, block: str) -> str:
@@ -132,14 +132,14 @@ def main() -> None:
     reference, own = load("reference"), load("sdpo")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    environment = own["environment"]
+    environment = own.environment
     stack = (
-        f"torch {environment['torch']}, {environment['cpu_capability']}, "
-        f"{environment['determinism']['torch_num_threads']} thread"
+        f"torch {environment.torch}, {environment.cpu_capability}, "
+        f"{environment.determinism['torch_num_threads']} thread"
     )
     parts = [summary(reference), summary(own), f"Measured with {stack}.", table(reference, own)]
     text = replaced(text, "verdicts", "\n\n".join(parts))
-    runs = [load(name) for name in TRAINERS]
+    runs = [msgspec.to_builtins(load(name)) for name in TRAINERS]
     text = replaced(text, "trainers", trainers(runs))
     (ROOT / "docs" / "peers.md").write_text(peers.page(runs), encoding="utf-8")
     readme.write_text(replaced(text, "example", example(text)), encoding="utf-8")

@@ -7,7 +7,6 @@ from typing import Any
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.faults.catalogue import BY_ID
 from sdpo.parity.render.text import number
-from sdpo.parity.report.counts import statuses
 from sdpo.parity.report.declared_deviations import load_for
 
 Run = Mapping[str, Any]
@@ -46,9 +45,10 @@ def summary(run: Run) -> str:
     totals = run["totals"]
     first = f", first at `{run['first_stage']}`" if run["first_stage"] else ""
     probes = sum(case["family"] == "probe" for case in run["cases"])
+    statuses = ", ".join(f"{count} {name}" for name, count in totals["by_status"].items())
     return (
         f"`sdpo audit {run['candidate']}`: **{run['verdict']}**{first}; "
-        f"{totals['cases'] - probes} scenarios and {probes} probes ({statuses(run)}); "
+        f"{totals['cases'] - probes} scenarios and {probes} probes ({statuses}); "
         f"{totals['elements']} elements compared in {run['seconds']:.0f} s."
     )
 

@@ -36,11 +36,9 @@ def names(text: str) -> list[str]:
 def print_schema(wanted: bool) -> None:
     """Print the JSON Schema of reports and end, if wanted."""
     if wanted:
-        from importlib.resources import files
+        from sdpo.parity.report.run_report import report_schema
 
-        print(
-            (files("sdpo.parity.report") / "report.schema.json").read_text(encoding="utf-8"), end=""
-        )
+        print(report_schema(), end="")
         raise typer.Exit
 
 

@@ -51,7 +51,7 @@ def sdpo_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[...,
     roots = (request.path.parent, request.config.rootpath, Path.cwd())
 
     def check(candidate: Any = None, **options: Any) -> "RunReport":
-        given = _marked(marker) | options
+        given = marked(marker) | options
         if unknown := sorted(set(given) - set(OPTIONS)):
             raise pytest.UsageError(f"sdpo_parity: unknown {unknown}; valid are {list(OPTIONS)}")
         if candidate is not None:
@@ -60,13 +60,13 @@ def sdpo_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[...,
             raise pytest.UsageError("sdpo_parity: no candidate in the marker or in the call")
         run, report = _audited(given, roots, folder)
         if run.exit_code != 0:
-            pytest.fail(_message(run, report), pytrace=False)
+            pytest.fail(message(run, report), pytrace=False)
         return run
 
     return check
 
 
-def _marked(marker: pytest.Mark | None) -> dict[str, Any]:
+def marked(marker: pytest.Mark | None) -> dict[str, Any]:
     """The options of a marker; its first positional argument is the candidate."""
     if marker is None:
         return {}
@@ -82,11 +82,11 @@ def _audited(
     from sdpo.parity.audit.unstarted import cleared
 
     request = Request(
-        _name_of(given["candidate"], roots),
-        goldens=tuple(_located(path, roots) for path in _listed(given.get("goldens"))),
-        declared=tuple(_located(path, roots) for path in _listed(given.get("declared"))),
-        stages=tuple(_listed(given.get("stages"))),
-        require=tuple(_listed(given.get("require"))),
+        name_of(given["candidate"], roots),
+        goldens=tuple(located(path, roots) for path in listed(given.get("goldens"))),
+        declared=tuple(located(path, roots) for path in listed(given.get("declared"))),
+        stages=tuple(listed(given.get("stages"))),
+        require=tuple(listed(given.get("require"))),
         coverage=given.get("coverage", 0),
     )
     request.check()
@@ -107,14 +107,14 @@ def _same_imports() -> Iterator[None]:
         yield
 
 
-def _listed(value: Any) -> list[str]:
+def listed(value: Any) -> list[str]:
     """One text or path, or several, as a list of texts."""
     if value is None:
         return []
     return [str(value)] if isinstance(value, (str, Path)) else [str(item) for item in value]
 
 
-def _name_of(candidate: Any, roots: Sequence[Path]) -> str:
+def name_of(candidate: Any, roots: Sequence[Path]) -> str:
     """The name of a candidate: as given, its file found; or of a function or class of a module."""
     if not isinstance(candidate, str):
         file = inspect.getsourcefile(inspect.unwrap(candidate))
@@ -123,16 +123,16 @@ def _name_of(candidate: Any, roots: Sequence[Path]) -> str:
         return f"{file}:{candidate.__qualname__}"
     target, separator, attribute = candidate.rpartition(":")
     if target.endswith(".py"):
-        return f"{_located(target, roots)}{separator}{attribute}"
+        return f"{located(target, roots)}{separator}{attribute}"
     return candidate
 
 
-def _located(path: str, roots: Sequence[Path]) -> str:
+def located(path: str, roots: Sequence[Path]) -> str:
     """A path below the first of the roots that has it; as it is if none has."""
     return next((str(root / path) for root in roots if (root / path).exists()), path)
 
 
-def _message(run: "RunReport", report: Path) -> str:
+def message(run: "RunReport", report: Path) -> str:
     """What a failing test says: first line, the stages that fail, and where the report is."""
     from sdpo.parity.render.text import first_line, one_line
 

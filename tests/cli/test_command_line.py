@@ -11,9 +11,9 @@ import pytest
 
 from sdpo.cli import main
 from sdpo.parity.audit import launch
-from sdpo.parity.audit.audit import Request, audit
+from sdpo.parity.audit.audit import audit
+from sdpo.parity.audit.child_process import Ended
 from sdpo.parity.audit.load_candidate import BUILT_IN, TRAINERS, load_candidate
-from sdpo.parity.audit.worker import plain
 from sdpo.parity.cases.checked_call import CandidateError
 from tests.helpers import candidates
 
@@ -68,10 +68,10 @@ def test_unwritable_output_folder(tmp_path):
 def test_damaged_goldens_end_each_candidate_with_one_line_and_exit_code_two(
     tmp_path, monkeypatch, capfd
 ):
-    def in_this_process(arguments, request, log):
-        return plain(audit(Request.from_fields(request))), 0
+    def in_this_process(arguments, request, log, result_type):
+        return Ended(audit(request), 0)
 
-    monkeypatch.setattr(launch, "in_child", in_this_process)
+    monkeypatch.setattr(launch, "run_child", in_this_process)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "cases.json").write_text("{")

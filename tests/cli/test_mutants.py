@@ -7,6 +7,7 @@ import pytest
 from sdpo.cli import main
 from sdpo.parity.faults.catalogue import CATALOGUE, LOSS_FAULTS
 from sdpo.parity.render.mutants import text_of
+from tests.helpers.run_documents import passing
 
 
 def run(capsys, *arguments):
@@ -61,4 +62,4 @@ def test_a_survivor_is_named_on_the_first_line(capsys, monkeypatch):
     assert text_of([], [], []).startswith("PASS killed=0/0")
 
 
-SURVIVED = {"verdict": "PASS", "first_stage": None, "explained_by": []}
+SURVIVED = passing()

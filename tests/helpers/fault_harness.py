@@ -1,7 +1,6 @@
 """What the tests of sensitivity share: golden families cut to some cases, and audits of faults."""
 
 from functools import cache
-from typing import Any
 
 from sdpo.fixtures import GoldenFamily, packaged_family
 from sdpo.parity.audit.self_test import families, judged_here, subset
@@ -10,6 +9,7 @@ from sdpo.parity.compare.evaluated_case import loss_cases, prepared
 from sdpo.parity.explain.fault_coverage import hints
 from sdpo.parity.explain.match_faults import evaluation
 from sdpo.parity.faults.catalogue import Fault
+from sdpo.parity.report.run_report import RunReport
 from sdpo.settings.determinism import deterministic
 
 ACTING, IDLE = 3, 1
@@ -41,6 +41,6 @@ def telling_cases(fault: Fault) -> GoldenFamily:
     return some_cases((*acting, *idle))
 
 
-def run_of(candidate: LossCandidate, family: GoldenFamily) -> dict[str, Any]:
+def run_of(candidate: LossCandidate, family: GoldenFamily) -> RunReport:
     with deterministic():
         return judged_here(candidate, family)

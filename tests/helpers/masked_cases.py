@@ -3,8 +3,10 @@
 import torch
 
 from sdpo.fixtures import load_families
-from sdpo.parity.audit.audit import Request, judge
+from sdpo.parity.audit.audit import judge
+from sdpo.parity.audit.request import Request
 from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.report.run_report import RunReport
 from sdpo.settings.config import SDPOConfig
 from sdpo.settings.determinism import deterministic
 
@@ -33,7 +35,7 @@ def case_with(
     )
 
 
-def audited(name: str, folder) -> dict:
+def audited(name: str, folder) -> RunReport:
     from sdpo.parity.audit.load_candidate import load_candidate
 
     with deterministic():

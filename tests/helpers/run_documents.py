@@ -1,11 +1,13 @@
-"""Small hand-made RUN documents, one for each verdict, for tests of the renderings."""
+"""Small hand-made reports, one for each verdict, for tests of the renderings."""
 
 from typing import Any
 
+import msgspec
+
 from sdpo.parity.cases.stages import NAMES, STAGES
 from sdpo.parity.relations.catalogue import RELATION_NAMES
+from sdpo.parity.report.run_report import RunReport
 
-Run = dict[str, Any]
 ENTRY = """
 [[deviation]]
 id = "X1"
@@ -76,8 +78,8 @@ def uncovered(name: str) -> dict[str, Any]:
     return row | dict.fromkeys(("max_abs", "max_ulp", "budget_used", "smallest_detectable"))
 
 
-def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
-    """A RUN document around some stage rows; what is not compared is filled in."""
+def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> RunReport:
+    """A report around some stage rows; what is not compared is filled in."""
     by_name = {row["name"]: row for row in rows}
     cases = [
         entry | {"comparisons": measured(entry["id"], rows)} for entry in changes.get("cases", [])
@@ -141,7 +143,17 @@ def run(verdict: str, rows: list[dict[str, Any]], **changes: Any) -> Run:
         "created": "2026-01-02T03:04:05+00:00",
         "seconds": 1.25,
     }
-    return document | changes | {"cases": cases}
+    return msgspec.convert(document | changes | {"cases": cases}, RunReport)
+
+
+def changed(report: RunReport, *path: str | int, value: Any) -> RunReport:
+    """The report with one value replaced, which its type must allow."""
+    document = msgspec.to_builtins(report)
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return msgspec.convert(document, RunReport)
 
 
 def measured(case: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -166,7 +178,7 @@ def case(name: str, status: str, note: str = "", first: str | None = None) -> di
     return row | {"tags": [], "may_follow": False, "comparisons": []}
 
 
-def passing() -> Run:
+def passing() -> RunReport:
     """Every stage compared: one bit-equal case and one within budget."""
     by_case = [["P-1", "MATCH", 0.0, 0.0, 0.0], ["P-2", "PASS", 0.25, 1.5e-8, 2.0]]
     equal = [[name, "MATCH", 0.0, 0.0, 0.0] for name in ("P-1", "P-2")]
@@ -213,7 +225,7 @@ def improvement() -> dict[str, Any]:
     }
 
 
-def declared() -> Run:
+def declared() -> RunReport:
     """One declared deviation, one case under a built-in exception."""
     worst = {"case": "P-2", "actual": 0.1, "expected": "nan", "budget": 1e-7}
     cases = [["P-1", "MATCH", 0.0, 0.0, 0.0], ["P-2", "DECLARED", 0.0, 0.0, 0.0]]
@@ -232,7 +244,7 @@ def declared() -> Run:
     )
 
 
-def divergent() -> Run:
+def divergent() -> RunReport:
     """A wrong loss, located by intervention; more failing cases than a table shows."""
     cases = [[f"P-{n}", "DIVERGENT", 10.0**n, 0.1 * n, 1e5 * n] for n in range(1, 26)]
     worst = {"case": "P-25", "actual": 0.3963, "expected": 0.3185, "budget": 1.9e-14}
@@ -295,14 +307,14 @@ def broken_relations() -> list[dict[str, Any]]:
     )
 
 
-def failed() -> Run:
+def failed() -> RunReport:
     """An audit that could not start."""
     message = "no file loss.py; give FILE.py:attr or pkg.mod:attr"
     empty = {"environment": {}, "created": "", "location": None, "exit_code": 2}
     return run("ERROR", [], message=message, reasons=[message], **empty)
 
 
-def raising() -> Run:
+def raising() -> RunReport:
     """A candidate that raises in one case."""
     note = "raised ValueError: `alpha` | <b>1</b>"
     cases = [["P-1", "MATCH", 0.0, 0.0, 0.0], ["P-2", "ERROR", 0.0, 0.0, 0.0]]
@@ -317,7 +329,7 @@ def raising() -> Run:
     )
 
 
-def inconclusive() -> Run:
+def inconclusive() -> RunReport:
     """A candidate that disagrees with itself and does not take what two cases need."""
     reasons = ["two runs of case P-1 differ at aggregate", "stage gradient was not covered"]
     need = "takes no old_log_probs, the case needs it"

@@ -24,7 +24,7 @@ GOLDENS = {goldens!r}
 @pytest.mark.sdpo_parity("port.py:correct", stages=["aggregate", "gradient"], goldens=GOLDENS)
 def test_holds(sdpo_parity):
     run = sdpo_parity()
-    assert (run["verdict"], run["coverage"]["covered"]) == ("PASS", ["aggregate", "gradient"])
+    assert (run.verdict, run.coverage.covered) == ("PASS", ["aggregate", "gradient"])
 
 @pytest.mark.sdpo_parity(goldens=GOLDENS)
 def test_departs(sdpo_parity):

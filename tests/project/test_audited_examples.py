@@ -7,9 +7,10 @@ import audit_my_hf_trainer as example
 import pytest
 
 import sdpo.trainer.sdpo_trainer
-from sdpo.parity.audit.launch import audit_all
+from sdpo.parity.audit.launch import Outputs, audit_all
+from sdpo.parity.audit.request import Request
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.report.rejudge import read_runs
+from sdpo.parity.report.run_report import read_report
 from sdpo.parity.trainers.judge.run_scenarios import run_trainer_family
 from sdpo.parity.trainers.probes.catalogue import PROBES
 from sdpo.parity.trainers.probes.run_probes import run_probe
@@ -75,13 +76,12 @@ def test_the_whole_audit_of_the_example(honest, tmp_path):
     file = tmp_path / "honest.py"
     file.write_text(HONEST.format(folder=str(FOLDER)), encoding="utf-8")
     name = f"{file}:Honest" if honest else f"{FOLDER / 'audit_my_hf_trainer.py'}:MyAdapter"
-    options: dict[str, Any] = {"stages": [], "goldens": [], "as_json": False, "quiet": True}
-    audit_all([name], declared=[], out=tmp_path / "out", **options)
+    audit_all([Request(name)], Outputs(tmp_path / "out", quiet=True))
     (path,) = (tmp_path / "out").glob("*/report.json")
-    (run,) = read_runs(path)
-    assert run["verdict"] == (Status.DECLARED if honest else Status.DIVERGENT), run["reasons"]
+    (run,) = read_report(path).runs
+    assert run.verdict == (Status.DECLARED if honest else Status.DIVERGENT), run.reasons
     by_status = {
-        status: {case["id"] for case in run["cases"] if case["status"] == status}
+        status: {case.id for case in run.cases if case.status == status}
         for status in (Status.DIVERGENT, Status.ERROR, Status.NOT_COVERED)
     }
     assert by_status[Status.ERROR] == set()

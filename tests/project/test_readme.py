@@ -4,7 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
-from sdpo.parity.audit.audit import Request, audit
+from sdpo.parity.audit.audit import audit
+from sdpo.parity.audit.request import Request
 from sdpo.parity.render.text import first_line, text_report
 
 ROOT = Path(__file__).parents[2]
@@ -26,16 +27,16 @@ def example() -> str:
 def test_example_is_named_as_the_readme_prints_it(tmp_path, monkeypatch):
     (tmp_path / "my_loss.py").write_text(example(), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    run = audit(Request("my_loss.py:sdpo_loss", repro="sdpo audit my_loss.py:sdpo_loss"))
-    assert run["exit_code"] == 1
+    run = audit(Request("my_loss.py:sdpo_loss"))
+    assert run.exit_code == 1
     words = r"(candidate|first|coverage|explained_by|repro)=[^=]*(?= \w+=|$)"
     printed = between("example").strip("`").strip()
     matches = [m[0] for m in re.finditer(words, printed)]
     assert matches
     for match in matches:
         assert match in first_line(run)
-    assert run["first_stage"] == "support"
-    assert any(name.startswith("M04") for name in run["explained_by"])
+    assert run.first_stage == "support"
+    assert any(name.startswith("M04") for name in run.explained_by)
 
 
 def test_example_with_its_fault_removed_as_the_readme_says_exits_with_0(tmp_path, monkeypatch):
@@ -46,9 +47,9 @@ def test_example_with_its_fault_removed_as_the_readme_says_exits_with_0(tmp_path
     (tmp_path / "repaired.py").write_text(repaired, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     run = audit(Request("repaired.py:sdpo_loss"))
-    assert (run["verdict"], run["exit_code"]) == (line[2], 0), first_line(run)
-    assert {row["id"] for row in run["improvements"]} == {"D01", "D02", "D03"}
-    assert all(row["reason"] in text_report(run) for row in run["improvements"])
+    assert (run.verdict, run.exit_code) == (line[2], 0), first_line(run)
+    assert {row.id for row in run.improvements} == {"D01", "D02", "D03"}
+    assert all(row.reason in text_report(run) for row in run.improvements)
 
 
 def test_make_targets_of_the_readme_exist():

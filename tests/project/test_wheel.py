@@ -28,7 +28,7 @@ import pytest
 
 @pytest.mark.sdpo_parity("port/loss.py:correct", stages=["gradient"], goldens="goldens")
 def test_holds(sdpo_parity):
-    assert sdpo_parity()["verdict"] == "PASS"
+    assert sdpo_parity().verdict == "PASS"
 
 def test_departs(sdpo_parity):
     sdpo_parity("port.loss:zero_gradient", goldens="goldens")

@@ -50,20 +50,20 @@ def test_as_a_full_trace(fault):
 @pytest.mark.parametrize("fault", LOSS_FAULTS, ids=name)
 def test_as_a_loss_from_logits(fault):
     run = run_of(FromLogits(fault.id, loss_from_logits(fault.parts)), telling_cases(fault))
-    assert run["verdict"] == "DIVERGENT"
-    assert fault.label in run["explained_by"]
-    assert run["first_stage_inferred"]
+    assert run.verdict == "DIVERGENT"
+    assert fault.label in run.explained_by
+    assert run.first_stage_inferred
     if fault.id not in SAME_NUMBERS:
-        assert run["first_stage"] == fault.stage
+        assert run.first_stage == fault.stage
 
 
 @pytest.mark.parametrize("fault", AFTER_LOG_PROBS[::EVERY], ids=name)
 def test_as_a_loss_from_log_probs(fault):
     """Some of them; the slow self-test runs all."""
     run = run_of(FromLogProbs(fault.id, loss_from_log_probs(fault.parts)), telling_cases(fault))
-    assert run["verdict"] == "DIVERGENT"
-    assert fault.label in run["explained_by"]
-    assert run["first_stage"] == fault.stage
+    assert run.verdict == "DIVERGENT"
+    assert fault.label in run.explained_by
+    assert run.first_stage == fault.stage
 
 
 def by_ladder(candidate):

@@ -13,6 +13,7 @@ from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.load_candidate import load_candidate
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.nondeterminism import withdrawn
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from tests.helpers.fault_harness import run_of, some_cases
 
@@ -117,20 +118,20 @@ def marked(entries, quick):
 )
 def test_a_correct_port_passes(tmp_path, port, edit, every):
     run = audited(tmp_path, port, edit, every)
-    assert run["verdict"] in ("PASS", "DECLARED"), (run["message"], run["stages"])
+    assert run.verdict in ("PASS", "DECLARED"), (run.message, run.stages)
 
 
 @pytest.mark.parametrize(("port", "edit", "stage", "fault", "every"), marked(FAULTY, QUICK))
 def test_a_faulty_port_is_located(tmp_path, port, edit, stage, fault, every):
     run = audited(tmp_path, port, edit, every)
-    assert (run["verdict"], run["first_stage"]) == ("DIVERGENT", stage)
-    named = [label.split()[0] for label in run["explained_by"]]
+    assert (run.verdict, run.first_stage) == ("DIVERGENT", stage)
+    named = [label.split()[0] for label in run.explained_by]
     assert fault in named if fault else True
 
 
 def test_a_fault_in_one_branch_is_named_with_its_setting(tmp_path):
     run = audited(tmp_path, "functional", "d = kl(q, p) -> d = kl(p, q)", every=FEW)
-    assert "M01 KL direction swapped at alpha 0 and 1, only with alpha 0" in run["explained_by"]
+    assert "M01 KL direction swapped at alpha 0 and 1, only with alpha 0" in run.explained_by
 
 
 SCATTERED = {
@@ -144,14 +145,16 @@ SCATTERED = {
 @pytest.mark.parametrize("kind", SCATTERED)
 def test_a_candidate_that_differs_from_itself_is_not_called_divergent(tmp_path, kind):
     run = audited(tmp_path, "functional", SCATTERED[kind], FEW)
-    assert run["verdict"] == "INCONCLUSIVE"
-    assert "two runs of case" in run["message"]
+    assert run.verdict == "INCONCLUSIVE"
+    assert "two runs of case" in run.message
 
 
 def test_a_departure_far_beyond_the_scatter_stays_divergent():
     def case(error):
         worst = {"actual": 1.0 + error, "expected": 1.0, "budget": 1e-6}
-        found = Comparison("aggregate", "DIVERGENT", "c", 1, error, worst=worst, effect="value")
+        found = Comparison(
+            "aggregate", Status.DIVERGENT, "c", 1, error, worst=worst, effect="value"
+        )
         return CaseResult("c", "loss", comparisons=[found])
 
     small, large = withdrawn([case(5e-3), case(0.5)], [{"aggregate": 1e-3}, {}])

@@ -139,9 +139,13 @@ def totals_line(run: RunReport) -> str:
 
 def case_counts(run: RunReport) -> str:
     """How many cases there are, and how many have each status."""
+    return f"{run.totals.cases} cases ({status_counts(run)})"
+
+
+def status_counts(run: RunReport) -> str:
+    """How many cases have each status; `none` without any."""
     counts = run.totals.by_status.items()
-    statuses = ", ".join(f"{count} {status}" for status, count in counts) or "none"
-    return f"{run.totals.cases} cases ({statuses})"
+    return ", ".join(f"{count} {status}" for status, count in counts) or "none"
 
 
 def comparison_counts(run: RunReport) -> str:

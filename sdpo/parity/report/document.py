@@ -232,7 +232,7 @@ def _totals(results: Sequence[CaseResult]) -> Totals:
 
 def failed(candidate: str, repro: str, message: str) -> RunReport:
     """The report of an audit that could not start."""
-    evidence = Evidence(candidate, "", (), [], repro=repro)
+    evidence, message = Evidence(candidate, "", (), [], repro=repro), json_safe(message)
     report = assemble(evidence, Policy(), lambda verdict, observed: Departure(None))
     return msgspec.structs.replace(
         report,

@@ -42,7 +42,7 @@ class Line(Struct, forbid_unknown_fields=True):
     covered: list[str]
     budget_used: dict[str, Size]
     smallest_detectable: dict[str, Size]
-    tolerances: dict[str, float]
+    tolerances: dict[str, int | float]
     policy: PolicyRow
     declared: dict[str, DeclaredLimits]
     goldens: dict[str, str]
@@ -112,12 +112,12 @@ def read(path: Path) -> list[Line]:
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
-            lines.append(msgspec.json.decode(text, type=Line))
+            lines.append(msgspec.convert(json.loads(text), Line))
         except msgspec.ValidationError as error:
             raise HistoryError(
                 f"{path}, line {number}: not a line of `sdpo audit --history`: {error}"
             ) from error
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise HistoryError(f"{path}, line {number}: not JSON: {error}") from error
     if not lines:
         raise HistoryError(f"{path} is empty: `sdpo audit --history {path}` adds lines")

@@ -137,7 +137,7 @@ class Environment(Row, frozen=True, omit_defaults=True):
     cpu_capability: str = ""
     determinism: dict[str, Any] = field(default_factory=dict)
     candidate_seeds: list[int] = field(default_factory=list)
-    tolerances: dict[str, float] = field(default_factory=dict)
+    tolerances: dict[str, int | float] = field(default_factory=dict)
     goldens: list[GoldenRow] = field(default_factory=list)
 
 

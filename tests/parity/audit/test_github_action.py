@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from sdpo.parity.audit.github_action import annotations, comment, escaped, main, tell
 from tests.helpers import candidates, run_documents
 from tests.helpers.golden_subset import subset
+from tests.helpers.run_documents import changed
 from tests.helpers.workflow_steps import ACTION, SAMPLE, audit_as_action, run_step, step_of
 
 pytestmark = pytest.mark.usefixtures("certificates_once", "budgets_once")
@@ -43,10 +45,9 @@ def test_every_input_reaches_the_step():
 def test_annotations_mark_the_line_and_cannot_be_broken_out_of(tmp_path, monkeypatch):
     (tmp_path / ".git").mkdir()
     monkeypatch.chdir(tmp_path)
-    place = {"file": str(tmp_path / "port.py"), "line": 7}
-    run: run_documents.Run = run_documents.divergent() | {"location": place}
-    run["stages"][11]["note"] = "bad\n::warning::forged"
-    found = annotations(run)
+    location = {"file": str(tmp_path / "port.py"), "line": 7}
+    run = changed(run_documents.divergent(), "location", value=location)
+    found = annotations(changed(run, "stages", 11, "note", value="bad\n::warning::forged"))
     assert [line.split(" ")[0] for line in found] == ["::error", "::error"]
     assert found[1].startswith("::error file=port.py,line=7,title=SDPO parity%3A aggregate::")
     assert "explained by M07" in found[1]
@@ -67,9 +68,8 @@ def test_comment_fits_whatever_the_reports_are():
     run = run_documents.divergent()
     assert comment([run]).startswith("## DIVERGENT")
     assert "overview.png" not in comment([run])
-    for case in run["cases"]:
-        case["note"] = "x" * 4000
-    text = comment([run] * 3)
+    long = [structs.replace(case, note="x" * 4000) for case in run.cases]
+    text = comment([structs.replace(run, cases=long)] * 3)
     assert len(text) < 65_536
     assert text.count("DIVERGENT candidate=loss.py:f") == 3
 

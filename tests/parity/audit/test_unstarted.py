@@ -6,15 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sdpo.cli import main
 from sdpo.parity.audit import launch
-from sdpo.parity.audit.audit import Request, audit
-from sdpo.parity.audit.child_process import plain
+from sdpo.parity.audit.audit import audit
+from sdpo.parity.audit.child_process import Crash, Ended
 from sdpo.parity.audit.github_action import main as action
+from sdpo.parity.audit.request import Request
 from sdpo.parity.audit.unstarted import RENDERED, lost, unstarted
-from sdpo.parity.render.text import first_line, started, text_report
+from sdpo.parity.render.text import first_line, text_report
 from tests.helpers.report_schema import VALIDATOR
 
 HERE = Path(__file__).parents[2] / "helpers" / "candidates.py"
@@ -45,11 +47,11 @@ def here(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     (tmp_path / "nothing").mkdir()
 
-    def in_this_process(arguments, request, log):
+    def in_this_process(arguments, request, log, result_type):
         with log.open("w") as output, contextlib.redirect_stdout(output):
-            return plain(audit(Request.from_fields(request))), 0
+            return Ended(audit(request), 0)
 
-    monkeypatch.setattr(launch, "in_child", in_this_process)
+    monkeypatch.setattr(launch, "run_child", in_this_process)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -162,11 +164,11 @@ def test_reports_of_an_earlier_audit_do_not_stay(here, capsys):
 
 
 def test_what_was_printed_before_the_end_stays_and_is_named(here, capsys, monkeypatch):
-    def ended(arguments, request, log):
+    def ended(arguments, request, log, result_type):
         log.write_text("the last words\n")
-        return None, -11
+        return Ended(None, -11)
 
-    monkeypatch.setattr(launch, "in_child", ended)
+    monkeypatch.setattr(launch, "run_child", ended)
     code, printed = sdpo(capsys, "audit", "ok.py:f")
     log = Path("reports/audit/ok.py-f/candidate.log")
     assert code == 2
@@ -193,16 +195,14 @@ def test_a_defect_of_ours_is_not_charged_to_the_candidate(tmp_path, monkeypatch)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "Traceback" in done.stdout
     assert done.stderr == ""
-    crash = json.loads(result.read_text())
-    run = lost({"candidate": "sdpo", "repro": ""}, crash, done.returncode)
-    assert (
-        "the audit itself failed: KeyError: 'a bug' (at sdpo.parity.audit.audit:" in run["message"]
-    )
-    assert not started(run)
+    crash = msgspec.json.decode(result.read_bytes(), type=Crash)
+    run = lost(Request("sdpo"), Ended(crash, done.returncode))
+    assert "the audit itself failed: KeyError: 'a bug' (at sdpo.parity.audit.audit:" in run.message
+    assert not run.started
 
 
 def test_text_has_no_table_without_an_audit():
-    run = unstarted({"candidate": "port.py:f", "repro": "sdpo audit port.py:f"}, "a reason")
+    run = unstarted(Request("port.py:f"), "a reason")
     expected = 'ERROR candidate=port.py:f message="a reason" repro="sdpo audit port.py:f"'
     assert text_report(run) == first_line(run) == expected
 
@@ -215,7 +215,7 @@ def test_a_report_that_cannot_be_written_is_an_error_and_the_verdict_is_said(
     write = launch.write_reports
 
     def full(run, folder):
-        if run["candidate"].endswith(":correct"):
+        if run.candidate.endswith(":correct"):
             raise OSError(28, "No space left on device", str(folder / "report.json"))
         write(run, folder)
 

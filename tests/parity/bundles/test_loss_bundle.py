@@ -11,19 +11,23 @@ import torch
 from safetensors.torch import save
 
 from sdpo.parity.audit import rejudge_and_replay as again
-from sdpo.parity.audit.rejudge_and_replay import replay_one, replay_text
+from sdpo.parity.audit.launch import BundlesRequest
+from sdpo.parity.audit.rejudge_and_replay import ReplayRequest, replay_one, replay_text
+from sdpo.parity.bundles.archive import BundleError, Shrunk
 from sdpo.parity.bundles.loss_bundle import (
     DOCUMENT,
     LARGEST,
     TENSORS,
-    Bundle,
-    BundleError,
+    LossBundle,
+    LossDocument,
     read,
     write,
 )
 from sdpo.parity.bundles.make_and_replay import make, replay
 from sdpo.parity.bundles.shrink_case import shrink, without
-from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
+from sdpo.parity.compare.statuses import Status
+from sdpo.parity.report.report_context import Seen
 from sdpo.settings.config import SDPOConfig
 from tests.helpers import candidates
 from tests.helpers.golden_subset import subset
@@ -91,8 +95,19 @@ def test_the_search_is_bounded_and_repeats():
 
 @pytest.fixture
 def bundle():
-    seen = {"status": "DIVERGENT", "first_stage": "aggregate", "note": "1 of 1 over budget"}
-    return Bundle(case(), "port.py:loss", seen, {"tries": 3}, {"torch": "2"}, "sdpo audit port.py")
+    config = {name: getattr(case().config, name) for name in LOSS_SETTINGS}
+    document = LossDocument(
+        schema_version=1,
+        candidate="port.py:loss",
+        seen=Seen(Status.DIVERGENT, "aggregate", "1 of 1 over budget"),
+        shrunk=Shrunk([4, 6, 64], [4, 6, 32], 3),
+        environment={"torch": "2"},
+        command="sdpo audit port.py",
+        case="P-X",
+        config=config,
+        tags=["core"],
+    )
+    return LossBundle(case(), document)
 
 
 def test_a_bundle_is_read_as_it_was_written_and_has_the_same_bytes(bundle, tmp_path):
@@ -104,12 +119,7 @@ def test_a_bundle_is_read_as_it_was_written_and_has_the_same_bytes(bundle, tmp_p
     for name in ("student_logits", "responses", "old_log_probs", "self_distillation_mask"):
         assert torch.equal(getattr(found.case, name), getattr(bundle.case, name))
     assert torch.equal(found.case.recorded["importance"], torch.ones(2))
-    assert (found.seen, found.candidate, found.command, found.environment) == (
-        bundle.seen,
-        bundle.candidate,
-        bundle.command,
-        bundle.environment,
-    )
+    assert found.document == bundle.document
     assert found.case.config == bundle.case.config
 
 
@@ -146,10 +156,13 @@ def tensors(**changes) -> bytes:
         (lambda p: rewritten(p, {}, {"weights.pkl": b"x"}), "members"),
         (lambda p: rewritten(p, {TENSORS: None}), "members"),
         (lambda p: rewritten(p, {DOCUMENT: b"{"}), "not in the format"),
-        (lambda p: rewritten(p, {DOCUMENT: b"[]"}), "must have the fields"),
-        (lambda p: rewritten(p, {DOCUMENT: document(p, schema_version=2)}), "schema_version 2"),
-        (lambda p: rewritten(p, {DOCUMENT: document(p, seen={})}), "seen must have"),
-        (lambda p: rewritten(p, {DOCUMENT: document(p, candidate=3)}), "candidate must be a text"),
+        (lambda p: rewritten(p, {DOCUMENT: b"[]"}), "Expected `object`, got `array`"),
+        (lambda p: rewritten(p, {DOCUMENT: document(p, schema_version=2)}), "schema_version"),
+        (
+            lambda p: rewritten(p, {DOCUMENT: document(p, seen={})}),
+            "required field `status`",
+        ),
+        (lambda p: rewritten(p, {DOCUMENT: document(p, candidate=3)}), "Expected `str`, got `int`"),
         (lambda p: rewritten(p, {DOCUMENT: document(p, config={})}), "not in the format"),
         (lambda p: rewritten(p, {DOCUMENT: b"x" * (LARGEST[DOCUMENT] + 1)}), "larger than 4 MiB"),
         (lambda p: rewritten(p, {TENSORS: b"\x80\x04K\x01."}), "not in the format"),
@@ -190,24 +203,25 @@ def goldens(tmp_path_factory):
 
 def made(goldens, folder, attribute, count=1):
     ids = ["P-L018", "P-L030"]
-    names = {"candidate": f"{CANDIDATES}:{attribute}", "goldens": [str(goldens)], "command": "c"}
-    return make(names | {"cases": ids, "folder": str(folder), "count": count})["bundles"]
+    cases = tuple((id_, None) for id_ in ids)
+    name = f"{CANDIDATES}:{attribute}"
+    return make(BundlesRequest(name, (str(goldens),), "c", cases, str(folder), count)).bundles
 
 
 def test_a_failing_case_is_packed_small_and_replays_with_the_same_verdict(goldens, tmp_path):
     (row,) = made(goldens, tmp_path, "off_by_a_percent")
-    assert row["after"][:2] == [1, 1]
-    assert row["after"][2] < row["before"][2]
-    path = tmp_path / Path(row["file"]).name
-    again = replay({"bundle": str(path), "candidate": ""})
-    assert (again["verdict"], again["exit_code"], again["replay"]) == ("DIVERGENT", 1, "same")
-    assert again["environment_differs"] == {}
+    assert row.after[:2] == [1, 1]
+    assert row.after[2] < row.before[2]
+    path = tmp_path / Path(row.file).name
+    again = replay(ReplayRequest(str(path)))
+    assert (again.verdict, again.exit_code, again.replay) == ("DIVERGENT", 1, "same")
+    assert again.environment_differs == {}
     assert replay_text(again).startswith(f"DIVERGENT candidate={CANDIDATES}:off_by_a_percent case=")
     assert made(goldens, tmp_path / "2", "off_by_a_percent") == [row]
     assert (tmp_path / "2" / path.name).read_bytes() == path.read_bytes()
-    repaired = replay({"bundle": str(path), "candidate": f"{CANDIDATES}:correct"})
-    assert (repaired["verdict"], repaired["exit_code"]) == ("PASS", 0)
-    assert repaired["replay"] == "different"
+    repaired = replay(ReplayRequest(str(path), f"{CANDIDATES}:correct"))
+    assert (repaired.verdict, repaired.exit_code) == ("PASS", 0)
+    assert repaired.replay == "different"
     assert "replay=different" in replay_text(repaired).splitlines()[0]
 
 
@@ -216,7 +230,7 @@ def test_a_failing_case_is_packed_small_and_replays_with_the_same_verdict(golden
 )
 def test_the_command_refuses_with_one_line(content, words, tmp_path, capsys, monkeypatch):
     """Without starting a process."""
-    monkeypatch.delattr(again, "in_child")
+    monkeypatch.delattr(again, "run_child")
     path = tmp_path / "b.zip"
     if content is not None:
         path.write_bytes(content)
@@ -238,6 +252,6 @@ def test_what_only_the_process_can_refuse_is_one_line_too(tmp_path, capsys):
 
 def test_a_failure_by_exception_keeps_its_kind(goldens, tmp_path):
     (row,) = made(goldens, tmp_path, "raises")
-    assert row["after"] == [1, 1, 2]
-    again = replay({"bundle": str(tmp_path / Path(row["file"]).name), "candidate": ""})
-    assert (again["verdict"], again["replay"]) == ("ERROR", "same")
+    assert row.after == [1, 1, 2]
+    again = replay(ReplayRequest(str(tmp_path / Path(row.file).name)))
+    assert (again.verdict, again.replay) == ("ERROR", "same")

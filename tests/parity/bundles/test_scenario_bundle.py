@@ -4,21 +4,41 @@ import json
 import zipfile
 from dataclasses import replace
 
+import msgspec
 import pytest
 
-from sdpo.parity.audit.rejudge_and_replay import replay_text
+from sdpo.parity.audit.launch import BundlesRequest
+from sdpo.parity.audit.rejudge_and_replay import ReplayRequest, replay_text
 from sdpo.parity.bundles import scenario_bundle
-from sdpo.parity.bundles.loss_bundle import BundleError
+from sdpo.parity.bundles.archive import BundleError, Shrunk
 from sdpo.parity.bundles.make_and_replay import make, replay
-from sdpo.parity.bundles.scenario_bundle import DOCUMENT, TrainerBundle, read, write
+from sdpo.parity.bundles.scenario_bundle import (
+    DOCUMENT,
+    ScenarioBundle,
+    ScenarioDocument,
+    read,
+    write,
+)
 from sdpo.parity.bundles.shrink_scenario import MOST_TRIES, shrink
+from sdpo.parity.compare.statuses import Status
+from sdpo.parity.report.report_context import Seen
 from sdpo.parity.trainers.scenarios.catalogue import BY_ID, PLAIN
+from sdpo.parity.trainers.scenarios.scenario_json import as_json
 from tests.helpers.trainers import faulty_adapter
 
 pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 
-SEEN = {"status": "DIVERGENT", "first_stage": "aggregate", "note": "n"}
-BUNDLE = TrainerBundle(PLAIN, "trl", SEEN, {"tries": 1}, {"torch": "2"}, "sdpo audit trl", "00")
+DOCUMENT_OF_PLAIN = ScenarioDocument(
+    schema_version=1,
+    candidate="trl",
+    seen=Seen(Status.DIVERGENT, "aggregate", "n"),
+    shrunk=Shrunk([1, 1, 4], [1, 1, 4], 1),
+    environment={"torch": "2"},
+    command="sdpo audit trl",
+    scenario=as_json(PLAIN),
+    weights="00",
+)
+BUNDLE = ScenarioBundle(PLAIN, DOCUMENT_OF_PLAIN)
 
 
 def rewritten(path, text, name=DOCUMENT):
@@ -30,18 +50,22 @@ def test_a_bundle_is_read_as_it_was_written_and_has_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / name, BUNDLE)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert read(tmp_path / "a") == BUNDLE
-    assert scenario_bundle.is_trainer_bundle(tmp_path / "a")
+    found = read(tmp_path / "a")
+    assert found.scenario == PLAIN
+    assert found.document == msgspec.json.decode(
+        msgspec.json.encode(DOCUMENT_OF_PLAIN), type=ScenarioDocument
+    )
+    assert scenario_bundle.is_scenario_bundle(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "must have the fields"),
+        ("[]", "Expected `object`, got `array`"),
         ("{", "not in the format"),
         ("[" * 100_000, "not in the format"),
-        ("0" * (scenario_bundle.LARGEST + 1), "larger than 1 MiB"),
-        (json.dumps({"schema_version": 1}), "must have the fields"),
+        ("0" * (scenario_bundle.LARGEST[DOCUMENT] + 1), "larger than 1 MiB"),
+        (json.dumps({"schema_version": 1}), "missing required field `candidate`"),
     ],
 )
 def test_a_damaged_bundle_is_refused(text, message, tmp_path):
@@ -52,9 +76,9 @@ def test_a_damaged_bundle_is_refused(text, message, tmp_path):
 
 def test_an_archive_with_other_members_is_no_bundle_of_a_scenario(tmp_path):
     rewritten(tmp_path / "b.zip", "{}", "other.json")
-    assert not scenario_bundle.is_trainer_bundle(tmp_path / "b.zip")
+    assert not scenario_bundle.is_scenario_bundle(tmp_path / "b.zip")
     with pytest.raises(BundleError):
-        replay({"bundle": str(tmp_path / "b.zip"), "candidate": ""})
+        replay(ReplayRequest(str(tmp_path / "b.zip")))
 
 
 def test_a_scenario_shrinks_to_what_still_fails():
@@ -85,20 +109,19 @@ FAULTY = faulty_adapter.__file__
 
 @pytest.mark.slow
 def test_a_failing_scenario_is_packed_small_and_replays_with_the_same_verdict(tmp_path):
-    request = {"candidate": f"{FAULTY}:HalfGradient", "goldens": [], "command": "c"}
-    cases = [["T07", "gradient"]]
-    made = make(request | {"cases": cases, "folder": str(tmp_path), "count": 1})
-    (row,) = made["bundles"]
-    assert row["before"] == [3, 1, 4]
-    assert row["after"] == [1, 1, 2]
+    cases = (("T07", "gradient"),)
+    name = f"{FAULTY}:HalfGradient"
+    (row,) = make(BundlesRequest(name, (), "c", cases, str(tmp_path), 1)).bundles
+    assert row.before == [3, 1, 4]
+    assert row.after == [1, 1, 2]
     path = str(tmp_path / "T07.zip")
-    again = replay({"bundle": path, "candidate": ""})
-    assert (again["verdict"], again["first_stage"], again["replay"]) == (
+    again = replay(ReplayRequest(path))
+    assert (again.verdict, again.first_stage, again.replay) == (
         "DIVERGENT",
         "gradient",
         "same",
     )
-    assert again["environment_differs"] == {}
+    assert again.environment_differs == {}
     assert "groups: 1, rows: 2" in replay_text(again)
-    repaired = replay({"bundle": path, "candidate": f"{FAULTY}:Sound"})
-    assert (repaired["verdict"], repaired["replay"]) == ("PASS", "different")
+    repaired = replay(ReplayRequest(path, f"{FAULTY}:Sound"))
+    assert (repaired.verdict, repaired.replay) == ("PASS", "different")

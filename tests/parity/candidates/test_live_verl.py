@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from sdpo.parity.audit.audit import Request, audit
+from sdpo.parity.audit.audit import audit
+from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.live_verl import COMMIT, LiveVerl
 from sdpo.parity.faults.catalogue import BY_ID
 from sdpo.parity.render.html import html_report
@@ -85,20 +86,21 @@ def checkout(tmp_path, monkeypatch):
 
 
 def statuses(run) -> dict[str, str]:
-    return {row["name"]: row["status"] for row in run["stages"] if row["status"] != "NOT_COVERED"}
+    return {row.name: row.status for row in run.stages if row.status != "NOT_COVERED"}
 
 
 def test_a_checkout_is_run_on_the_recording(checkout, goldens):
     checkout()
     run = audit(Request("verl", goldens=(str(goldens),)))
-    assert run["verdict"] == "PASS", run["message"]
+    assert run.verdict == "PASS", run.message
     covered = dict.fromkeys(("log_probs", "importance", "aggregate", "gradient"), "MATCH")
     if all(map(loss_has_recorded_bits, SOME)):
         assert statuses(run) == covered, "the transcription reproduces the recording bit for bit"
     assert statuses(run).keys() == covered.keys()
-    assert run["location"]["file"].endswith("core_algos.py")
-    assert run["stage_locations"]["log_probs"]["file"].endswith("torch_functional.py")
-    assert any(f"golden data are of commit {COMMIT[:12]}" in note for note in run["notes"])
+    assert run.location is not None
+    assert run.location.file.endswith("core_algos.py")
+    assert run.stage_locations["log_probs"].file.endswith("torch_functional.py")
+    assert any(f"golden data are of commit {COMMIT[:12]}" in note for note in run.notes)
 
 
 @pytest.mark.parametrize(
@@ -128,13 +130,13 @@ def test_a_planted_fault_is_found_at_its_stage(
     checkout(core, functional)
     run = audit(Request("verl", goldens=(str(goldens),)))
     check_first(run, stage, inferred=inferred)
-    assert fault is None or any(name.startswith(fault) for name in run["explained_by"])
+    assert fault is None or any(name.startswith(fault) for name in run.explained_by)
 
 
 def check_first(run, stage, *, inferred):
     """The stage is the first by all accounts, and no sentence speaks of a callable's one number."""
-    assert run["verdict"] == "DIVERGENT", run["message"]
-    found = run["first_stage"], run["first_stage_inferred"], run["first_observed"]
+    assert run.verdict == "DIVERGENT", run.message
+    found = run.first_stage, run.first_stage_inferred, run.first_observed
     assert found == (stage, inferred, stage)
     for report in (markdown_report(run), html_report(run), text_report(run)):
         assert "returns only a scalar" not in report
@@ -151,14 +153,14 @@ def test_a_fault_before_the_log_probs_is_explained(checkout, goldens, monkeypatc
     checkout()
     run = audit(Request("verl", goldens=(str(goldens),)))
     check_first(run, "log_probs", inferred=False)
-    assert run["explained_by"] == [BY_ID["M34"].label]
+    assert run.explained_by == [BY_ID["M34"].label]
 
 
 def test_a_loss_that_bypasses_agg_loss_is_an_error(checkout, goldens):
     checkout(core=("total = agg_loss(", "total = loss.agg_loss("))
     run = audit(Request("verl", goldens=(str(goldens),)))
-    assert run["verdict"] == "ERROR"
-    assert "called agg_loss 0 times; expected once" in run["message"]
+    assert run.verdict == "ERROR"
+    assert "called agg_loss 0 times; expected once" in run.message
 
 
 @pytest.mark.parametrize(
@@ -177,6 +179,6 @@ def test_what_cannot_be_run_is_an_error_with_a_fix(checkout, core, words):
     if core is not None:
         checkout(core)
     run = audit(Request("verl"))
-    assert (run["verdict"], run["exit_code"]) == ("ERROR", 2)
-    assert words in run["message"]
-    assert "PYTHONPATH=SDPO sdpo audit verl" in run["message"] or "install" in run["message"]
+    assert (run.verdict, run.exit_code) == ("ERROR", 2)
+    assert words in run.message
+    assert "PYTHONPATH=SDPO sdpo audit verl" in run.message or "install" in run.message

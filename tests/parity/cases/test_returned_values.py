@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdpo.parity.audit.audit import Request, audit
+from sdpo.parity.audit.audit import audit
+from sdpo.parity.audit.request import Request
 from sdpo.parity.render.text import first_line
 from tests.helpers import candidates
 from tests.helpers.candidates import correct, first
@@ -54,17 +55,17 @@ for _kind in ODD:
 @pytest.mark.parametrize("kind", ODD)
 def test_a_loss_that_returns_no_scalar_tensor_is_an_error_with_that_reason(kind, goldens):
     run = audit(Request(f"{HERE}:{kind}", goldens=(str(goldens),)))
-    assert (run["verdict"], run["exit_code"]) == ("ERROR", 2)
-    assert ODD[kind][1] in run["message"]
-    assert len(run["cases"]) == len(SOME)
-    assert (run["first_stage"], run["first_stage_inferred"]) == ("aggregate", False)
+    assert (run.verdict, run.exit_code) == ("ERROR", 2)
+    assert ODD[kind][1] in run.message
+    assert len(run.cases) == len(SOME)
+    assert (run.first_stage, run.first_stage_inferred) == ("aggregate", False)
     assert "introduced=" not in first_line(run)
-    assert not run["explained_by"]
+    assert not run.explained_by
 
 
 def test_a_right_loss_without_a_graph_still_diverges_at_the_gradient(goldens):
     run = audit(Request(f"{candidates.__file__}:detached", goldens=(str(goldens),)))
-    assert (run["verdict"], run["first_stage"]) == ("DIVERGENT", "gradient")
+    assert (run.verdict, run.first_stage) == ("DIVERGENT", "gradient")
 
 
 STAGE = {
@@ -99,14 +100,14 @@ def test_a_stage_function_that_returns_something_else_is_an_error(
 ):
     (tmp_path / "port.py").write_text(STAGE[stage].format(value=value))
     run = audit(Request(str(tmp_path / "port.py"), goldens=(str(goldens),)))
-    assert (run["verdict"], run["first_stage"]) == ("ERROR", stage)
-    assert words in run["message"]
+    assert (run.verdict, run.first_stage) == ("ERROR", stage)
+    assert words in run.message
 
 
 def test_the_whole_vocabulary_may_be_given_in_any_order(tmp_path, goldens):
     (tmp_path / "port.py").write_text(STAGE["support"].format(value="(i, s, t)"))
     run = audit(Request(str(tmp_path / "port.py"), goldens=(str(goldens),)))
-    assert run["verdict"] == "PASS", run["message"]
+    assert run.verdict == "PASS", run.message
 
 
 def test_a_prompt_function_that_returns_nothing_is_an_error(tmp_path):
@@ -117,8 +118,8 @@ def test_a_prompt_function_that_returns_nothing_is_an_error(tmp_path):
         "    return torch.ones(len(feedbacks), device='meta')\n"
     )
     run = audit(Request(str(tmp_path / "port.py")))
-    assert (run["verdict"], run["first_stage"]) == ("ERROR", "feedback")
-    statuses = {row["name"]: row["status"] for row in run["stages"]}
+    assert (run.verdict, run.first_stage) == ("ERROR", "feedback")
+    statuses = {row.name: row.status for row in run.stages}
     assert statuses["distillation_mask"] == "ERROR"
 
 

@@ -134,7 +134,7 @@ def test_the_limit_of_the_tail_may_be_one_of_its_mass():
     """1e-7 of the mass and of the log mass agree to first order; another limit is a fault."""
     for limit in (1e-7, -math.expm1(-1e-7)):
         run = run_of(by_subtraction(limit), some_cases(NEAR_ITS_LIMIT))
-        assert run["verdict"] == "PASS", (limit, run["cases"])
+        assert run.verdict == "PASS", (limit, run.cases)
     for limit in (1.00001e-7, 0.99999e-7, 2e-7):
         run = run_of(by_subtraction(limit), some_cases(NEAR_ITS_LIMIT))
-        assert run["verdict"] == "DIVERGENT", limit
+        assert run.verdict == "DIVERGENT", limit

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+from msgspec import structs
 
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.comparison import Comparison
@@ -17,7 +18,7 @@ from sdpo.parity.render.markdown import markdown_report
 from sdpo.parity.render.text import first_line
 from sdpo.parity.report.document import Evidence, Policy, assemble
 from sdpo.parity.report.rejudge import regate
-from sdpo.parity.report.validate import InconsistentReportError, check
+from sdpo.parity.report.run_report import InconsistentReportError
 from tests.helpers import run_documents
 
 
@@ -82,19 +83,18 @@ def test_the_report_counts_first_departures_and_marks_what_may_follow():
     ]
     evidence = Evidence("mine", "trainer", (), results)
     run = assemble(evidence, Policy(), lambda verdict, observed: Departure(observed))
-    counts = {row["name"]: row["first_in"] for row in run["stages"] if row["first_in"]}
+    counts = {row.name: row.first_in for row in run.stages if row.first_in}
     assert counts == {"teacher_update": 1}
-    assert [row["may_follow"] for row in run["cases"]] == [False, True]
-    assert run["first_stage"] == run["first_observed"] == "teacher_update"
+    assert [row.may_follow for row in run.cases] == [False, True]
+    assert run.first_stage == run.first_observed == "teacher_update"
 
 
 def test_a_report_judged_again_keeps_time():
     results = [case("U", off("log_probs", (1, 0, 0)), off("optimizer", (0, 1, 0)))]
     evidence = Evidence("mine", "implementation", (), results)
     run = assemble(evidence, Policy(), lambda verdict, observed: Departure(observed))
-    run |= {"environment": {}, "created": "", "seconds": 0.0}
     assert regate(run, Policy()) == run
-    assert run["cases"][0]["comparisons"][1]["place"] == [0, 1, 0]
+    assert run.cases[0].comparisons[1].place == [0, 1, 0]
 
 
 # --- inferred --------------------------------------------------------------------------------
@@ -121,10 +121,10 @@ def test_nothing_is_inferred_before_a_stage_that_was_seen_to_hold():
 
 def test_a_report_whose_first_stage_is_behind_the_observed_one_is_refused():
     run = run_documents.divergent()
-    check(run)
+    run.check()
     for wrong in ({"first_stage": "gradient"}, {"first_stage_inferred": False}):
         with pytest.raises(InconsistentReportError, match="first stage"):
-            check(run | wrong)
+            structs.replace(run, **wrong).check()
 
 
 # --- explanations ----------------------------------------------------------------------------
@@ -156,10 +156,10 @@ def test_a_fault_that_gives_some_values_of_a_stage_does_not_explain_it():
 def test_a_report_whose_explanations_do_not_add_up_is_refused():
     run = run_documents.divergent()
     with pytest.raises(InconsistentReportError, match="explanations"):
-        check(run | {"explained_by": ["M07 mean over masked rows"]})
-    wrong = [row | {"explains": 2} for row in run["explanations"]]
+        structs.replace(run, explained_by=["M07 mean over masked rows"]).check()
+    wrong = [structs.replace(row, explains=2) for row in run.explanations]
     with pytest.raises(InconsistentReportError, match="cases of M07"):
-        check(run | {"explanations": wrong})
+        structs.replace(run, explanations=wrong).check()
 
 
 def test_each_rendering_says_how_much_an_explanation_explains():
@@ -172,6 +172,7 @@ def test_each_rendering_says_how_much_an_explanation_explains():
 
 def test_the_first_line_shows_what_was_introduced_and_not_what_followed():
     run = run_documents.divergent()
-    row = next(row for row in run["stages"] if row["name"] == "aggregate")
-    row["introduced"] = row["worst"] | {"actual": 0.5, "expected": 0.25}
+    place = NAMES.index("aggregate")
+    introduced = {**(run.stages[place].worst or {}), "actual": 0.5, "expected": 0.25}
+    run = run_documents.changed(run, "stages", place, "introduced", value=introduced)
     assert "introduced=0.25 " in first_line(run)

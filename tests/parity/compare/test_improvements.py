@@ -61,18 +61,17 @@ def loss(name, **parts):
 
 
 def shown(run):
-    return {row["id"]: row["cases"] for row in run["improvements"]}
+    return {row.id: row.cases for row in run.improvements}
 
 
 def test_a_probability_of_zero_is_excused_whoever_the_candidate_is():
     run = run_of(loss("any", divergence=guarded), some_cases(ZERO))
-    assert (run["verdict"], run["exit_code"]) == ("DECLARED", 0)
+    assert (run.verdict, run.exit_code) == ("DECLARED", 0)
     assert shown(run) == {"D01": list(ZERO)}
-    (row,) = run["improvements"]
-    assert "0 · log 0 = 0" in row["reason"]
-    run |= {"environment": {}, "created": "", "seconds": 0.0}
+    (row,) = run.improvements
+    assert "0 · log 0 = 0" in row.reason
     for text in (text_report(run), markdown_report(run), html_report(run)):
-        assert row["reason"] in text
+        assert row.reason in text
         assert "D01" in text
         assert "built-in" in text
 
@@ -89,37 +88,37 @@ def test_the_exceptions_hold_besides_a_ledger_of_the_users_own():
         judged[entry.id] = audit.judge(
             request, candidate, [family], [entry], progress, isolation=False
         )
-    assert judged["U1"]["verdict"] == "DECLARED"
-    assert judged["U1"]["reasons"] == []
+    assert judged["U1"].verdict == "DECLARED"
+    assert judged["U1"].reasons == []
     assert shown(judged["U1"]) == {"D01": list(ZERO)}
-    assert "U2 no longer shows" in judged["U2"]["reasons"][0]
+    assert "U2 no longer shows" in judged["U2"].reasons[0]
 
 
 @pytest.mark.parametrize("value", [0.0, 123.0])
 def test_finite_by_any_other_value_is_no_excuse(value):
     run = run_of(loss("any", divergence=finite_as(value)), some_cases(ZERO))
-    assert (run["verdict"], run["first_observed"]) == ("DIVERGENT", "aggregate")
+    assert (run.verdict, run.first_observed) == ("DIVERGENT", "aggregate")
     assert shown(run) == {}
-    assert all("the definition gives 0." in case["note"] for case in run["cases"])
+    assert all("the definition gives 0." in case.note for case in run.cases)
 
 
 def test_a_floor_under_the_teacher_is_judged_by_what_it_gives():
     """Far down it gives the definition's value, nearer another; infinity stays infinite."""
     deep = run_of(loss("deep", divergence=floored_teacher(-1e4)), some_cases(ZERO))
-    assert deep["verdict"] == "DECLARED"
+    assert deep.verdict == "DECLARED"
     near = run_of(loss("near", divergence=floored_teacher(-5.0)), some_cases(ZERO))
-    assert {case["status"] for case in near["cases"]} == {"DIVERGENT"}
+    assert {case.status for case in near.cases} == {"DIVERGENT"}
     definition = run_of(loss("deep", divergence=floored_teacher(-1e4)), some_cases(INFINITE[:1]))
-    assert definition["verdict"] == "DIVERGENT"
-    assert "finite" in definition["cases"][0]["note"]
+    assert definition.verdict == "DIVERGENT"
+    assert "finite" in definition.cases[0].note
 
 
 def test_an_empty_batch_is_zero_and_nothing_else():
     right = run_of(loss("zero", aggregate=answering(0.0)), some_cases(EMPTY))
-    assert (right["verdict"], shown(right)) == ("DECLARED", {"D03": list(EMPTY)})
+    assert (right.verdict, shown(right)) == ("DECLARED", {"D03": list(EMPTY)})
     wrong = run_of(loss("one", aggregate=answering(1.0)), some_cases(EMPTY))
-    assert {case["status"] for case in wrong["cases"]} == {"DIVERGENT"}
-    assert "the definition gives 0" in wrong["cases"][0]["note"]
+    assert {case.status for case in wrong.cases} == {"DIVERGENT"}
+    assert "the definition gives 0" in wrong.cases[0].note
 
 
 def test_padding_is_excused_with_the_right_value_only():
@@ -127,27 +126,27 @@ def test_padding_is_excused_with_the_right_value_only():
         return 1.001 * weighed(run)
 
     right = run_of(loss("padding", aggregate=weighed), some_cases(PADDING))
-    assert right["cases"][0]["status"] in ("DECLARED", "DIVERGENT")
+    assert right.cases[0].status in ("DECLARED", "DIVERGENT")
     assert "D02" in shown(right)
     wrong = run_of(loss("scaled", aggregate=scaled), some_cases(PADDING))
-    assert {case["status"] for case in wrong["cases"]} == {"DIVERGENT"}
+    assert {case.status for case in wrong.cases} == {"DIVERGENT"}
     for run in (right, wrong):
-        found = [c for case in run["cases"] for c in case["comparisons"]]
-        statuses = {c["status"] for c in found if c["stage"] == "aggregate"}
+        found = [c for case in run.cases for c in case.comparisons]
+        statuses = {c.status for c in found if c.stage == "aggregate"}
         assert statuses == {"DECLARED" if run is right else "DIVERGENT"}
 
 
 def test_a_clamp_that_stops_at_nan_is_declared_and_a_lost_token_is_not():
     """The clamp of torch passes no gradient through NaN; a finite loss has no such excuse."""
     run = run_of(loss("clamp", divergence=lambda run: plain(run).clamp(min=0)), some_cases(ZERO))
-    assert (run["verdict"], shown(run)) == ("DECLARED", {"D04": list(ZERO)})
+    assert (run.verdict, shown(run)) == ("DECLARED", {"D04": list(ZERO)})
 
     def lost(run):
         value = guarded(run)
         return torch.where(plain(run).isnan(), value.detach(), value)
 
     run = run_of(loss("lost", divergence=lost), some_cases(ZERO))
-    assert (run["verdict"], run["first_observed"]) == ("DIVERGENT", "gradient")
+    assert (run.verdict, run.first_observed) == ("DIVERGENT", "gradient")
 
 
 def test_no_reason_is_a_candidates_name():
@@ -157,5 +156,5 @@ def test_no_reason_is_a_candidates_name():
         run_of(loss(name, divergence=guarded, aggregate=weighed), cases)
         for name in ("sdpo", "stranger")
     )
-    for mine, other in zip(ours["cases"], theirs["cases"], strict=True):
-        assert repr(mine["comparisons"]) == repr(other["comparisons"])
+    for mine, other in zip(ours.cases, theirs.cases, strict=True):
+        assert repr(mine.comparisons) == repr(other.comparisons)

@@ -53,20 +53,23 @@ def computed_in(dtype, parts=None, factor=1.0, gradient=lambda values: values):
 
 
 def statuses(run):
-    return {case["id"]: case["status"] for case in run["cases"]}
+    return {case.id: case.status for case in run.cases}
 
 
 def told(run):
-    return {(row["given"], row["computes_in"], row["judged_by"]) for row in run["precision"]}
+    return {(row.given, row.computes_in, row.judged_by) for row in run.precision}
+
+
+def only_dtype(run):
+    return run.departs_only.dtype if run.departs_only else None
 
 
 def test_a_float32_loss_passes_and_every_rendering_says_how_it_was_judged():
     run = run_of(computed_in(torch.float32), some_cases((*DOUBLE, *LOW)))
-    assert run["verdict"] == "PASS", run["message"]
-    (row,) = run["precision"]
-    assert (row["computes_in"], row["judged_by"]) == ("float32", "float32")
-    assert row["cases"] == row["of"] == len(DOUBLE)
-    run |= {"environment": {}, "created": "", "seconds": 0.0}
+    assert run.verdict == "PASS", run.message
+    (row,) = run.precision
+    assert (row.computes_in, row.judged_by) == ("float32", "float32")
+    assert row.cases == row.of == len(DOUBLE)
     for render in (text_report, markdown_report, html_report, junit_report, sarif_report):
         assert "omputes in float32: 19 of 19 float64 cases" in render(run), render
 
@@ -90,23 +93,23 @@ def from_low_log_probs(
 
 def test_a_float32_loss_from_log_probs_passes():
     run = run_of(FromLogProbs("port.py:port", from_low_log_probs), some_cases(DOUBLE))
-    assert run["verdict"] == "PASS", (run["message"], statuses(run))
+    assert run.verdict == "PASS", (run.message, statuses(run))
     assert told(run) == {("float64", "float32", "float32")}
 
 
 @pytest.mark.parametrize("fault", ["M01", "M04", "M20", "M132"])
 def test_a_fault_of_a_float32_loss_is_found_placed_and_named(fault):
     run = run_of(computed_in(torch.float32, BY_ID[fault].parts), some_cases(SOME))
-    assert run["verdict"] == "DIVERGENT"
-    assert BY_ID[fault].label in run["explained_by"]
-    assert run["first_stage"] == BY_ID[fault].stage
+    assert run.verdict == "DIVERGENT"
+    assert BY_ID[fault].label in run.explained_by
+    assert run.first_stage == BY_ID[fault].stage
 
 
 def test_a_relative_error_of_1e_4_is_none_of_float32s_roundings():
     run = run_of(computed_in(torch.float32, factor=1 + 1e-4), some_cases(DOUBLE))
-    assert run["verdict"] == "DIVERGENT"
+    assert run.verdict == "DIVERGENT"
     assert told(run) == {("float64", "float32", "float32")}
-    rows = {row["name"]: row["relative"] for row in run["stages"]}
+    rows = {row.name: row.relative for row in run.stages}
     assert rows["gradient"] == pytest.approx(1e-4, rel=0.2)
 
 
@@ -114,7 +117,7 @@ def test_half_precision_is_not_excused_in_any_dtype_above_it():
     candidate = computed_in(torch.bfloat16)
     for ids in (DOUBLE[:6], SINGLE[:6]):
         run = run_of(candidate, some_cases(ids))
-        assert run["verdict"] == "DIVERGENT"
+        assert run.verdict == "DIVERGENT"
         assert set(statuses(run).values()) == {"DIVERGENT"}
         assert ("float64", "float32", "float32") not in told(run)
     for id_, low in ((DOUBLE[0], "half"), (SINGLE[0], "half")):
@@ -129,12 +132,8 @@ def test_a_gradient_path_in_half_precision_is_found_beside_a_loss_in_float32():
     assert found == {"aggregate": torch.float32, "gradient": torch.bfloat16}
     for ids in (DOUBLE[:6], SINGLE[:6]):
         run = run_of(candidate, some_cases(ids))
-        assert (run["verdict"], run["first_observed"]) == ("DIVERGENT", "gradient")
-    run = run_of(candidate, some_cases(DOUBLE[:6])) | {
-        "environment": {},
-        "created": "",
-        "seconds": 0,
-    }
+        assert (run.verdict, run.first_observed) == ("DIVERGENT", "gradient")
+    run = run_of(candidate, some_cases(DOUBLE[:6]))
     assert told(run) == {
         (*("float64", "float32"), "float32"),
         ("float64", "half precision", "float32"),
@@ -149,18 +148,18 @@ def test_a_gradient_alone_in_float32_beside_a_loss_in_float64_is_a_departure():
             return gradients[0].float().to(gradients[0].dtype)
 
     run = run_of(computed_in(None, gradient=Single.apply), some_cases(SOME))
-    assert (run["verdict"], run["first_observed"]) == ("DIVERGENT", "gradient")
-    assert run["departs_only"]["dtype"] == "float64"
+    assert (run.verdict, run.first_observed) == ("DIVERGENT", "gradient")
+    assert only_dtype(run) == "float64"
     assert told(run) == {("float64", "float32", "float64")}
 
 
 def test_a_small_error_in_float64_is_no_lower_precision():
     """1e-8 of the value is below float32's roundings; only a float64 program can be so wrong."""
     run = run_of(computed_in(None, factor=1 + 1e-8), some_cases(SOME))
-    assert (run["verdict"], run["precision"]) == ("DIVERGENT", [])
-    assert run["departs_only"]["dtype"] == "float64"
-    assert run["departs_only"]["cases"] == run["departs_only"]["of"] == 5
-    run |= {"environment": {}, "created": "", "seconds": 0.0}
+    assert (run.verdict, run.precision) == ("DIVERGENT", [])
+    assert only_dtype(run) == "float64"
+    assert run.departs_only is not None
+    assert run.departs_only.cases == run.departs_only.of == 5
     assert "relative=1e-08 only=float64" in first_line(run)
     for render in (text_report, markdown_report, html_report):
         assert "eparts in float64 alone: in 5 of 5 such cases" in render(run)
@@ -173,11 +172,11 @@ def test_a_departure_in_bfloat16_alone_is_named_and_one_everywhere_is_not():
         return value * (2 if run.student_logits.dtype == torch.bfloat16 else 1)
 
     low = run_of(computed_in(None, {"aggregate": only_low}), some_cases(SOME))
-    assert low["departs_only"]["dtype"] == "bfloat16"
+    assert only_dtype(low) == "bfloat16"
     everywhere = run_of(computed_in(None, factor=2.0), some_cases(SOME))
-    assert everywhere["departs_only"] is None
+    assert everywhere.departs_only is None
     one_dtype = run_of(computed_in(None, factor=2.0), some_cases(SINGLE[:3]))
-    assert one_dtype["departs_only"] is None, "nothing of another dtype was compared"
+    assert one_dtype.departs_only is None, "nothing of another dtype was compared"
 
 
 def test_what_has_no_counterpart_in_another_dtype_is_not_blamed_on_its_own():

@@ -1,7 +1,5 @@
 """The certificate of an audit: it is measured on the audit's own cases, and names survivors."""
 
-import json
-
 import pytest
 
 from sdpo.fixtures import packaged_family
@@ -10,8 +8,9 @@ from sdpo.parity.compare.loss_stages import ORDER
 from sdpo.parity.explain.fault_coverage import HINTS, certificate, hints, shows
 from sdpo.parity.faults.catalogue import LOSS_FAULTS
 from sdpo.parity.render.text import certificate as sentence
-from sdpo.parity.report.validate import InconsistentReportError, check
+from sdpo.parity.report.run_report import InconsistentReportError
 from sdpo.settings.determinism import deterministic
+from tests.helpers.run_documents import changed, passing
 
 LOSS_ONLY = ("aggregate", "gradient")
 
@@ -33,7 +32,7 @@ def test_one_case_proves_little_and_says_so():
     assert row is not None
     assert 0 < row["killed"] < row["tested"]
     assert any(label.startswith("M17b") for label in row["survivors"])
-    text = sentence({"sensitivity": {"faults": row}})
+    text = sentence(changed(passing(), "sensitivity", "faults", value=row))
     assert text.startswith(f"certificate: {row['killed']} of {row['tested']} known faults show")
     assert "more" in text
 
@@ -59,13 +58,11 @@ def test_a_fault_after_all_exposed_stages_survives_without_a_trial():
 def test_without_a_stage_of_the_loss_there_is_none():
     assert certificate(("teacher_prompt",), cases()) is None
     assert certificate(LOSS_ONLY, []) is None
-    assert sentence({"sensitivity": {"smallest_detectable": {}}}) == ""
+    assert sentence(passing()) == ""
 
 
 def test_a_certificate_that_does_not_add_up_is_refused():
-    from tests.helpers.run_documents import passing
-
-    run = json.loads(json.dumps(passing()))
-    run["sensitivity"]["faults"] = {"tested": 3, "killed": 3, "survivors": ["M01 x"]}
+    faults = {"tested": 3, "killed": 3, "survivors": ["M01 x"]}
+    run = changed(passing(), "sensitivity", "faults", value=faults)
     with pytest.raises(InconsistentReportError, match="known faults"):
-        check(run)
+        run.check()

@@ -96,22 +96,20 @@ def from_logits(function):
 )
 def test_another_implementation_with_a_known_fault(function, ids, stage):
     run = run_of(from_logits(function), families()[0])
-    assert run["explained_by"] == [" + ".join(BY_ID[id_].label for id_ in ids)]
-    assert (run["first_stage"], run["first_stage_inferred"]) == (stage, True)
-    (row,) = run["explanations"]
-    diverging = [case["id"] for case in run["cases"] if case["status"] == "DIVERGENT"]
-    assert row["of"] == len(diverging)
-    assert set(row["cases"]) <= set(diverging)
-    assert row["explains"] > 0.8 * row["of"], (
-        "the others have inputs that are not finite, or hide it"
-    )
+    assert run.explained_by == [" + ".join(BY_ID[id_].label for id_ in ids)]
+    assert (run.first_stage, run.first_stage_inferred) == (stage, True)
+    (row,) = run.explanations
+    diverging = [case.id for case in run.cases if case.status == "DIVERGENT"]
+    assert row.of == len(diverging)
+    assert set(row.cases) <= set(diverging)
+    assert row.explains > 0.8 * row.of, "the others have inputs that are not finite, or hide it"
 
 
 def test_an_unknown_fault_is_not_explained_but_located():
     run = run_of(from_logits(off_by_a_percent), families()[0])
-    assert (run["verdict"], run["explained_by"]) == ("DIVERGENT", [])
-    assert (run["first_stage"], run["first_stage_inferred"]) == ("aggregate", True)
-    assert {row["factor"] for row in run["ladder"]} != {None}
+    assert (run.verdict, run.explained_by) == ("DIVERGENT", [])
+    assert (run.first_stage, run.first_stage_inferred) == ("aggregate", True)
+    assert {row.factor for row in run.ladder} != {None}
 
 
 def half_a_gradient(loss, factor):
@@ -141,16 +139,16 @@ def off_where_weights_differ(*tensors, rollout_is_weights=None, **given):
 def test_a_ladder_that_shows_only_gradients_is_not_believed_against_a_value(function):
     """The value departs where no rung of the ladder goes, so that only gradients do there."""
     run = run_of(from_logits(function), families()[0])
-    found = run["first_stage"], run["first_stage_inferred"], run["first_observed"]
-    assert (run["verdict"], *found) == ("DIVERGENT", "aggregate", False, "aggregate")
+    found = run.first_stage, run.first_stage_inferred, run.first_observed
+    assert (run.verdict, *found) == ("DIVERGENT", "aggregate", False, "aggregate")
 
 
 def test_faults_that_give_the_same_numbers_are_all_named():
     function = loss_from_logits(BY_ID["M49"].parts)
     run = run_of(FromLogits("closed", function), families()[0])
-    named = {label.split()[0] for label in run["explained_by"]}
+    named = {label.split()[0] for label in run.explained_by}
     assert {"M43", "M49"} <= named
-    assert run["first_stage"] == "tail"
+    assert run.first_stage == "tail"
 
 
 def observations(changed: bool, sampled: bool = False) -> list[Observation]:
@@ -223,5 +221,5 @@ class WrongDivergence:
 
 def test_a_stage_function_with_a_known_fault():
     run = run_of(StageFunctions("wrong", WrongDivergence()), families()[0])
-    assert run["first_stage"] == "divergence"
-    assert run["explained_by"] == [BY_ID["M01"].label]
+    assert run.first_stage == "divergence"
+    assert run.explained_by == [BY_ID["M01"].label]

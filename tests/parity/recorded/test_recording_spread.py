@@ -14,11 +14,13 @@ from sdpo.parity.cases.stage_trace import Moment, Place, StageTrace
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.tensor_distances import scale_of
+from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.explain.first_departure import Departure
 from sdpo.parity.recorded import updates
 from sdpo.parity.recorded.measured_budgets import compare_measured
 from sdpo.parity.recorded.recording_spread import a_little_over, round_anew, widest
-from sdpo.parity.report.document import compact
-from sdpo.parity.report.rejudge import case_result
+from sdpo.parity.report.document import Evidence, Policy, assemble
+from sdpo.parity.report.rejudge import evidence_of
 
 pytest.importorskip("transformers", reason="provides the models of the recorded updates")
 FAMILY = packaged_family("update")
@@ -80,11 +82,14 @@ def test_luck_of_the_recording_is_no_verdict(monkeypatch):
     result = updates.run_case(candidate(), FAMILY, GOLDEN)
     assert result.status == Status.PASS
     assert "more float32 runs" in result.note
-    assert case_result(reported(result)).note == result.note
+    assert read_back(result).note == result.note
 
 
-def reported(result):
-    return result.row() | {"comparisons": [compact(c) for c in result.comparisons]}
+def read_back(result: CaseResult) -> CaseResult:
+    """What a report holds of a case."""
+    evidence = Evidence("trl", "trainer", (), [result])
+    report = assemble(evidence, Policy(), lambda verdict, observed: Departure(observed))
+    return evidence_of(report).results[0]
 
 
 def test_without_more_runs_luck_would_be_a_verdict(monkeypatch):

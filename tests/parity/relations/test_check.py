@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from msgspec import structs
 
 from sdpo.loss.self_distillation import self_distillation_loss
-from sdpo.parity.audit.audit import Request, judge
+from sdpo.parity.audit.audit import judge
+from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.implementations import Own, Transcription
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.candidates.stage_functions import StageFunctions
@@ -101,10 +103,10 @@ def test_an_audit_reports_every_relation_and_its_verdict_does_not_depend_on_them
         judge(Request("planted"), candidate, [], [], lambda *_: None, isolation=isolation)
         for isolation in (True, False)
     ]
-    assert [row["name"] for row in runs[0]["invariants"]] == list(RELATION_NAMES)
-    violated = {row["name"] for row in runs[0]["invariants"] if row["status"] == "VIOLATED"}
+    assert [row.name for row in runs[0].invariants] == list(RELATION_NAMES)
+    violated = {row.name for row in runs[0].invariants if row.status == "VIOLATED"}
     assert "row order" in violated
-    assert runs[1] | {"invariants": runs[0]["invariants"]} == runs[0]
+    assert structs.replace(runs[1], invariants=runs[0].invariants) == runs[0]
 
 
 @pytest.mark.parametrize("name", RELATION_NAMES)

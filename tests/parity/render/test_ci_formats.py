@@ -6,19 +6,26 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
+from junitparser import Error, Failure, JUnitXml, Skipped
+from msgspec import structs
 
 from sdpo.parity.cases.stages import NAMES, STAGES
+from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.render.junit import junit_report
 from sdpo.parity.render.sarif import repository_root, sarif_report
+from sdpo.parity.report.report_context import Location
+from sdpo.parity.report.run_report import RunReport
 from tests.helpers import run_documents
 
-junitparser = pytest.importorskip("junitparser", reason="of the dev extra")
-Error, Failure, Skipped = junitparser.Error, junitparser.Failure, junitparser.Skipped
 SCHEMA = json.loads((Path(__file__).parent / "sarif-2.1.0-subset.schema.json").read_text())
 
 
+def located(file: str, line: int) -> RunReport:
+    return structs.replace(run_documents.divergent(), location=Location(file, line))
+
+
 def suites(run) -> list:
-    return list(junitparser.JUnitXml.fromstring(junit_report(run).encode()))
+    return list(JUnitXml.fromstring(junit_report(run).encode()))
 
 
 def outcomes(suite) -> dict[str, list[type]]:
@@ -31,16 +38,16 @@ def test_junit_has_every_stage_and_case_with_its_outcome(name):
     stages, cases = suites(run)
     kinds = {"DIVERGENT": [Failure], "INCONCLUSIVE": [Failure], "ERROR": [Error]}
     kinds["NOT_COVERED"] = [Skipped]
-    expected = {row["name"]: kinds.get(row["status"], []) for row in run["stages"]}
-    expected = {"verdict": kinds.get(run["verdict"], [])} | expected
+    expected = {row.name: kinds.get(row.status, []) for row in run.stages}
+    expected = {"verdict": kinds.get(run.verdict, [])} | expected
     assert outcomes(stages) == expected
     assert list(expected)[1:] == list(NAMES)
-    assert outcomes(cases) == {c["id"]: kinds.get(c["status"], []) for c in run["cases"]}
+    assert outcomes(cases) == {case.id: kinds.get(case.status, []) for case in run.cases}
     for suite in (stages, cases):
         assert suite.tests == len(list(suite))
         assert suite.failures == sum(v == [Failure] for v in outcomes(suite).values())
         assert suite.errors == sum(v == [Error] for v in outcomes(suite).values())
-    assert bool(stages.failures + stages.errors) == (run["exit_code"] != 0)
+    assert bool(stages.failures + stages.errors) == (run.exit_code != 0)
 
 
 def test_junit_tells_figures_and_the_worst_place():
@@ -58,9 +65,8 @@ def test_junit_tells_figures_and_the_worst_place():
 
 def test_junit_survives_what_xml_forbids():
     attack = "\x00\x1b[31m]]><!-- & <b> \ud800 " + "x" * 5000
-    run = run_documents.raising() | {"candidate": attack, "reasons": [attack]}
-    run["cases"][1]["note"] = attack
-    text = junit_report(run)
+    run = structs.replace(run_documents.raising(), candidate=attack, reasons=[attack])
+    text = junit_report(run_documents.changed(run, "cases", 1, "note", value=attack))
     text.encode("utf-8")
     root = ElementTree.fromstring(text.encode())
     assert root.find(".//error") is not None
@@ -87,17 +93,17 @@ def test_sarif_has_a_result_for_every_failing_stage(name):
     assert [rule["id"] for rule in rules] == [f"sdpo/{n}" for n in (*NAMES, "verdict")]
     for entry in found:
         assert rules[entry["ruleIndex"]]["id"] == entry["ruleId"]
-    failing = [r["name"] for r in run["stages"] if r["status"] in ("DIVERGENT", "ERROR")]
+    failing = [row.name for row in run.stages if row.status in FAILING]
     errors = [r["ruleId"].removeprefix("sdpo/") for r in found if r["level"] == "error"]
-    assert errors == (failing or ["verdict"] * (run["verdict"] == "ERROR"))
-    assert bool([r for r in found if r["level"] != "note"]) == (run["exit_code"] != 0)
+    assert errors == (failing or (["verdict"] if run.verdict == "ERROR" else []))
+    assert bool([r for r in found if r["level"] != "note"]) == (run.exit_code != 0)
 
 
 def test_sarif_points_at_the_line_of_the_candidate_and_of_the_reference(tmp_path):
     (tmp_path / ".git").mkdir()
     source = tmp_path / "a folder" / "loss.py"
     source.parent.mkdir()
-    run = run_documents.divergent() | {"location": {"file": str(source), "line": 7}}
+    run = located(str(source), 7)
     sarif, (entry,) = results(run, source.parent)
     place = entry["locations"][0]["physicalLocation"]
     assert unquote(place["artifactLocation"]["uri"]) == "a folder/loss.py"
@@ -116,23 +122,22 @@ def test_sarif_points_at_the_line_of_the_candidate_and_of_the_reference(tmp_path
 
 
 def test_sarif_of_a_stage_function_points_at_that_function(tmp_path):
-    run = run_documents.divergent() | {
-        "stage_locations": {"aggregate": {"file": "port.py", "line": 31}}
-    }
+    places = {"aggregate": Location("port.py", 31)}
+    run = structs.replace(run_documents.divergent(), stage_locations=places)
     _, (entry,) = results(run, tmp_path)
     place = entry["locations"][0]["physicalLocation"]
     assert (place["artifactLocation"]["uri"], place["region"]["startLine"]) == ("port.py", 31)
 
 
 def test_sarif_outside_the_repository_has_the_whole_address(tmp_path):
-    run = run_documents.divergent() | {"location": {"file": "/elsewhere/x y.py", "line": 1}}
+    run = located("/elsewhere/x y.py", 1)
     _, (entry,) = results(run, tmp_path)
     artifact = entry["locations"][0]["physicalLocation"]["artifactLocation"]
     assert artifact == {"uri": "file:///elsewhere/x%20y.py"}
 
 
 def test_fingerprints_do_not_change_with_the_line():
-    runs = [run_documents.divergent() | {"location": {"file": "l.py", "line": n}} for n in (1, 2)]
+    runs = [located("l.py", line) for line in (1, 2)]
     first, second = (results(run)[1][0]["partialFingerprints"] for run in runs)
     assert first == second
 

@@ -7,6 +7,7 @@ from math import inf
 
 import matplotlib
 import pytest
+from msgspec import structs
 
 from sdpo.parity.render.figures import draw_budget, draw_errors, draw_overview
 from sdpo.parity.render.plot_data import (
@@ -62,8 +63,7 @@ def test_overview_has_all_stages_in_order():
 
 def test_documents_without_cases_of_a_stage_still_have_an_overview():
     run = run_documents.passing()
-    for row in run["stages"]:
-        del row["by_case"]
+    run = structs.replace(run, stages=[structs.replace(row, by_case=[]) for row in run.stages])
     assert [plot.file for plot in draw_plots(run)] == ["overview.png"]
 
 
@@ -119,7 +119,7 @@ def test_pictures_are_the_same_each_time_and_ignore_the_users_settings():
 
 @pytest.mark.parametrize("candidate", [r"$x_{$ \frac{", "损失.py:f\nb\tc", "x" * 300])
 def test_any_candidate_name_can_be_drawn(candidate):
-    assert draw_plots(run_documents.failed() | {"candidate": candidate})
+    assert draw_plots(structs.replace(run_documents.failed(), candidate=candidate))
 
 
 def test_a_long_name_does_not_run_into_the_title():

@@ -1,20 +1,25 @@
 """Markdown, HTML and the files of an audit: golden renderings, escaping, statuses as text."""
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from sdpo.parity.audit.launch import write_reports
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.render.html import html_report
+from sdpo.parity.compare.statuses import Status
+from sdpo.parity.render.html import html_report, marked
 from sdpo.parity.render.markdown import cell, code, fence, markdown_report, text
 from sdpo.parity.render.plots import Plot
 from sdpo.parity.render.sections import sections
-from sdpo.parity.render.stage_view import digits, share, stage_view, worst
+from sdpo.parity.render.stage_view import budget_share, digits, stage_view, worst_place
 from sdpo.parity.render.text import text_report
+from sdpo.parity.report.report_rows import StageRow
+from sdpo.parity.report.run_report import RunReport, read_report
 from tests.helpers import run_documents
 from tests.helpers.spread import slow_are
 
@@ -43,6 +48,10 @@ class Balance(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def stage_row(name: str, status: str, by_case: list[list[Any]]) -> StageRow:
+    return msgspec.convert(run_documents.stage(name, status, by_case), StageRow)
 
 
 def parsed(html: str) -> Balance:
@@ -86,8 +95,8 @@ def test_html_is_well_formed_and_loads_nothing(name):
 def test_verdict_and_every_status_appear_as_text(name):
     run = run_documents.ALL[name]()
     markdown, page = markdown_report(run), parsed(html_report(run)).text
-    statuses = {row["status"] for row in run["stages"]} if run["coverage"]["covered"] else set()
-    for status in statuses | {run["verdict"]}:
+    statuses = {row.status for row in run.stages} if run.coverage.covered else set()
+    for status in statuses | {run.verdict}:
         assert status in markdown
         assert status in page
     if statuses:
@@ -96,7 +105,7 @@ def test_verdict_and_every_status_appear_as_text(name):
 
 def test_texts_of_the_candidate_are_escaped_in_html():
     attack = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
-    run = run_documents.raising() | {
+    document = msgspec.to_builtins(run_documents.raising()) | {
         "candidate": attack,
         "message": attack,
         "notes": [attack],
@@ -107,22 +116,20 @@ def test_texts_of_the_candidate_are_escaped_in_html():
         ],
         "repro": f"sdpo audit '{attack}'",
         "location": {"file": attack, "line": 1},
-        "ladder": [{"stage": "tail", "feature": attack, "result": attack}],
-        "environment": {attack: attack, "goldens": []},
+        "ladder": [{"stage": "tail", "feature": attack, "result": "departs", "factor": None}],
+        "environment": {"torch": attack, "processor": attack, "determinism": {attack: attack}},
     }
-    for entry in run["cases"]:
+    for entry in document["cases"]:
         entry["note"] = entry["id"] = attack
-    row = next(row for row in run["stages"] if row["name"] == "aggregate")
+    row = document["stages"][NAMES.index("aggregate")]
     row["worst"] = {"case": attack, "value": attack, "actual": attack, "expected": attack}
-    page = parsed(html_report(run))
+    page = parsed(html_report(msgspec.convert(document, RunReport)))
     assert not {"script", "img"} & set(page.seen)
     assert page.text.count("<script>alert(1)</script>") > 10
 
 
 def test_a_sentence_of_ours_is_escaped_before_names_become_code():
-    run = run_documents.inconclusive()
-    run["coverage"]["covered"] = ["`<i>`"]
-    assert "<i>" not in html_report(run)
+    assert marked("at `<i>` & `b`") == "at <code>&lt;i&gt;</code> &amp; <code>b</code>"
 
 
 def test_texts_of_the_candidate_cannot_leave_their_place_in_markdown():
@@ -149,13 +156,12 @@ def test_tables_of_the_markdown_keep_their_columns():
 
 def test_a_report_fits_a_comment():
     run = run_documents.divergent()
-    for entry in run["cases"]:
-        entry["note"] = "x" * 200
-    assert len(markdown_report(run)) < 65_536
+    cases = [structs.replace(case, note="x" * 200) for case in run.cases]
+    assert len(markdown_report(structs.replace(run, cases=cases))) < 65_536
 
 
 def test_a_stage_inferred_from_a_known_fault_does_not_speak_of_a_ladder():
-    run = run_documents.divergent() | {"ladder": []}
+    run = structs.replace(run_documents.divergent(), ladder=[])
     for report in (markdown_report(run), html_report(run), text_report(run)):
         assert "known fault that" in report
         assert "intervention" not in report
@@ -170,7 +176,8 @@ def test_failing_cases_are_cut_with_a_count():
 
 
 def test_reasons_are_cut_with_a_count():
-    run = run_documents.inconclusive() | {"reasons": [f"reason {n}" for n in range(150)]}
+    reasons = [f"reason {n}" for n in range(150)]
+    run = structs.replace(run_documents.inconclusive(), reasons=reasons)
     assert "- `reason 5`\n- 144 more in `report.json`" in markdown_report(run)
     assert "144 more in report.json" in parsed(html_report(run)).text
 
@@ -183,26 +190,28 @@ def test_sections_without_content_are_left_out():
     ]
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
 def test_figures_that_are_not_finite_are_shown_as_such(value):
-    run = run_documents.divergent()
-    row = next(row for row in run["stages"] if row["name"] == "aggregate")
+    document = msgspec.to_builtins(run_documents.divergent())
+    row = document["stages"][NAMES.index("aggregate")]
     row |= {"max_abs": value, "max_ulp": value, "budget_used": value, "smallest_detectable": value}
     row["worst"] = {"case": "P-1", "actual": value, "expected": 1.0, "budget": value}
-    row["by_case"][0][2:] = [value, value, value]
-    view = stage_view(row, None)
-    assert (view["max_abs"], view["share"], view["detectable"]) == (value, value, value)
+    row["by_case"][0] = [*row["by_case"][0][:2], value, value, value]
+    run = msgspec.convert(document, RunReport)
+    view = stage_view(run.stages[NAMES.index("aggregate")], None)
+    assert (view.max_abs, view.share, view.detectable) == (value, value, value)
     assert f"`{value}`, expected `1`" in markdown_report(run)
     assert value in parsed(html_report(run)).text
 
 
 def test_share_of_the_budget():
-    row = run_documents.stage("gradient", "PASS", [["P-1", "PASS", 0.25, 1.0, 1.0]])
-    assert share(row) == "25 %"
-    assert share(row | {"budget_used": 4e12}) == "4e+12 × budget"
-    assert share(row | {"budget_used": None}) == "-"
-    odd = {"status": "DIVERGENT", "worst": {"actual": "nan", "expected": 1.0}}
-    assert share(row | odd) == "25 %, not finite"
+    row = stage_row("gradient", "PASS", [["P-1", "PASS", 0.25, 1.0, 1.0]])
+    assert budget_share(row) == "25 %"
+    assert budget_share(structs.replace(row, budget_used=4e12)) == "4e+12 × budget"
+    assert budget_share(structs.replace(row, budget_used=None)) == "-"
+    worst = {"actual": "nan", "expected": 1.0}
+    odd = structs.replace(row, status=Status.DIVERGENT, worst=worst)
+    assert budget_share(odd) == "25 %, not finite"
 
 
 def test_values_get_as_many_digits_as_they_need():
@@ -214,11 +223,12 @@ def test_values_get_as_many_digits_as_they_need():
 
 
 def test_worst_place_names_all_indices():
-    found = worst(
-        {"worst": {"case": "P-1", "row": 0, "vocabulary_id": 7, "actual": 1, "expected": 2}}
-    )
-    assert found is not None
-    assert (found["place"], found["budget"]) == ("row 0, vocabulary id 7", "")
+    worst = {"case": "P-1", "row": 0, "vocabulary_id": 7, "actual": 1, "expected": 2}
+    row = stage_row("gradient", "PASS", [["P-1", "PASS", 0.25, 1.0, 1.0]])
+    place = worst_place(structs.replace(row, worst=worst))
+    assert place is not None
+    assert (place.place, place.budget) == ("row 0, vocabulary id 7", "")
+    assert worst_place(row) is None
 
 
 @pytest.mark.parametrize(
@@ -230,7 +240,7 @@ def test_files_of_an_audit(name, tmp_path: Path):
         (tmp_path / stale).write_text("of an earlier run")
     run = run_documents.ALL[name]()
     write_reports(run, tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["runs"] == [run]
+    assert read_report(tmp_path / "report.json").runs == [run]
     pictures = {"overview.png"} | ({"budget.png", "errors.png"} if name != "error" else set())
     assert {path.name for path in tmp_path.iterdir()} == pictures | {
         "report.json",

@@ -3,16 +3,17 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sdpo.fixtures import PACKAGED
-from sdpo.parity.audit.audit import Request, audit
-from sdpo.parity.audit.child_process import plain
+from sdpo.parity.audit.audit import audit
+from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.implementations import Own
 from sdpo.parity.cases.stages import NAMES, PROMPT_STAGES
 from sdpo.parity.report.rejudge import policy_of, regate
-from sdpo.parity.report.validate import check
-from tests.helpers.report_schema import VALIDATOR
+from sdpo.parity.report.run_report import RunReport
+from tests.helpers.report_schema import assert_valid
 
 HERE = Path(__file__).parents[2] / "helpers" / "candidates.py"
 IDS = {
@@ -51,10 +52,9 @@ def folders(tmp_path_factory):
 
 
 def audited(candidate, *goldens, **changes):
-    run = plain(audit(Request(candidate, goldens=goldens, **changes)))
-    check(run)
-    VALIDATOR.validate({"schema_version": 1, "runs": [run]})
-    assert plain(regate(run, policy_of(run))) == run
+    run = audit(Request(candidate, goldens=goldens, **changes))
+    assert_valid(run)
+    assert regate(run, policy_of(run)) == run
     return run
 
 
@@ -65,26 +65,26 @@ def audited(candidate, *goldens, **changes):
 )
 def test_what_was_compared_is_what_the_golden_data_hold(candidate, families, folders):
     run = audited(candidate, *(folders[name] for name in families.split()))
-    assert run["verdict"] in ("PASS", "DECLARED"), run["reasons"]
+    assert run.verdict in ("PASS", "DECLARED"), run.reasons
     shown = set().union(*(SHOWN[name] for name in families.split()))
     shown -= {"config"} if candidate == "reference" else set()
-    assert set(run["coverage"]["covered"]) == shown
-    assert set(run["beyond_goldens"]) == set(run["claims"]) - shown
-    (note,) = [note for note in run["notes"] if note.startswith("not required")]
-    assert all(stage in note for stage in run["beyond_goldens"])
+    assert set(run.coverage.covered) == shown
+    assert set(run.beyond_goldens or []) == set(run.claims) - shown
+    (note,) = [note for note in run.notes if note.startswith("not required")]
+    assert all(stage in note for stage in run.beyond_goldens or [])
 
 
 def test_with_all_families_everything_claimed_is_required(folders):
     run = audited("sdpo", *folders.values())
-    assert run["verdict"] in ("PASS", "DECLARED")
-    assert (run["beyond_goldens"], run["coverage"]["not_covered"]) == ([], [])
+    assert run.verdict in ("PASS", "DECLARED")
+    assert (run.beyond_goldens, run.coverage.not_covered) == ([], [])
 
 
 def test_a_stage_that_no_case_reaches_is_not_required(tmp_path):
     """Sampled tokens have no support, whole vocabularies no tail."""
     run = audited("sdpo", str(folder(tmp_path / "a" / "loss", "loss", ("P-L037",))))
-    assert run["verdict"] == "PASS", run["reasons"]
-    assert {"support", "tail"} <= set(run["beyond_goldens"])
+    assert run.verdict == "PASS", run.reasons
+    assert {"support", "tail"} <= set(run.beyond_goldens or [])
 
 
 @pytest.mark.parametrize(
@@ -108,24 +108,26 @@ def test_what_the_golden_data_hold_stays_required(family, method, stage, folders
     else:
         monkeypatch.setattr(Own, method, lambda self, golden: "nothing is run")
     run = audited("sdpo", folders[family])
-    assert (run["verdict"], run["exit_code"]) == ("INCONCLUSIVE", 3)
-    assert f"stage {stage} was not covered" in run["reasons"]
-    assert stage not in run["beyond_goldens"]
+    assert (run.verdict, run.exit_code) == ("INCONCLUSIVE", 3)
+    assert f"stage {stage} was not covered" in run.reasons
+    assert stage not in run.beyond_goldens
 
 
 def test_what_the_user_requires_is_required_whatever_is_given(folders):
     run = audited("sdpo", folders["loss"], require=("config",))
-    assert (run["verdict"], run["reasons"]) == ("INCONCLUSIVE", ["stage config was not covered"])
+    assert (run.verdict, run.reasons) == ("INCONCLUSIVE", ["stage config was not covered"])
 
 
 @pytest.mark.parametrize("family", ["reprompt", "update"])
 def test_a_loss_on_golden_data_without_a_loss_is_no_pass(family, folders):
     run = audited(f"{HERE}:correct", folders[family])
-    assert (run["verdict"], run["exit_code"]) == ("INCONCLUSIVE", 3)
-    assert run["reasons"][-1] == "nothing was compared"
+    assert (run.verdict, run.exit_code) == ("INCONCLUSIVE", 3)
+    assert run.reasons[-1] == "nothing was compared"
 
 
 def test_a_report_that_does_not_say_it_is_judged_by_its_families(folders):
     run = audited("sdpo", folders["loss"])
-    old = {name: value for name, value in run.items() if name != "beyond_goldens"}
-    assert regate(old, policy_of(old))["verdict"] == run["verdict"] == "PASS"
+    document = msgspec.to_builtins(run)
+    del document["beyond_goldens"]
+    old = msgspec.convert(document, RunReport)
+    assert regate(old, policy_of(old)).verdict == run.verdict == "PASS"

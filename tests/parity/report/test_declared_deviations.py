@@ -1,8 +1,11 @@
 """Declared deviations: what an entry covers, when it fails the gate, which files are refused."""
 
+import json
 from datetime import date
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
@@ -10,11 +13,11 @@ from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.report import declared_deviations
 from sdpo.parity.report.declared_deviations import (
     DeclaredError,
-    Deviation,
-    judge,
+    apply_declarations,
     load_declared,
     load_for,
 )
+from sdpo.parity.report.report_context import DeclaredRow
 from tests.helpers.run_documents import ENTRY
 
 TODAY = date(2026, 1, 1)
@@ -33,17 +36,18 @@ def result(tags=("core",), id_="P-1", **changes) -> CaseResult:
 
 
 def judged(entries, *results, candidate="loss.py:f", today=TODAY, **options):
-    found = judge(results, candidate, entries, today=today, **options)
+    found = apply_declarations(results, candidate, entries, today=today, **options)
     return [r.status for r in found.results], found.complaints
 
 
 def test_entry_declares_what_it_covers(entries):
     raw = result()
-    found = judge([raw], "loss.py:f", entries, today=TODAY)
+    found = apply_declarations([raw], "loss.py:f", entries, today=TODAY)
     assert found.results[0].status == Status.DECLARED
     assert found.results[0].comparisons[0].note == "declared as X1: as agreed"
     assert found.complaints == []
-    assert found.rows[0] | {"seen": True, "seen_cases": 1, "size": 0.1} == found.rows[0]
+    row = found.rows[0]
+    assert (row.seen, row.seen_cases, row.size) == (True, 1, 0.1)
     assert raw.status == Status.DIVERGENT, "the evidence stays as it was measured"
 
 
@@ -63,7 +67,7 @@ def test_entry_covers_nothing_else(entries, other, candidate):
 
 def test_cases_that_are_not_named_are_not_covered(entries):
     (entry,) = entries
-    named = Deviation.from_row(entry.row() | {"cases": ["P-1"], "tag": "*", "candidates": ["*"]})
+    named = structs.replace(entry, cases=("P-1",), tag="*", candidates=("*",))
     assert judged([named], result(), result(id_="P-2")) == ([Status.DECLARED, Status.DIVERGENT], [])
 
 
@@ -96,8 +100,7 @@ def test_an_entry_whose_cases_or_stages_did_not_run_is_not_judged(entries):
 
 
 def test_the_size_of_a_text_that_differs_is_a_number_of_cases(entries):
-    row = entries[0].row() | {"stages": ["teacher_prompt"], "measured": 2, "range": [2, 2]}
-    entry = Deviation.from_row(row)
+    entry = structs.replace(entries[0], stages=("teacher_prompt",), measured=2, range=(2, 2))
     two = [result(stage="teacher_prompt", max_abs=0.0, id_=f"P-{n}") for n in range(2)]
     assert judged([entry], *two) == ([Status.DECLARED] * 2, [])
     third = result(stage="teacher_prompt", max_abs=0.0, id_="P-3")
@@ -106,28 +109,33 @@ def test_the_size_of_a_text_that_differs_is_a_number_of_cases(entries):
 
 
 def test_a_row_of_the_report_gives_the_entry_back(entries):
-    assert Deviation.from_row(entries[0].row()) == entries[0]
+    (row,) = apply_declarations([result()], "loss.py:f", entries, today=TODAY).rows
+    written = json.dumps(msgspec.to_builtins(row))
+    assert msgspec.json.decode(written, type=DeclaredRow).entry == entries[0]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[[deviation]]\nid = 'X'", "entry X: .*'candidates'.* missing"),
+        ("[[deviation]]\nid = 'X'", "entry X: .*missing required field `candidates`"),
         (ENTRY.replace("divergence", "divergense"), "unknown stages"),
         (ENTRY.replace('["divergence"]', '["divergence", "config"]'), "entries of their own"),
-        (ENTRY.replace('["divergence"]', '"divergence"'), "stages must be a list"),
+        (
+            ENTRY.replace('["divergence"]', '"divergence"'),
+            r"got `str` - at `\$.stages`",
+        ),
         (ENTRY.replace('["loss.py:f"]', "[]"), "at least one"),
         (ENTRY.replace('effect = "value"', 'effect = "x"'), "effect must be one of"),
         (ENTRY.replace("as agreed", " "), "reason is empty"),
-        (ENTRY.replace('"as agreed"', "3"), "reason must be a text"),
+        (ENTRY.replace('"as agreed"', "3"), r"Expected `str`, got `int` - at `\$.reason`"),
         (ENTRY.replace("M01", "M999"), "unknown fault 'M999'"),
         (ENTRY.replace("measured = 0.1", ""), "belong together"),
         (ENTRY.replace("measured = 0.1", "").replace("range = [0.05, 0.5]", ""), "are needed"),
         (ENTRY.replace("0.1", "0.9"), r"measured = 0.9 lies outside range = \[0.05, 0.5\]"),
         (ENTRY.replace("0.5]", "inf]"), "finite"),
-        (ENTRY.replace(", 0.5]", "]"), "two sizes"),
-        (ENTRY.replace("2030-01-01", '"2030-01-01"'), "expires must be a date"),
-        (ENTRY + 'why = "x"', "unknown fields"),
+        (ENTRY.replace(", 0.5]", "]"), r"length 2.* at `\$.range`"),
+        (ENTRY.replace("2030-01-01", '"soon"'), r"at `\$.expires`"),
+        (ENTRY + 'why = "x"', "unknown field `why`"),
         (ENTRY.replace("[[deviation]]", "[[deviations]]"), "only .*deviation.* entries"),
         ("not toml", "not TOML"),
     ],

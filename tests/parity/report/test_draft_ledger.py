@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import date
 
 import pytest
+from msgspec import structs
 
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
@@ -26,8 +27,7 @@ def run_with(*divergent: Comparison, candidate='port.py:loss "x"\n# y'):
         results.append(CaseResult(id_, "loss", tags, found or held))
     evidence = Evidence(candidate, "loss from logits", ("aggregate",), results)
     run = assemble(evidence, Policy(), lambda verdict, observed: Departure(observed))
-    run["explained_by"] = ["M07 mean over masked rows"]
-    return run | {"environment": {}, "created": "", "seconds": 0.0}
+    return structs.replace(run, explained_by=["M07 mean over masked rows"])
 
 
 def departs(case, size, **changes):
@@ -46,7 +46,7 @@ def test_a_draft_is_refused_until_it_has_reasons_and_then_declares(tmp_path):
     assert (value.measured, value.range, value.fault) == (0.5, (0.45, 0.55), "M07")
     assert (value.cases, value.tag, nan.measured, nan.range) == ((), "core", 1.0, (1.0, 1.0))
     judged = regate(run, Policy((value, nan), today=date(2026, 1, 1)))
-    assert (judged["verdict"], judged["reasons"]) == ("DECLARED", [])
+    assert (judged.verdict, judged.reasons) == ("DECLARED", [])
 
 
 def test_growth_beyond_the_draft_fails(tmp_path):
@@ -54,16 +54,17 @@ def test_growth_beyond_the_draft_fails(tmp_path):
     text = draft(run_with(departs("P-1", 0.5)))
     path.write_text(text.replace('reason = ""', 'reason = "meant so"'))
     policy = Policy(tuple(load_declared(path)))
-    assert regate(run_with(departs("P-1", 0.54)), policy)["verdict"] == "DECLARED"
+    assert regate(run_with(departs("P-1", 0.54)), policy).verdict == "DECLARED"
     for other in ([departs("P-1", 0.6)], [departs("P-1", 0.4)], [departs("P-3", 0.5)], []):
-        assert regate(run_with(*other), policy)["verdict"] == "DIVERGENT", other
+        assert regate(run_with(*other), policy).verdict == "DIVERGENT", other
 
 
 def test_what_is_declared_is_not_drafted_again():
-    run = run_documents.declared()
-    run["cases"][1]["comparisons"][0]["effect"] = "finite_where_reference_is_not"
+    effect = "finite_where_reference_is_not"
+    place = ("cases", 1, "comparisons", 0, "effect")
+    run = run_documents.changed(run_documents.declared(), *place, value=effect)
     assert "[[deviation]]" not in draft(run)
-    assert "[[deviation]]" in draft(run | {"declared": []})
+    assert "[[deviation]]" in draft(structs.replace(run, declared=[]))
     assert policy_of(run).declared[0].id == "D01"
 
 
@@ -75,7 +76,7 @@ def test_what_follows_from_an_earlier_stage_needs_no_entry(tmp_path):
     (entry,) = load_declared(path)
     assert entry.stages == ("aggregate",)
     judged = regate(run_with(cause, effect), Policy((entry,)))
-    assert (judged["verdict"], judged["reasons"]) == ("DECLARED", [])
+    assert (judged.verdict, judged.reasons) == ("DECLARED", [])
 
 
 def test_what_cannot_be_declared_is_a_comment(tmp_path):

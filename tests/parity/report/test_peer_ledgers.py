@@ -3,19 +3,20 @@
 import importlib.util
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sdpo.parity.audit.launch import audit_all
+from sdpo.parity.audit.launch import Outputs, audit_all
 from sdpo.parity.audit.load_candidate import TRAINERS, find, packaged_bases
+from sdpo.parity.audit.request import Request
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.faults.catalogue import BY_ID
-from sdpo.parity.report.declared_deviations import Deviation, judge, load_for
-from sdpo.parity.report.rejudge import policy_of, read_runs, regate
+from sdpo.parity.report.declared_deviations import apply_declarations, load_for
+from sdpo.parity.report.rejudge import policy_of, regate
+from sdpo.parity.report.report_context import Deviation
+from sdpo.parity.report.run_report import read_report
 from sdpo.parity.trainers.judge.logged_metrics import QUESTIONS
 from sdpo.parity.trainers.probes.catalogue import PROBES
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
@@ -45,7 +46,7 @@ def shown_by(entry: Deviation, *, grown: float = 1.0) -> list[CaseResult]:
 
 
 def gate(peer: str, entries, results) -> tuple[set[str], list[str]]:
-    found = judge(results, peer, entries, today=TODAY)
+    found = apply_declarations(results, peer, entries, today=TODAY)
     return {result.status for result in found.results}, found.complaints
 
 
@@ -81,7 +82,9 @@ def test_a_ledger_holds_for_a_subclass_of_the_adapter_and_for_no_other(peer, ent
     results = shown_by(entry)
 
     def status(derives_from: tuple[str, ...]) -> set[str]:
-        found = judge(results, "mine.py:Mine", [entry], today=TODAY, derives_from=derives_from)
+        found = apply_declarations(
+            results, "mine.py:Mine", [entry], today=TODAY, derives_from=derives_from
+        )
         return {result.status for result in found.results}
 
     kind = find(TRAINERS[peer])
@@ -103,13 +106,13 @@ def as_match(result: CaseResult) -> CaseResult:
 def test_the_peers_are_as_their_ledgers_say(peer, tmp_path):
     if peer == "sdpo-rl" and importlib.util.find_spec("sdpo_rl") is None:
         pytest.skip("sdpo-rl is not installed")
-    options: dict[str, Any] = {"stages": [], "goldens": [], "as_json": False, "quiet": True}
-    code = audit_all([peer], declared=[Path(peer)], out=tmp_path, **options)
-    (run,) = read_runs(tmp_path / peer / "report.json")
-    assert (run["verdict"], code) == ("DECLARED", 0), run["reasons"]
+    outputs = Outputs(tmp_path, quiet=True)
+    code = audit_all([Request(peer, declared=(peer,))], outputs)
+    (run,) = read_report(tmp_path / peer / "report.json").runs
+    assert (run.verdict, code) == ("DECLARED", 0), run.reasons
     policy = policy_of(run)
-    assert regate(run, replace(policy, declared=()))["exit_code"] == 1
+    assert regate(run, replace(policy, declared=())).exit_code == 1
     for entry in policy.declared:
         others = tuple(other for other in policy.declared if other is not entry)
         judged = regate(run, replace(policy, declared=others))
-        assert judged["verdict"] == "DIVERGENT", f"{entry.id} declares nothing"
+        assert judged.verdict == "DIVERGENT", f"{entry.id} declares nothing"

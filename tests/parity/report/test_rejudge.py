@@ -3,59 +3,55 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from sdpo.parity.audit.launch import document
 from sdpo.parity.audit.rejudge_and_replay import regate_all
-from sdpo.parity.audit.worker import plain
 from sdpo.parity.report import declared_deviations
-from sdpo.parity.report.declared_deviations import Deviation, load_declared
+from sdpo.parity.report.declared_deviations import load_declared
 from sdpo.parity.report.document import Policy
-from sdpo.parity.report.rejudge import ReportError, policy_of, read_runs, regate, tightened
+from sdpo.parity.report.rejudge import policy_of, regate, tightened
+from sdpo.parity.report.report_context import DeclaredRow
+from sdpo.parity.report.run_report import ReportError, RunReport, read_report
 from tests.helpers import run_documents
 from tests.helpers.run_documents import ENTRY
 
-CHOICES: dict[str, Any] = {
-    "stages": [],
-    "require": [],
-    "coverage": 0,
-    "declared": None,
-    "budget": None,
-    "out": None,
-    "as_json": True,
-    "quiet": False,
-}
+PASSING = run_documents.passing()
 
 
-def again(run, **changes):
-    return regate(run, replace(policy_of(run), **changes))
+def again(run, declared=None, **limits):
+    policy = policy_of(run)
+    declared = policy.declared if declared is None else declared
+    changed = structs.replace(policy.limits, **limits)
+    return regate(run, replace(policy, declared=declared, limits=changed))
 
 
 def deviation(**changes):
     row = run_documents.deviation() | {"effect": "value", "measured": 2.5, "range": [0, 3]}
-    return Deviation.from_row(row | changes)
+    return msgspec.convert(row | changes, DeclaredRow).entry
 
 
 def diverging():
     """A divergent run whose comparisons have the effect of an audit."""
-    run = run_documents.divergent()
-    for case in run["cases"]:
+    document = msgspec.to_builtins(run_documents.divergent())
+    for case in document["cases"]:
         for comparison in case["comparisons"]:
             comparison["effect"] = "value"
-    return run
+    return msgspec.convert(document, RunReport)
 
 
 def test_another_declaration_changes_the_verdict_and_the_evidence_stays():
     run = diverging()
-    assert run["verdict"] == "DIVERGENT"
+    assert run.verdict == "DIVERGENT"
     judged = again(run, declared=(deviation(),))
-    assert (judged["verdict"], judged["exit_code"]) == ("DECLARED", 0)
-    assert (judged["first_stage"], judged["explained_by"]) == (None, [])
+    assert (judged.verdict, judged.exit_code) == ("DECLARED", 0)
+    assert (judged.first_stage, judged.explained_by) == (None, [])
     back = regate(judged, Policy())
-    assert (back["verdict"], back["first_observed"]) == ("DIVERGENT", "aggregate")
-    assert back["cases"] == regate(run, Policy())["cases"]
+    assert (back.verdict, back.first_observed) == ("DIVERGENT", "aggregate")
+    assert back.cases == regate(run, Policy()).cases
 
 
 @pytest.mark.parametrize(
@@ -64,34 +60,34 @@ def test_another_declaration_changes_the_verdict_and_the_evidence_stays():
 )
 def test_a_declaration_that_does_not_hold_leaves_it_divergent(changes, words):
     judged = again(diverging(), declared=(deviation(**changes, measured=None),))
-    assert judged["verdict"] == "DIVERGENT"
-    assert words is None or words in judged["reasons"][0]
+    assert judged.verdict == "DIVERGENT"
+    assert words is None or words in judged.reasons[0]
 
 
 def test_a_verdict_that_stays_keeps_where_it_departs():
     run = diverging()
     judged = again(run, coverage=1)
-    assert (judged["verdict"], judged["first_stage"]) == ("DIVERGENT", "tail")
-    assert judged["explained_by"] == ["M07 mean over masked rows", "M15 | mask"]
-    assert judged["explanations"] == run["explanations"]
+    assert (judged.verdict, judged.first_stage) == ("DIVERGENT", "tail")
+    assert judged.explained_by == ["M07 mean over masked rows", "M15 | mask"]
+    assert judged.explanations == run.explanations
 
 
 def test_coverage_and_required_stages_make_a_pass_inconclusive():
     run = again(run_documents.passing(), stages=("divergence", "aggregate"))
-    assert (run["verdict"], run["coverage"]["covered"]) == ("PASS", ["divergence", "aggregate"])
+    assert (run.verdict, run.coverage.covered) == ("PASS", ["divergence", "aggregate"])
     run = again(run, coverage=3)
-    assert (run["verdict"], run["exit_code"]) == ("INCONCLUSIVE", 3)
-    assert run["message"] == "2 stages are covered, 3 are required"
-    run = again(run_documents.inconclusive() | {"doubts": []}, require=("gradient",))
-    assert "stage gradient was not covered" in run["reasons"]
+    assert (run.verdict, run.exit_code) == ("INCONCLUSIVE", 3)
+    assert run.message == "2 stages are covered, 3 are required"
+    run = again(structs.replace(run_documents.inconclusive(), doubts=[]), require=("gradient",))
+    assert "stage gradient was not covered" in run.reasons
 
 
 def test_a_smaller_share_of_the_budget_is_stricter_and_never_looser():
     run = run_documents.passing()
-    assert again(run, budget=0.25)["verdict"] == "PASS"
+    assert again(run, budget=0.25).verdict == "PASS"
     run = again(run, budget=0.2)
-    assert (run["verdict"], run["first_stage"]) == ("DIVERGENT", "log_probs")
-    assert "more than 0.2 of the budget" in run["cases"][1]["note"]
+    assert (run.verdict, run.first_stage) == ("DIVERGENT", "log_probs")
+    assert "more than 0.2 of the budget" in run.cases[1].note
     with pytest.raises(ReportError, match="never loosened"):
         tightened(policy_of(run), 0.5)
     with pytest.raises(ReportError, match="above 0"):
@@ -106,19 +102,20 @@ def test_an_audit_that_could_not_start_stays_so():
 def test_command_prints_the_new_document(tmp_path, capsys, monkeypatch):
     report, ledger = tmp_path / "report.json", tmp_path / "d.toml"
     report.write_text(document([diverging()]))
-    assert regate_all(report, **CHOICES) == 1
+    assert regate_all(report, as_json=True) == 1
     ledger.write_text(
         ENTRY.replace("divergence", "aggregate").replace('tag = "core"', "").replace("0.5]", "3]")
     )
     assert load_declared(ledger)
     capsys.readouterr()
     out = tmp_path / "out"
-    assert regate_all(report, **{**CHOICES, "declared": [ledger], "out": out}) == 0
+    assert regate_all(report, declared=[ledger], out=out, as_json=True) == 0
     (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert run["verdict"] == "DECLARED"
-    assert read_runs(out / "loss.py-f" / "report.json") == [plain(run)]
+    (written,) = read_report(out / "loss.py-f" / "report.json").runs
+    assert json.loads(document([written]))["runs"] == [run]
     monkeypatch.setattr(declared_deviations, "LEDGERS", tmp_path)
-    assert regate_all(report, **{**CHOICES, "declared": [Path("d")]}) == 0, "a ledger by its name"
+    assert regate_all(report, declared=[Path("d")]) == 0, "a ledger by its name"
 
 
 @pytest.mark.parametrize(
@@ -129,16 +126,18 @@ def test_command_prints_the_new_document(tmp_path, capsys, monkeypatch):
         ("[" * 100_000, "is not JSON"),
         ("[]", "is no report"),
         ('{"schema_version": 2, "runs": []}', "is no report"),
-        ('{"schema_version": 1}', "lacks a part of a report"),
-        ('{"schema_version": 1, "runs": [{"candidate": "x"}]}', "lacks a part of a report"),
-        (document([run_documents.passing() | {"exit_code": 1}]), "exit code"),
+        ('{"schema_version": 1}', "missing required field `runs`"),
+        ('{"schema_version": 1, "runs": [{"candidate": "x"}]}', "missing required field `kind`"),
+        (document([PASSING]).replace('"exit_code": 0', '"exit_code": 1'), "exit code: 1 ≠ 0"),
+        (document([PASSING]).replace('"kind": ', '"sort": ""'), "is not JSON"),
+        (document([PASSING]).replace('"kind"', '"sort"'), "unknown field `sort` - at `$.runs[0]`"),
     ],
 )
 def test_what_is_no_report_is_one_error_line(text, words, tmp_path, capsys):
     report = tmp_path / "report.json"
     if text is not None:
         report.write_text(text)
-    assert regate_all(report, **{**CHOICES, "as_json": False}) == 2
+    assert regate_all(report) == 2
     printed = capsys.readouterr().out
     assert printed.startswith("ERROR ")
     assert words in printed

@@ -1,35 +1,39 @@
 """History and trend: lines are only added, and every way to loosen a tolerance alarms."""
 
-import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from sdpo.cli import main
-from sdpo.parity.report.history import HistoryError, append, line_of, read
+from sdpo.parity.report.history import HistoryError, Line, append, line_of, read
+from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.report.trend import alarms, bars, findings, tightest
 from tests.helpers import run_documents
+from tests.helpers.run_documents import changed
 
 
 def line(**changes):
-    run = run_documents.declared()
-    run["environment"]["tolerances"] = {"loss_roundings": 2.5, "update_slack": 4.0}
-    run["sensitivity"]["smallest_detectable"] = {"aggregate": 1e-7}
-    run["policy"] |= {"require": ["aggregate"], "coverage": 1, "budget": 0.5}
-    run["declared"][0] |= {"range": [0.1, 0.2], "expires": "2027-01-01", "cases": ["P-2"]}
-    return line_of(run) | changes
+    document = msgspec.to_builtins(run_documents.declared())
+    document["environment"]["tolerances"] = {"loss_roundings": 2.5, "update_slack": 4.0}
+    document["sensitivity"]["smallest_detectable"] = {"aggregate": 1e-7}
+    document["policy"] |= {"require": ["aggregate"], "coverage": 1, "budget": 0.5}
+    document["declared"][0] |= {"range": [0.1, 0.2], "expires": "2027-01-01", "cases": ["P-2"]}
+    return structs.replace(line_of(msgspec.convert(document, RunReport)), **changes)
 
 
 def moved(*path, value):
-    found = copy.deepcopy(line())
-    place = found
+    document = msgspec.to_builtins(line())
+    place = document
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    return found
+    return msgspec.convert(document, Line)
 
 
+NEW = {"range": None, "expires": None, "stages": ["tail"], "cases": []}
 LOOSER = [
     (("tolerances", "loss_roundings"), 3.0, "tolerance loss_roundings grew from 2.5 to 3"),
     (("tolerances",), {}, "tolerance loss_roundings is no longer recorded"),
@@ -38,7 +42,7 @@ LOOSER = [
     (("policy", "coverage"), 0, "required coverage fell from 1 to 0"),
     (("policy", "require"), [], "no longer required: aggregate"),
     (("covered",), [], "no longer covered: aggregate"),
-    (("declared", "D02"), {}, "deviation D02 was declared"),
+    (("declared", "D02"), NEW, "deviation D02 was declared"),
     (("declared", "D01", "range"), [0.1, 0.3], "range of D01 grew"),
     (("declared", "D01", "range"), [0.0, 0.2], "range of D01 grew"),
     (("declared", "D01", "range"), None, "range of D01 grew"),
@@ -75,26 +79,28 @@ def test_what_is_tighter_or_no_tolerance_does_not_alarm(path, value):
 
 
 def test_other_golden_data_have_another_smallest_change():
-    other = moved("smallest_detectable", "aggregate", value=1.0) | {"goldens": {"loss": "00"}}
+    other = structs.replace(
+        moved("smallest_detectable", "aggregate", value=1.0), goldens={"loss": "00"}
+    )
     assert alarms(line(), other) == []
 
 
 def test_ratchet_compares_with_the_tightest_ever():
     lines = [moved("tolerances", "loss_roundings", value=2.0), line(), line()]
-    assert findings(lines, ratchet=False, every=False)[0]["alarms"] == []
-    (alarm,) = findings(lines, ratchet=True, every=False)[0]["alarms"]
-    assert "from 2 to 2.5" in alarm["alarm"]
-    (alarm,) = findings(lines, ratchet=False, every=True)[0]["alarms"]
-    assert "from 2 to 2.5" in alarm["alarm"]
+    assert findings(lines, ratchet=False, every=False)[0].alarms == []
+    (alarm,) = findings(lines, ratchet=True, every=False)[0].alarms
+    assert "from 2 to 2.5" in alarm.alarm
+    (alarm,) = findings(lines, ratchet=False, every=True)[0].alarms
+    assert "from 2 to 2.5" in alarm.alarm
     for path, value, words in LOOSER[2:9]:
         looser = moved(*path, value=value)
         assert any(words in text for text in alarms(tightest([line(), looser]), looser)), words
 
 
 def test_candidates_are_apart():
-    other = line(candidate="other") | {"tolerances": {"loss_roundings": 9.0}}
+    other = line(candidate="other", tolerances={"loss_roundings": 9.0})
     rows = findings([line(), other, line()], ratchet=False, every=True)
-    assert [(r["candidate"], r["runs"], r["alarms"]) for r in rows] == [
+    assert [(r.candidate, r.runs, r.alarms) for r in rows] == [
         ("loss.py:f", 2, []),
         ("other", 1, []),
     ]
@@ -106,10 +112,10 @@ def test_bars_show_beyond_and_nothing():
 
 def test_many_writers_lose_no_line(tmp_path):
     path = tmp_path / "new" / "history.jsonl"
-    runs = [run_documents.divergent() | {"candidate": f"c{n}"} for n in range(40)]
+    runs = [structs.replace(run_documents.divergent(), candidate=f"c{n}") for n in range(40)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda run: append(path, run), runs))
-    assert sorted(row["candidate"] for row in read(path)) == sorted(r["candidate"] for r in runs)
+    assert sorted(row.candidate for row in read(path)) == sorted(run.candidate for run in runs)
 
 
 def test_a_torn_line_does_not_take_the_next_one_with_it(tmp_path):
@@ -128,7 +134,7 @@ def test_a_torn_line_does_not_take_the_next_one_with_it(tmp_path):
         ("", "is empty"),
         ("[]", "line 1: not a line"),
         ("{}", "line 1: not a line"),
-        (json.dumps(line() | {"schema_version": 2}), "not a line"),
+        (json.dumps(msgspec.to_builtins(line()) | {"schema_version": 2}), "not a line"),
         ("\udcff", "not UTF-8"),
     ],
 )
@@ -147,13 +153,12 @@ def test_no_history_is_one_error_line(text, words, tmp_path, capsys):
 def test_command_alarms_with_exit_code_one(tmp_path, capsys):
     path = tmp_path / "history.jsonl"
     run = run_documents.passing()
-    run["environment"]["tolerances"] = {"loss_roundings": 2.5}
-    append(path, run)
+    place = ("environment", "tolerances")
+    append(path, changed(run, *place, value={"loss_roundings": 2.5}))
     with pytest.raises(SystemExit) as ended:
         main(["trend", str(path)])
     assert ended.value.code == 0
-    run["environment"]["tolerances"] = {"loss_roundings": 25.0}
-    append(path, run)
+    append(path, changed(run, *place, value={"loss_roundings": 25.0}))
     with pytest.raises(SystemExit) as ended:
         main(["trend", str(path)])
     assert ended.value.code == 1

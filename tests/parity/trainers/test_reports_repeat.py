@@ -5,18 +5,20 @@ import os
 import subprocess
 import sys
 
+import msgspec
 import pytest
+from msgspec import structs
 
-from sdpo.parity.audit.worker import plain
+from sdpo.parity.audit.launch import document
 from sdpo.parity.report.rejudge import policy_of, regate
-from sdpo.parity.report.validate import check
+from sdpo.parity.report.run_report import RunReport
 
 pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 
 SCENARIOS = ("T01", "T03", "T17", "T31")
 WORKER = f"""
 import functools, sys
-from sdpo.parity.audit.audit import worker
+from sdpo.parity.audit import worker
 from sdpo.parity.trainers.judge import run_scenarios as family
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
 some = [scenario for scenario in SCENARIOS if scenario.id in {SCENARIOS}]
@@ -35,11 +37,9 @@ def test_two_audits_of_a_trainer_give_the_same_bytes_apart_from_times(candidate,
         result = tmp_path / f"run{seed}.json"
         command = [sys.executable, "-c", WORKER, str(request), str(result)]
         subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": seed})
-        runs.append(json.loads(result.read_text()))
-    check(runs[0])
-    assert {effect["scenario"] for effect in runs[0]["trainer"]} == set(SCENARIOS)
-    assert "HOLDS" in {row["status"] for row in runs[0]["invariants"]}
-    assert json.dumps(plain(regate(runs[0], policy_of(runs[0])))) == json.dumps(runs[0])
-    for run in runs:
-        del run["created"], run["seconds"]
-    assert json.dumps(runs[0]) == json.dumps(runs[1])
+        runs.append(msgspec.json.decode(result.read_bytes(), type=RunReport))
+    assert {effect.scenario for effect in runs[0].trainer} == set(SCENARIOS)
+    assert "HOLDS" in {row.status for row in runs[0].invariants}
+    assert document([regate(runs[0], policy_of(runs[0]))]) == document(runs[:1])
+    timeless = [structs.replace(run, created="", seconds=0.0) for run in runs]
+    assert document(timeless[:1]) == document(timeless[1:])

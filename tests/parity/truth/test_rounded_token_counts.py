@@ -127,8 +127,8 @@ def test_golden_data_of_such_masks_accuse_nobody_who_counts_right(tmp_path):
     named = {name: f"{tmp_path / 'losses.py'}:{name}" for name in ("exact", "padding")}
     statuses = {}
     for name in ("reference", "sdpo", *named):
-        cases = audited(named.get(name, name), folder)["cases"]
-        statuses[name] = {case["status"] for case in cases if case["family"] == "loss"}
+        cases = audited(named.get(name, name), folder).cases
+        statuses[name] = {case.status for case in cases if case.family == "loss"}
     assert statuses["reference"] == {Status.MATCH}
     assert statuses["sdpo"] <= {Status.MATCH, Status.PASS}
     assert statuses["exact"] == {Status.PASS}

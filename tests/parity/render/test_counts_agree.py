@@ -7,18 +7,19 @@ import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 
 from sdpo.fixtures import PACKAGED
-from sdpo.parity.audit.audit import Request, audit
-from sdpo.parity.audit.child_process import plain
+from sdpo.parity.audit.audit import audit
+from sdpo.parity.audit.request import Request
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.junit import junit_report
 from sdpo.parity.render.markdown import markdown_report
-from sdpo.parity.render.text import text_report
-from sdpo.parity.report import counts
-from sdpo.parity.report.validate import InconsistentReportError, check
+from sdpo.parity.render.text import case_counts, comparison_counts, status_counts, text_report
+from sdpo.parity.report.run_report import InconsistentReportError
 from tests.helpers import run_documents
+from tests.helpers.run_documents import changed
 
 USUAL = ("P-L001", "P-L005", "P-L018")
 
@@ -34,15 +35,15 @@ def run(tmp_path_factory):
     for entry in wanted:
         shutil.copy(PACKAGED / "loss" / entry["file"], home)
     (home / "cases.json").write_text(json.dumps(manifest | {"cases": wanted}))
-    found = plain(audit(Request("reference", goldens=(str(home.parent),))))
-    assert any(row["empty"] for row in found["stages"])
-    check(found)
-    return found
+    report = audit(Request("reference", goldens=(str(home.parent),)))
+    assert any(row.empty for row in report.stages)
+    report.check()
+    return report
 
 
 def from_text(run):
     rows = [line.split() for line in text_report(run).splitlines() if line.startswith("  ")]
-    names = {row["name"] for row in run["stages"]}
+    names = {row.name for row in run.stages}
     return {row[0]: (int(row[2]), int(row[3])) for row in rows if row and row[0] in names}
 
 
@@ -81,28 +82,26 @@ def from_readme(run, monkeypatch):
 
 
 def test_every_rendering_counts_the_same(run, monkeypatch):
-    expected = {
-        row["name"]: (row["comparisons"] - row["empty"], row["bit_equal"]) for row in run["stages"]
-    }
+    expected = {row.name: (row.comparisons - row.empty, row.bit_equal) for row in run.stages}
     assert from_text(run) == from_markdown(run) == from_junit(run) == expected
     covered = {name: pair for name, pair in expected.items() if pair[0]}
     assert {name: pair for name, pair in from_html(run).items() if pair[0]} == covered
     readme, summary = from_readme(run, monkeypatch)
     assert readme == expected
     total = sum(number for number, _ in expected.values())
-    assert total < run["totals"]["comparisons"]
-    sentence = counts.comparisons(run)
-    assert sentence.startswith(f"{total} comparisons of {run['totals']['elements']} elements, ")
+    assert total < run.totals.comparisons
+    sentence = comparison_counts(run)
+    assert sentence.startswith(f"{total} comparisons of {run.totals.elements} elements, ")
     for text in (text_report(run), markdown_report(run), html_report(run), summary):
         assert sentence in text
     for text in (markdown_report(run), html_report(run)):
-        assert f"{run['totals']['bit_equal']} of {total} comparisons" in text
-    assert run["totals"]["empty"] == run["totals"]["comparisons"] - total
+        assert f"{run.totals.bit_equal} of {total} comparisons" in text
+    assert run.totals.empty == run.totals.comparisons - total
 
 
 def test_cases_add_up_in_every_rendering(run, monkeypatch):
-    assert sum(run["totals"]["by_status"].values()) == run["totals"]["cases"] == len(run["cases"])
-    sentence = counts.cases(run)
+    assert sum(run.totals.by_status.values()) == run.totals.cases == len(run.cases)
+    sentence = case_counts(run)
     _, summary = from_readme(run, monkeypatch)
     for text in (text_report(run), markdown_report(run), html_report(run), summary):
         assert sentence in text
@@ -112,14 +111,14 @@ def test_a_report_that_only_has_comparisons_without_element_compares_nothing():
     rows = [run_documents.stage("log_probs", "NOT_COVERED", [["P-1", "NOT_COVERED", 0, 0, 0]])]
     rows[0] |= {"empty": 1, "by_case": []}
     run = run_documents.run("INCONCLUSIVE", rows)
-    assert counts.compared_in(run) == 0
+    assert run.compared == 0
     assert "Nothing was compared" in markdown_report(run)
 
 
 def test_a_total_that_does_not_add_up_is_refused(run):
-    changed = run | {"totals": run["totals"] | {"empty": run["totals"]["empty"] + 1}}
+    wrong = changed(run, "totals", "empty", value=run.empty + 1)
     with pytest.raises(InconsistentReportError, match="comparisons without element"):
-        check(changed)
+        wrong.check()
 
 
 def test_the_page_of_peers_counts_as_the_reports_do(monkeypatch):
@@ -127,4 +126,4 @@ def test_the_page_of_peers_counts_as_the_reports_do(monkeypatch):
     peer_tables = importlib.import_module("peer_tables")
 
     run = run_documents.divergent()
-    assert f"({counts.statuses(run)})" in peer_tables.summary(run)
+    assert f"({status_counts(run)})" in peer_tables.summary(msgspec.to_builtins(run))
