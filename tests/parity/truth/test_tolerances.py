@@ -56,7 +56,7 @@ def test_every_tolerance_is_used_and_names_a_test_that_exists():
 
 
 def test_a_report_holds_every_tolerance():
-    found = describe_environment({}, ())["tolerances"]
+    found = describe_environment({}, ()).tolerances
     assert found == recorded() == {one.name: one.default for one in fields(Tolerances)}
     assert found["loss_roundings"] == 2.5
 
