@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.compare.statuses import Status, Verdict
-from sdpo.parity.render.sections import reference_commit
 from sdpo.parity.render.stage_view import REPOSITORY, digits
 from sdpo.parity.render.text import explanations, first_line, number
 from sdpo.parity.report.judgement import improvement_lines, judgement
@@ -33,7 +32,7 @@ def sarif_report(run: RunReport, folder: Path | None = None) -> str:
         folder: files in the repository around it get relative addresses; default: the present one.
     """
     root = repository_root(folder or Path.cwd())
-    commit = reference_commit(run)
+    commit = run.reference_commit
     results = [result(run, row, root, commit) for row in run.stages if row.status in LEVELS]
     if run.verdict != Verdict.PASS and not any(r["level"] == "error" for r in results):
         results += verdict_result(run, root)

@@ -79,7 +79,7 @@ LEGEND = {
 
 def sections(run: RunReport) -> dict[str, Any]:
     """All sections of a report on one run."""
-    commit = reference_commit(run)
+    commit = run.reference_commit
     message = run.message if run.verdict != Verdict.INCONCLUSIVE else ""
     reasons = [reason for reason in run.reasons if reason != message]
     failing = run.failing_cases
@@ -111,17 +111,11 @@ def sections(run: RunReport) -> dict[str, Any]:
         "reasons": reasons[:MOST_REASONS],
         "more_reasons": max(0, len(reasons) - MOST_REASONS),
         "notes": run.notes,
-        "location": location(run),
+        "location": str(run.location) if run.location else "",
         "environment": environment(run),
         "tolerances": tolerances(run),
         "repro": run.repro,
     }
-
-
-def reference_commit(run: RunReport) -> str | None:
-    """The commit of the reference that the golden data were recorded from."""
-    commits = (golden.reference_commit for golden in run.environment.goldens)
-    return next((commit for commit in commits if commit), None)
 
 
 def headline(run: RunReport) -> str:
@@ -377,11 +371,6 @@ def grouped(cases: Iterable[CaseRow]) -> list[CaseGroup]:
         CaseGroup(note, len(ids), ids[:MOST_IDS], len(ids) - MOST_IDS)
         for note, ids in by_note.items()
     ]
-
-
-def location(run: RunReport) -> str:
-    """Where the candidate's source is."""
-    return f"{run.location.file}:{run.location.line}" if run.location else ""
 
 
 def environment(run: RunReport) -> list[tuple[str, str]]:

@@ -112,6 +112,9 @@ class Location(Row, frozen=True):
     file: str
     line: Positive
 
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
 
 class GoldenRow(Row, frozen=True):
     """Golden data that were used."""

@@ -135,6 +135,12 @@ class RunReport(Row, frozen=True, kw_only=True):
         """The cases that diverge or fail."""
         return [case for case in self.cases if case.status in FAILING]
 
+    @property
+    def reference_commit(self) -> str | None:
+        """The commit of the reference that the golden data were recorded from."""
+        commits = (golden.reference_commit for golden in self.environment.goldens)
+        return next((commit for commit in commits if commit), None)
+
     def location_of(self, stage: str | None) -> Location | None:
         """Where the candidate computes a stage, as far as it is known."""
         return self.stage_locations.get(stage or "", self.location)
