@@ -176,7 +176,7 @@ def test_no_test_imports_from_another_test():
 def test_command_line_imports_nothing_heavy():
     code = (
         "import sys, sdpo.cli; "
-        "from sdpo.parity.audit import launch; launch.keep({}, None, None); "
+        "from sdpo.parity.audit import launch; launch.keep(None, launch.Outputs(None)); "
         "print([m for m in ('torch', 'transformers', 'trl', 'matplotlib', 'pandas') "
         "if m in sys.modules])"
     )

@@ -138,13 +138,13 @@ def _audited(request: Request, outputs: Outputs) -> tuple[RunReport, Path | None
     except OSError as error:
         return run, None, f"cannot write to {folder}: {described(error)}"
     try:
-        _keep(run, outputs)
+        keep(run, outputs)
     except (HistoryError, OSError) as error:
         return run, folder, str(error)
     return run, folder, ""
 
 
-def _keep(run: RunReport, outputs: Outputs) -> None:
+def keep(run: RunReport, outputs: Outputs) -> None:
     """Append a run to a history, and write the draft of its ledger, where asked for.
 
     Raises:
