@@ -8,6 +8,7 @@ from sdpo.settings.version import __version__
 if TYPE_CHECKING:
     from sdpo.lockstep.parity_callback import ParityCallback
     from sdpo.loss.self_distillation import self_distillation_loss
+    from sdpo.parity.in_python import audit
     from sdpo.settings.config import SDPOConfig
     from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
@@ -16,6 +17,7 @@ __all__ = [
     "SDPOConfig",
     "SDPOTrainer",
     "__version__",
+    "audit",
     "self_distillation_loss",
 ]
 
@@ -23,6 +25,7 @@ _HOMES = {
     "ParityCallback": "sdpo.lockstep.parity_callback",
     "SDPOConfig": "sdpo.settings.config",
     "SDPOTrainer": "sdpo.trainer.sdpo_trainer",
+    "audit": "sdpo.parity.in_python",
     "self_distillation_loss": "sdpo.loss.self_distillation",
 }
 

@@ -1,10 +1,6 @@
 """pytest plugin: fixture and marker `sdpo_parity`. Imports nothing heavy until it is used."""
 
-import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,34 +73,23 @@ def _audited(
     given: Mapping[str, Any], roots: Sequence[Path], folder: Path
 ) -> "tuple[RunReport, Path]":
     """The report of an audit in a process of its own, and the folder of its renderings."""
-    from sdpo.parity.audit.launch import run_worker, write_reports
-    from sdpo.parity.audit.request import Request
-    from sdpo.parity.audit.unstarted import cleared
+    from sdpo.parity.audit.request import UsageError, folder_name
+    from sdpo.parity.in_python import audit, candidate_name
 
-    request = Request(
-        name_of(given["candidate"], roots),
-        goldens=tuple(located(path, roots) for path in listed(given.get("goldens"))),
-        declared=tuple(located(path, roots) for path in listed(given.get("declared"))),
-        stages=tuple(listed(given.get("stages"))),
-        require=tuple(listed(given.get("require"))),
-        coverage=given.get("coverage", 0),
-    )
-    request.check()
-    report = folder / request.folder
-    with _same_imports():
-        run = run_worker(request, report)
-    if not run.started:
-        return cleared(run, report), report
-    write_reports(run, report)
-    return run, report
-
-
-@contextmanager
-def _same_imports() -> Iterator[None]:
-    """For a while, processes that are started find modules where this one does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        yield
+    try:
+        name = located_candidate(candidate_name(given["candidate"]), roots)
+        run = audit(
+            name,
+            goldens=[_located(path, roots) for path in listed(given.get("goldens"))],
+            declared=[_located(path, roots) for path in listed(given.get("declared"))],
+            stages=listed(given.get("stages")),
+            require=listed(given.get("require")),
+            coverage=given.get("coverage", 0),
+            out=folder,
+        )
+    except UsageError as error:
+        raise pytest.UsageError(f"sdpo_parity: {error}") from error
+    return run, folder / folder_name(name)
 
 
 def listed(value: Any) -> list[str]:
@@ -114,20 +99,15 @@ def listed(value: Any) -> list[str]:
     return [str(value)] if isinstance(value, (str, Path)) else [str(item) for item in value]
 
 
-def name_of(candidate: Any, roots: Sequence[Path]) -> str:
-    """The name of a candidate: as given, its file found; or of a function or class of a module."""
-    if not isinstance(candidate, str):
-        file = inspect.getsourcefile(inspect.unwrap(candidate))
-        if file is None or "<locals>" in candidate.__qualname__:
-            raise pytest.UsageError(f"sdpo_parity: {candidate!r} is not at the top of a module")
-        return f"{file}:{candidate.__qualname__}"
+def located_candidate(candidate: str, roots: Sequence[Path]) -> str:
+    """The name of a candidate, with its file below the first of the roots that has it."""
     target, separator, attribute = candidate.rpartition(":")
     if target.endswith(".py"):
-        return f"{located(target, roots)}{separator}{attribute}"
+        return f"{_located(target, roots)}{separator}{attribute}"
     return candidate
 
 
-def located(path: str, roots: Sequence[Path]) -> str:
+def _located(path: str, roots: Sequence[Path]) -> str:
     """A path below the first of the roots that has it; as it is if none has."""
     return next((str(root / path) for root in roots if (root / path).exists()), path)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sdpo.parity.pytest_plugin import listed, marked, message, name_of
-from tests.helpers import candidates, golden_subset, run_documents
+from sdpo.parity.pytest_plugin import listed, located_candidate, marked, message
+from tests.helpers import candidates, run_documents
 from tests.helpers.golden_subset import subset
 
 pytestmark = pytest.mark.usefixtures("certificates_once", "budgets_once")
@@ -88,10 +88,11 @@ def test_the_call_wins_over_the_marker_and_files_are_found(tmp_path):
     assert marked(marker) | {"stages": "support"} == {"candidate": "port.py:f", "stages": "support"}
     assert marked(None) == {}
     (tmp_path / "port.py").touch()
-    assert name_of("port.py:f", (tmp_path / "absent", tmp_path)) == f"{tmp_path}/port.py:f"
-    assert name_of("port.py:f", ()) == "port.py:f"
-    assert name_of("pkg.port:f", (tmp_path,)) == "pkg.port:f"
-    assert name_of(subset, ()) == f"{golden_subset.__file__}:subset"
+    assert (
+        located_candidate("port.py:f", (tmp_path / "absent", tmp_path)) == f"{tmp_path}/port.py:f"
+    )
+    assert located_candidate("port.py:f", ()) == "port.py:f"
+    assert located_candidate("pkg.port:f", (tmp_path,)) == "pkg.port:f"
     assert (listed(None), listed("a"), listed(("a", "b"))) == ([], ["a"], ["a", "b"])
 
 

@@ -52,7 +52,7 @@ def is_defined(name: str) -> bool:
     """Whether a dotted name is a package, a module, or a name that a module mentions."""
     parts = name.split(".")[1:]
     base = ROOT if parts[0] in BESIDE else ROOT / "sdpo"
-    for count in range(len(parts), 0, -1):
+    for count in range(len(parts), -1, -1):
         path, rest = base.joinpath(*parts[:count]), parts[count:]
         module = path.with_suffix(".py") if path.with_suffix(".py").exists() else path
         if module.is_dir():

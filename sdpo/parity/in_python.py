@@ -1,0 +1,106 @@
+"""An audit called from Python: what `sdpo audit` does, for a function, with a typed report."""
+
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from sdpo.parity.audit.launch import run_worker, write_reports
+from sdpo.parity.audit.request import Request, UsageError
+from sdpo.parity.audit.unstarted import cleared
+from sdpo.parity.report.run_report import RunReport
+
+__all__ = ["audit", "candidate_name"]
+
+
+def audit(
+    candidate: Any,
+    *,
+    stages: Sequence[str] = (),
+    declared: Sequence[str | Path] = (),
+    goldens: Sequence[str | Path] = (),
+    require: Sequence[str] = (),
+    coverage: int = 0,
+    out: str | Path | None = None,
+) -> RunReport:
+    """Audit a candidate in a process of its own and return the report.
+
+    The process imports the candidate anew, with the import path of this one. A function or class
+    must therefore stand at the top of a module; in a script, keep the call behind
+    `if __name__ == "__main__":`.
+
+    Args:
+        candidate: a function or class, or its name as `sdpo audit` takes it: `sdpo`, `trl`,
+            `FILE.py:attr`, `pkg.mod:attr`.
+        stages: only these are judged; all if empty.
+        declared: ledgers of declared deviations, by path or packaged name.
+        goldens: folders of golden data; the packaged ones if empty.
+        require: stages without which no pass is given, beside those the candidate claims.
+        coverage: how many stages must be covered at least.
+        out: folder to which the reports are written, in a folder named after the candidate; None
+            for no files.
+
+    Returns:
+        The typed report: `verdict`, `exit_code`, `stages`, `cases`, …; `started` is False and
+        `message` says why where the candidate could not be audited.
+
+    Raises:
+        UsageError: a candidate that is at the top of no module, or stages that there are not.
+    """
+    request = Request(
+        candidate_name(candidate),
+        goldens=tuple(map(str, goldens)),
+        declared=tuple(map(str, declared)),
+        stages=tuple(stages),
+        require=tuple(require),
+        coverage=coverage,
+    )
+    request.check()
+    with nullcontext(out) if out is not None else tempfile.TemporaryDirectory() as base:
+        folder = Path(base) / request.folder
+        with _same_imports():
+            run = run_worker(request, folder)
+        if not run.started:
+            return cleared(run, folder)
+        if out is not None:
+            write_reports(run, folder)
+    return run
+
+
+def candidate_name(candidate: Any) -> str:
+    """Name a candidate for another process: `FILE.py:qualified.name` of a function or class.
+
+    Raises:
+        UsageError: it is at the top of no module that has a file.
+    """
+    if isinstance(candidate, str):
+        return candidate
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(candidate))
+    except TypeError:
+        file = None
+    name = getattr(candidate, "__qualname__", "<locals>")
+    if file is None or not Path(file).is_file() or "<" in name:
+        raise UsageError(
+            f"{candidate!r} is not at the top of a module with a file, so that another process "
+            "cannot import it; define it there, or give FILE.py:attr"
+        )
+    return f"{file}:{name}"
+
+
+@contextmanager
+def _same_imports() -> Iterator[None]:
+    """Let processes that are started find modules where this one does, for a while."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
