@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import sdpo
 from sdpo.parity.audit.request import UsageError
 from sdpo.parity.compare.statuses import Verdict
-from sdpo.parity.in_python import candidate_name
+from sdpo.parity.in_python import audit, candidate_name
 from tests.helpers import candidates, golden_subset
 from tests.helpers.golden_subset import subset
 
@@ -25,7 +24,7 @@ def test_a_function_is_audited_and_nothing_is_left_behind(
 ):
     monkeypatch.chdir(tmp_path)
     before = os.environ.get("PYTHONPATH")
-    run = sdpo.audit(candidates.zero_gradient, goldens=[goldens])
+    run = audit(candidates.zero_gradient, goldens=[goldens])
     assert (run.verdict, run.first_stage) == (Verdict.DIVERGENT, "gradient")
     assert os.environ.get("PYTHONPATH") == before
     assert not list(tmp_path.iterdir())
@@ -33,13 +32,13 @@ def test_a_function_is_audited_and_nothing_is_left_behind(
 
 def test_reports_are_written_where_asked(goldens: Path, tmp_path: Path):
     name = f"{candidates.__file__}:correct"
-    run = sdpo.audit(name, goldens=[goldens], stages=["gradient"], out=tmp_path)
+    run = audit(name, goldens=[goldens], stages=["gradient"], out=tmp_path)
     assert run.verdict == Verdict.PASS
     assert len(list(tmp_path.glob("*/report.json"))) == 1
 
 
 def test_a_name_that_cannot_be_loaded_is_a_report_that_says_so(tmp_path: Path):
-    run = sdpo.audit(str(tmp_path / "none.py:loss"))
+    run = audit(str(tmp_path / "none.py:loss"))
     assert (run.verdict, run.started) == (Verdict.ERROR, False)
     assert "no file" in run.message
 
@@ -51,7 +50,7 @@ def test_what_another_process_cannot_import_is_refused():
         with pytest.raises(UsageError, match="not at the top of a module"):
             candidate_name(candidate)
     with pytest.raises(UsageError, match="unknown stages"):
-        sdpo.audit("sdpo", stages=["tails"])
+        audit("sdpo", stages=["tails"])
 
 
 def test_a_function_is_named_by_its_file_and_place():
