@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ("tests.helpers.audit_fixtures", "tests.helpers.trainer_fixtures")
+pytest_plugins = (
+    "tests.helpers.audit_fixtures",
+    "tests.helpers.stand_in_fixtures",
+    "tests.helpers.trainer_fixtures",
+)
 
 RARELY = 50_000
 

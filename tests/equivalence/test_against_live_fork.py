@@ -1,7 +1,7 @@
 """The transcription against the real functions of a checkout, beyond what was recorded.
 
 Bits, dtypes and the classes of exceptions, on random inputs; both sides run here, so that no
-processor's own rounding enters. Skipped without a checkout (`live_fork.py`):
+processor's own rounding enters. Skipped without a checkout:
 
     SDPO_VERL_CHECKOUT=SDPO python -m pytest -m slow tests/equivalence/test_against_live_fork.py
 """
@@ -19,14 +19,20 @@ from sdpo.fixtures import packaged_family
 from sdpo.fixtures.models import load_tokenizer
 from sdpo.parity.cases.checked_call import same_bits
 from sdpo.parity.cases.run_reference import TraceHooks, run_reference_updates
+from sdpo.parity.live_fork.checkout import find_checkout
+from sdpo.parity.live_fork.losses import GivenLogits
+from sdpo.parity.live_fork.modules import CORE_ALGOS, live_function
+from sdpo.parity.live_fork.one_process import one_process
+from sdpo.parity.live_fork.settings import distillation_settings, live_actor
+from sdpo.parity.live_fork.teacher_prompts import Attempts, LivePrompt, live_prompt
+from sdpo.parity.live_fork.updates import live_update_actor
 from sdpo.parity.recorded.golden_updates import golden_tensors
 from sdpo.reference import loss as reference
 from sdpo.reference import teacher_prompt
 from sdpo.reference.forward import forward_micro_batch
 from sdpo.reference.loss import LOSS_AGG_MODES
 from sdpo.reference.update import UpdateSettings
-from tests.helpers.recorded import live_fork as fork
-from tests.helpers.recorded.live_fork import needs_checkout
+from tests.helpers.recorded.checkout import checkout, needs_checkout
 from tests.helpers.recorded.random_updates import Given, given_update
 
 pytestmark = [
@@ -35,6 +41,13 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore"),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def found() -> None:
+    """The checkout comes first on the path."""
+    find_checkout(checkout())
+
 
 LOSSES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MASKS = (torch.bool, torch.uint8, torch.int32, torch.int64, *LOSSES)
@@ -87,7 +100,7 @@ def test_aggregations(dtype, mode):
             values[0, 0] = float("nan")
         count = None if number % 5 == 4 else mask.sum().clamp(min=1.0)
         sides = []
-        for function in (reference.agg_loss, fork.module(fork.CORE).agg_loss):
+        for function in (reference.agg_loss, live_function(CORE_ALGOS, "agg_loss")):
             leaf = values.clone().requires_grad_(True)
             loss = function(leaf, mask, mode, batch_num_tokens=count)
             (gradient,) = torch.autograd.grad(loss, leaf)
@@ -155,8 +168,8 @@ def test_losses_from_log_probs(dtype, mode):
         ours = outcome(
             lambda of=of, a=further | settings: of(reference.compute_self_distillation_loss, a)
         )
-        config = {"self_distillation_config": fork.distillation(settings)}
-        function = fork.module(fork.CORE).compute_self_distillation_loss
+        config = {"self_distillation_config": distillation_settings(settings)}
+        function = live_function(CORE_ALGOS, "compute_self_distillation_loss")
         theirs = outcome(lambda of=of, f=function, a=further | config: of(f, a))
         wrong += [(number, name) for name in differences(ours, theirs)]
     assert wrong == []
@@ -186,18 +199,18 @@ def test_log_probs_and_support_from_logits(dtype):
         }
         leaves = [logits.clone().requires_grad_(True) for _ in range(2)]
         ours = forward_micro_batch(
-            fork.Answers(leaves[0]),
+            GivenLogits(leaves[0]),
             batch,
             temperature,
             topk=topk,
             all_log_probs=everything,
             entropy=entropy,
         )
-        with fork.one_process():
-            made = fork.actor(
+        with one_process():
+            made = live_actor(
                 {"ppo_mini_batch_size": rows, "ppo_micro_batch_size_per_gpu": rows},
                 mode,
-                fork.Answers(leaves[1]),
+                GivenLogits(leaves[1]),
             )
             theirs = made._forward_micro_batch(
                 batch, temperature, entropy, return_all_logps=everything, distill_topk=topk
@@ -228,18 +241,20 @@ def ours_on(given: Given, groups: list[Any]) -> tuple[dict[str, Tensor], list[An
 def theirs_on(given: Given, groups: list[Any]) -> tuple[dict[str, Tensor], list[Any]]:
     """The checkout on a random case; `groups` receives those of its dynamic batches."""
     student, teacher, optimizer = given.models()
-    with fork.one_process(packed=given.actor["use_remove_padding"]):
-        made = fork.actor(given.actor, given.distillation, student, optimizer)
-        made.teacher_module = teacher
-        if given.teacher == "trust_region":
-            kind = fork.module(fork.ACTOR).TrustRegionTeacher
-            made.teacher_module = kind(teacher, student, given.distillation["teacher_update_rate"])
-        watched, metrics = fork.Watched(made), []
-        for batch in given.batches:
-            try:
-                metrics.append(watched.update_policy(batch, given.temperature))
-            finally:
-                groups.append(watched.groups)
+    watched = live_update_actor(
+        given.actor,
+        given.distillation,
+        student,
+        optimizer,
+        teacher,
+        trust_region=given.teacher == "trust_region",
+    )
+    metrics = []
+    for batch in given.batches:
+        try:
+            metrics.append(watched.update(batch, given.temperature))
+        finally:
+            groups.append(watched.groups)
     return watched.tensors, metrics
 
 
@@ -337,11 +352,10 @@ def test_teacher_prompts():
         batch, settings, template = given_prompt()
 
         def of(function: Callable[[], Any]) -> Any:
-            found = function()
-            made, metrics = found[0], found[1]
-            values = getattr(made, "batch", made)
-            return {n: values[n] for n in values.keys()} | {  # noqa: SIM118, a TensorDict
-                n: torch.tensor(v, dtype=torch.float64) for n, v in metrics.items()
+            made = function()
+            values = made.tensors
+            return dict(values) | {
+                n: torch.tensor(v, dtype=torch.float64) for n, v in made.metrics.items()
             }
 
         def transcribed(batch=batch, settings=settings, template=template) -> Any:
@@ -354,8 +368,9 @@ def test_teacher_prompts():
                 apply_chat_template_kwargs=template,
             )
 
-        def live(batch=batch, settings=settings, template=template) -> Any:
-            return fork.teacher_batch(batch, settings, tokenizer, template)
+        def live(batch=batch, settings=settings, template=template) -> LivePrompt | None:
+            attempts = Attempts(**batch)
+            return live_prompt(attempts, settings, tokenizer, chat_template_kwargs=template)
 
         theirs = outcome(lambda of=of, live=live: of(live))
         ours = outcome(lambda of=of, transcribed=transcribed: of(transcribed))

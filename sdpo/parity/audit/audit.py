@@ -23,6 +23,7 @@ from sdpo.parity.audit.fresh_process import Alone
 from sdpo.parity.audit.load_candidate import load_candidate, packaged_bases
 from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.implementations import WHOLE, Own
+from sdpo.parity.candidates.live_verl import LiveVerl
 from sdpo.parity.candidates.loss_functions import LossFunction
 from sdpo.parity.cases.checked_call import (
     BrokenGradientError,
@@ -49,14 +50,13 @@ from sdpo.parity.explain.explanations import ranked, united
 from sdpo.parity.explain.fault_coverage import certificate
 from sdpo.parity.explain.first_departure import FROM_LOG_PROBS, Departure, locate
 from sdpo.parity.explain.one_setting_only import departs_only
-from sdpo.parity.recorded.settings import run_config_family
 from sdpo.parity.recorded.teacher_prompts import run_reprompt_family
 from sdpo.parity.recorded.updates import run_update_family
 from sdpo.parity.relations.check import invariants
 from sdpo.parity.report.coverable_stages import beyond_goldens, said
 from sdpo.parity.report.declared_deviations import DeclaredError, load_for
 from sdpo.parity.report.document import Evidence, Policy, assemble, failed
-from sdpo.parity.report.environment import describe_environment, fingerprint
+from sdpo.parity.report.environment import describe_environment, fingerprints
 from sdpo.parity.report.report_context import Deviation, PolicyRow
 from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
@@ -88,7 +88,7 @@ def audit(request: Request, progress: Progress = lambda *_: None) -> RunReport:
         try:
             families = load_goldens(request.goldens)
             declared = load_for(request.declared)
-            goldens = [fingerprint(family) for family in families]
+            goldens = [entry for family in families for entry in fingerprints(family)]
             environment = structs.replace(environment, goldens=goldens)
             candidate = load_candidate(request.candidate)
             run = judge(request, candidate, families, declared, progress)
@@ -301,8 +301,8 @@ def run_prompt_stages(
 ) -> None:
     """Settings and teacher prompt of our implementation, or a candidate's prompt functions."""
     stages = tuple(stage for stage in candidate.stages if stage in PROMPT_STAGES)
-    if isinstance(candidate, Own):
-        findings.results.extend(run_config_family(family))
+    if isinstance(candidate, (Own, LiveVerl)):
+        findings.results.extend(candidate.config_results(family))
     if stages:
         findings.results.extend(run_reprompt_family(candidate, stages, family, progress))
 

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from sdpo.fixtures import GoldenCase, GoldenFamily
 from sdpo.loss import self_distillation
+from sdpo.parity.candidates.live_verl import LiveVerl
 from sdpo.parity.cases.callables import location_of
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase, transcription_trace
 from sdpo.parity.cases.stage_trace import StageTrace
 from sdpo.parity.cases.stages import NAMES
+from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded import updates
+from sdpo.parity.recorded.settings import run_config_family
 from sdpo.parity.recorded.teacher_prompts import Record, transcription_record
 from sdpo.prompt.teacher_batch import Attempts, teacher_batch
 from sdpo.reference.loss import loss_from_logits
@@ -47,6 +50,10 @@ class Own:
         (gradient,) = torch.autograd.grad(stages.aggregate, leaf)
         values = stages.named() | {"gradient": gradient}
         return {name: tensor.detach() for name, tensor in values.items()}
+
+    def config_results(self, family: GoldenFamily) -> list[CaseResult]:
+        """Our defaults and presets against the reference's layers."""
+        return run_config_family(family)
 
     def prompt_record(
         self, golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
@@ -137,4 +144,4 @@ class Transcription:
         return updates.run_reference(family, golden, tensors, torch.float32)
 
 
-WHOLE = (Own, Transcription)
+WHOLE = (Own, Transcription, LiveVerl)

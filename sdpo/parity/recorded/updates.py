@@ -251,6 +251,9 @@ def _compare_at(place: Place, case: str, sides: Sides, error: float, name: str) 
         name: of the value in the recording.
     """
     expected, truth, actual = (side[place] for side in sides)
+    if actual.shape != expected.shape:
+        shapes = tuple(actual.shape), tuple(expected.shape)
+        return compare_exact(place.stage, case, f"shape of {name}", *shapes)
     excused = False
     if place.family == "loss":
         counts = sides[0][Place(*place.moment, NO_STAGE, "loss_mask")] != 0

@@ -1,0 +1,1 @@
+"""Stand-in: where the fork defines the actor's settings."""
