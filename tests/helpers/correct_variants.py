@@ -211,8 +211,8 @@ def applies(name: str, case: LossCase) -> bool:
     half precision altogether; centring rounds such logits, which may change the choice of top-k.
     """
     if name == TAIL_BY_LOG1P:
-        return case.dtype not in HALF and not SMALL_TAILS & set(case.tags)
-    return name != CENTRED or case.dtype not in HALF
+        return case.coarsest_dtype not in HALF and not SMALL_TAILS & set(case.tags)
+    return name != CENTRED or case.coarsest_dtype not in HALF
 
 
 HALF = (torch.bfloat16, torch.float16)

@@ -8,7 +8,7 @@ All shapes take the path of a user's candidate (`audit.judge`), in this process.
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -104,11 +104,11 @@ def shapes_of(fault: Fault) -> dict[str, LossCandidate]:
 def covering(family: GoldenFamily, dtype: str) -> list[str]:
     """Ids of cases of a dtype that together show every pair of settings that matters."""
     shown = {
-        entry["id"]: features(entry, case)
-        for entry, case in zip(family.manifest["cases"], loss_cases(family), strict=True)
-        if entry["config"]["dtype"] == dtype
+        golden.id: features(golden.entry, case)
+        for golden, case in zip(family, loss_cases(family), strict=True)
+        if golden.config["dtype"] == dtype
     }
-    cost = {entry["id"]: size(entry) for entry in family.manifest["cases"]}
+    cost = {golden.id: size(golden.entry) for golden in family}
     missing = set().union(*shown.values())
     chosen: list[str] = []
     while missing:
@@ -145,7 +145,8 @@ def size(entry: Mapping[str, Any]) -> int:
 def subset(family: GoldenFamily, ids: Sequence[str]) -> GoldenFamily:
     """Some cases of a family, in its order."""
     entries = [entry for entry in family.manifest["cases"] if entry["id"] in ids]
-    return GoldenFamily(family.name, family.folder, {**family.manifest, "cases": entries})
+    further = None if family.supplement is None else subset(family.supplement, ids)
+    return replace(family, manifest={**family.manifest, "cases": entries}, supplement=further)
 
 
 @lru_cache(maxsize=1)
@@ -157,9 +158,9 @@ def families() -> tuple[GoldenFamily, GoldenFamily]:
     """
     family = packaged_family("loss")
     limited = [
-        entry["id"]
-        for entry in family.manifest["cases"]
-        if entry["config"]["dtype"] == "float64" and LIMITED_TAILS & set(entry["tags"])
+        golden.id
+        for golden in family
+        if golden.config["dtype"] == "float64" and LIMITED_TAILS & set(golden.tags)
     ]
     single = covering(family, "float32") + limited
     return subset(family, single), subset(family, covering(family, "bfloat16"))

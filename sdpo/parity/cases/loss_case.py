@@ -61,6 +61,12 @@ class LossCase:
         return self.student_logits.dtype
 
     @property
+    def coarsest_dtype(self) -> torch.dtype:
+        """The dtype of the two sides' logits that rounds more."""
+        dtypes = (self.student_logits.dtype, self.teacher_logits.dtype)
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+    @property
     def loss_mask(self) -> Tensor:
         """`(B, T)`: weight of each token, response mask times distillation mask."""
         if self.self_distillation_mask is None:
@@ -81,13 +87,14 @@ def from_golden(golden: GoldenCase) -> LossCase:
         dtype = DTYPES[golden.config["dtype"]]
         if not dtype.is_floating_point:
             raise GoldenDataError(f"{where}: dtype {dtype} of the computation is not floating")
+        teacher_dtype = DTYPES[golden.config.get("teacher_dtype", golden.config["dtype"])]
         config = SDPOConfig(**{name: golden.config[name] for name in LOSS_SETTINGS})
         optional = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
         case = LossCase(
             id=golden.id,
             config=config,
             student_logits=tensors["in.student_logits"].to(dtype),
-            teacher_logits=tensors["in.teacher_logits"].to(dtype),
+            teacher_logits=tensors["in.teacher_logits"].to(teacher_dtype),
             responses=tensors["in.responses"],
             response_mask=tensors["in.response_mask"],
             tags=tuple(golden.tags),

@@ -41,12 +41,14 @@ def processor() -> str:
     return found[1] if found else platform.machine()
 
 
-def fingerprint(family: GoldenFamily) -> GoldenRow:
-    """Which golden data were used."""
-    manifest = (family.folder / "cases.json").read_bytes()
-    return GoldenRow(
-        family.name,
-        len(family),
-        hashlib.sha256(manifest).hexdigest(),
-        family.manifest.get("provenance", {}).get("reference_commit"),
-    )
+def fingerprints(family: GoldenFamily) -> list[GoldenRow]:
+    """Which golden data were used: a row for each recording of a family."""
+    return [
+        GoldenRow(
+            part.name,
+            len(part.manifest["cases"]),
+            hashlib.sha256((part.folder / "cases.json").read_bytes()).hexdigest(),
+            part.manifest.get("provenance", {}).get("reference_commit"),
+        )
+        for part in family.recordings()
+    ]

@@ -78,8 +78,8 @@ class Bounded(NamedTuple):
 
 
 def distribution_of(case: LossCase) -> Distribution:
-    """Mode and alpha of a case, and its unit roundoff times the calibrated constant."""
-    u = TOLERANCES.loss_roundings * error_bounds.unit_roundoff(case.dtype)
+    """Mode and alpha of a case, and its coarser unit roundoff times the calibrated constant."""
+    u = TOLERANCES.loss_roundings * error_bounds.unit_roundoff(case.coarsest_dtype)
     return Distribution(case.mode, case.config.alpha, u)
 
 

@@ -35,7 +35,7 @@ def norm_limit(
         truth: oracle values of the case.
         reference: stage values of the reference.
     """
-    u = error_bounds.unit_roundoff(case.dtype)
+    u = error_bounds.unit_roundoff(case.coarsest_dtype)
     # of fewer values the distance is no average, and the reference may be right by chance
     fewest = 1 if name == "gradient" else TOLERANCES.norm_fewest_tokens
     if u <= error_bounds.HALF_PRECISION or truth.counts.sum() < fewest:

@@ -50,7 +50,8 @@ def total(kl: Tensor, inputs: Any) -> Tensor:
     if mode == "seq-mean-token-sum-norm":
         return rows.sum() / mask.shape[-1]
     rows = rows / (tokens + 1e-8) if mode == "seq-mean-token-mean" else rows
-    return rows[tokens > 0].mean()
+    kept = (tokens > 0).float()
+    return (torch.where(tokens > 0, rows, torch.zeros_like(rows)) * kept).sum() / kept.sum()
 
 
 def label_log_probs(z: Tensor, labels: Tensor) -> Tensor:
