@@ -58,6 +58,11 @@ def live_update_actor(
     return WatchedActor(made)
 
 
+def listed(metric: Any) -> list[float]:
+    """A metric of the fork as a list: it logs one number, or one for each step."""
+    return [float(entry) for entry in (metric if isinstance(metric, list) else [metric])]
+
+
 def last_of(moments: Sequence[Moment], step: int) -> Moment:
     """The last micro-batch of an optimizer step."""
     return [moment for moment in moments if moment.step == step][-1]
@@ -117,10 +122,7 @@ class WatchedActor:
             for name, value in ({} if module is None else module.state_dict()).items():
                 self._put(label, name, value)
         self._update += 1
-        norms = metrics["actor/grad_norm"]
-        self.grad_norms.append(
-            [float(norm) for norm in (norms if isinstance(norms, list) else [norms])]
-        )
+        self.grad_norms.append(listed(metrics["actor/grad_norm"]))
         return metrics
 
     def trace(self) -> StageTrace:

@@ -7,18 +7,20 @@ give its bits here, and all values must be within the budgets of the audit.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
+from torch import Tensor
 
 from sdpo.fixtures import FAMILIES, GoldenCase, GoldenFamily, packaged_family
-from sdpo.parity.candidates.live_verl import listed
 from sdpo.parity.cases.checked_call import same_bits
-from sdpo.parity.compare.statuses import FAILING
+from sdpo.parity.cases.stage_trace import StageTrace
+from sdpo.parity.compare.statuses import Status
 from sdpo.parity.record.recipes import Recording, recipe_of
 from sdpo.parity.record.recorder import CaseRecorder
-from sdpo.parity.recorded import updates
+from sdpo.parity.recorded.golden_updates import golden_tensors, recorded_trace
+from sdpo.parity.recorded.updates import run_case, run_reference
 
 
 class Found(StrEnum):
@@ -78,26 +80,33 @@ def same(recorded: object, made: object) -> bool:
     return recorded == made or str(recorded) == str(made)
 
 
+@dataclass(frozen=True)
+class MadeUpdate:
+    """A candidate that gives what was recorded just now."""
+
+    made: Recording
+    dtypes_are_judged = True
+
+    def update_gap(self, golden: GoldenCase) -> str | None:
+        """Every case is compared."""
+        return None
+
+    def update_trace(
+        self, family: GoldenFamily, golden: GoldenCase, tensors: dict[str, Tensor]
+    ) -> StageTrace:
+        """The new values by their places."""
+        again = replace(golden, entry=dict(self.made.entry))
+        return recorded_trace(again, dict(self.made.tensors))
+
+
 def as_transcribed(family: GoldenFamily, golden: GoldenCase, made: Recording) -> bool:
     """Whether an update has the transcription's bits here, and is within the audit's budgets."""
-    recorded = golden.tensors()
-    transcribed = updates.run_reference(family, golden, recorded, torch.float32)
-    if not all(
-        name in made.tensors and same_bits(made.tensors[name], transcribed.tensors[name])
-        for name in recorded
-        if updates.stage_of(name)
-    ):
+    transcribed = golden_tensors(run_reference(family, golden, golden.tensors(), torch.float32))
+    compared = [name for name in made.tensors if name in transcribed]
+    if not all(same_bits(made.tensors[name], transcribed[name]) for name in compared):
         return False
-    results = made.entry["results"]
-    assert isinstance(results, list)
-    norms = [updates.numbers(listed(r["metrics"]["actor/grad_norm"])) for r in results]
-    actual = updates.UpdateRun(dict(made.tensors), grad_norms=norms)
-    truth = updates.run_reference(family, golden, recorded, torch.float64)
-    compared = updates.compare_update(golden, recorded, truth, actual)
-    if updates.a_little_over(compared):
-        spread = updates.noise(family, golden, recorded, truth)
-        compared = updates.compare_update(golden, recorded, truth, actual, spread)
-    return not any(comparison.status in FAILING for comparison in compared)
+    result = run_case(MadeUpdate(made), family, golden)
+    return result.status in (Status.MATCH, Status.PASS)
 
 
 def where(golden: GoldenCase, made: Recording, differing: list[str]) -> str:
