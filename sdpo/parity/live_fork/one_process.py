@@ -27,13 +27,13 @@ def one_process() -> Iterator[None]:
     """Run the fork's functions inside: no process group, no GPU, no flash-attn, nothing printed."""
     actor, functional = live_module(DP_ACTOR), live_module(TORCH_FUNCTIONAL)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch.distributed, "get_rank", return_value=0))
+        stack.enter_context(mock.patch.object(torch.distributed, "get_rank", _first_rank))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(warnings.catch_warnings())
         # a float32 autocast, which is none, is warned of in each forward pass
         warnings.simplefilter("ignore")
         for name in ("get_device_id", "get_device_name"):
-            stack.enter_context(mock.patch.object(actor, name, return_value="cpu"))
+            stack.enter_context(mock.patch.object(actor, name, _cpu))
         for name in (FLASH_CROSS_ENTROPY, "NPU_CROSS_ENTROPY_LOSS_AVAILABLE"):
             if hasattr(functional, name):
                 stack.enter_context(mock.patch.object(functional, name, False))
@@ -42,6 +42,16 @@ def one_process() -> Iterator[None]:
             mock.patch.object(attention, "_get_attention_functions", _plain_packing)
         )
         yield
+
+
+def _first_rank() -> int:
+    """The rank of the one process."""
+    return 0
+
+
+def _cpu() -> str:
+    """The device, by name and as where tensors are moved to."""
+    return "cpu"
 
 
 def _plain_packing() -> PackingFunctions:
