@@ -24,7 +24,7 @@ def test_decoded_and_rendered_texts_are_noted_and_the_rest_is_passed_on():
     watched.padding_side = "left"
     assert (inner.padding_side, watched.padding_side) == ("left", "left")
     assert watched.decode([97, 98], skip_special_tokens=True) == "ab"
-    message = {"role": "user", "content": "x"}
+    message: dict[str, object] = {"role": "user", "content": "x"}
     assert watched.apply_chat_template([[message]], tokenize=True) == 1
     assert prompt.response_texts == ["ab"]
     assert prompt.messages == [[message]]
