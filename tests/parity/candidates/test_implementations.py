@@ -16,7 +16,8 @@ def test_each_shows_all_stages_but_the_settings_which_only_ours_has():
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_a_teacher_that_is_the_student_teaches_nothing(kind):
+def test_a_teacher_that_is_the_student_teaches_nothing(kind, stand_in):
+    stand_in()
     case = generated("equal", 1)
     case = replace(case, teacher_logits=case.student_logits)
     found = kind().trace(case)
