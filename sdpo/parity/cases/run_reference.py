@@ -78,7 +78,9 @@ def run_reference_updates(
     Returns:
         The reference's metrics of each update.
     """
-    if teacher is not None and settings.teacher_regularization == "trust-region":
+    trust_region = settings.teacher_regularization == "trust-region"
+    # a teacher that is the student stays, so that the actor refuses it
+    if trust_region and teacher is not None and teacher is not student:
         teacher = TrustRegionTeacher(teacher, student, settings.teacher_update_rate)
     actor = Actor(student, optimizer, settings, teacher, hooks, outputs)
     return [actor.update_policy(dict(batch), temperature, groups) for batch, groups in batches]
