@@ -39,6 +39,7 @@ def test_all_sixteen_stages_of_a_checkout_are_run_on_the_recording(stand_in, cas
     assert run.verdict == "PASS", run.message
     covered = [row.name for row in run.stages if row.status in ("MATCH", "PASS")]
     assert covered == list(NAMES)
+    assert run.location is not None
     assert run.location.file.endswith("core_algos.py")
     assert run.stage_locations["teacher_update"].file.endswith("dp_actor.py")
     (note,) = [note for note in run.notes if note.startswith("verl:")]
