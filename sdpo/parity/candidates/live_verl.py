@@ -7,7 +7,6 @@ forward pass, loss, update and teacher on every recorded case.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -88,9 +87,9 @@ class LiveVerl:
             raise CandidateError("config", str(error)) from error
         self.notes = (f"verl: {inspect_checkout(self.root).described()}",)
         found = {stage: location_of(function) for stage, function in functions.items()}
-        self.locations: Mapping[str, Location] = MappingProxyType(
-            {stage: place for stage, place in found.items() if place is not None}
-        )
+        self.locations: dict[str, Location] = {
+            stage: place for stage, place in found.items() if place is not None
+        }
         self.location = found["importance"]
 
     def config_results(self, family: GoldenFamily) -> list[CaseResult]:
