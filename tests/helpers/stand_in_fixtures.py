@@ -1,7 +1,7 @@
 """Fixture for tests that run a stand-in of the fork's checkout in their own process."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from tests.helpers.stand_in import write_missing_packages, write_stand_in
 
 
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch) -> Callable[..., Path]:
+def stand_in(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
     """Writes a stand-in checkout with texts replaced, and names it as the one to run."""
     stubs = write_missing_packages(tmp_path / "stubs")
 
