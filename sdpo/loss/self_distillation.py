@@ -73,9 +73,13 @@ def self_distillation_stages(
     old_log_probs: Tensor | None = None,
     self_distillation_mask: Tensor | None = None,
     rollout_is_weights: Tensor | None = None,
+    teacher_absent: Tensor | None = None,
     config: LossSettings,
 ) -> LossStages:
-    """Compute the loss as `self_distillation_loss` does, and return the value of every stage."""
+    """Compute the loss as `self_distillation_loss` does, and return the value of every stage.
+
+    Where `teacher_absent` `(B, T)` the teacher's log-probs are 0, as in the packed rows of verl.
+    """
     check_logits(student_logits, teacher_logits)
     check_loss_arguments(
         student_logits.shape[:2],
@@ -95,9 +99,14 @@ def self_distillation_stages(
     compared = None
     if config.full_logit_distillation:
         compared = support(student, teacher, distillation_topk=config.distillation_topk)
+    of_teacher = log_probs(teacher, responses)
+    if teacher_absent is not None:
+        of_teacher = of_teacher.masked_fill(teacher_absent, 0.0)
+        absent = teacher_absent.unsqueeze(-1)
+        compared = compared and compared._replace(teacher=compared.teacher.masked_fill(absent, 0.0))
     tokens = stages_from_log_probs(
         log_probs(student, responses),
-        log_probs(teacher, responses),
+        of_teacher,
         compared,
         old_log_probs=_zeros_elsewhere(counts, old_log_probs),
         rollout_is_weights=_zeros_elsewhere(counts, rollout_is_weights),

@@ -15,6 +15,7 @@ from sdpo.settings.stage_settings import (
     REPROMPT_TEMPLATE,
     SOLUTION_TEMPLATE,
     LossSettings,
+    PolicySettings,
     PromptSettings,
 )
 
@@ -30,8 +31,8 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDPOConfig(PromptSettings, LossSettings):
-    """Settings of the loss, the teacher prompt, the teacher and its training.
+class SDPOConfig(PolicySettings, PromptSettings, LossSettings):
+    """Settings of loss and policy terms, the teacher prompt, the teacher and its training.
 
     Field names are verl's; the settings of `sdpo-rl` are accepted under its names too, as long as
     two names of one thing do not disagree.

@@ -21,10 +21,12 @@ MICRO_BATCH_SEMANTICS = ("verl", "exact")
 LOSS_IMPLEMENTATIONS = ("logits", "fused")
 SHARE_PROMPTS = ("none", "teacher", "both")
 TRUNCATIONS = ("left", "right", "error")
+KL_LOSS_TYPES = ("low_var_kl",)
 
 DEFAULT_ALPHA = 0.5
 DEFAULT_RATE = 0.05
 DEFAULT_REPROMPT_LEN = 10240
+DEFAULT_KL_LOSS_COEF = 0.001
 
 
 def violations(settings: Mapping[str, Any]) -> list[str]:
@@ -75,6 +77,27 @@ def conflicts(settings: Mapping[str, Any]) -> list[str]:
         )
     if settings.get("lora_average", "factors") != "factors" and mode != "lora_ema":
         found.append("lora_average='effective' needs teacher_mode='lora_ema'")
+    return found + _conflicts_of_policy_terms(settings)
+
+
+def _conflicts_of_policy_terms(settings: Mapping[str, Any]) -> list[str]:
+    """One message for each setting that does not go with an entropy bonus or a KL term."""
+    found, use_kl_loss = [], settings.get("use_kl_loss", False)
+    coefficient = settings.get("kl_loss_coef", DEFAULT_KL_LOSS_COEF)
+    if not use_kl_loss and coefficient != DEFAULT_KL_LOSS_COEF:
+        found.append(f"kl_loss_coef={coefficient!r} needs use_kl_loss=True")
+    if not use_kl_loss and settings.get("entropy_coeff", 0.0) == 0:
+        return found
+    if settings.get("loss_implementation") == "fused":
+        found.append(
+            "loss_implementation='fused' never holds the logits that entropy_coeff and use_kl_loss "
+            "need, and leaves out rows that they count: use 'logits'"
+        )
+    if settings.get("micro_batch_semantics") == "exact":
+        found.append(
+            "micro_batch_semantics='exact' weighs micro-batches by their tokens with a teacher "
+            "signal, entropy_coeff and use_kl_loss count all response tokens: use 'verl'"
+        )
     return found
 
 
@@ -110,6 +133,7 @@ def _one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
 
 _SWITCH = (lambda value: isinstance(value, bool), "must be True or False")
 _POSITIVE = (_number(lambda v: v > 0), "must be a finite number above 0")
+_NOT_NEGATIVE = (_number(lambda v: v >= 0), "must be a finite number, 0 or above")
 
 RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
     {
@@ -120,6 +144,10 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
         "is_clip": (_optional(_POSITIVE[0]), "must be a finite number above 0, or None"),
         "loss_agg_mode": _one_of(LOSS_AGG_MODES),
         "temperature": _POSITIVE,
+        "entropy_coeff": _NOT_NEGATIVE,
+        "use_kl_loss": _SWITCH,
+        "kl_loss_coef": _NOT_NEGATIVE,
+        "kl_loss_type": _one_of(KL_LOSS_TYPES),
         "rollout_is_threshold": (
             _optional(_POSITIVE[0]),
             "must be a finite number above 0, or None",

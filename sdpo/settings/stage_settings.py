@@ -7,7 +7,7 @@ disagree: dataclass / actor.yaml / sdpo.yaml.
 
 from dataclasses import dataclass
 
-from sdpo.settings.rules import DEFAULT_ALPHA, DEFAULT_REPROMPT_LEN
+from sdpo.settings.rules import DEFAULT_ALPHA, DEFAULT_KL_LOSS_COEF, DEFAULT_REPROMPT_LEN
 
 REPROMPT_TEMPLATE = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
 SOLUTION_TEMPLATE = "\nCorrect solution:\n\n{successful_previous_attempt}"
@@ -34,6 +34,20 @@ class LossSettings:
     """How token losses become one number."""
     temperature: float = 1.0
     """Divides the logits of both sides; the sampling temperature of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """What is added to the loss for every response token, whether a teacher saw it or not."""
+
+    entropy_coeff: float = 0.0
+    """Factor of the policy's entropy, which is subtracted from the loss; 0 for no bonus."""
+    use_kl_loss: bool = False
+    """Add an estimate of KL(policy‖reference policy), the policy that training began with."""
+    kl_loss_coef: float = DEFAULT_KL_LOSS_COEF
+    """Factor of that estimate."""
+    kl_loss_type: str = "low_var_kl"
+    """Which estimate it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@
 
 Models are called as `model(input_ids=, attention_mask=, position_ids=, use_cache=False).logits`,
 and with `logits_to_keep=` if they take it, so that no prompt is projected on the vocabulary.
-Not here: entropy bonus, KL to a reference policy, packed rows, autocast.
 """
 
 import math
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from sdpo.loss.self_distillation import self_distillation_stages
 from sdpo.settings.config import SDPOConfig
 from sdpo.update.ema_teacher import check_teacher, teacher_update, trust_region_logits
+from sdpo.update.policy_terms import policy_terms
 from sdpo.update.shared_prefix import MODEL_INPUTS, forward_parameters, model_inputs
 
 Batch = Mapping[str, Tensor]
@@ -28,6 +28,23 @@ MicroBatch = tuple[Sequence[int], float]
 
 OTHERS = ("responses", "response_mask", "old_log_probs", "self_distillation_mask")
 REQUIRED = (*MODEL_INPUTS, *(f"teacher_{name}" for name in MODEL_INPUTS), *OTHERS)
+
+
+@dataclass(frozen=True)
+class ForwardSettings:
+    """How the models are run, under the reference's names.
+
+    `compute_dtype` below float32 runs them under autocast, and the loss on logits of that dtype.
+    `use_remove_padding` gives what the reference's packed rows give: a position that is hidden
+    between two others has no answer there, so that the teacher's log-probs of the token behind it
+    are 0, as if it were certain. Rows themselves stay padded, which is the same but for rounding.
+    """
+
+    compute_dtype: torch.dtype = torch.float32
+    use_remove_padding: bool = False
+
+
+PLAIN_FORWARD = ForwardSettings()
 
 
 @dataclass
@@ -52,6 +69,7 @@ def actor_update(
     micro_batch_size: int,
     epochs: int = 1,
     groups: Groups | None = None,
+    forward: ForwardSettings = PLAIN_FORWARD,
     record: bool = False,
 ) -> UpdateReport:
     """One update of student, optimizer and teacher, all in place.
@@ -63,23 +81,32 @@ def actor_update(
         optimizer: over the student's parameters.
         batch: `input_ids`, `attention_mask`, `position_ids` `(B, P+T)`; the same with the prefix
             `teacher_`, `(B, P'+T)`; `responses`, `response_mask`, `old_log_probs` `(B, T)`;
-            `self_distillation_mask` `(B,)`; optionally `rollout_is_weights` `(B, T)`.
-        config: loss, temperature, clipping and teacher settings.
+            `self_distillation_mask` `(B,)`; optionally `rollout_is_weights` `(B, T)`; with
+            `use_kl_loss` also `ref_log_prob` `(B, T)`.
+        config: loss, policy terms, temperature, clipping and teacher settings.
         mini_batch_size: rows per optimizer step.
         micro_batch_size: rows per forward pass; should divide `mini_batch_size`.
         epochs: passes over the batch.
         groups: the rows of each micro-batch of each optimizer step, in place of equal sizes; for
             all epochs.
+        forward: dtype of the forward passes, and whether rows count as packed.
         record: keep the stage values and gradients in the report.
 
     Raises:
         ValueError: a tensor is missing from the batch, the micro-batch is larger than the
-            mini-batch, or as `check_teacher`; nothing has been changed then.
+            mini-batch, a student's row that counts as packed hides a position between others, or as
+            `check_teacher`; nothing has been changed then.
 
     Source: `verl/workers/actor/dp_actor.py` 675-921 at 0e6d5106.
     """
-    if missing := [name for name in REQUIRED if name not in batch]:
-        raise ValueError(f"the batch lacks {missing}; it must have {REQUIRED}")
+    required = (*REQUIRED, "ref_log_prob") if config.use_kl_loss else REQUIRED
+    if missing := [name for name in required if name not in batch]:
+        raise ValueError(f"the batch lacks {missing}; it must have {required}")
+    if forward.use_remove_padding and hidden_between(batch["attention_mask"]):
+        raise ValueError(
+            "attention_mask hides a position between two others of a row, where the reference's "
+            "packed rows have no student to train: use_remove_padding=False"
+        )
     parameters = list(student.parameters())
     teacher_parameters = None if teacher is None else list(teacher.parameters())
     names = ("teacher_regularization", "teacher_update_rate")
@@ -93,7 +120,9 @@ def actor_update(
     for micro_batches in steps:
         optimizer.zero_grad()
         traces = report.micro_batches if record else None
-        report.losses.append(accumulate(student, teacher, batch, micro_batches, config, traces))
+        report.losses.append(
+            accumulate(student, teacher, batch, micro_batches, config, traces, forward)
+        )
         if record:
             named = student.named_parameters()
             report.gradients.append({n: p.grad.clone() for n, p in named if p.grad is not None})
@@ -160,30 +189,49 @@ def accumulate(
     micro_batches: Iterable[MicroBatch],
     config: SDPOConfig,
     traces: list[dict[str, Tensor]] | None = None,
+    forward: ForwardSettings = PLAIN_FORWARD,
 ) -> float:
     """Stage `accumulate`: add the gradients of all micro-batches to the student's.
 
     Each loss is normalised by its own micro-batch's tokens or rows, then multiplied by its scale,
-    so the result depends on the split. Returns the sum of the scaled losses.
+    so the result depends on the split. Returns the sum of the scaled losses, without policy terms.
     """
-    total = 0.0
+    total, dtype = 0.0, forward.compute_dtype
     for rows, scale in micro_batches:
         part = {name: tensor[list(rows)] for name, tensor in batch.items()}
+        tokens = part["responses"], part["response_mask"]
+        device = tokens[0].device.type
+        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+            logits = response_logits(student, part)
+            of_teacher = teacher_logits(student, teacher, part, config)
         stages = self_distillation_stages(
-            response_logits(student, part),
-            teacher_logits(student, teacher, part, config),
-            part["responses"],
-            part["response_mask"],
+            logits,
+            of_teacher,
+            *tokens,
             old_log_probs=part["old_log_probs"],
             self_distillation_mask=part["self_distillation_mask"],
             rollout_is_weights=part.get("rollout_is_weights"),
+            teacher_absent=_hidden(part) if forward.use_remove_padding else None,
             config=config,
         )
-        (stages.aggregate * scale).backward()
+        terms = policy_terms(logits, *tokens, ref_log_prob=part.get("ref_log_prob"), config=config)
+        (terms.added_to(stages.aggregate, config) * scale).backward()
         total += stages.aggregate.item() * scale
         if traces is not None:
             traces.append({name: value.detach() for name, value in stages.named().items()})
     return total
+
+
+def hidden_between(attention_mask: Tensor) -> bool:
+    """Whether a row `(B, L)` attends to positions on both sides of one that it does not."""
+    starts = attention_mask.diff(dim=-1, prepend=torch.zeros_like(attention_mask[:, :1])) > 0
+    return bool((starts.sum(-1) > 1).any())
+
+
+def _hidden(batch: Batch) -> Tensor:
+    """Find the response tokens `(B, T)` before which the teacher's row hides a position."""
+    width = batch["responses"].shape[-1]
+    return batch["teacher_attention_mask"][:, -width - 1 : -1] == 0
 
 
 def response_logits(

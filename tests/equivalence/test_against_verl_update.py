@@ -43,13 +43,12 @@ from tests.helpers.recorded.update_canaries import (
 )
 
 ALL = [case.id for case in cases.family()]
-NOT_OURS = {"P-U040", "P-U042", "P-U045", "P-U046", "P-U047"}
-OURS = [case_id for case_id in ALL if case_id not in NOT_OURS]
 TENSORS = 3932
 NOT_RECORDED_BY_OURS = ("old_log_probs_used", "entropy")
 DIFFERENT = {"P-U026": (*NOT_RECORDED_BY_OURS, "mb1.loss")}
 OURS_BIT_EQUAL = ["P-U024", "P-U025", "P-U031", "P-U032", "P-U034", "P-U035"]
 AUTOCAST = "P-U047"
+WITH_ENTROPY = "P-U040"
 SIDES = ("student", "teacher")
 
 
@@ -106,13 +105,19 @@ def test_every_recorded_tensor_is_compared():
     assert sum(len(cases.outputs(case_id)) for case_id in ALL) == TENSORS
 
 
-@pytest.mark.parametrize("case_id", OURS)
+@pytest.mark.parametrize("case_id", ALL)
 def test_ours_agrees_with_the_recorded_update(case_id):
     run = cases.run_ours(case_id)
+    if case_id == AUTOCAST:
+        statuses = {comparison.status for comparison in by_budget(case_id, run)}
+        assert statuses <= {Status.MATCH, Status.PASS, Status.NOT_COVERED}
+        return
     exact = case_id in OURS_BIT_EQUAL and ours_could_have_recorded_bits(case_id)
     skip = DIFFERENT.get(case_id, NOT_RECORDED_BY_OURS)
     assert cases.tensor_differences(case_id, run, exact=exact, counted_only=True, skip=skip) == []
-    names = ["actor/grad_norm"] if case_id == "P-U026" else ["actor/grad_norm", "actor/pg_loss"]
+    # an entropy bonus changes the logged loss of the reference, in place
+    losses = [] if case_id in ("P-U026", WITH_ENTROPY) else ["actor/pg_loss"]
+    names = ["actor/grad_norm", *losses]
     assert cases.metric_differences(case_id, run, exact=exact, names=names) == []
 
 
@@ -132,18 +137,17 @@ def test_ours_gives_an_empty_micro_batch_the_loss_zero():
 
 
 @pytest.mark.parametrize(("padded", "packed"), [("P-U039", "P-U045")])
-def test_ours_has_no_hole_quirk(padded, packed):
-    """Intended difference at `log_probs`: packed rows give log-prob 0 after a hole."""
-    ours = cases.run_ours(packed)
+def test_ours_has_the_hole_quirk_where_rows_count_as_packed_and_nowhere_else(padded, packed):
+    """Packed rows give the teacher's log-prob 0 after a hole."""
     ids = [cases.recorded(case_id)["u0.in.input_ids"] for case_id in (padded, packed)]
     assert torch.equal(*ids)
-    skip = NOT_RECORDED_BY_OURS
-    assert cases.tensor_differences(padded, ours, exact=False, counted_only=True, skip=skip) == []
+    mask = cases.recorded(packed)["u0.mb0.loss_mask"] != 0
+    for case_id, expected in ((padded, []), (packed, [[0, 4], [1, 1]])):
+        zeros = (cases.run_ours(case_id).tensors["u0.mb0.teacher_log_probs"] == 0) & mask
+        assert zeros.nonzero().tolist() == expected
+    ours, skip = cases.run_ours(padded), NOT_RECORDED_BY_OURS
     differences = cases.tensor_differences(packed, ours, exact=False, counted_only=True, skip=skip)
     assert cases.first_stage(packed, differences) == "log_probs"
-    mask = cases.recorded(packed)["u0.mb0.loss_mask"] != 0
-    zeros = (cases.recorded(packed)["u0.mb0.teacher_log_probs"] == 0) & mask
-    assert zeros.nonzero().tolist() == [[0, 4], [1, 1]]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdpo.parity.candidates.live_settings import written_layers
+from sdpo.parity.live_fork.composed_settings import POLICY_TERMS
 from sdpo.parity.live_fork.modules import PACKAGES
 
 HOME = Path(__file__).parent / "stand_in_fork"
@@ -58,6 +59,7 @@ def configuration() -> dict[str, dict]:
         put(composed, f"actor_rollout_ref.{name}" if below else name, value)
     yaml = dict(layers["sdpo_yaml"])
     enabled = {"policy_loss": {"loss_mode": "sdpo" if yaml.pop("enabled") else "vanilla"}}
+    terms = {name: yaml.pop(name) for name in POLICY_TERMS}
     for name in ("lr", "grad_clip", "loss_agg_mode", "apply_chat_template_kwargs"):
         del yaml[name]
     put(composed, "actor_rollout_ref.actor.optim.lr", layers["sdpo_yaml"]["lr"])
@@ -65,13 +67,15 @@ def configuration() -> dict[str, dict]:
     put(composed, "actor_rollout_ref.rollout.temperature", yaml.pop("temperature"))
     threshold = yaml.pop("rollout_is_threshold")
     put(composed, "algorithm.rollout_correction.rollout_is_threshold", threshold)
-    composed["actor_rollout_ref"]["actor"] |= enabled | {"self_distillation": yaml | TEMPLATES}
+    composed["actor_rollout_ref"]["actor"] |= (
+        enabled | terms | {"self_distillation": yaml | TEMPLATES}
+    )
     single = dict(layers["actor_yaml"])
     mode = "sdpo" if single.pop("enabled") else "vanilla"
     actor = {
         "policy_loss": {"loss_mode": mode},
         "optim": {"lr": single.pop("lr")},
-        "loss_agg_mode": single.pop("loss_agg_mode"),
+        **{name: single.pop(name) for name in ("loss_agg_mode", *POLICY_TERMS)},
     }
     clip = {"grad_clip": single.pop("grad_clip")}
     return {

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from sdpo.fixtures import packaged_family
 from sdpo.fixtures.models import build_model, build_optimizer
 from sdpo.settings.config import SDPOConfig
-from sdpo.update.actor_update import UpdateReport, actor_update, plan, response_logits
+from sdpo.update.actor_update import (
+    ForwardSettings,
+    UpdateReport,
+    actor_update,
+    hidden_between,
+    plan,
+    response_logits,
+)
 
 ROWS, PROMPT, WIDTH, VOCABULARY = 4, 3, 5, 11
 
@@ -25,6 +32,17 @@ class Toy(nn.Module):
 
     def forward(self, input_ids: Tensor, **ignored: Any) -> SimpleNamespace:
         return SimpleNamespace(logits=self.table[input_ids])
+
+
+class WithHead(Toy):
+    """The same with a linear layer behind."""
+
+    def __init__(self, seed: int):
+        super().__init__(seed)
+        self.head = nn.Linear(VOCABULARY, VOCABULARY)
+
+    def forward(self, input_ids: Tensor, **ignored: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.table[input_ids]))
 
 
 def toy_batch(lengths: tuple[int, ...] = (5, 2, 4, 1)) -> dict[str, Tensor]:
@@ -224,3 +242,81 @@ def test_the_logits_of_the_prompt_are_left_out_if_the_model_can(wrap):
     expected = response_logits(plain, batch)
     assert torch.equal(response_logits(wrap(sparing), batch), expected)
     assert sparing.projected.shape[1] == WIDTH + 1 < batch["input_ids"].shape[1]
+
+
+def test_the_policy_terms_count_rows_that_no_teacher_saw():
+    batch = toy_batch() | {"self_distillation_mask": torch.zeros(ROWS)}
+    student, _, report = run(changed(entropy_coeff=0.5), batch)
+    assert report.losses == [0.0]
+    assert report.grad_norms[0] > 0
+    assert not torch.equal(student.table, Toy(0).table)
+
+
+def test_an_anchor_at_the_policy_itself_has_no_pull():
+    batch = toy_batch()
+    logits = response_logits(Toy(0), batch).detach()
+    own = logits.log_softmax(-1).gather(-1, batch["responses"].unsqueeze(-1)).squeeze(-1)
+    anchored = changed(use_kl_loss=True, kl_loss_coef=3.0)
+    _, _, plain = run(batch=batch)
+    _, _, at_itself = run(anchored, batch | {"ref_log_prob": own})
+    _, _, elsewhere = run(anchored, batch | {"ref_log_prob": own - 1})
+    torch.testing.assert_close(at_itself.gradients, plain.gradients)
+    assert elsewhere.grad_norms[0] != pytest.approx(plain.grad_norms[0], rel=0.01)
+
+
+def test_an_anchor_without_its_log_probs_is_refused_before_anything_moves():
+    with pytest.raises(ValueError, match=r"lacks \['ref_log_prob'\]"):
+        run(changed(use_kl_loss=True))
+
+
+def with_a_hole(side: str) -> dict[str, Tensor]:
+    """The third response token of the first row is hidden."""
+    batch = toy_batch()
+    mask = batch[f"{side}attention_mask"].clone()
+    mask[0, PROMPT + 2] = 0
+    return batch | {f"{side}attention_mask": mask}
+
+
+def test_the_token_behind_a_hole_has_no_teacher_where_rows_count_as_packed():
+    batch, packed = with_a_hole("teacher_"), ForwardSettings(use_remove_padding=True)
+    (values,) = run(batch=batch, forward=packed)[2].micro_batches
+    (padded,) = run(batch=batch)[2].micro_batches
+    for name in ("log_probs.teacher", "support.teacher"):
+        behind, before = values[name][0, 3], values[name][0, :3]
+        assert (behind == 0).all()
+        torch.testing.assert_close(before, padded[name][0, :3])
+    torch.testing.assert_close(values["log_probs.student"], padded["log_probs.student"])
+
+
+def test_a_student_with_a_hole_does_not_count_as_packed():
+    with pytest.raises(ValueError, match="use_remove_padding=False"):
+        run(batch=with_a_hole(""), forward=ForwardSettings(use_remove_padding=True))
+
+
+@pytest.mark.parametrize(
+    ("mask", "hidden"),
+    [([0, 1, 1, 0], False), ([1, 0, 1, 1], True), ([1, 1, 1, 1], False), ([0, 0, 0, 0], False)],
+)
+def test_holes_are_told_from_padding(mask, hidden):
+    assert hidden_between(torch.tensor([mask])) is hidden
+
+
+def test_autocast_gives_values_of_its_dtype():
+    """Of the toy's parts only a product is rounded."""
+    student = WithHead(0)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    config = changed(teacher_update_rate=0.0)
+    report = actor_update(
+        student,
+        None,
+        optimizer,
+        toy_batch(),
+        config,
+        mini_batch_size=4,
+        micro_batch_size=4,
+        forward=ForwardSettings(torch.bfloat16),
+        record=True,
+    )
+    (values,) = report.micro_batches
+    assert values["log_probs.student"].dtype == values["importance"].dtype == torch.bfloat16
+    assert values["aggregate"].dtype == torch.float32

@@ -20,7 +20,6 @@ from sdpo.parity.recorded.teacher_prompts import Record, transcription_record
 from sdpo.prompt.teacher_batch import Attempts, teacher_batch
 from sdpo.reference.loss import loss_from_logits
 from sdpo.settings.config import SDPOConfig
-from sdpo.settings.stage_settings import PromptSettings
 
 
 class Own:
@@ -57,9 +56,15 @@ class Own:
 
     def prompt_record(
         self, golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
-    ) -> Record:
-        """Stage values of a recorded teacher prompt, each from our value of the stage before."""
-        inputs = golden.entry["inputs"]
+    ) -> Record | None:
+        """Stage values of a recorded teacher prompt, each from our value of the stage before.
+
+        None in another loss mode, for which ours is not enabled.
+        """
+        mode, inputs = golden.config["loss_mode"], golden.entry["inputs"]
+        config = SDPOConfig(**golden.config["self_distillation"], enabled=mode == "sdpo")
+        if not config.enabled:
+            return None
         attempts = Attempts(
             inputs["raw_prompt"],
             tensors["in.responses"],
@@ -71,14 +76,10 @@ class Own:
         batch = teacher_batch(
             attempts,
             tokenizer,
-            PromptSettings(**golden.config["self_distillation"]),
+            config,
             chat_template_kwargs=golden.config["apply_chat_template_kwargs"],
         )
         return dict(batch.trace)
-
-    def update_gap(self, golden: GoldenCase) -> str | None:
-        """Why a recorded update is not run, None if it is."""
-        return updates.not_ours(golden)
 
     def update_trace(
         self, family: GoldenFamily, golden: GoldenCase, tensors: dict[str, Tensor]
@@ -129,13 +130,9 @@ class Transcription:
 
     def prompt_record(
         self, golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
-    ) -> Record:
-        """Stage values of a recorded teacher prompt."""
+    ) -> Record | None:
+        """Stage values of a recorded teacher prompt; None where it builds none."""
         return transcription_record(golden, tensors, tokenizer)
-
-    def update_gap(self, golden: GoldenCase) -> str | None:
-        """Every recorded update is run."""
-        return None
 
     def update_trace(
         self, family: GoldenFamily, golden: GoldenCase, tensors: dict[str, Tensor]

@@ -224,10 +224,6 @@ class LiveVerl:
             "distillation_mask": prompt.tensors["self_distillation_mask"],
         }
 
-    def update_gap(self, golden: GoldenCase) -> str | None:
-        """Every recorded update is run."""
-        return None
-
     def update_trace(
         self, family: GoldenFamily, golden: GoldenCase, tensors: dict[str, Tensor]
     ) -> StageTrace:

@@ -19,7 +19,9 @@ from sdpo.parity.live_fork.settings import Settings
 OF_USERS = {"USER": "user", "TASK": "task", "EXPERIMENT": "experiment"}
 """Variables that the fork's files take names and folders from; no setting compared here."""
 
-OF_ACTOR = {"loss_agg_mode": "loss_agg_mode", "grad_clip": "grad_clip"}
+POLICY_TERMS = ("entropy_coeff", "use_kl_loss", "kl_loss_coef", "kl_loss_type")
+OF_ACTOR = ("loss_agg_mode", "grad_clip", *POLICY_TERMS)
+"""Settings of the actor beside those of its self-distillation."""
 
 
 def live_layers(root: Path) -> dict[str, Settings]:
@@ -62,7 +64,7 @@ def _of_sdpo_yaml(composed: Mapping[str, object]) -> Settings:
     distillation = _without_target(_at(composed, "actor_rollout_ref.actor.self_distillation"))
     return {
         **distillation,
-        **{name: actor[path] for name, path in OF_ACTOR.items()},
+        **{name: actor[name] for name in OF_ACTOR},
         "lr": _at(composed, "actor_rollout_ref.actor.optim")["lr"],
         "temperature": _at(composed, "actor_rollout_ref.rollout")["temperature"],
         "rollout_is_threshold": _at(composed, "algorithm.rollout_correction")[
@@ -79,7 +81,7 @@ def _of_dataclass() -> Settings:
     fields = dataclasses.fields(distillation)
     return {
         **{field.name: getattr(distillation, field.name) for field in fields},
-        **{name: actor[path] for name, path in OF_ACTOR.items()},
+        **{name: actor[name] for name in OF_ACTOR},
     }
 
 
@@ -89,7 +91,7 @@ def _actor_yaml(folder: Path) -> Settings:
     actor = omega.load(folder / "actor" / "actor.yaml")
     return {
         **_without_target(omega.to_container(actor.self_distillation)),
-        "loss_agg_mode": actor.loss_agg_mode,
+        **{name: actor[name] for name in ("loss_agg_mode", *POLICY_TERMS)},
         "grad_clip": omega.load(folder / "actor" / "dp_actor.yaml").grad_clip,
         "lr": actor.optim.lr,
         "enabled": actor.policy_loss.loss_mode == "sdpo",

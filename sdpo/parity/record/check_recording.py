@@ -87,10 +87,6 @@ class MadeUpdate:
     made: Recording
     dtypes_are_judged = True
 
-    def update_gap(self, golden: GoldenCase) -> str | None:
-        """Every case is compared."""
-        return None
-
     def update_trace(
         self, family: GoldenFamily, golden: GoldenCase, tensors: dict[str, Tensor]
     ) -> StageTrace:

@@ -71,13 +71,14 @@ def _run_case(
     result = CaseResult(golden.id, "reprompt", tuple(golden.tags))
     tensors = golden.tensors()
     if golden.entry["outputs"]["returns_none"]:
-        result.note = "the reference builds no teacher prompt with this loss mode"
-        return result
+        return _without_prompt(candidate, golden, tensors, tokenizer, result)
     expected = _reference_record(golden, tensors, tokenizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RepromptWarning)
         try:
             values = _whole_record(candidate, golden, tensors, tokenizer)
+            if values is None:
+                raise CandidateError("teacher_prompt", "no teacher prompt was built")
         except CandidateError as error:
             result.comparisons.append(
                 Comparison(error.stage, Status.ERROR, golden.id, note=str(error))
@@ -97,10 +98,36 @@ def _run_case(
     return result
 
 
+def _without_prompt(
+    candidate: Any,
+    golden: GoldenCase,
+    tensors: Mapping[str, Tensor],
+    tokenizer: Any,
+    result: CaseResult,
+) -> CaseResult:
+    """The result of a case for which the reference builds no teacher prompt: nobody else may."""
+    try:
+        record = _whole_record(candidate, golden, tensors, tokenizer)
+    except CandidateError as error:
+        failed = Comparison(error.stage, Status.ERROR, golden.id, note=str(error))
+        result.comparisons.append(failed)
+        return result
+    if record == {}:
+        result.note = "functions of stages are not told the loss mode, for which none is built"
+        return result
+    built = "none" if record is None else "built"
+    loss_mode = f"teacher prompt in loss mode {golden.config['loss_mode']}"
+    found = compare_exact("teacher_prompt", golden.id, loss_mode, built, "none")
+    result.comparisons.append(found)
+    return result
+
+
 def _whole_record(
     candidate: Any, golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
-) -> Record:
+) -> Record | None:
     """The stage values of a candidate that builds the whole prompt; empty for stage functions.
+
+    None if it builds none.
 
     Raises:
         CandidateError: building it raised.
@@ -113,6 +140,7 @@ def _whole_record(
 def _reference_record(golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any) -> Record:
     """Stage values of the reference: recorded where they were, else from the transcription."""
     trace = transcription_record(golden, tensors, tokenizer)
+    assert trace is not None, f"the transcription builds no teacher prompt for {golden.id}"
     return {
         "response_texts": golden.entry["outputs"]["response_texts"],
         "feedback": trace["feedback"],
@@ -125,12 +153,8 @@ def _reference_record(golden: GoldenCase, tensors: Mapping[str, Tensor], tokeniz
 
 def transcription_record(
     golden: GoldenCase, tensors: Mapping[str, Tensor], tokenizer: Any
-) -> Record:
-    """Stage values of the transcription.
-
-    Raises:
-        AssertionError: it builds no teacher prompt for this case.
-    """
+) -> Record | None:
+    """Stage values of the transcription; None where it builds no teacher prompt."""
     inputs, settings = golden.entry["inputs"], golden.config["self_distillation"]
     reference.set_tokenizer_sides(tokenizer, settings)
     batch = reference.build_teacher_batch(
@@ -145,9 +169,7 @@ def transcription_record(
         reward_extra_infos=inputs["reward_extra_infos"],
         apply_chat_template_kwargs=golden.config["apply_chat_template_kwargs"],
     )
-    if batch is None:
-        raise AssertionError(f"the transcription builds no teacher prompt for {golden.id}")
-    return dict(batch.trace)
+    return None if batch is None else dict(batch.trace)
 
 
 def offers(

@@ -1,9 +1,9 @@
 """Canaries of the recorded updates: the same model calls and products without the transcription.
 
 An update is repeated by `sdpo.update.actor_update.actor_update` with the transcription's loss,
-which the loss family checks by itself; the models' calls are written out here. What ours leaves out
-(entropy, a KL term, packed rows) has a canary of its forward pass, and of the update of a case with
-products of the same shapes.
+which the loss family checks by itself; the models' calls are written out here. What that loss
+leaves out (entropy, a KL term, packed rows) has a canary of its forward pass, and of the update of
+a case with products of the same shapes.
 """
 
 import functools
@@ -48,8 +48,8 @@ class ReferenceStages:
         return by_our_names(self.trace)
 
 
-def reference_stages(*logits_and_masks, config, old_log_probs, **others):
-    """The reference's loss with the arguments of ours."""
+def reference_stages(*logits_and_masks, config, old_log_probs, teacher_absent=None, **others):
+    """The reference's loss with the arguments of ours; not for packed rows with holes."""
     trace: dict[str, Tensor] = {}
     names = ("full_logit_distillation", "distillation_topk", "distillation_add_tail", "alpha")
     settings = {name: getattr(config, name) for name in (*names, "is_clip", "loss_agg_mode")}

@@ -11,6 +11,7 @@ from sdpo.parity.audit.audit import audit
 from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.implementations import Own
 from sdpo.parity.cases.stages import NAMES, PROMPT_STAGES
+from sdpo.parity.recorded import updates
 from sdpo.parity.report.rejudge import policy_of, regate
 from sdpo.parity.report.run_report import RunReport
 from tests.helpers.report_schema import assert_valid
@@ -91,7 +92,7 @@ def test_a_stage_that_no_case_reaches_is_not_required(tmp_path):
     ("family", "method", "stage"),
     [
         ("loss", "trace", "divergence"),
-        ("update", "update_gap", "accumulate"),
+        ("update", "compare_update", "accumulate"),
         ("reprompt", "config", "config"),
     ],
 )
@@ -106,7 +107,7 @@ def test_what_the_golden_data_hold_stays_required(family, method, stage, folders
     elif method == "config":
         monkeypatch.setattr(Own, "config_results", lambda self, family: [])
     else:
-        monkeypatch.setattr(Own, method, lambda self, golden: "nothing is run")
+        monkeypatch.setattr(updates, method, lambda *sides: [])
     run = audited("sdpo", folders[family])
     assert (run.verdict, run.exit_code) == ("INCONCLUSIVE", 3)
     assert f"stage {stage} was not covered" in run.reasons
