@@ -19,11 +19,9 @@ def drift(
 
     Example: sdpo drift > drift.md
     """
-    import json
-
-    from sdpo.parity.drift.default_drift import drift as table
+    from sdpo.parity.drift.default_drift import drift as default_drift
     from sdpo.parity.drift.default_drift import markdown
 
-    document = table()
-    print(json.dumps(document) if json_ else markdown(document))
-    raise typer.Exit(3 if any(peer["broken"] for peer in document["peers"]) else 0)
+    table = default_drift()
+    print(table.json() if json_ else markdown(table))
+    raise typer.Exit(3 if any(peer.broken for peer in table.peers) else 0)

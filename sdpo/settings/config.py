@@ -9,7 +9,7 @@ from dataclasses import InitVar, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
-from sdpo.settings.rules import DEFAULT_RATE, nearest, violations
+from sdpo.settings.rules import DEFAULT_RATE, RawSettings, nearest, violations
 from sdpo.settings.stage_settings import (
     FEEDBACK_TEMPLATE,
     REPROMPT_TEMPLATE,
@@ -74,7 +74,7 @@ class SDPOConfig(PolicySettings, PromptSettings, LossSettings):
 
     max_reprompt_length: InitVar[int | None] = None
     """sdpo-rl's name of `max_reprompt_len`, which is the one to read."""
-    apply_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    apply_chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     """Chat-template arguments of the teacher prompt."""
     feedback_column: str = "feedback"
     """Column of the rollouts that may hold the environment's feedback."""
@@ -103,9 +103,11 @@ class SDPOConfig(PolicySettings, PromptSettings, LossSettings):
 
     def __post_init__(self, max_reprompt_length: int | None) -> None:
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        if found := violations(settings | {"max_reprompt_length": max_reprompt_length}):
-            raise ConfigError("; ".join(found))
-        implied: dict[str, Any] = {"max_reprompt_len": max_reprompt_length or self.max_reprompt_len}
+        if broken := violations(settings | {"max_reprompt_length": max_reprompt_length}):
+            raise ConfigError("; ".join(broken))
+        implied: dict[str, object] = {
+            "max_reprompt_len": max_reprompt_length or self.max_reprompt_len
+        }
         if self.teacher_mode == "trust_region":
             implied["teacher_regularization"] = "trust-region"
         if self.teacher_mode == "frozen":
@@ -118,7 +120,7 @@ class SDPOConfig(PolicySettings, PromptSettings, LossSettings):
         return self.share_prompts in (side, "both")
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], *, preset: str = "verl_yaml") -> "SDPOConfig":
+    def from_dict(cls, settings: RawSettings, *, preset: str = "verl_yaml") -> "SDPOConfig":
         """A preset with some settings changed.
 
         Raises:
@@ -127,7 +129,8 @@ class SDPOConfig(PolicySettings, PromptSettings, LossSettings):
         """
         if preset not in PRESETS:
             raise ConfigError(f"{preset!r} is not a preset{nearest(preset, list(PRESETS))}")
-        return cls(**{**PRESETS[preset], **settings})
+        chosen: dict[str, Any] = {**PRESETS[preset], **settings}
+        return cls(**chosen)
 
     @classmethod
     def preset(cls, name: str) -> "SDPOConfig":
@@ -139,7 +142,7 @@ class SDPOConfig(PolicySettings, PromptSettings, LossSettings):
         return cls.from_dict({}, preset=name)
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+PRESETS: Mapping[str, RawSettings] = MappingProxyType(
     {
         "verl_yaml": {},
         "verl_dataclass": {

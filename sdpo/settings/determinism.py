@@ -4,14 +4,24 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 
 
+class DeterminismSettings(TypedDict):
+    """What was set to fix everything that may move a result."""
+
+    seed: int
+    torch_num_threads: int
+    default_dtype: str
+    deterministic_algorithms: bool
+    allow_tf32: bool
+
+
 @contextmanager
-def deterministic(seed: int = 0, threads: int = 1) -> Iterator[dict[str, Any]]:
+def deterministic(seed: int = 0, threads: int = 1) -> Iterator[DeterminismSettings]:
     """Fix everything that may move a result, and put it back afterwards.
 
     Args:

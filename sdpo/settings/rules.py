@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import NamedTuple, TypeGuard
 
 from sdpo.settings.templates import SLOTS, TemplateError, check_template
 
@@ -29,76 +29,81 @@ DEFAULT_REPROMPT_LEN = 10240
 DEFAULT_KL_LOSS_COEF = 0.001
 
 
-def violations(settings: Mapping[str, Any]) -> list[str]:
-    """One message for each setting that breaks its rule."""
-    found = [
-        f"{name}={value!r}: {RULES[name][1]}"
+RawSettings = Mapping[str, object]
+"""Settings by name as a user gave them, not yet checked."""
+
+
+def violations(settings: RawSettings) -> list[str]:
+    """Say of each setting that breaks its rule which one, in one message each."""
+    broken = [
+        f"{name}={value!r}: {RULES[name].text}"
         for name, value in settings.items()
-        if name in RULES and not RULES[name][0](value)
+        if name in RULES and not RULES[name].holds(value)
     ]
     for name in SLOTS.keys() & settings.keys():
         try:
             check_template(name, settings[name])
         except TemplateError as error:
-            found.append(str(error))
+            broken.append(str(error))
     alpha = settings.get("alpha", DEFAULT_ALPHA)
     if not settings.get("full_logit_distillation", True) and alpha != 1.0:
-        found.append(
+        broken.append(
             f"alpha={alpha!r}: must be 1.0 when full_logit_distillation is False, because "
             "the sampled token only estimates KL(student‖teacher)"
         )
-    return found + conflicts(settings)
+    return broken + _conflicts(settings)
 
 
-def conflicts(settings: Mapping[str, Any]) -> list[str]:
-    """One message for each pair of settings that name the same thing with different values.
+def _conflicts(settings: RawSettings) -> list[str]:
+    """Say of each pair of settings that they name the same thing with different values.
 
     A setting at its default counts as not given.
     """
-    found = []
+    contradictions = []
     mode = settings.get("teacher_mode")
     regularization = settings.get("teacher_regularization", "ema")
     rate = settings.get("teacher_update_rate", DEFAULT_RATE)
     if mode in TEACHER_MODES and mode != "trust_region" and regularization == "trust-region":
-        found.append(
+        contradictions.append(
             f"teacher_mode={mode!r} contradicts teacher_regularization='trust-region': give one"
         )
     if mode == "frozen" and rate not in (0, DEFAULT_RATE):
-        found.append(
+        contradictions.append(
             f"teacher_mode='frozen' contradicts teacher_update_rate={rate!r}: a frozen teacher "
             "does not move, so leave the rate out"
         )
     length = settings.get("max_reprompt_len", DEFAULT_REPROMPT_LEN)
     alias = settings.get("max_reprompt_length")
     if alias is not None and length not in (alias, DEFAULT_REPROMPT_LEN):
-        found.append(
+        contradictions.append(
             f"max_reprompt_length={alias!r} contradicts max_reprompt_len={length!r}: they are the "
             "same setting, so give one"
         )
     if settings.get("lora_average", "factors") != "factors" and mode != "lora_ema":
-        found.append("lora_average='effective' needs teacher_mode='lora_ema'")
-    return found + _conflicts_of_policy_terms(settings)
+        contradictions.append("lora_average='effective' needs teacher_mode='lora_ema'")
+    return contradictions + _conflicts_of_policy_terms(settings)
 
 
-def _conflicts_of_policy_terms(settings: Mapping[str, Any]) -> list[str]:
-    """One message for each setting that does not go with an entropy bonus or a KL term."""
-    found, use_kl_loss = [], settings.get("use_kl_loss", False)
+def _conflicts_of_policy_terms(settings: RawSettings) -> list[str]:
+    """Say of each setting that it does not go with an entropy bonus or a KL term."""
+    conflicts: list[str] = []
+    use_kl_loss = settings.get("use_kl_loss", False)
     coefficient = settings.get("kl_loss_coef", DEFAULT_KL_LOSS_COEF)
     if not use_kl_loss and coefficient != DEFAULT_KL_LOSS_COEF:
-        found.append(f"kl_loss_coef={coefficient!r} needs use_kl_loss=True")
+        conflicts.append(f"kl_loss_coef={coefficient!r} needs use_kl_loss=True")
     if not use_kl_loss and settings.get("entropy_coeff", 0.0) == 0:
-        return found
+        return conflicts
     if settings.get("loss_implementation") == "fused":
-        found.append(
+        conflicts.append(
             "loss_implementation='fused' never holds the logits that entropy_coeff and use_kl_loss "
             "need, and leaves out rows that they count: use 'logits'"
         )
     if settings.get("micro_batch_semantics") == "exact":
-        found.append(
+        conflicts.append(
             "micro_batch_semantics='exact' weighs micro-batches by their tokens with a teacher "
             "signal, entropy_coeff and use_kl_loss count all response tokens: use 'verl'"
         )
-    return found
+    return conflicts
 
 
 def nearest(name: str, valid: list[str]) -> str:
@@ -107,82 +112,100 @@ def nearest(name: str, valid: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; valid are {valid}"
 
 
-def _is_number(value: object) -> bool:
+Holds = Callable[[object], bool]
+
+
+class Rule(NamedTuple):
+    """Whether a value of a setting is allowed, and what a message says of it."""
+
+    holds: Holds
+    text: str
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _number(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(holds: Callable[[float], bool]) -> Holds:
     return lambda value: _is_number(value) and holds(value)
 
 
-def _optional(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _optional(holds: Holds) -> Holds:
     return lambda value: value is None or holds(value)
 
 
-def _positive_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _positive_integer(value: object) -> bool:
+    return _is_integer(value) and value > 0
 
 
-def _whole_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _one_of(choices: tuple[str, ...]) -> Rule:
+    return Rule(lambda value: value in choices, f"must be one of {', '.join(choices)}")
 
 
-def _one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in choices, f"must be one of {', '.join(choices)}"
+_SWITCH = Rule(lambda value: isinstance(value, bool), "must be True or False")
+_SHARE = Rule(_number(lambda v: 0 <= v <= 1), "must lie in [0, 1]")
+_POSITIVE = Rule(_number(lambda v: v > 0), "must be a finite number above 0")
+_NOT_NEGATIVE = Rule(_number(lambda v: v >= 0), "must be a finite number, 0 or above")
+_OPTIONAL_POSITIVE = Rule(_optional(_POSITIVE.holds), f"{_POSITIVE.text}, or None")
 
-
-_SWITCH = (lambda value: isinstance(value, bool), "must be True or False")
-_POSITIVE = (_number(lambda v: v > 0), "must be a finite number above 0")
-_NOT_NEGATIVE = (_number(lambda v: v >= 0), "must be a finite number, 0 or above")
-
-RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
+RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "full_logit_distillation": _SWITCH,
-        "alpha": (_number(lambda v: 0 <= v <= 1), "must lie in [0, 1]"),
-        "distillation_topk": (_optional(_positive_integer), "must be an integer above 0, or None"),
+        "alpha": _SHARE,
+        "distillation_topk": Rule(
+            _optional(_positive_integer), "must be an integer above 0, or None"
+        ),
         "distillation_add_tail": _SWITCH,
-        "is_clip": (_optional(_POSITIVE[0]), "must be a finite number above 0, or None"),
+        "is_clip": _OPTIONAL_POSITIVE,
         "loss_agg_mode": _one_of(LOSS_AGG_MODES),
         "temperature": _POSITIVE,
         "entropy_coeff": _NOT_NEGATIVE,
         "use_kl_loss": _SWITCH,
         "kl_loss_coef": _NOT_NEGATIVE,
         "kl_loss_type": _one_of(KL_LOSS_TYPES),
-        "rollout_is_threshold": (
-            _optional(_POSITIVE[0]),
-            "must be a finite number above 0, or None",
-        ),
+        "rollout_is_threshold": _OPTIONAL_POSITIVE,
         "teacher_regularization": _one_of(TEACHER_REGULARIZATIONS),
-        "teacher_update_rate": (_number(lambda v: 0 <= v <= 1), "must lie in [0, 1]"),
-        "success_reward_threshold": (_number(lambda v: True), "must be a finite number"),
+        "teacher_update_rate": _SHARE,
+        "success_reward_threshold": Rule(_number(lambda v: True), "must be a finite number"),
         "dont_reprompt_on_self_success": _SWITCH,
         "remove_thinking_from_demonstration": _SWITCH,
         "include_environment_feedback": _SWITCH,
         "environment_feedback_only_without_solution": _SWITCH,
-        "max_reprompt_len": (_positive_integer, "must be an integer above 0"),
+        "max_reprompt_len": Rule(_positive_integer, "must be an integer above 0"),
         "reprompt_truncation": _one_of(TRUNCATIONS),
-        "apply_chat_template_kwargs": (
+        "apply_chat_template_kwargs": Rule(
             lambda value: isinstance(value, Mapping),
             "must be a mapping",
         ),
         "enabled": _SWITCH,
-        "hybrid_lambda": (_number(lambda v: 0 <= v <= 1), "must lie in [0, 1]"),
-        "teacher_mode": (
+        "hybrid_lambda": _SHARE,
+        "teacher_mode": Rule(
             _optional(lambda value: value in TEACHER_MODES),
             f"must be one of {', '.join(TEACHER_MODES)}, or None",
         ),
         "lora_average": _one_of(LORA_AVERAGES),
-        "max_reprompt_length": (
+        "max_reprompt_length": Rule(
             _optional(_positive_integer),
             "must be an integer above 0 (the same setting as max_reprompt_len)",
         ),
         "micro_batch_semantics": _one_of(MICRO_BATCH_SEMANTICS),
         "loss_implementation": _one_of(LOSS_IMPLEMENTATIONS),
         "share_prompts": _one_of(SHARE_PROMPTS),
-        "feedback_column": (lambda v: isinstance(v, str) and bool(v), "must be a column's name"),
-        "audit_every": (_whole_number, "must be 0 (off) or the number of updates between checks"),
+        "feedback_column": Rule(
+            lambda v: isinstance(v, str) and bool(v), "must be a column's name"
+        ),
+        "audit_every": Rule(
+            lambda v: _is_integer(v) and v >= 0,
+            "must be 0 (off) or the number of updates between checks",
+        ),
         "audit_lockstep": _SWITCH,
-        "audit_dir": (_optional(lambda v: isinstance(v, str)), "must be a path as text, or None"),
+        "audit_dir": Rule(
+            _optional(lambda v: isinstance(v, str)), "must be a path as text, or None"
+        ),
         "lr": _POSITIVE,
         "grad_clip": _POSITIVE,
     }

@@ -18,7 +18,7 @@ class TemplateError(ValueError):
     """A template that cannot be filled: unknown slot, stray brace or wrong format specification."""
 
 
-def check_template(name: str, template: str) -> None:
+def check_template(name: str, template: object) -> None:
     """Check that a template can be filled with any text.
 
     A slot may be left out, repeated, and carry a conversion and a format specification

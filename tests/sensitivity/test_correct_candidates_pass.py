@@ -42,11 +42,11 @@ def test_from_log_probs(name):
 @pytest.mark.parametrize("name", one_in(5, sorted(VARIANTS)))
 def test_no_metamorphic_relation_is_violated(name):
     rows = invariants(FromLogits(name, loss_from_logits(VARIANTS[name])))
-    assert {row["name"]: row["status"] for row in rows} == {
-        row["name"]: "INHERITED" if row["of_reference"] == "VIOLATED" else "HOLDS" for row in rows
+    assert {row.name: row.status for row in rows} == {
+        row.name: "INHERITED" if row.of_reference == "VIOLATED" else "HOLDS" for row in rows
     }
-    held = [row["worst"] for row in rows if row["status"] == "HOLDS" and row["worst"]]
-    assert max(worst["used"] for worst in held) < 0.5
+    held = [row.worst for row in rows if row.status == "HOLDS" and row.worst]
+    assert max(float(worst.used) for worst in held) < 0.5
 
 
 def test_log1p_near_the_limit_of_the_tail_is_a_fault():

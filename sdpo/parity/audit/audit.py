@@ -53,6 +53,7 @@ from sdpo.parity.explain.one_setting_only import departs_only
 from sdpo.parity.recorded.teacher_prompts import run_reprompt_family
 from sdpo.parity.recorded.updates import run_update_family
 from sdpo.parity.relations.check import invariants
+from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.report.coverable_stages import beyond_goldens, said
 from sdpo.parity.report.declared_deviations import DeclaredError, load_for
 from sdpo.parity.report.document import Evidence, Policy, assemble, failed
@@ -77,7 +78,7 @@ class Findings:
     explained: dict[str, set[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     trainer: list[dict[str, Any]] = field(default_factory=list)
-    invariants: list[dict[str, Any]] = field(default_factory=list)
+    invariants: list[RelationRow] = field(default_factory=list)
 
 
 def audit(request: Request, progress: Progress = lambda *_: None) -> RunReport:

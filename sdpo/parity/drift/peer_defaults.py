@@ -9,9 +9,10 @@ import importlib.metadata
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-Reading = Callable[[Any], Any]
+Reading = Callable[[Any], object]
+"""Turns a package's value of a setting into verl's terms."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,39 @@ class Peer:
     remarks: Mapping[str, str] = field(default_factory=dict)
 
 
+class PeerDefault(NamedTuple):
+    """A default in verl's terms, and the name and value that it has in its package."""
+
+    value: object
+    theirs: str
+    raw: object
+
+
+class OtherDefault(NamedTuple):
+    """A package's default of a setting that SDPO does not have, and what it is said to mean."""
+
+    name: str
+    value: object
+    meaning: str
+
+
 @dataclass(frozen=True)
 class Defaults:
-    """What was read: version or why there is none, values under verl's names, all other settings.
+    """What was read of a package.
 
-    `values` holds `(value in verl's terms, name there, value there)`; `other` holds
-    `(name, value, meaning)` of all other settings.
+    `version` and `problem` say whether it could be read; `values` are under verl's names, `other`
+    are all other settings, and `gone` the names that it no longer has.
     """
 
     name: str
     version: str = ""
     problem: str = ""
-    values: Mapping[str, tuple[Any, str, Any]] = field(default_factory=dict)
-    other: tuple[tuple[str, Any, str], ...] = ()
+    values: Mapping[str, PeerDefault] = field(default_factory=dict)
+    other: tuple[OtherDefault, ...] = ()
     gone: tuple[str, ...] = ()
 
 
-SHARED = (
+_SHARED = (
     "distillation_topk",
     "distillation_add_tail",
     "teacher_update_rate",
@@ -65,14 +82,14 @@ SHARED = (
     "solution_template",
     "feedback_template",
 )
-SAME = {name: name for name in SHARED}
-TRL = Peer(
+_SAME = {name: name for name in _SHARED}
+_TRL = Peer(
     "trl",
     "trl",
     "trl.experimental.sdpo",
     "SDPOConfig",
     "1.16",
-    SAME
+    _SAME
     | {
         "full_logit_distillation": "distillation_mode",
         "alpha": "distillation_alpha",
@@ -130,13 +147,13 @@ TRL = Peer(
         "ones",
     },
 )
-SDPO_RL = Peer(
+_SDPO_RL = Peer(
     "sdpo-rl",
     "sdpo-rl",
     "sdpo_rl.config",
     "SDPOConfig",
     "0.0.3",
-    SAME
+    _SAME
     | {
         "enabled": "enabled",
         "full_logit_distillation": "full_logit_distillation",
@@ -150,11 +167,11 @@ SDPO_RL = Peer(
     },
     fixed={"loss_agg_mode": "always token-mean"},
 )
-PEERS = (TRL, SDPO_RL)
+PEERS = (_TRL, _SDPO_RL)
 
 
 def read(peer: Peer) -> Defaults:
-    """The defaults of an installed package; what prevents it is said, never left out."""
+    """Read the defaults of an installed package, or say what prevents it."""
     try:
         version = importlib.metadata.version(peer.distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -171,24 +188,24 @@ def read(peer: Peer) -> Defaults:
     values = {}
     for name, theirs in peer.names.items():
         if theirs in settings:
-            value = default_of(settings[theirs])
+            value = _default_of(settings[theirs])
             reading = peer.readings.get(name, lambda same: same)
-            values[name] = (reading(value), theirs, value)
+            values[name] = PeerDefault(reading(value), theirs, value)
     known = dict.fromkeys((*peer.names.values(), *peer.further))
     gone = tuple(theirs for theirs in known if theirs not in settings)
     # only what the package itself declares, not what it inherits from elsewhere
     package = peer.module.split(".")[0]
     classes = [c for c in config.__mro__ if c.__module__.split(".")[0] == package]
-    own = {name for c in classes for name in vars(c).get("__annotations__", {})}
+    declared = {name for c in classes for name in vars(c).get("__annotations__", {})}
     other = tuple(
-        (name, default_of(f), meaning(f))
+        OtherDefault(name, _default_of(f), _meaning(f))
         for name, f in settings.items()
-        if name in own and name not in peer.names.values()
+        if name in declared and name not in peer.names.values()
     )
     return Defaults(peer.name, version, "", values, other, gone)
 
 
-def default_of(setting: "dataclasses.Field[Any]") -> Any:
+def _default_of(setting: dataclasses.Field[object]) -> object:
     """The default of a setting."""
     if setting.default is not dataclasses.MISSING:
         return setting.default
@@ -197,7 +214,7 @@ def default_of(setting: "dataclasses.Field[Any]") -> Any:
     return "required"
 
 
-def meaning(setting: "dataclasses.Field[Any]") -> str:
+def _meaning(setting: dataclasses.Field[object]) -> str:
     """The first sentence of what a package says about its setting."""
     text = " ".join(str(setting.metadata.get("help", "")).split())
     return text.partition(". ")[0].rstrip(".")

@@ -78,7 +78,7 @@ RELATIONS = tuple(_relation(row) for row in _TABLE.strip().splitlines())
 RELATION_NAMES = tuple(relation.name for relation in RELATIONS)
 
 
-def gravest(statuses: Iterable[str]) -> str:
+def gravest(statuses: Iterable[RelationStatus]) -> RelationStatus:
     """Return the gravest status among those of the claims; there is at least one."""
     present = set(statuses)
     return next(status for status in GRAVEST if status in present)

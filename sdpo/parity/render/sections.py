@@ -15,6 +15,7 @@ from msgspec import structs
 
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.compare.statuses import RelationStatus, Status, Verdict
+from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.render.stage_view import permalink, stage_view
 from sdpo.parity.render.text import (
     certificate,
@@ -25,7 +26,7 @@ from sdpo.parity.render.text import (
 )
 from sdpo.parity.report.judgement import case_count, judgement
 from sdpo.parity.report.report_context import DeclaredRow
-from sdpo.parity.report.report_rows import BundleRow, CaseRow, RelationRow
+from sdpo.parity.report.report_rows import BundleRow, CaseRow
 from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.truth.tolerances import MEANINGS
 

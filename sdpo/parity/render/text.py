@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdpo.parity.compare.statuses import RelationStatus, Verdict
+from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.report.judgement import improvement_lines, judgement
-from sdpo.parity.report.report_rows import RelationRow, TrainerEffect
+from sdpo.parity.report.report_rows import TrainerEffect
 from sdpo.parity.report.run_report import RunReport
 
 MOST_CASES = 8

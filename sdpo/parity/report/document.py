@@ -23,7 +23,7 @@ from sdpo.parity.report.declared_deviations import apply_declarations
 from sdpo.parity.report.report_context import Deviation, Environment, PolicyRow
 from sdpo.parity.report.report_rows import Totals
 from sdpo.parity.report.run_report import RunReport
-from sdpo.runtime.json_values import json_safe
+from sdpo.runtime.json_values import json_safe, safe_text
 
 Locate = Callable[[str, str | None], Departure]
 
@@ -232,7 +232,7 @@ def _totals(results: Sequence[CaseResult]) -> Totals:
 
 def failed(candidate: str, repro: str, message: str) -> RunReport:
     """The report of an audit that could not start."""
-    evidence, message = Evidence(candidate, "", (), [], repro=repro), json_safe(message)
+    evidence, message = Evidence(candidate, "", (), [], repro=repro), safe_text(message)
     report = assemble(evidence, Policy(), lambda verdict, observed: Departure(None))
     return msgspec.structs.replace(
         report,

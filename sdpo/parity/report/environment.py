@@ -5,7 +5,6 @@ import platform
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +12,12 @@ import torch
 from sdpo.fixtures import GoldenFamily
 from sdpo.parity.report.report_context import Environment, GoldenRow
 from sdpo.parity.truth import tolerances
-from sdpo.runtime.json_values import json_safe
+from sdpo.settings.determinism import DeterminismSettings
 from sdpo.settings.version import __version__
 
 
-def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> Environment:
-    """Versions, machine, what was set for determinism, and all tolerances."""
+def describe_environment(settings: DeterminismSettings, seeds: tuple[int, ...]) -> Environment:
+    """Collect versions, machine, what was set for determinism, and all tolerances."""
     return Environment(
         sdpo=__version__,
         python=platform.python_version(),
@@ -27,7 +26,7 @@ def describe_environment(settings: dict[str, Any], seeds: tuple[int, ...]) -> En
         platform=f"{sys.platform}-{platform.machine()}",
         processor=processor(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        determinism=json_safe(settings),
+        determinism=dict(settings),
         candidate_seeds=list(seeds),
         tolerances=dict(tolerances.recorded()),
     )

@@ -9,7 +9,8 @@ from msgspec import Meta, convert, field
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.compare.improvements import improvements
 from sdpo.parity.compare.statuses import FINITE, Status
-from sdpo.parity.report.report_rows import Count, Effect, Positive, Row, StageName, Text
+from sdpo.parity.report.report_rows import Effect, StageName, Text
+from sdpo.runtime.json_values import Count, Positive, Row
 
 if TYPE_CHECKING:
     from sdpo.parity.compare.comparison import Comparison

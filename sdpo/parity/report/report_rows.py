@@ -7,10 +7,11 @@ infinities: they are texts in a report.
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NamedTuple
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.statuses import RelationStatus, Status
+from sdpo.parity.compare.statuses import Status
+from sdpo.runtime.json_values import Count, Number, Positive, Row
 
 
 def one_of(names: Iterable[str], description: str | None = None) -> Meta:
@@ -47,11 +48,8 @@ Effect = Annotated[
     ),
 ]
 Precision = Annotated[str, one_of(("float64", "float32", "half precision"))]
-Count = Annotated[int, Meta(ge=0)]
-Positive = Annotated[int, Meta(ge=1)]
 Text = Annotated[str, Meta(min_length=1)]
 Names = Annotated[list[str], Meta(min_length=1)]
-Number = float | Literal["nan", "inf", "-inf"]
 Size = Annotated[float, Meta(ge=0)] | Literal["nan", "inf"]
 Shape = Annotated[list[Positive], Meta(min_length=3, max_length=3)]
 Moment = Annotated[list[Annotated[int, Meta(ge=-1)]], Meta(max_length=3)]
@@ -63,10 +61,6 @@ Place = Annotated[
         extra_json_schema={"required": ["actual", "expected"]},
     ),
 ]
-
-
-class Row(Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of a report; an unknown field in one that is read is an error."""
 
 
 class CaseFigures(NamedTuple):
@@ -247,34 +241,6 @@ class TrainerEffect(Row, frozen=True):
     logged_loss: Number | None
     optimised_loss: Number | None
     reference_loss: Number | None
-
-
-class RelationWorst(Row, frozen=True):
-    """The element of the gravest cases that uses most of its budget; `used` is the share."""
-
-    case: str
-    value: Literal["loss", "gradient"]
-    used: Number
-    distance: Number
-    budget: Number
-
-
-class RelationRow(Row, frozen=True):
-    """A metamorphic relation: the candidate compared with itself on generated cases.
-
-    `sentence` is what must hold, `pain` the reported pain that it answers, `status` the gravest of
-    its cases: VIOLATED, ERROR, INHERITED, HOLDS, NOT_COVERED. `worst` is null where nothing was
-    measured.
-    """
-
-    name: str
-    sentence: str
-    pain: str
-    status: RelationStatus
-    cases: dict[RelationStatus, Positive]
-    worst: RelationWorst | None
-    of_reference: RelationStatus
-    note: str
 
 
 class BundleRow(Row, frozen=True):

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.statuses import EXIT_CODES, FAILING, Status, Verdict
 from sdpo.parity.relations.catalogue import RELATION_NAMES, gravest
+from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.report.report_context import DeclaredRow, Environment, Location, PolicyRow
 from sdpo.parity.report.report_rows import (
     BundleRow,
@@ -22,8 +23,6 @@ from sdpo.parity.report.report_rows import (
     ImprovementRow,
     OneDtypeOnly,
     PrecisionRow,
-    RelationRow,
-    Row,
     Rung,
     Sensitivity,
     StageName,
@@ -31,6 +30,7 @@ from sdpo.parity.report.report_rows import (
     Totals,
     TrainerEffect,
 )
+from sdpo.runtime.json_values import Row
 
 SCHEMA_VERSION = 1
 LARGEST = 256 * 2**20

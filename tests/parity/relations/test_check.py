@@ -94,7 +94,7 @@ def continuous(student_logits, teacher_logits, responses, response_mask, *, alph
 
 def test_names_are_distinct_and_all_are_in_the_report():
     assert len(set(RELATION_NAMES)) == len(RELATION_NAMES)
-    assert [row["name"] for row in invariants(Own())] == list(RELATION_NAMES)
+    assert [row.name for row in invariants(Own())] == list(RELATION_NAMES)
 
 
 def test_an_audit_reports_every_relation_and_its_verdict_does_not_depend_on_them():
@@ -113,8 +113,8 @@ def test_an_audit_reports_every_relation_and_its_verdict_does_not_depend_on_them
 def test_ours_keeps_each_relation_that_the_reference_keeps(name):
     row = row_of(Own(), BY_NAME[name])
     inherited = name in BROKEN_BY_REFERENCE and name != OURS_IS_FINITE
-    assert row["status"] == ("INHERITED" if inherited else "HOLDS")
-    assert set(row["cases"]) <= {"HOLDS", "INHERITED"}
+    assert row.status == ("INHERITED" if inherited else "HOLDS")
+    assert set(row.cases) <= {"HOLDS", "INHERITED"}
 
 
 @pytest.mark.parametrize("name", RELATION_NAMES)
@@ -129,8 +129,8 @@ def test_what_the_reference_violates_is_known(name):
     assert broken == BROKEN_BY_REFERENCE.get(name, set())
     assert set(found.values()) <= {"VIOLATED", "HOLDS"}
     row = row_of(Transcription(), relation)
-    assert row["of_reference"] == ("VIOLATED" if broken else "HOLDS")
-    assert row["status"] == ("INHERITED" if broken else "HOLDS")
+    assert row.of_reference == ("VIOLATED" if broken else "HOLDS")
+    assert row.status == ("INHERITED" if broken else "HOLDS")
 
 
 @pytest.mark.parametrize(
@@ -151,11 +151,12 @@ def test_what_the_reference_violates_is_known(name):
 )
 def test_a_known_fault_violates_the_relation(name, fault):
     row = judged(loss_from_logits(BY_ID[fault].parts), name)
-    assert row["status"] == "VIOLATED"
+    assert row.status == "VIOLATED"
     if name == "teacher gets no gradient":
-        assert (row["worst"], "teacher" in row["note"]) == (None, True)
+        assert (row.worst, "teacher" in row.note) == (None, True)
     else:
-        assert row["worst"]["used"] > 1
+        assert row.worst is not None
+        assert float(row.worst.used) > 1
 
 
 @pytest.mark.parametrize(
@@ -164,30 +165,31 @@ def test_a_known_fault_violates_the_relation(name, fault):
 )
 def test_a_planted_dependence_violates_the_relation(name, function):
     row = judged(function, name)
-    assert row["status"] == "VIOLATED"
-    assert row["cases"] == {"VIOLATED": len(claims_of(name))}
+    assert row.status == "VIOLATED"
+    assert row.cases == {"VIOLATED": len(claims_of(name))}
 
 
 def test_a_continuous_divergence_is_told_from_the_reference():
     row = judged(continuous, "continuity in alpha")
-    assert row["cases"] == {"HOLDS": 4}
-    assert row["of_reference"] == "VIOLATED"
+    assert row.cases == {"HOLDS": 4}
+    assert row.of_reference == "VIOLATED"
 
 
 def test_a_candidate_is_not_blamed_where_the_reference_breaks_a_relation_too():
     whole = judged(loss_from_logits({}), "micro-batch split")
-    assert whole["cases"] == {"INHERITED": 3, "HOLDS": 3}
+    assert whole.cases == {"INHERITED": 3, "HOLDS": 3}
     summed = judged(loss_from_logits(BY_ID["M87"].parts), "micro-batch split")
-    assert summed["status"] == "VIOLATED"
-    assert summed["worst"]["case"] not in SPLIT
+    assert summed.status == "VIOLATED"
+    assert summed.worst is not None
+    assert summed.worst.case not in SPLIT
 
 
 def test_what_cannot_be_tested_says_why():
     log_probs = FromLogProbs("planted", loss_from_log_probs({}))
-    rows = {row["name"]: row for row in invariants(log_probs)}
-    untested = {name for name, row in rows.items() if row["status"] == "NOT_COVERED"}
+    rows = {row.name: row for row in invariants(log_probs)}
+    untested = {name for name, row in rows.items() if row.status == "NOT_COVERED"}
     assert untested == {"logit shift", "teacher gets no gradient"}
-    assert {rows[name]["note"] for name in untested} == {FROM_LOG_PROBS}
+    assert {rows[name].note for name in untested} == {FROM_LOG_PROBS}
 
     class Stages:
         @staticmethod
@@ -195,7 +197,7 @@ def test_what_cannot_be_tested_says_why():
             return per_token_loss.sum()
 
     rows = invariants(StageFunctions("stages", Stages()))
-    assert {(row["status"], row["note"]) for row in rows} == {("NOT_COVERED", PARTIAL)}
+    assert {(row.status, row.note) for row in rows} == {("NOT_COVERED", PARTIAL)}
 
 
 CHANGED = {
@@ -253,12 +255,12 @@ def test_a_change_that_changes_nothing_is_an_error(monkeypatch):
         MAKERS, "idle", lambda: [Claim(case, (TransformedCase(replace(case, id="b")),))]
     )
     row = row_of(Own(), replace(BY_NAME["row order"], name="idle"))
-    assert (row["status"], row["note"]) == ("ERROR", NOTHING_CHANGED)
+    assert (row.status, row.note) == ("ERROR", NOTHING_CHANGED)
 
 
 def test_log_probs_on_a_support_do_not_know_the_numbering_of_the_vocabulary():
     row = row_of(FromLogProbs("planted", loss_from_log_probs({})), BY_NAME["vocabulary order"])
-    assert row["cases"] == {"HOLDS": 2, "NOT_COVERED": 4}
+    assert row.cases == {"HOLDS": 2, "NOT_COVERED": 4}
     (claim,) = [c for c in claims_of("vocabulary order") if c.case.id == "usual settings"]
     found = outcome_of(
         FromLogProbs("p", loss_from_log_probs({})), BY_NAME["vocabulary order"], claim
@@ -271,16 +273,17 @@ def test_a_candidate_that_fails_or_has_no_gradient_says_so():
         raise RuntimeError("boom")
 
     row = judged(raises, "row order")
-    assert (row["status"], row["worst"]) == ("ERROR", None)
-    assert "boom" in row["note"]
+    assert (row.status, row.worst) == ("ERROR", None)
+    assert "boom" in row.note
 
     def detached(*args, **kwargs):
         return self_distillation_loss(*args, **kwargs).detach()
 
     row = judged(detached, "row order")
-    assert (row["status"], row["worst"]["value"]) == ("HOLDS", "loss")
-    assert "no graph" in row["note"]
-    assert judged(detached, "teacher gets no gradient")["status"] == "NOT_COVERED"
+    assert row.worst is not None
+    assert (row.status, row.worst.value) == ("HOLDS", "loss")
+    assert "no graph" in row.note
+    assert judged(detached, "teacher gets no gradient").status == "NOT_COVERED"
 
 
 def test_no_case_has_an_open_choice_and_shifts_are_exact():

@@ -24,7 +24,7 @@ INPUTS = ("input_ids", "attention_mask", "responses", "response_mask")
 class Refusal:
     """Why two runs tell nothing: an error, or not covered if the trainer is the reason."""
 
-    status: str
+    status: Status
     note: str
 
 

@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Literal
 
 import torch
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
-from sdpo.parity.compare.statuses import RelationStatus
+from sdpo.parity.compare.statuses import RelationStatus, Status
 from sdpo.parity.compare.tensor_distances import float32_error, scale_of
 from sdpo.parity.recorded.measured_budgets import budget_share
 from sdpo.parity.relations.catalogue import RELATIONS, Relation
-from sdpo.parity.relations.check import ClaimOutcome, blamed, relation_row
+from sdpo.parity.relations.relation_rows import (
+    ClaimOutcome,
+    RelationRow,
+    blamed,
+    relation_row,
+)
 from sdpo.parity.trainers.judge.effects import mean_loss
 from sdpo.parity.trainers.judge.reference_run import run_reference
 from sdpo.parity.trainers.judge.weight_stages import merged
@@ -58,7 +63,7 @@ FirstUpdateOf = Callable[[Scenario], FirstUpdate]
 
 def trainer_relations(
     candidate: ScenarioRunner, runs: Mapping[str, TrainerRun]
-) -> list[dict[str, Any]]:
+) -> list[RelationRow]:
     """Check all relations, and return the row of each in the report.
 
     Args:
@@ -71,7 +76,7 @@ def trainer_relations(
 
 def row_of(
     candidate: ScenarioRunner, relation: Relation, runs: Mapping[str, TrainerRun]
-) -> dict[str, Any]:
+) -> RelationRow:
     """Check one relation, and return its row in the report."""
     if relation.name in PAIRS:
         pairs = PAIRS[relation.name]
@@ -162,7 +167,7 @@ def outcome_of(first: FirstUpdateOf, pair: Pair) -> ClaimOutcome:
     except CandidateError as error:
         return ClaimOutcome(RelationStatus.ERROR, pair.case, note=str(error))
     if refused is not None:
-        return ClaimOutcome(refused.status, pair.case, note=refused.note)
+        return ClaimOutcome(RelationStatus(refused.status), pair.case, note=refused.note)
     outcomes, relative_budget = _distances(pair, left, right)
     worst = max(outcomes, key=lambda outcome: outcome.used or 0.0)
     holds = worst.status == RelationStatus.HOLDS and worst.used
@@ -215,7 +220,7 @@ def nothing_tested(
             return refused
     elif learns(first(SCALE_OF_ZERO)):
         return None
-    return Refusal(RelationStatus.NOT_COVERED, NEVER_LEARNS)
+    return Refusal(Status.NOT_COVERED, NEVER_LEARNS)
 
 
 def learns(update: FirstUpdate) -> bool:
@@ -229,7 +234,9 @@ def largest_difference(left: torch.Tensor, right: torch.Tensor | None) -> float:
     return difference if math.isfinite(difference) else math.inf
 
 
-def measured(value: str, case: str, difference: float, budget: float) -> ClaimOutcome:
+def measured(
+    value: Literal["loss", "gradient"], case: str, difference: float, budget: float
+) -> ClaimOutcome:
     """Judge a difference by its budget."""
     used = 0.0 if difference == 0 else difference / budget if budget else math.inf
     status = RelationStatus.HOLDS if used <= 1 else RelationStatus.VIOLATED
