@@ -240,6 +240,9 @@ def build_teacher_batch(
         return None
     settings, batch_size = self_distillation, len(responses)
     texts = decode_responses(responses, tokenizer)
+    if not all(len(conversation) for conversation in raw_prompt):
+        # before the feedback is looked at, which may be wrong as well
+        raise IndexError("a conversation without any message has no prompt")
     feedback = collect_feedback(reward_extra_infos, batch_size, settings)
     successes = successes_by_uid(token_level_rewards, uids, settings["success_reward_threshold"])
     demonstrations = [

@@ -1,4 +1,4 @@
-"""`sdpo record`: record cases from a checkout of the fork, or the packaged ones again."""
+"""`sdpo record`: record cases from a checkout of the fork, again, or compare random ones."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,25 +30,36 @@ def record(
             help="Record from a modified checkout or another commit; the manifests say so.",
         ),
     ] = False,
+    random: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Compare the fork with the transcription on so many cases of each family."
+        ),
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first random case.")] = 0,
 ) -> None:
     """Record cases of the loss, of teacher prompts and of updates by the fork's real functions.
 
-    Exit code: 0 recorded, or the same bits as before; 1 a recording differs, or was replaced; 2
-    nothing could be recorded, and nothing was written.
+    Exit code: 0 recorded, or the same bits as before; 1 a recording differs, or was replaced, or a
+    random case differs; 2 nothing could be recorded, and nothing was written.
 
     Example: sdpo record SDPO --check
     """
-    if check == (out is not None):
-        raise typer.BadParameter("give either --out DIR or --check")
-    if check and (cases is not None or force_regen):
-        raise typer.BadParameter("--check compares the packaged cases: no --cases, --force-regen")
-    from sdpo.parity.record.launch import record_all
+    if check + (out is not None) + (random > 0) != 1:
+        raise typer.BadParameter("give one of --out DIR, --check and --random N")
+    if out is None and (cases is not None or force_regen or allow_modified):
+        raise typer.BadParameter("--cases, --force-regen and --allow-modified go with --out alone")
+    if seed and not random:
+        raise typer.BadParameter("--seed goes with --random alone")
+    from sdpo.parity.record.launch import Order, carry_out, packaged_list
 
-    code = record_all(
-        checkout,
-        cases=cases,
-        out=out,
-        regenerate=force_regen,
-        allow_modified=allow_modified,
+    order = Order(
+        str(checkout),
+        str(cases or packaged_list()),
+        str(out or ""),
+        force_regen,
+        allow_modified,
+        random,
+        seed,
     )
-    raise typer.Exit(code)
+    raise typer.Exit(carry_out(order))

@@ -9,9 +9,12 @@ from sdpo.parity.record.launch import KERNELS, with_kernels
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give either --out DIR or --check"),
-        (["--check", "--out", "x"], "give either --out DIR or --check"),
-        (["--check", "--force-regen"], "no --cases, --force-regen"),
+        ([], "give one of --out DIR, --check and --random N"),
+        (["--check", "--out", "x"], "give one of --out DIR, --check and --random N"),
+        (["--random", "3", "--check"], "give one of --out DIR, --check and --random N"),
+        (["--check", "--force-regen"], "go with --out alone"),
+        (["--random", "3", "--allow-modified"], "go with --out alone"),
+        (["--check", "--seed", "3"], "--seed goes with --random alone"),
     ],
 )
 def test_options_that_contradict_each_other_are_one_line(capsys, arguments, words):

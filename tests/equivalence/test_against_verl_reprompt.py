@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sdpo.fixtures.loader import GoldenCase
 from sdpo.prompt import teacher_tokens
@@ -143,3 +144,20 @@ def test_missing_truncation_key_means_error():
     tokenizer = new_tokenizer()
     reference.set_tokenizer_sides(tokenizer, {})
     assert (tokenizer.padding_side, tokenizer.truncation_side) == ("left", "error")
+
+
+def test_an_empty_conversation_is_refused_before_wrong_feedback(tokenizer: Any):
+    """Of two faults of a batch the reference finds that of the prompts first."""
+    one = torch.ones(1, 1, dtype=torch.long)
+    with pytest.raises(IndexError):
+        reference.build_teacher_batch(
+            one,
+            one,
+            one.float(),
+            [[]],
+            ["u"],
+            {"feedback": None},
+            tokenizer,
+            loss_mode="sdpo",
+            self_distillation={"include_environment_feedback": True},
+        )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from unittest import mock
 
 import torch
@@ -190,7 +190,7 @@ def live_loss(
     return LiveLoss(
         student,
         teacher,
-        _sides(support, cast(float, settings["alpha"])) if full else (),
+        _sides(support) if full else (),
         bare_calls.matrices[0].detach(),
         calls.matrices[0].detach(),
         calls.masks[0],
@@ -248,18 +248,16 @@ def _watched_divergence() -> Iterator[list[tuple[Tensor, Tensor]]]:
         yield pairs
 
 
-def _sides(pairs: list[tuple[Tensor, Tensor]], alpha: float) -> tuple[Tensor, ...]:
+def _sides(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
     """Student's and teacher's log-probs among the arguments of `kl_div`.
 
-    `kl_div(input, target)` is KL(target‖input): at alpha 0 the student is the input, at 1 the
-    teacher; between, the mixture is the input of two calls with teacher and student as targets.
+    One call has both; of two calls, both with the mixture as input, they are the targets. The
+    student's have a graph, the teacher's have none.
     """
-    if alpha in (0.0, 1.0) and len(pairs) == 1:
-        sides = pairs[0] if alpha == 0.0 else pairs[0][::-1]
-        return tuple(side.detach() for side in sides)
-    if len(pairs) == 2:
-        return pairs[1][1].detach(), pairs[0][1].detach()
-    return ()
+    sides = pairs[0] if len(pairs) == 1 else tuple(target for _, target in pairs)
+    student = [side.detach() for side in sides if side.requires_grad]
+    teacher = [side for side in sides if not side.requires_grad]
+    return (*student, *teacher) if len(student) == len(teacher) == 1 else ()
 
 
 def support_of(outputs: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:

@@ -38,6 +38,8 @@ class Order:
         out: folder of the recording, empty to check the packaged cases.
         regenerate: replace a recording that differs.
         allow_modified: record from a modified checkout, or another commit, too.
+        random: how many random cases of each family to compare, 0 for none.
+        seed: of the first random case.
     """
 
     checkout: str
@@ -45,27 +47,17 @@ class Order:
     out: str = ""
     regenerate: bool = False
     allow_modified: bool = False
+    random: int = 0
+    seed: int = 0
 
 
-def record_all(
-    checkout: Path,
-    *,
-    cases: Path | None,
-    out: Path | None,
-    regenerate: bool,
-    allow_modified: bool,
-) -> int:
-    """Record cases, or without `out` the packaged ones again; the exit code of the command.
+def packaged_list() -> Path:
+    """The list of the packaged supplement."""
+    return Path(str(files("sdpo.fixtures") / "supplement.toml"))
 
-    Args:
-        checkout: the fork's folder.
-        cases: the list of cases, by default the packaged one.
-        out: folder of the recording.
-        regenerate: replace a recording that differs, and fail once.
-        allow_modified: record from a modified checkout, or another commit, too.
-    """
-    listed = cases or Path(str(files("sdpo.fixtures") / "supplement.toml"))
-    order = Order(str(checkout), str(listed), str(out or ""), regenerate, allow_modified)
+
+def carry_out(order: Order) -> int:
+    """Carry an order out in a process of its own; the exit code is that of the command."""
     command = [sys.executable, "-m", "sdpo.parity.record.worker"]
     text = msgspec.json.encode(order).decode()
     return subprocess.run(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.live_fork.losses import SETTINGS, LiveLoss, live_loss, support_of
-from sdpo.parity.live_fork.modules import ROLLOUT_CORRECTION, live_function
+from sdpo.parity.live_fork.rollout_weights import live_rollout_weights
 from sdpo.parity.record.recipes import Recipe, Recording, dtype_named, recording
 
 WEIGHTS = "in.rollout_is_weights"
@@ -85,15 +85,13 @@ def rollout_weights(recipe: Recipe) -> tuple[dict[str, Tensor], dict[str, float]
     threshold = recipe.config["rollout_is_threshold"]
     if threshold is None:
         return {}, None
-    correct = live_function(ROLLOUT_CORRECTION, "compute_rollout_correction_and_rejection_mask")
-    made, _, metrics = correct(
-        old_log_prob=recipe.inputs["in.old_log_probs"],
-        rollout_log_prob=recipe.inputs["in.rollout_log_probs"],
-        response_mask=recipe.inputs["in.response_mask"],
-        rollout_is="token",
-        rollout_is_threshold=threshold,
+    weights, metrics = live_rollout_weights(
+        recipe.inputs["in.old_log_probs"],
+        recipe.inputs["in.rollout_log_probs"],
+        threshold,
+        recipe.inputs["in.response_mask"],
     )
-    return {WEIGHTS: made.batch["rollout_is_weights"]}, metrics
+    return {WEIGHTS: weights}, metrics
 
 
 def outputs_of(live: LiveLoss) -> dict[str, Tensor]:

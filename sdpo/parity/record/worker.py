@@ -15,6 +15,8 @@ from sdpo.parity.live_fork.checkout import (
     inspect_checkout,
 )
 from sdpo.parity.live_fork.modules import check_packages
+from sdpo.parity.random_cases.compare_sides import compare_families
+from sdpo.parity.random_cases.comparison_text import comparison_lines
 from sdpo.parity.record.case_list import CaseListError, read_case_list
 from sdpo.parity.record.check_recording import Found, check_packaged
 from sdpo.parity.record.launch import Order
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         checkout = ready_checkout(order)
         with deterministic():
+            if order.random:
+                return compare(order)
             return check() if not order.out else record(order, checkout)
     except (CheckoutError, CaseListError, GoldenDataError) as error:
         return refuse(str(error), as_json=False)
@@ -100,6 +104,19 @@ def check() -> int:
     different = [entry for entry in checked if entry.found == Found.DIFFERENT]
     for entry in different:
         print(f"{entry.case}: {entry.where}")
+    return DIFFERENT if different else 0
+
+
+def compare(order: Order) -> int:
+    """Compare both sides on random cases, and say where they differ.
+
+    Raises:
+        CheckoutError: the checkout cannot be run.
+    """
+    different = False
+    for comparison in compare_families(order.random, order.seed, progress()):
+        print(*comparison_lines(comparison), sep="\n", flush=True)
+        different |= bool(comparison.differences)
     return DIFFERENT if different else 0
 
 

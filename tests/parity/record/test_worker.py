@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from sdpo.fixtures import load_family
+from sdpo.parity.random_cases.compare_sides import Difference, FamilyComparison
 from sdpo.parity.record import worker
 
 CASES = """
@@ -70,6 +71,21 @@ def test_a_changed_recording_fails_and_is_replaced_only_when_asked_and_fails_onc
     assert order(regenerate=True)[0] == 1
     assert load_family(tmp_path / "out", "loss").case("A-001").config["alpha"] == 0.25
     assert order()[0] == 0
+
+
+def test_random_cases_that_differ_are_counted_and_fail(order, monkeypatch):
+    differing = FamilyComparison("loss", 2, 9, differences=[Difference(5, ("loss",), "the case")])
+
+    def compared(count, seed, progress):
+        assert (count, seed) == (2, 4)
+        return [FamilyComparison("loss", 2, 9), *([differing] if fails else [])]
+
+    monkeypatch.setattr(worker, "compare_families", compared)
+    fails = False
+    assert order(out="", random=2, seed=4) == (0, order(out="", random=2, seed=4)[1])
+    fails = True
+    code, text = order(out="", random=2, seed=4)
+    assert (code, "1 differ" in text, "seeds 5" in text) == (1, True, True)
 
 
 def test_a_modified_checkout_is_recorded_only_when_allowed(order, tmp_path):

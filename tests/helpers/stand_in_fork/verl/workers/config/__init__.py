@@ -58,6 +58,7 @@ class FSDPActorConfig:
     use_dynamic_bsz: bool = False
     ppo_max_token_len_per_gpu: int = 16384
     use_remove_padding: bool = False
+    use_fused_kernels: bool = False
     strategy: str = "fsdp"
     rollout_n: int = 1
     use_torch_compile: bool = True

@@ -1,0 +1,1 @@
+"""Random cases of each family, run through the fork and through the transcription."""
