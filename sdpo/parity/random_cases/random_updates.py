@@ -136,7 +136,7 @@ def random_update(seed: int, family: GoldenFamily) -> RandomUpdate:
     distillation = random_distillation(chance, MODELS[model], trust_region)
     # fused kernels need models of their own; what refuses them does so before
     refused = distillation["full_logit_distillation"] or trust_region
-    actor["use_fused_kernels"] = bool(refused) and chance.happens(0.05)
+    actor["use_fused_kernels"] = bool(refused) and chance.happens(0.02)
     usual = "trust_region" if trust_region else "separate"
     return RandomUpdate(
         family,
@@ -144,7 +144,7 @@ def random_update(seed: int, family: GoldenFamily) -> RandomUpdate:
         chance.choice(OPTIMIZERS),
         actor,
         distillation,
-        chance.choice([usual] * 18 + ["none", "actor"]),
+        chance.choice([usual] * 38 + ["none", "actor"]),
         chance.choice([0.7, 1.0, 1.3]),
         [random_batch(chance, rows, actor, MODELS[model]) for _ in range(chance.between(1, 3))],
     )
@@ -206,7 +206,7 @@ def random_batch(
     }
     if chance.happens(0.3):
         batch["rollout_is_weights"] = chance.uniform(rows, width) * 2
-    if chance.happens(0.2):
+    if chance.happens(0.1):
         batch["rollout_log_probs"] = -chance.uniform(rows, width) * 5
     if chance.happens(0.03):
         del batch[chance.choice(list(batch))]

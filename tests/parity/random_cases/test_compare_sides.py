@@ -6,28 +6,28 @@ import pytest
 import torch
 
 from sdpo.parity.live_fork.checkout import CheckoutError
-from sdpo.parity.random_cases.compare_sides import FamilyComparison, differing
+from sdpo.parity.random_cases.compare_sides import FamilyComparison, Values, differing
 
 
 @dataclass
 class Case:
     """Gives or raises what it is told."""
 
-    theirs: object
-    ours: object
+    theirs: Values | Exception
+    ours: Values | Exception
 
-    def fork(self):
+    def fork(self) -> Values:
         return self.outcome(self.theirs)
 
-    def transcribed(self):
+    def transcribed(self) -> Values:
         return self.outcome(self.ours)
 
-    def outcome(self, given):
+    def outcome(self, given: Values | Exception) -> Values:
         if isinstance(given, Exception):
             raise given
         return given
 
-    def described(self):
+    def described(self) -> str:
         return "a case"
 
 

@@ -16,7 +16,7 @@ SAMPLE = [random_update(seed, packaged_family("update")) for seed in range(300)]
     ("feature", "least"),
     [
         (lambda case: case.teacher == "trust_region", 50),
-        (lambda case: case.teacher in ("none", "actor"), 10),
+        (lambda case: case.teacher in ("none", "actor"), 5),
         (lambda case: case.actor["use_dynamic_bsz"], 50),
         (lambda case: case.actor["use_remove_padding"], 50),
         (lambda case: case.actor["entropy_coeff"] != 0, 80),
