@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -39,7 +38,7 @@ from sdpo.parity.bundles.scenario_bundle import (
 )
 from sdpo.parity.bundles.scenario_bundle import read as read_scenario
 from sdpo.parity.bundles.scenario_bundle import write as write_scenario
-from sdpo.parity.bundles.shrink_case import shrink
+from sdpo.parity.bundles.shrink_case import shrink_case
 from sdpo.parity.candidates.loss_functions import LossFunction
 from sdpo.parity.cases.checked_call import CandidateError
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
@@ -130,8 +129,8 @@ def bundle_of(
     bare = replace(case, recorded={})
     smallest, tries = case, 1
     if fails(bare):
-        shrunk = shrink(bare, fails)
-        smallest, tries = shrunk.case, shrunk.tries + 1
+        smallest, shrinking_tries = shrink_case(bare, fails)
+        tries += shrinking_tries
     row = run_loss_case(candidate, smallest)[0].row()
     before, after = (list(each.student_logits.shape) for each in (case, smallest))
     document = LossDocument(
@@ -243,7 +242,9 @@ def _result(
     )
 
 
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _differences(
+    then: Mapping[str, object], now: Mapping[str, object]
+) -> dict[str, tuple[object, object]]:
     """Settings of the environment that changed: then and now."""
     names = [name for name in now if name in then and then[name] != now[name]]
     return {name: (then[name], now[name]) for name in names}

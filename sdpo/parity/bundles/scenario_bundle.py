@@ -23,7 +23,7 @@ from sdpo.parity.bundles.archive import (
     read_document,
     write_archive,
 )
-from sdpo.parity.bundles.shrink_scenario import shrink
+from sdpo.parity.bundles.shrink_scenario import shrink_scenario
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.report.report_context import Environment, Seen
 from sdpo.parity.trainers.judge.run_scenarios import TrainerFindings, walked
@@ -112,18 +112,18 @@ def pack(
         seen = now if same else seen
         return same
 
-    shrunk = shrink(scenario, fails)
+    smallest, tries = shrink_scenario(scenario, fails)
     document = ScenarioDocument(
         schema_version=1,
         candidate=name,
         seen=seen,
-        shrunk=Shrunk(size_of(scenario), size_of(shrunk.scenario), max(shrunk.tries, 1)),
+        shrunk=Shrunk(size_of(scenario), size_of(smallest), max(tries, 1)),
         environment=msgspec.to_builtins(environment),
         command=command,
-        scenario=as_json(shrunk.scenario),
-        weights=first_weights(shrunk.scenario),
+        scenario=as_json(smallest),
+        weights=first_weights(smallest),
     )
-    return ScenarioBundle(shrunk.scenario, document)
+    return ScenarioBundle(smallest, document)
 
 
 def seen_in(result: CaseResult) -> Seen:

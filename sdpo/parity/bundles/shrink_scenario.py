@@ -1,21 +1,16 @@
-"""The smallest scenario on which a trainer still fails: fewer updates, groups, rows and settings.
-
-Bounded by a count; nothing is drawn at random, so that it repeats.
-"""
+"""Smaller scenarios of a trainer: fewer updates, groups and rows, and plainer settings."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
+from sdpo.parity.bundles.shrink import Reductions, shrink
 from sdpo.parity.trainers.scenarios.catalogue import PLAIN
 from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
 
 MOST_TRIES = 4
-SMALLEST_GROUP = 2
+_SMALLEST_GROUP = 2
 
-Fails = Callable[[Scenario], bool]
-
-PLAIN_FIELDS = (
+_PLAIN_FIELDS = (
     "optimizer",
     "num_iterations",
     "temperature",
@@ -29,51 +24,40 @@ PLAIN_FIELDS = (
 )
 
 
-@dataclass
-class Shrunk:
-    """The smallest scenario found, and how many were tried."""
+def shrink_scenario(
+    scenario: Scenario, fails: Callable[[Scenario], bool], most_tries: int = MOST_TRIES
+) -> tuple[Scenario, int]:
+    """Shrink a scenario; arguments and result are those of `shrink`."""
+    return shrink(scenario, _reductions(scenario), fails, most_tries)
 
-    scenario: Scenario
-    tries: int = 0
 
-
-def shrink(scenario: Scenario, fails: Fails, most_tries: int = MOST_TRIES) -> Shrunk:
-    """Take parts away as long as the scenario fails.
-
-    Args:
-        scenario: one that fails.
-        fails: whether a smaller scenario fails in the same way.
-        most_tries: calls of `fails` at most.
-    """
-    found, progress = Shrunk(scenario), True
+def _reductions(scenario: Scenario) -> Reductions[Scenario]:
+    """Take one part away, again and again, until every scenario with one part less holds."""
+    progress = True
     while progress:
         progress = False
-        for smaller in smaller_ones(found.scenario):
-            if found.tries >= most_tries:
-                return found
-            found.tries += 1
-            if fails(smaller):
-                found.scenario, progress = smaller, True
+        for smaller in _with_one_part_less(scenario):
+            if (yield smaller):
+                scenario, progress = smaller, True
                 break
-    return found
 
 
-def smaller_ones(scenario: Scenario) -> Iterator[Scenario]:
-    """Scenarios with one part less, the largest parts first."""
+def _with_one_part_less(scenario: Scenario) -> Iterator[Scenario]:
+    """Yield the scenarios with one part less, the largest parts first."""
     if len(scenario.generations) > 1:
         yield replace(scenario, generations=scenario.generations[:1])
         yield replace(scenario, generations=scenario.generations[:-1])
-    if plain := one_batch(scenario):
+    if plain := _in_one_batch(scenario):
         yield plain
-    yield from fewer_rows(scenario)
-    changes = plain_settings(scenario)
+    yield from _with_fewer_rows(scenario)
+    changes = _plain_settings(scenario)
     if changes:
         yield replace(scenario, **changes)
         if len(changes) > 1:
             yield from (replace(scenario, **{name: value}) for name, value in changes.items())
 
 
-def one_batch(scenario: Scenario) -> Scenario | None:
+def _in_one_batch(scenario: Scenario) -> Scenario | None:
     """All rows in one micro-batch of one process; None if they are already."""
     rows = len(scenario.generations[0].rollouts)
     if scenario.micro_batch_size == rows and scenario.num_iterations == 1:
@@ -82,22 +66,22 @@ def one_batch(scenario: Scenario) -> Scenario | None:
     return replace(scenario, micro_batch_size=rows, **one)
 
 
-def fewer_rows(scenario: Scenario) -> Iterator[Scenario]:
+def _with_fewer_rows(scenario: Scenario) -> Iterator[Scenario]:
     """Fewer groups, then fewer rows in each; only where all rows are one micro-batch."""
-    if one_batch(scenario) is not None:
+    if _in_one_batch(scenario) is not None:
         return
     first = scenario.generations[0]
     groups, size = len(first.conversations), first.group_size
     if groups > 1:
         for kept in ([0], [groups - 1]):
-            yield cut(scenario, kept, list(range(size)))
-    if size > SMALLEST_GROUP:
+            yield _cut(scenario, kept, list(range(size)))
+    if size > _SMALLEST_GROUP:
         for removed in range(size - 1, -1, -1):
             kept_rows = [row for row in range(size) if row != removed]
-            yield cut(scenario, list(range(groups)), kept_rows)
+            yield _cut(scenario, list(range(groups)), kept_rows)
 
 
-def cut(scenario: Scenario, groups: list[int], rows: list[int]) -> Scenario:
+def _cut(scenario: Scenario, groups: list[int], rows: list[int]) -> Scenario:
     """The scenario with some groups, and of each group some rows."""
     generations = tuple(
         Generation(
@@ -113,13 +97,13 @@ def cut(scenario: Scenario, groups: list[int], rows: list[int]) -> Scenario:
     return replace(scenario, generations=generations, micro_batch_size=len(groups) * len(rows))
 
 
-def plain_settings(scenario: Scenario) -> dict[str, Any]:
-    """What differs from the plain scenario, and its plain value."""
-    found: dict[str, Any] = {
+def _plain_settings(scenario: Scenario) -> dict[str, object]:
+    """The settings in which a scenario differs from the plain one, with their plain values."""
+    changes: dict[str, object] = {
         name: getattr(PLAIN, name)
-        for name in PLAIN_FIELDS
+        for name in _PLAIN_FIELDS
         if getattr(scenario, name) != getattr(PLAIN, name)
     }
     if scenario.self_distillation != PLAIN.self_distillation:
-        found["self_distillation"] = PLAIN.self_distillation
-    return found
+        changes["self_distillation"] = PLAIN.self_distillation
+    return changes

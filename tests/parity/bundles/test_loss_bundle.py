@@ -24,12 +24,11 @@ from sdpo.parity.bundles.loss_bundle import (
     write,
 )
 from sdpo.parity.bundles.make_and_replay import make, replay
-from sdpo.parity.bundles.shrink_case import shrink, without
-from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
+from sdpo.parity.cases.loss_case import LOSS_SETTINGS
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.report.report_context import Seen
-from sdpo.settings.config import SDPOConfig
 from tests.helpers import candidates
+from tests.helpers.full_case import full_case
 from tests.helpers.golden_subset import subset
 
 pytestmark = pytest.mark.usefixtures("certificates_once", "budgets_once")
@@ -37,65 +36,9 @@ pytestmark = pytest.mark.usefixtures("certificates_once", "budgets_once")
 CANDIDATES = Path(candidates.__file__)
 
 
-def case(rows=4, tokens=6, vocabulary=32) -> LossCase:
-    generator = torch.Generator().manual_seed(1)
-    shape = (rows, tokens)
-    return LossCase(
-        id="P-X",
-        config=SDPOConfig(distillation_topk=4),
-        student_logits=torch.randn(*shape, vocabulary, generator=generator),
-        teacher_logits=torch.randn(*shape, vocabulary, generator=generator),
-        responses=torch.randint(0, vocabulary, shape, generator=generator),
-        response_mask=torch.ones(shape, dtype=torch.int64),
-        old_log_probs=torch.randn(*shape, generator=generator),
-        self_distillation_mask=torch.ones(rows),
-        rollout_is_weights=torch.rand(*shape, generator=generator),
-        tags=("core",),
-    )
-
-
-def old(of: LossCase) -> torch.Tensor:
-    assert of.old_log_probs is not None
-    return of.old_log_probs
-
-
-def test_a_case_shrinks_to_the_element_that_makes_it_fail():
-    whole = case()
-    needle = whole.student_logits[2, 3, 7].item()
-    found = shrink(whole, lambda c: bool((c.student_logits == needle).any()))
-    shape = found.case.student_logits.shape
-    assert shape == (1, 1, 2)
-    assert old(found.case).item() == old(whole)[2, 3].item()
-    assert found.tries < 60
-
-
-def test_responses_stay_the_same_tokens_in_a_smaller_vocabulary():
-    whole = case()
-    smaller = without(whole, 2, range(0, 16))
-    assert smaller is not None
-    for source in (whole.student_logits, whole.teacher_logits):
-        assert source.shape[-1] == 32
-    picked = smaller.student_logits.gather(-1, smaller.responses[..., None])
-    assert torch.equal(picked, whole.student_logits.gather(-1, whole.responses[..., None]))
-
-
-def test_two_rows_that_fail_only_together_stay():
-    whole = case()
-    marks = {old(whole)[row, 0].item() for row in (0, 3)}
-    found = shrink(whole, lambda c: marks <= set(old(c).flatten().tolist()))
-    assert found.case.student_logits.shape[:2] == (2, 1)
-
-
-def test_the_search_is_bounded_and_repeats():
-    shapes = [shrink(case(), lambda c: True, most_tries=3).case.student_logits.shape] * 2
-    assert shapes[0] == shapes[1]
-    assert shrink(case(), lambda c: False, most_tries=5).tries == 5
-    assert shrink(case(1, 1, 2), lambda c: True).tries == 0
-
-
 @pytest.fixture
 def bundle():
-    config = {name: getattr(case().config, name) for name in LOSS_SETTINGS}
+    config = {name: getattr(full_case().config, name) for name in LOSS_SETTINGS}
     document = LossDocument(
         schema_version=1,
         candidate="port.py:loss",
@@ -107,7 +50,7 @@ def bundle():
         config=config,
         tags=["core"],
     )
-    return LossBundle(case(), document)
+    return LossBundle(full_case(), document)
 
 
 def test_a_bundle_is_read_as_it_was_written_and_has_the_same_bytes(bundle, tmp_path):
@@ -140,9 +83,8 @@ def document(path: Path, **changes) -> bytes:
 
 
 def tensors(**changes) -> bytes:
-    whole = case()
     names = ("student_logits", "teacher_logits", "responses", "response_mask")
-    found = {name: getattr(whole, name) for name in names} | changes
+    found = {name: getattr(full_case(), name) for name in names} | changes
     return save({name: t.contiguous() for name, t in found.items() if t is not None})
 
 

@@ -19,7 +19,6 @@ from sdpo.parity.bundles.scenario_bundle import (
     read,
     write,
 )
-from sdpo.parity.bundles.shrink_scenario import MOST_TRIES, shrink
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.report.report_context import Seen
 from sdpo.parity.trainers.scenarios.catalogue import BY_ID, PLAIN
@@ -79,22 +78,6 @@ def test_an_archive_with_other_members_is_no_bundle_of_a_scenario(tmp_path):
     assert not scenario_bundle.is_scenario_bundle(tmp_path / "b.zip")
     with pytest.raises(BundleError):
         replay(ReplayRequest(str(tmp_path / "b.zip")))
-
-
-def test_a_scenario_shrinks_to_what_still_fails():
-    # fails as long as a failed row is beside a success
-    def fails(scenario):
-        first = scenario.generations[0]
-        rewards = {row.reward for row in first.rollouts}
-        return rewards == {0.0, 1.0}
-
-    shrunk = shrink(BY_ID["T32"], fails)
-    assert shrunk.tries <= MOST_TRIES
-    assert (len(shrunk.scenario.generations), shrunk.scenario.processes) == (1, 1)
-    found = shrink(BY_ID["T32"], fails, 100).scenario
-    assert len(found.generations[0].rollouts) == 2
-    assert found.optimizer == PLAIN.optimizer
-    assert shrink(BY_ID["T32"], lambda _: False, 100).scenario == BY_ID["T32"]
 
 
 def test_the_smallest_scenario_of_each_stage_is_packed_first():
