@@ -9,7 +9,7 @@ implementation is `sdpo/prompt/teacher_prompt.py`.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -27,6 +27,17 @@ class Demonstration(NamedTuple):
     text: str
 
 
+class PromptTrace(TypedDict):
+    """The values that a teacher batch went through, by stage; one per row but for the tensors."""
+
+    response_texts: list[str]
+    feedback: list[str | None]
+    demonstration: list[Demonstration | None]
+    teacher_prompt: list[list[Message]]
+    teacher_tokens: dict[str, Tensor]
+    distillation_mask: Tensor
+
+
 class TeacherBatch(NamedTuple):
     """What the reference adds to the batch, its metrics, and the values it went through.
 
@@ -36,7 +47,7 @@ class TeacherBatch(NamedTuple):
 
     tensors: dict[str, Tensor]
     metrics: dict[str, float]
-    trace: dict[str, Any]
+    trace: PromptTrace
 
 
 def set_tokenizer_sides(tokenizer: Any, settings: Settings) -> None:
@@ -265,7 +276,7 @@ def build_teacher_batch(
         dtype=torch.float32,
         device=responses.device,
     )
-    trace = {
+    trace: PromptTrace = {
         "response_texts": texts,
         "feedback": feedback,
         "demonstration": demonstrations,

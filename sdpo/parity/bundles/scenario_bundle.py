@@ -26,7 +26,7 @@ from sdpo.parity.bundles.archive import (
 from sdpo.parity.bundles.shrink_scenario import shrink_scenario
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.report.report_context import Environment, Seen
-from sdpo.parity.trainers.judge.run_scenarios import TrainerFindings, walked
+from sdpo.parity.trainers.judge.run_scenarios import follow
 from sdpo.parity.trainers.processes.training_pool import TrainingPool
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
 from sdpo.parity.trainers.scenarios.scenario import Scenario
@@ -79,12 +79,12 @@ def read(path: Path) -> ScenarioBundle:
 
 
 def run_scenario(candidate: TrainerAdapter, scenario: Scenario) -> CaseResult:
-    """What a trainer does in a scenario, in processes of its own."""
+    """Judge what a trainer does in a scenario, in processes of its own."""
     with (
-        TrainingPool(candidate, [scenario], twice=False) as apart,
+        TrainingPool(candidate, [scenario], twice=False) as pool,
         TemporaryDirectory(prefix="sdpo-trainer-") as folder,
     ):
-        return walked(apart, scenario, Path(folder), TrainerFindings(trains=True))[0]
+        return follow(pool, scenario, Path(folder), trains=True)[0]
 
 
 def pack(

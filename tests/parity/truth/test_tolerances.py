@@ -95,7 +95,7 @@ def test_no_other_constant_of_a_module_decides():
         "explain/ladder.py: FAR_OFF",
         "relations/transformed_cases.py: GRID",
         "relations/transformed_cases.py: NEAR",
-        "judge/known_faults.py: USUAL_THRESHOLD",
+        "judge/known_faults.py: _USUAL_THRESHOLD",
     }
     assert found == inputs
 

@@ -21,45 +21,14 @@ from sdpo.parity.cases.run_reference import (
 )
 from sdpo.parity.cases.stage_trace import StageTrace
 from sdpo.parity.cases.value_names import UPDATE_SETTINGS
-from sdpo.parity.trainers.scenarios.scenario import EXTRA_PADDING, Generation, Scenario
-from sdpo.parity.trainers.scenarios.tiny_model import completion_ids
+from sdpo.parity.trainers.recording.scripted_world import scripted_batch
+from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
 from sdpo.parity.trainers.scenarios.training_record import Tensors
 from sdpo.reference import teacher_prompt as prompts
 from sdpo.reference.forward import forward_micro_batch
 from sdpo.reference.update import UpdateSettings
 
-REQUIRED_BUT_UNUSED = "advantages"
-
-
-def _student_batch(scenario: Scenario, generation: Generation, tokenizer: Any) -> Tensors:
-    """Prompts and responses side by side, left- and right-padded, as the reference lays them out.
-
-    Shape: ids, attention mask and position ids `(B, P+T)`; responses and response mask `(B, T)`;
-    all int64.
-    """
-    rows = range(len(generation.rollouts))
-    prompt_ids, prompt_mask = prompts.encode_prompts(
-        [list(generation.conversation_of(row)) for row in rows],
-        tokenizer,
-        {"max_reprompt_len": tokenizer.model_max_length},
-        None,
-    )
-    completions = completion_ids(generation)
-    further = EXTRA_PADDING if scenario.disguise == "extra padding" else 0
-    width = max(len(ids) for ids in completions) + further
-    responses = torch.full((len(completions), width), int(tokenizer.pad_token_id))
-    response_mask = torch.zeros_like(responses)
-    for row, ids in enumerate(completions):
-        responses[row, : len(ids)] = torch.tensor(ids)
-        response_mask[row, : len(ids)] = 1
-    attention_mask = torch.cat([prompt_mask, response_mask], dim=1)
-    return {
-        "responses": responses,
-        "response_mask": response_mask,
-        "input_ids": torch.cat([prompt_ids, responses], dim=1),
-        "attention_mask": attention_mask,
-        "position_ids": torch.clamp(torch.cumsum(attention_mask, dim=1) - 1, min=0),
-    }
+_REQUIRED_BUT_UNUSED = "advantages"
 
 
 def _teacher_batch(
@@ -87,16 +56,15 @@ def _teacher_batch(
     return built
 
 
-def whole_batch(
+def reference_batch(
     scenario: Scenario, generation: Generation, tokenizer: Any
-) -> tuple[Tensors, dict[str, Any]]:
-    """Everything the actor needs but old log-probs, and the trace of the teacher's prompt."""
+) -> tuple[Tensors, prompts.PromptTrace]:
+    """Make everything the actor needs but old log-probs, and the trace of the teacher's prompt."""
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.padding_side = "left"
-    batch = _student_batch(scenario, generation, tokenizer)
+    batch = scripted_batch(scenario, generation, tokenizer)
     teacher = _teacher_batch(scenario, generation, batch, tokenizer)
     batch |= teacher.tensors
-    batch[REQUIRED_BUT_UNUSED] = torch.zeros(batch["responses"].shape)
+    batch[_REQUIRED_BUT_UNUSED] = torch.zeros(batch["responses"].shape)
     return batch, teacher.trace
 
 
@@ -139,7 +107,7 @@ def run_reference(
 
     def batches() -> Iterator[tuple[Tensors, Groups]]:
         for number, generation in enumerate(scenario.generations):
-            batch, _ = whole_batch(scenario, generation, tokenizer)
+            batch, _ = reference_batch(scenario, generation, tokenizer)
             with torch.no_grad():
                 batch["old_log_probs"] = log_probs(student, batch, scenario, dtype)
             yield in_dtype(batch, dtype), _epochs_of(scenario, groups[number])

@@ -1,10 +1,9 @@
-"""All scenarios through a trainer, each compared stage by stage."""
+"""Trains a candidate through all scenarios, and compares each training stage by stage."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
 from sdpo.parity.compare.comparison import Comparison
@@ -14,10 +13,11 @@ from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.explanations import fewest, in_all, united
 from sdpo.parity.explain.match_faults import Search, explain
 from sdpo.parity.trainers.judge.effects import Effect, effect_of
-from sdpo.parity.trainers.judge.follow_training import Walk
-from sdpo.parity.trainers.judge.reference_run import whole_batch
+from sdpo.parity.trainers.judge.follow_training import FollowedTraining
+from sdpo.parity.trainers.judge.reference_run import reference_batch
 from sdpo.parity.trainers.processes.ranks import first_apart
 from sdpo.parity.trainers.processes.training_pool import TrainingPool
+from sdpo.parity.trainers.recording.adapter_base import ScenarioRunner
 from sdpo.parity.trainers.recording.hf_trainer import TrainingFailedError
 from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
@@ -26,7 +26,7 @@ from sdpo.parity.trainers.scenarios.training_record import (
     TrainerRun,
 )
 
-Progress = Callable[[str, int, int], None]
+_Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -47,12 +47,12 @@ class TrainerFindings:
 
 
 def run_trainer_family(
-    candidate: Any, progress: Progress, scenarios: Sequence[Scenario] = SCENARIOS
+    candidate: ScenarioRunner, progress: _Progress, scenarios: Sequence[Scenario] = SCENARIOS
 ) -> TrainerFindings:
     """Train a candidate through all scenarios and compare it with the reference.
 
     Args:
-        candidate: a trainer adapter.
+        candidate: a trainer adapter, or the pool of processes that stands for one.
         progress: told the family, the number of scenarios done and their total.
         scenarios: the scripts.
     """
@@ -68,28 +68,29 @@ def run_trainer_family(
 
 
 def _run_scenario(
-    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
+    candidate: ScenarioRunner, scenario: Scenario, folder: Path, findings: TrainerFindings
 ) -> None:
-    """One scenario, its explanation and effect; whatever fails in the candidate is a finding."""
-    result, walk = walked(candidate, scenario, folder, findings)
+    """Run one scenario, with its explanation and effect; whatever fails is a finding."""
+    result, training = follow(candidate, scenario, folder, trains=findings.trains)
     findings.results.append(result)
-    if walk is None:
+    if training is None:
         return
-    run = walk.run
+    run = training.run
     findings.runs[scenario.id], findings.trains = run, True
-    findings.optimised[scenario.id] = walk.optimised
-    findings.observations.extend(walk.observations)
-    in_loss = [found.label for found in explain(walk.observations, search=Search(work_left=0))]
-    outside, followed = in_all(walk.tried), next(iter(walk.optimised), None)
-    labels = [*outside, *in_loss]
-    findings.effects.append(effect_of(scenario, run, walk.natural(), result, labels, followed))
+    findings.optimised[scenario.id] = training.optimised
+    findings.observations.extend(training.observations)
+    explanations = explain(training.observations, search=Search(work_left=0))
+    in_loss = [explanation.label for explanation in explanations]
+    outside, first_loss = in_all(training.faults_tried), next(iter(training.optimised), None)
+    labels, natural = [*outside, *in_loss], training.natural()
+    findings.effects.append(effect_of(scenario, run, natural, result, labels, first_loss))
     findings.in_loss[scenario.id] = in_loss
     findings.explained = united(findings.explained, {label: [scenario.id] for label in outside})
     _add_new(findings.notes, [*run.notes, *_other_rows(scenario, run)])
 
 
 def failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Comparison:
-    """A training that failed: an error, since nothing can be said of the trainer.
+    """Report a training that failed: an error, since nothing can be said of the trainer.
 
     One that trains, but fails or hangs as soon as there are several processes, deviates from the
     reference, which does not.
@@ -106,45 +107,55 @@ def failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Compa
     return Comparison(error.stage, Status.ERROR, scenario.id, note=str(error))
 
 
-def walked(
-    candidate: Any, scenario: Scenario, folder: Path, findings: TrainerFindings
-) -> tuple[CaseResult, "Walk | None"]:
-    """The comparisons of a scenario, and what they were made on; None if it failed."""
+def follow(
+    candidate: ScenarioRunner, scenario: Scenario, folder: Path, *, trains: bool
+) -> tuple[CaseResult, FollowedTraining | None]:
+    """Train through a scenario, and compare what was recorded.
+
+    Args:
+        candidate: the trainer.
+        scenario: the script.
+        folder: an empty one for the run.
+        trains: whether the trainer is known to train, so that a failure is telling.
+
+    Returns:
+        The comparisons, and the training that they are of; None if it failed.
+    """
     result = CaseResult(scenario.id, "trainer", scenario.tags)
     try:
-        run: TrainerRun = candidate.run(scenario, folder)
+        run = candidate.run(scenario, folder)
     except NotCoveredError as error:
         result.note = f"not covered: {error}"
         return result, None
     except CandidateError as error:
-        result.comparisons.append(failure(scenario, error, trains=findings.trains))
+        result.comparisons.append(failure(scenario, error, trains=trains))
         if (
             result.status == Status.DIVERGENT
             and (so_far := getattr(error, "run", None)) is not None
         ):
             result.comparisons.extend(_prompts_so_far(scenario, so_far, folder))
         return result, None
-    walk = Walk(scenario, run, folder)
+    training = FollowedTraining(scenario, run, folder)
     try:
-        result.comparisons.extend(walk.comparisons())
+        result.comparisons.extend(training.comparisons())
     except (KeyError, ValueError) as error:
         note = f"what the adapter recorded cannot be compared: {type(error).__name__}: {error}"
         result.comparisons.append(Comparison("accumulate", Status.ERROR, scenario.id, note=note))
         return result, None
-    return result, walk
+    return result, training
 
 
 def _prompts_so_far(scenario: Scenario, run: TrainerRun, folder: Path) -> list[Comparison]:
-    """The prompt stages of a training that failed later."""
-    walk, first = Walk(scenario, run, folder), scenario.generations[0]
-    batch, prompt = whole_batch(scenario, first, walk.tokenizer)
-    return walk.prompts(first, run.updates[0], prompt, batch)
+    """Compare the prompt stages of a training that failed later."""
+    training, first = FollowedTraining(scenario, run, folder), scenario.generations[0]
+    batch, prompt = reference_batch(scenario, first, training.tokenizer)
+    return training.compare_prompts(first, run.updates[0], prompt, batch)
 
 
-def differs_from_itself(apart: TrainingPool, scenario: Scenario = SCENARIOS[0]) -> list[str]:
-    """Whether two runs of a scenario differ, in one process under different global seeds."""
+def differs_from_itself(pool: TrainingPool, scenario: Scenario = SCENARIOS[0]) -> list[str]:
+    """Say whether two runs of a scenario differ, in one process under different global seeds."""
     try:
-        runs = apart.runs(scenario)
+        runs = pool.runs(scenario)
     except (NotCoveredError, CandidateError):
         return []
     first, second = (run.updates[-1].steps[-1].parameters for run in runs)
@@ -154,7 +165,7 @@ def differs_from_itself(apart: TrainingPool, scenario: Scenario = SCENARIOS[0]) 
 
 
 def _other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
-    """Whether micro-batches hold other rows than consecutive ones of the generation."""
+    """Say whether micro-batches hold other rows than consecutive ones of the generation."""
     size, of_generation = scenario.micro_batch_size, len(scenario.generations[0].rollouts)
     for update in run.updates:
         rows = [micro_batch.rows for step in update.steps for micro_batch in step.micro_batches]
@@ -167,6 +178,6 @@ def _other_rows(scenario: Scenario, run: TrainerRun) -> list[str]:
     return []
 
 
-def _add_new(known: list[str], found: Iterable[str]) -> None:
-    """Add what is not known yet, in place."""
-    known.extend(entry for entry in dict.fromkeys(found) if entry not in known)
+def _add_new(known: list[str], notes: Iterable[str]) -> None:
+    """Add the notes that are not known yet, in place."""
+    known.extend(note for note in dict.fromkeys(notes) if note not in known)

@@ -1,161 +1,43 @@
-"""Forward passes, accumulated gradient, optimizer and teacher, each from the trainer's own values.
+"""Accumulated gradient, optimizer and teacher, each from the trainer's own values before it.
 
-The models' arithmetic is outside the oracle: a budget is a few times the distance between the
-reference's float32 and its float64 run on the same inputs, relative to the tensor's scale.
+Budgets are measured as those of the forward passes: float32 beside float64.
 """
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sdpo.fixtures.models import build_optimizer
 from sdpo.parity.cases.checked_call import same_bits
-from sdpo.parity.compare.comparison import Comparison, compare_exact
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.recorded.measured_budgets import compare_all_measured, compare_measured
-from sdpo.parity.trainers.judge.prompt_stages import attended
+from sdpo.parity.recorded.measured_budgets import compare_all_measured
+from sdpo.parity.trainers.judge.forward_stages import TwoPrecisions, logits_of
 from sdpo.parity.trainers.scenarios.scenario import Scenario
-from sdpo.parity.trainers.scenarios.training_record import MicroBatch, OptimizerStep, Tensors
+from sdpo.parity.trainers.scenarios.training_record import OptimizerStep, Tensors
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
-TRUTH = torch.float64
-
-Side = tuple[dict[str, nn.Parameter], torch.optim.Optimizer]
-
-
-@dataclass
-class Spread:
-    """A value of the reference in the scenario's precision, and in float64."""
-
-    value: Tensor
-    truth: Tensor
-
-    def of(self, rows: list[int], width: int) -> "Spread":
-        """Some rows, cut to a width."""
-        return Spread(self.value[rows][:, :width], self.truth[rows][:, :width])
-
-
-@dataclass
-class Twins:
-    """One model in float32 and in float64."""
-
-    single: nn.Module
-    double: nn.Module
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "Twins":
-        """Copies of a model, in evaluation mode.
-
-        Numerics: eager attention takes its softmax in float32 whatever the dtype, and masks with a
-        number that float32 does not have; in float64 another implementation is used.
-        """
-        double = copy.deepcopy(model).to(TRUTH).eval()
-        double.set_attn_implementation("sdpa")  # type: ignore[operator]
-        return cls(copy.deepcopy(model).float().eval(), double)
-
-    def load(self, weights: Tensors) -> None:
-        """Take over weights by name, in both precisions; the others stay."""
-        with torch.no_grad():
-            for module in (self.single, self.double):
-                for name, parameter in module.named_parameters():
-                    if name in weights:
-                        parameter.copy_(weights[name])
+_Side = tuple[dict[str, nn.Parameter], torch.optim.Optimizer]
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """A plain copy of a PEFT model with its adapter's effect in the weights."""
+    """Copy a PEFT model as a plain one, with the adapter's effect in the weights."""
     return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
 
 
-def named(module: nn.Module) -> Tensors:
-    """All weights by name."""
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
-
-
-def logits_of(
-    module: nn.Module, micro_batch: MicroBatch, side: str, autocast: torch.dtype
-) -> Tensor:
-    """A module's logits of the response tokens on the inputs that the trainer gave, `(B, T, V)`."""
-    start = "teacher_" if side == "teacher" else ""
-    inputs = {
-        name: micro_batch.inputs[start + name]
-        for name in MODEL_INPUTS
-        if start + name in micro_batch.inputs
-    }
-    width = micro_batch.inputs["responses"].size(1)
-    with torch.autocast("cpu", dtype=autocast, enabled=autocast == torch.bfloat16):
-        return module(**inputs, use_cache=False).logits[:, -width - 1 : -1]
-
-
-def compare_forward(
-    scenario: Scenario, side: str, twins: Twins, micro_batch: MicroBatch, mask: Tensor
-) -> Comparison:
-    """The trainer's logits against the reference model's, at the tokens that count.
-
-    This sees dropout, another mode, other weights, and inputs that are not what the model used.
-    """
-    low = getattr(torch, scenario.dtype)
-    with torch.no_grad():
-        expected = logits_of(twins.single, micro_batch, side, low).float()
-        truth = logits_of(twins.double, micro_batch, side, torch.float32)
-    counts = mask != 0
-    actual = micro_batch.logits[side].float()[counts]
-    expected, truth = expected[counts], truth[counts]
-    found = compare_measured("log_probs", scenario.id, expected, truth, actual)
-    return replace(found, note=f"{side}'s forward pass: {found.note}" if found.note else "")
-
-
-def compare_old(scenario: Scenario, expected: Spread, actual: Tensor, mask: Tensor) -> Comparison:
-    """The trainer's log-probs at the weights that generated, `(B, T)`, at the tokens that count."""
-    counts = mask != 0
-    value, truth = expected.value.float()[counts], expected.truth[counts]
-    actual = actual.float()[counts]
-    found = compare_measured("log_probs", scenario.id, value, truth, actual)
-    return replace(found, note=f"old log-probs: {found.note}" if found.note else "")
-
-
-def compare_student_tokens(
-    scenario: Scenario, micro_batch: MicroBatch, batch: Mapping[str, Tensor]
-) -> list[Comparison]:
-    """Student's tokens, positions and response mask of a micro-batch, against the reference's."""
-    rows = micro_batch.rows
-    shown = micro_batch.inputs
-    ours = attended(shown["input_ids"], shown["attention_mask"], shown.get("position_ids"))
-    expected_ids, mask, positions = (batch[name][rows] for name in MODEL_INPUTS)
-    theirs = attended(expected_ids, mask, positions)
-    found = []
-    for row, (actual, expected) in enumerate(zip(ours, theirs, strict=True)):
-        if actual["input_ids"] and actual != expected:  # rows that are not asked show no tokens
-            name = f"tokens of the student, row {rows[row]}"
-            found = [compare_exact("log_probs", scenario.id, name, actual, expected)]
-            break
-    width = batch["response_mask"].size(1)
-    mask = torch.nn.functional.pad(
-        micro_batch.inputs["response_mask"].long(),
-        (0, width - micro_batch.inputs["response_mask"].size(1)),
-    )
-    name = "response mask"
-    expected_mask = batch["response_mask"][rows].tolist()
-    found.append(
-        compare_exact("distillation_mask", scenario.id, name, mask.tolist(), expected_mask)
-    )
-    return found
-
-
 def compare_gradient(
-    scenario: Scenario, twins: Twins, step: OptimizerStep, scales: list[float]
+    scenario: Scenario, student: TwoPrecisions, step: OptimizerStep, scales: Sequence[float]
 ) -> list[Comparison]:
-    """The parameters' gradient against that of the trainer's micro-batches, scaled as it should.
+    """Compare the parameters' gradient with the sum over the trainer's micro-batches.
 
-    `scales` are those that the trainer put on its micro-batches, NaN where there is no gradient.
+    `scales` are those that the trainer put on its micro-batches, NaN where there is no gradient;
+    in the sum each micro-batch has the right one.
     """
     low = getattr(torch, scenario.dtype)
-    expected = backward(scenario, twins.single, step, scales, low)
-    truth = backward(scenario, twins.double, step, scales, torch.float32)
+    expected = _backward(scenario, student.single, step, scales, low)
+    truth = _backward(scenario, student.double, step, scales, torch.float32)
     missing = [name for name in expected if name not in step.gradient]
     if missing:
         note = f"{len(missing)} gradients are missing, the first of {missing[0]}"
@@ -163,14 +45,25 @@ def compare_gradient(
     return compare_all_measured("accumulate", scenario.id, expected, truth, step.gradient)
 
 
-def backward(
+def _backward(
     scenario: Scenario,
     module: nn.Module,
     step: OptimizerStep,
-    scales: list[float],
+    scales: Sequence[float],
     autocast: torch.dtype,
 ) -> Tensors:
-    """Gradients of the trainable parameters, by name: the mean over processes of their sums."""
+    """Backpropagate the logits' gradients of an optimizer step, and take those of the parameters.
+
+    Args:
+        scenario: the settings.
+        module: the student at the step's weights.
+        step: the micro-batches, with the gradient at the student's logits.
+        scales: those that the trainer put on its micro-batches, NaN where there is no gradient.
+        autocast: dtype of the forward passes.
+
+    Returns:
+        The mean over processes of the sums over micro-batches, by the parameter's name.
+    """
     module.zero_grad()
     for micro_batch, scale in zip(step.micro_batches, scales, strict=True):
         logits = logits_of(module, micro_batch, "student", autocast)
@@ -185,16 +78,16 @@ def backward(
     }
 
 
-class Optimizers:
-    """The reference's clipping and step from the trainer's gradients, in both precisions."""
+class ReferenceOptimizer:
+    """Clips and steps as the reference does, from the trainer's gradients, in both precisions."""
 
     def __init__(self, scenario: Scenario, initial: Tensors):
         self.scenario = scenario
-        self.sides = [self.side(initial, dtype) for dtype in (torch.float32, TRUTH)]
+        self.sides = [self._side(initial, dtype) for dtype in (torch.float32, torch.float64)]
         self.previous = self.sides[0]
 
-    def side(self, initial: Tensors, dtype: torch.dtype) -> Side:
-        """Parameters and their optimizer in one precision."""
+    def _side(self, initial: Tensors, dtype: torch.dtype) -> _Side:
+        """Make parameters and their optimizer in one precision."""
         parameters = {
             name: nn.Parameter(value.detach().to(dtype, copy=True))
             for name, value in initial.items()
@@ -202,7 +95,7 @@ class Optimizers:
         return parameters, build_optimizer(dict(self.scenario.optimizer), parameters.values())
 
     def step(self, before: Tensors, gradient: Tensors) -> tuple[Tensors, Tensors, float]:
-        """Weights after a step from `before`, float32 and float64, and the norm of the gradient."""
+        """Step from `before`: weights in float32 and in float64, and the norm of the gradient."""
         self.previous = copy.deepcopy(self.sides[0])
         limit, norm = self.scenario.grad_clip, math.nan
         for side in self.sides:
@@ -210,8 +103,8 @@ class Optimizers:
         after = [{n: p.detach().clone() for n, p in side[0].items()} for side in self.sides]
         return after[0], after[1], norm
 
-    def without(self, before: Tensors, gradient: Tensors, fault: str) -> Tensors:
-        """Weights after the last step, had it been taken with a fault of the catalogue.
+    def with_fault(self, before: Tensors, gradient: Tensors, fault: str) -> Tensors:
+        """Take the last step again, with a fault of the catalogue.
 
         `M113` steps although the gradient is not finite, `M114` does not clip.
         """
@@ -222,7 +115,7 @@ class Optimizers:
 
 
 def _one_step(
-    side: Side, before: Tensors, gradient: Tensors, limit: float, *, skip: bool = True
+    side: _Side, before: Tensors, gradient: Tensors, limit: float, *, skip: bool = True
 ) -> float:
     """Set weights and gradients, clip, step unless the norm is not finite; returns the norm."""
     parameters, optimizer = side
@@ -237,7 +130,7 @@ def _one_step(
 
 
 def compare_start(scenario: Scenario, teacher: Tensors, student: Tensors) -> list[Comparison]:
-    """The teacher before the first update: the student, as both come from one checkpoint."""
+    """Compare the teacher before the first update with the student, at which it starts."""
     apart = [n for n in teacher if n in student and not same_bits(teacher[n], student[n])]
     if not apart:
         return []
@@ -255,7 +148,15 @@ def compare_start(scenario: Scenario, teacher: Tensors, student: Tensors) -> lis
 def compare_teacher(
     scenario: Scenario, before: Tensors, student: Tensors, actual: Tensors, stepped: bool
 ) -> list[Comparison]:
-    """The teacher after an update, from the trainer's teacher before and its weights after."""
+    """Compare the teacher after an update with what the reference makes of the teacher before.
+
+    Args:
+        scenario: the settings.
+        before: the trainer's teacher before the update.
+        student: its weights after the update.
+        actual: its teacher after the update.
+        stepped: whether any optimizer step of the update was taken.
+    """
     settings = scenario.self_distillation
     average = settings["teacher_regularization"] == "ema" and stepped
     rate = settings["teacher_update_rate"] if average else 0.0
@@ -264,7 +165,7 @@ def compare_teacher(
         note = f"{len(missing)} weights of the teacher are missing, the first {missing[0]}"
         return [Comparison("teacher_update", Status.ERROR, scenario.id, note=note)]
     sides = []
-    for dtype in (torch.float32, TRUTH):
+    for dtype in (torch.float32, torch.float64):
         sides.append(
             {
                 name: old.to(dtype) * (1.0 - rate) + rate * student[name].to(dtype)

@@ -6,7 +6,11 @@ from typing import Any
 import torch
 
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.trainers.judge.weight_stages import Optimizers, compare_start, compare_teacher
+from sdpo.parity.trainers.judge.weight_stages import (
+    ReferenceOptimizer,
+    compare_start,
+    compare_teacher,
+)
 
 SCENARIO: Any = SimpleNamespace(
     id="T01",
@@ -49,13 +53,13 @@ def test_the_teacher_starts_at_the_student():
 
 
 def test_a_step_is_clipped_and_one_of_infinite_norm_is_left_out():
-    optimizers = Optimizers(SCENARIO, weights(1.0))
+    optimizer = ReferenceOptimizer(SCENARIO, weights(1.0))
     gradient = {"w": torch.tensor([3.0, 4.0])}
-    after, truth, norm = optimizers.step(weights(1.0), gradient)
+    after, truth, norm = optimizer.step(weights(1.0), gradient)
     assert norm == 5.0
     assert torch.allclose(after["w"], torch.tensor([0.7, 0.6]))  # 0.5 of (0.6, 0.8)
     assert truth["w"].dtype == torch.float64
-    unclipped = optimizers.without(weights(1.0), gradient, "M114")
+    unclipped = optimizer.with_fault(weights(1.0), gradient, "M114")
     assert torch.allclose(unclipped["w"], torch.tensor([-0.5, -1.0]))
-    after, _, _ = optimizers.step(weights(1.0), {"w": torch.tensor([torch.inf, 0.0])})
+    after, _, _ = optimizer.step(weights(1.0), {"w": torch.tensor([torch.inf, 0.0])})
     assert torch.equal(after["w"], torch.tensor([1.0, 1.0]))
