@@ -60,6 +60,7 @@ from sdpo.parity.report.document import Evidence, Policy, assemble, failed
 from sdpo.parity.report.environment import describe_environment, fingerprints
 from sdpo.parity.report.report_context import Deviation, PolicyRow
 from sdpo.parity.report.run_report import RunReport
+from sdpo.parity.trainers.judge.effects import Effect
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
 from sdpo.settings.determinism import deterministic, reseed
 
@@ -77,7 +78,7 @@ class Findings:
     observations: list[Observation] = field(default_factory=list)
     explained: dict[str, set[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    trainer: list[dict[str, Any]] = field(default_factory=list)
+    trainer: list[Effect] = field(default_factory=list)
     invariants: list[RelationRow] = field(default_factory=list)
 
 
@@ -334,7 +335,7 @@ def run_scenarios(candidate: TrainerAdapter, findings: Findings, progress: Progr
     findings.observations.extend(found.observations)
     findings.explained.update(found.explained)
     findings.notes.extend([*found.notes, *dict.fromkeys(apart.notes)])
-    findings.trainer.extend(effect.row() for effect in found.effects)
+    findings.trainer.extend(found.effects)
 
 
 def departure(

@@ -29,7 +29,7 @@ from sdpo.parity.relations.received_inputs import alike
 from sdpo.parity.report.environment import describe_environment
 from sdpo.parity.trainers.judge.known_faults import close, explained_scale
 from sdpo.parity.trainers.judge.logged_metrics import Logged
-from sdpo.parity.trainers.judge.loss_stages import agree, scale_beside, unscaled
+from sdpo.parity.trainers.judge.loss_stages import agree, scale_of_other_loss, unscaled
 from sdpo.parity.trainers.probes import run_probes
 from sdpo.parity.trainers.probes.catalogue import PROBES
 from sdpo.parity.truth.tolerances import Tolerances, recorded
@@ -223,8 +223,8 @@ def test_a_wrong_scale_is_told_from_another_loss_within_a_fifth():
     on = a_case()
     loss = {"aggregate": 3 * on.reference["aggregate"]}
     # two steps, a loss three times as large: a right scale is 1/2, one not divided fits 3 · 1
-    assert scale_beside(on, loss, 3 * 1.19, 2) == 1.0
-    assert scale_beside(on, loss, 3 * 1.21, 2) == 0.5
+    assert scale_of_other_loss(on, loss, 3 * 1.19, 2) == 1.0
+    assert scale_of_other_loss(on, loss, 3 * 1.21, 2) == 0.5
 
 
 def test_a_wrong_division_is_named_within_a_thousandth():

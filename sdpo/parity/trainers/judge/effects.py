@@ -1,13 +1,12 @@
-"""How much a trainer's deviations matter: its whole update beside the reference's own.
+"""Measures how much a trainer's deviations matter: its training beside the reference's own.
 
-Unlike the comparisons, which start from the trainer's values at each stage, this is the natural
-run: the reference learns from the same script by itself.
+The comparisons start from the trainer's values at each stage. Here the reference learns from the
+same script by itself: its natural run.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from sdpo.parity.trainers.scenarios.training_record import OptimizerStep, Tensor
 
 @dataclass(frozen=True)
 class Effect:
-    """A trainer's first gradient and last weights against the reference's natural run.
+    """A trainer's first gradient and last weights beside those of the reference's natural run.
 
     `gradient_ratio` is the ratio of the norms, `gradient_cosine` the cosine between the two,
     `gradient_distance` the distance ÷ the reference's norm; `parameters_distance` and
@@ -46,13 +45,6 @@ class Effect:
     optimised_loss: float | None = None
     reference_loss: float | None = None
 
-    def row(self) -> dict[str, Any]:
-        """The effect in the report, JSON's numbers only."""
-        return {
-            name: value if not isinstance(value, float) or math.isfinite(value) else str(value)
-            for name, value in asdict(self).items()
-        } | {"introduced": list(self.introduced), "explained_by": list(self.explained_by)}
-
 
 def effect_of(
     scenario: Scenario,
@@ -62,16 +54,22 @@ def effect_of(
     explained_by: Sequence[str],
     optimised: float | None,
 ) -> Effect:
-    """The effect of everything that a trainer does differently in a scenario.
+    """Measure the effect of everything that a trainer does differently in a scenario.
 
-    `optimised` is the loss that the first step followed.
+    Args:
+        scenario: the script.
+        run: what the trainer did.
+        natural: what the reference did by itself.
+        result: the comparisons of the run.
+        explained_by: known faults that explain them, by the names of reports.
+        optimised: the loss that the first step followed; None where it is not known.
     """
     introduced = {c.stage for c in result.comparisons if c.status in FAILING and not c.inherits}
-    own = trace_of(run)
+    trained = trace_of(run)
     first, last = {"update": 0, "step": 0}, {"update": len(run.updates) - 1}
-    gradients = flat(*(side.named("accumulate", **first) for side in (own, natural)))
+    gradients = flat(*(side.named("accumulate", **first) for side in (trained, natural)))
     weights, teacher = (
-        (natural.named(stage, **last), own.named(stage, **last))
+        (natural.named(stage, **last), trained.named(stage, **last))
         for stage in ("optimizer", "teacher_update")
     )
     return Effect(
@@ -80,8 +78,8 @@ def effect_of(
         tuple(name for name in NAMES if name in introduced),
         tuple(explained_by),
         **gradient_measures(*gradients),
-        parameters_distance=way(run.initial, *weights),
-        teacher_distance=way(run.initial_teacher, *teacher),
+        parameters_distance=relative_distance(run.initial, *weights),
+        teacher_distance=relative_distance(run.initial_teacher, *teacher),
         logged_loss=run.updates[0].steps[0].logged.get("loss"),
         optimised_loss=optimised,
         reference_loss=mean_loss(natural.micro_batches(**first)),
@@ -89,27 +87,27 @@ def effect_of(
 
 
 def mean_loss(micro_batches: Iterable[Mapping[str, Tensor]]) -> float | None:
-    """Mean of the losses of an optimizer step's micro-batches; None if none is shown."""
+    """Average the losses of an optimizer step's micro-batches; None if none is shown."""
     losses = [values["aggregate"].item() for values in micro_batches if "aggregate" in values]
     return sum(losses) / len(losses) if losses else None
 
 
 def optimised(scenario: Scenario, step: OptimizerStep, scales: Sequence[float]) -> float | None:
-    """What an optimizer step followed: each micro-batch's loss times its gradient's scale.
+    """Sum the losses of an optimizer step, each times the scale of its gradient: what it followed.
 
     None if the trainer does not show a loss; a scale that is not known counts as right.
     """
-    usual, found = 1 / scenario.accumulation, 0.0
+    usual, loss = 1 / scenario.accumulation, 0.0
     for micro_batch, scale in zip(step.micro_batches, scales, strict=True):
         if "aggregate" not in micro_batch.values:
             return None
         weight = scale if math.isfinite(scale) else usual
-        found += weight * micro_batch.values["aggregate"].item()
-    return found / scenario.processes
+        loss += weight * micro_batch.values["aggregate"].item()
+    return loss / scenario.processes
 
 
 def flat(ours: Tensors, theirs: Tensors) -> tuple[Tensor, Tensor]:
-    """Two sets of gradients as vectors in float64; a missing one of ours is zero."""
+    """Join two sets of gradients to vectors in float64; a missing one of ours is zero."""
     names = list(theirs)
     sides = [
         torch.cat([side.get(n, torch.zeros_like(theirs[n])).flatten().double() for n in names])
@@ -119,29 +117,29 @@ def flat(ours: Tensors, theirs: Tensors) -> tuple[Tensor, Tensor]:
 
 
 def gradient_measures(ours: Tensor, theirs: Tensor) -> dict[str, float | None]:
-    """Ratio of norms, cosine and relative distance of two gradients."""
-    norm, own = theirs.norm().item(), ours.norm().item()
+    """Measure the ratio of norms, the cosine and the relative distance of two gradients."""
+    norm, our_norm = theirs.norm().item(), ours.norm().item()
     if norm == 0 or not math.isfinite(norm):
         return {}
     return {
-        "gradient_ratio": own / norm,
-        "gradient_cosine": (ours @ theirs).item() / (own * norm) if own else None,
+        "gradient_ratio": our_norm / norm,
+        "gradient_cosine": (ours @ theirs).item() / (our_norm * norm) if our_norm else None,
         "gradient_distance": (ours - theirs).norm().item() / norm,
     }
 
 
-def way(initial: Tensors, expected: Tensors, actual: Tensors) -> float | None:
-    """Distance of two sets of weights, in units of the way from the initial ones."""
+def relative_distance(initial: Tensors, expected: Tensors, actual: Tensors) -> float | None:
+    """Measure the distance of two sets of weights ÷ the way gone from the initial ones."""
     names = [n for n in expected if n in initial and n in actual]
     if not names:
         return None
-    gone = sum((expected[n] - initial[n]).double().square().nansum().item() for n in names)
-    apart = sum(_squared_distance(expected[n], actual[n]) for n in names)
-    return math.sqrt(apart / gone) if gone else None
+    way = sum((expected[n] - initial[n]).double().square().nansum().item() for n in names)
+    distance = sum(_squared_distance(expected[n], actual[n]) for n in names)
+    return math.sqrt(distance / way) if way else None
 
 
 def _squared_distance(expected: Tensor, actual: Tensor) -> float:
-    """Squared distance; infinite if a value is not finite where the expected one is."""
+    """Square the distance; infinite if a value is not finite where the expected one is."""
     if bool((expected.isfinite() & ~actual.isfinite()).any()):
         return math.inf
     return (expected - actual).double().square().nansum().item()

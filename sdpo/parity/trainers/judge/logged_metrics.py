@@ -1,4 +1,4 @@
-"""Is what a trainer logs what it optimised? Three checks over all runs, reported as probes.
+"""Checks that a trainer logs what it optimised: three checks over all runs, reported as probes.
 
 What was optimised is the sum of the micro-batches' losses, each times the scale that was found on
 its gradient, and not what the trainer believes. A metric of its own is a mean by its nature.
@@ -21,14 +21,14 @@ QUESTIONS = {
     METRIC: "is the trainer's own metric of the loss the mean over its micro-batches?",
     NORM: "is the logged norm that of the gradient before clipping?",
 }
-STAGES = {LOSS: "aggregate", METRIC: "aggregate", NORM: "accumulate"}
+_STAGES = {LOSS: "aggregate", METRIC: "aggregate", NORM: "accumulate"}
 
-Optimised = Mapping[str, Sequence[float | None]]
+_Optimised = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True)
 class Logged:
-    """A logged number beside the one that it should be."""
+    """A logged number beside the one that was expected."""
 
     scenario: str
     name: str
@@ -37,53 +37,58 @@ class Logged:
 
     @property
     def wrong(self) -> bool:
-        """Whether they differ by more than rounding."""
+        """Tell whether they differ by more than rounding."""
         if math.isnan(self.expected) or math.isnan(self.actual):
             return math.isnan(self.expected) != math.isnan(self.actual)
-        gap = abs(self.actual - self.expected)
-        room = TOLERANCES.logged_absolute + TOLERANCES.logged_relative * abs(self.expected)
-        return gap > room
+        limit = TOLERANCES.logged_absolute + TOLERANCES.logged_relative * abs(self.expected)
+        return abs(self.actual - self.expected) > limit
+
+    @property
+    def distance(self) -> float:
+        """Measure how far they are apart; 0 if one of the two is not finite."""
+        distance = abs(self.actual - self.expected)
+        return distance if math.isfinite(distance) else 0.0
 
 
 def compare_logged(
-    runs: Mapping[str, TrainerRun], optimised: Optimised, metrics: Sequence[str]
+    runs: Mapping[str, TrainerRun], optimised: _Optimised, metrics: Sequence[str]
 ) -> list[CaseResult]:
-    """The three checks.
+    """Run the three checks.
 
     Args:
         runs: of the scenarios, by id.
         optimised: per scenario and optimizer step what was optimised; None where that is unknown.
         metrics: names under which the trainer logs its loss itself.
     """
-    pairs = {
+    numbers = {
         LOSS: list(_losses(runs, optimised)),
-        METRIC: [entry for name in metrics for entry in _own_metric(runs, name)],
+        METRIC: [logged for name in metrics for logged in _metrics(runs, name)],
         NORM: list(_norms(runs)),
     }
-    return [judged(check, entries) for check, entries in pairs.items()]
+    return [_result_of(check, entries) for check, entries in numbers.items()]
 
 
-def judged(check: str, entries: Sequence[Logged]) -> CaseResult:
-    """One comparison: the number that is farthest off, of those that are wrong."""
+def _result_of(check: str, entries: Sequence[Logged]) -> CaseResult:
+    """Report one check: the number that is farthest off, of those that are wrong."""
     result = CaseResult(check, "probe", ("probe", "logged"))
     if not entries:
         result.note = f"not covered: {QUESTIONS[check]} nothing of it is logged"
         return result
     wrong = [entry for entry in entries if entry.wrong]
     if not wrong:
-        result.comparisons.append(Comparison(STAGES[check], Status.MATCH, check, len(entries)))
+        result.comparisons.append(Comparison(_STAGES[check], Status.MATCH, check, len(entries)))
         return result
-    worst = max(wrong, key=lambda entry: _gap_of(entry))
+    worst = max(wrong, key=lambda entry: entry.distance)
     where = ", ".join(dict.fromkeys(entry.scenario for entry in wrong))
     note = f"{QUESTIONS[check]} {worst.name} is not, in {where}"
     shown = {"value": worst.name, "actual": worst.actual, "expected": worst.expected}
     result.comparisons.append(
         Comparison(
-            STAGES[check],
+            _STAGES[check],
             Status.DIVERGENT,
             check,
             len(entries),
-            max_abs=_gap_of(worst),
+            max_abs=worst.distance,
             worst=shown,
             note=note,
             effect="value",
@@ -92,28 +97,22 @@ def judged(check: str, entries: Sequence[Logged]) -> CaseResult:
     return result
 
 
-def _gap_of(entry: Logged) -> float:
-    """Distance of a logged number, 0 if one of the two is not finite."""
-    gap = abs(entry.actual - entry.expected)
-    return gap if math.isfinite(gap) else 0.0
-
-
 def _steps_of(run: TrainerRun) -> Iterator[OptimizerStep]:
-    """All optimizer steps of a run."""
+    """Yield all optimizer steps of a run."""
     for update in run.updates:
         yield from update.steps
 
 
-def _losses(runs: Mapping[str, TrainerRun], optimised: Optimised) -> Iterator[Logged]:
-    """The logged loss of every step."""
+def _losses(runs: Mapping[str, TrainerRun], optimised: _Optimised) -> Iterator[Logged]:
+    """Yield the logged loss of every step."""
     for name, run in runs.items():
         for step, expected in zip(_steps_of(run), optimised.get(name, ()), strict=False):
             if "loss" in step.logged and expected is not None:
                 yield Logged(name, "loss", step.logged["loss"], expected)
 
 
-def _own_metric(runs: Mapping[str, TrainerRun], metric: str) -> Iterator[Logged]:
-    """A trainer's own metric of every step, in one process: the mean over its micro-batches."""
+def _metrics(runs: Mapping[str, TrainerRun], metric: str) -> Iterator[Logged]:
+    """Yield a trainer's own metric of every step, a mean over micro-batches, in one process."""
     for name, run in runs.items():
         for step in _steps_of(run):
             expected = mean_loss(micro_batch.values for micro_batch in step.micro_batches)
@@ -122,7 +121,7 @@ def _own_metric(runs: Mapping[str, TrainerRun], metric: str) -> Iterator[Logged]
 
 
 def _norms(runs: Mapping[str, TrainerRun]) -> Iterator[Logged]:
-    """The logged norm of every step."""
+    """Yield the logged norm of every step."""
     for name, run in runs.items():
         for step in _steps_of(run):
             if "grad_norm" in step.logged and step.gradient:

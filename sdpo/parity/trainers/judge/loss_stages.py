@@ -1,8 +1,7 @@
-"""Loss stages of a trainer's micro-batch, from the logits that its models gave.
+"""Loss stages of a trainer's micro-batch, compared from the logits that its models gave.
 
-The trainer's own logits are the inputs, so that everything before them cannot be charged to the
-loss. Within the loss a stage that follows from the trainer's value of the stage before is marked as
-inherited.
+The trainer's own logits are the inputs, so that nothing before them is charged to the loss. Within
+the loss a stage that follows from the trainer's value of the stage before is marked as inherited.
 """
 
 import math
@@ -33,7 +32,7 @@ from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.reference import loss as reference
 from sdpo.settings.config import SDPOConfig
 
-SIDES = ("student", "teacher")
+_SIDES = ("student", "teacher")
 
 
 def loss_case(
@@ -43,7 +42,7 @@ def loss_case(
     old_log_probs: Tensor | None,
     distillation_mask: Tensor,
 ) -> LossCase:
-    """A micro-batch as a case of the loss.
+    """Make a case of the loss of a micro-batch.
 
     Args:
         scenario: the settings.
@@ -53,11 +52,11 @@ def loss_case(
             ratio is 1 and only a cap below 1 acts.
         distillation_mask: `(B,)`.
     """
-    chosen = {n: scenario.self_distillation[n] for n in LOSS_SETTINGS[:5]}
-    if old_log_probs is None and chosen["is_clip"] is not None and chosen["is_clip"] >= 1:
-        chosen["is_clip"] = None
+    settings = {n: scenario.self_distillation[n] for n in LOSS_SETTINGS[:5]}
+    if old_log_probs is None and settings["is_clip"] is not None and settings["is_clip"] >= 1:
+        settings["is_clip"] = None
     config = SDPOConfig(
-        **chosen, loss_agg_mode=scenario.loss_agg_mode, temperature=scenario.temperature
+        **settings, loss_agg_mode=scenario.loss_agg_mode, temperature=scenario.temperature
     )
     dtype = _computed_in(micro_batch)
     student = micro_batch.logits["student"].detach().to(dtype)
@@ -78,7 +77,7 @@ def loss_case(
 
 
 def _computed_in(micro_batch: MicroBatch) -> torch.dtype:
-    """The dtype of the trainer's loss: logits of a lower one may have been cast before it."""
+    """Find the dtype of the trainer's loss: logits of a lower one may have been cast before."""
     dtypes = {value.dtype for value in micro_batch.values.values() if value.is_floating_point()}
     return max(
         dtypes or {micro_batch.logits["student"].dtype}, key=lambda dtype: -torch.finfo(dtype).eps
@@ -86,12 +85,14 @@ def _computed_in(micro_batch: MicroBatch) -> torch.dtype:
 
 
 def unscaled(gradient: Tensor, expected: Tensor, accumulation: int) -> tuple[Tensor, float]:
-    """The gradient of the micro-batch's own loss, and the scale that the trainer put on it.
+    """Take the scale off a micro-batch's gradient that the trainer put on it for accumulation.
 
-    The scale is the projection of the trainer's gradient onto the reference's, NaN where that is
-    zero. With one micro-batch
-    there is nothing to scale, and a wrong size belongs to the gradient; otherwise it belongs to
-    `accumulate`, and the direction is judged here.
+    With one micro-batch there is nothing to scale, and a wrong size belongs to the gradient;
+    otherwise it belongs to `accumulate`, and only the direction is judged here.
+
+    Returns:
+        The gradient of the micro-batch's own loss, and the scale: the projection of the trainer's
+        gradient onto the `expected` one, NaN where that is zero.
     """
     weight, finite = 1 / accumulation, gradient.isfinite() & expected.isfinite()
     ours, theirs = gradient[finite].double(), expected[finite].double()
@@ -122,24 +123,31 @@ def compare_micro_batch(
     trace["gradient"] = gradient
     stored = partial(_rounded_to, raw.dtype)
     standard = Standard(case, stored(on.truth), on.reference, stored)
-    found = compare_loss(standard, trace)
-    found = [replace(comparison, case=scenario.id) for comparison in found]
-    diverges = any(c.status == Status.DIVERGENT for c in found)
-    if any(c.status == Status.DIVERGENT and c.stage != "gradient" for c in found):
-        scale = scale_beside(on, trace, scale, scenario.accumulation)
+    compared = compare_loss(standard, trace)
+    compared = [replace(comparison, case=scenario.id) for comparison in compared]
+    divergent = {c.stage for c in compared if c.status == Status.DIVERGENT}
+    if divergent - {"gradient"}:
+        scale = scale_of_other_loss(on, trace, scale, scenario.accumulation)
         trace["gradient"] = (raw.double() / scale).to(case.dtype)
-    observation = Observation(on, diverges, values_of(on, trace))
+    observation = Observation(on, bool(divergent), values_of(on, trace))
     follows = _continued(on, trace, scenario.on_policy)
-    return _mark_inherited(on, trace, follows, found), observation, scale
+    return _mark_inherited(on, trace, follows, compared), observation, scale
 
 
-def scale_beside(
+def scale_of_other_loss(
     on: Prepared, trace: Mapping[str, Tensor], fitted: float, accumulation: int
 ) -> float:
-    """The scale of a gradient whose loss is another one than the reference's.
+    """Find the scale of a gradient whose loss is another one than the reference's.
 
-    Only a scale that is wrong by the number of accumulation steps, beside the ratio of the losses,
-    can be told from what the other loss does to the gradient; else it counts as right.
+    Such a gradient has another size by itself, about by the ratio of the two losses. So the scale
+    counts as right unless, with that ratio taken off, it is the right one times or divided by the
+    number of accumulation steps.
+
+    Args:
+        on: the case.
+        trace: what the trainer shows of it.
+        fitted: the projection of the trainer's gradient onto the reference's.
+        accumulation: micro-batches of an optimizer step.
     """
     ours, theirs = trace.get("aggregate"), on.reference["aggregate"]
     usual = 1 / accumulation
@@ -154,7 +162,7 @@ def scale_beside(
 
 
 def _assumed_choice(on: Prepared, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reference's choice of a support of which the trainer shows the values only."""
+    """Give the reference's choice of a support of which the trainer shows the values only."""
     shown = values.get("support.student")
     choice = on.reference.get("support.indices")
     if shown is None or choice is None or "support.indices" in values:
@@ -163,7 +171,7 @@ def _assumed_choice(on: Prepared, values: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def _rounded_to(dtype: torch.dtype, truth: Truth) -> Truth:
-    """Budgets with room for a gradient that was stored in a lower dtype."""
+    """Widen the budgets for a gradient that was stored in a lower dtype."""
     size = np.abs(np.nan_to_num(truth.values["gradient"]))
     wider = truth.bounds["gradient"] + torch.finfo(dtype).eps * size
     stored_low = torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
@@ -173,17 +181,24 @@ def _rounded_to(dtype: torch.dtype, truth: Truth) -> Truth:
 def _mark_inherited(
     on: Prepared,
     trace: Mapping[str, Tensor],
-    followed: Mapping[str, Tensor],
-    found: list[Comparison],
+    continued: Mapping[str, Tensor],
+    compared: list[Comparison],
 ) -> list[Comparison]:
-    """Mark divergent stages that the reference would give from the trainer's stage before."""
-    first = next((c.stage for c in found if c.status == Status.DIVERGENT), None)
+    """Mark divergent stages that the reference would give from the trainer's stage before.
+
+    Args:
+        on: the case.
+        trace: the trainer's values.
+        continued: the reference's values, each from the trainer's stage before.
+        compared: the comparisons of the case.
+    """
+    first = next((c.stage for c in compared if c.status == Status.DIVERGENT), None)
     marked = []
-    for comparison in found:
+    for comparison in compared:
         later = comparison.status == Status.DIVERGENT and comparison.stage != first
-        names = [name for name in followed if name.split(".")[0] == comparison.stage]
+        names = [name for name in continued if name.split(".")[0] == comparison.stage]
         follows = comparison.stage == "gradient" or (
-            bool(names) and all(agree(on, name, trace[name], followed[name]) for name in names)
+            bool(names) and all(agree(on, name, trace[name], continued[name]) for name in names)
         )
         if later and first is not None and follows:
             comparison = replace(comparison, inherits=first)
@@ -192,7 +207,7 @@ def _mark_inherited(
 
 
 def agree(on: Prepared, name: str, actual: Tensor, expected: Tensor) -> bool:
-    """Whether a value is the continued one within what two evaluations may differ by.
+    """Tell whether a value is the continued one, within what two evaluations may differ by.
 
     Numerics: the log of a nearly empty tail is ill-conditioned, its probability is not.
     """
@@ -207,36 +222,36 @@ def agree(on: Prepared, name: str, actual: Tensor, expected: Tensor) -> bool:
 
 
 def _continued(on: Prepared, trace: Mapping[str, Tensor], on_policy: bool) -> dict[str, Tensor]:
-    """The reference's stages, each from the trainer's value of the stage before."""
-    case, found = on.case, {}
+    """Compute the reference's stages, each from the trainer's value of the stage before."""
+    case, continued = on.case, {}
     config = case.config
-    sides = [trace.get(f"support.{side}") for side in SIDES]
+    sides = [trace.get(f"support.{side}") for side in _SIDES]
     if config.distillation_topk is not None and None not in sides:
         on_support = reference.add_tail if config.distillation_add_tail else reference.renormalize
-        found |= {
-            f"tail.{n}": on_support(v) for n, v in zip(SIDES, sides, strict=False) if v is not None
+        continued |= {
+            f"tail.{n}": on_support(v) for n, v in zip(_SIDES, sides, strict=False) if v is not None
         }
-        sides = [trace.get(f"tail.{side}", found[f"tail.{side}"]) for side in SIDES]
+        sides = [trace.get(f"tail.{side}", continued[f"tail.{side}"]) for side in _SIDES]
     student, teacher = sides
     if student is not None and teacher is not None and student.shape == teacher.shape:
-        found["divergence"] = reference.divergence(student, teacher, config.alpha)
-    per_token = trace.get("divergence", found.get("divergence"))
+        continued["divergence"] = reference.divergence(student, teacher, config.alpha)
+    per_token = trace.get("divergence", continued.get("divergence"))
     if per_token is not None:
-        found["importance"] = per_token * (1.0 if on_policy else ratio(case, trace))
-    per_token = trace.get("importance", found.get("importance"))
+        continued["importance"] = per_token * (1.0 if on_policy else _ratio(case, trace))
+    per_token = trace.get("importance", continued.get("importance"))
     if per_token is not None:
         mask = case.loss_mask
         tokens = mask.sum().clamp(min=1.0)
-        found["aggregate"] = reference.agg_loss(per_token, mask, config.loss_agg_mode, tokens)
-    return {name: value.detach() for name, value in found.items() if name in trace}
+        continued["aggregate"] = reference.agg_loss(per_token, mask, config.loss_agg_mode, tokens)
+    return {name: value.detach() for name, value in continued.items() if name in trace}
 
 
-def ratio(case: LossCase, trace: Mapping[str, Tensor]) -> Tensor:
-    """The reference's importance ratio, from the trainer's log-probs where it shows them."""
+def _ratio(case: LossCase, trace: Mapping[str, Tensor]) -> Tensor:
+    """Compute the reference's importance ratio, from log-probs that the trainer shows."""
     if case.config.is_clip is None or case.old_log_probs is None:
         return torch.ones(())
-    own = trace.get("log_probs.student")
-    if own is None:
+    log_probs = trace.get("log_probs.student")
+    if log_probs is None:
         logits = case.student_logits / case.config.temperature
-        own = reference.log_probs_from_logits(logits, case.responses)
-    return reference.importance_ratio(own, case.old_log_probs, case.config.is_clip)
+        log_probs = reference.log_probs_from_logits(logits, case.responses)
+    return reference.importance_ratio(log_probs, case.old_log_probs, case.config.is_clip)

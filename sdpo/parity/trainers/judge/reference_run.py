@@ -1,4 +1,4 @@
-"""The reference through a scenario: student's inputs, teacher's prompts, updates.
+"""Runs the reference through a scenario: student's inputs, teacher's prompts, updates.
 
 Micro-batches take the rows that the audited trainer put into them: which rows share a micro-batch
 is the trainer's choice, what is computed from them is not. Several processes are one with all their
@@ -34,7 +34,7 @@ _REQUIRED_BUT_UNUSED = "advantages"
 def _teacher_batch(
     scenario: Scenario, generation: Generation, batch: Tensors, tokenizer: Any
 ) -> prompts.TeacherBatch:
-    """The reference's teacher inputs for a generation; rewards lie on the last response token."""
+    """Build the reference's teacher inputs of a generation; rewards lie on the last token."""
     prompts.set_tokenizer_sides(tokenizer, scenario.self_distillation)
     rewards = torch.zeros(batch["responses"].shape)
     last = batch["response_mask"].sum(dim=1) - 1
@@ -89,7 +89,7 @@ def run_reference(
     merged: Callable[[nn.Module], nn.Module] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> StageTrace:
-    """What the reference computes when it learns from a scenario by itself.
+    """Let the reference learn from a scenario by itself.
 
     Args:
         scenario: the script.
@@ -125,7 +125,7 @@ def run_reference(
 
 
 def _epochs_of(scenario: Scenario, groups: Groups) -> Groups:
-    """The groups of all optimizer steps of an update, checked for their number.
+    """Check the number of an update's optimizer steps, and return their groups.
 
     Raises:
         ValueError: the trainer took another number of optimizer steps than the scenario has.
@@ -137,8 +137,8 @@ def _epochs_of(scenario: Scenario, groups: Groups) -> Groups:
 
 
 def _update_settings(scenario: Scenario, dtype: torch.dtype) -> UpdateSettings:
-    """A scenario's settings for the reference's actor; micro-batches come as groups of rows."""
-    chosen = {name: scenario.self_distillation[name] for name in UPDATE_SETTINGS}
+    """Translate a scenario's settings for the reference's actor; groups of rows are given."""
+    of_loss = {name: scenario.self_distillation[name] for name in UPDATE_SETTINGS}
     return UpdateSettings(
         ppo_mini_batch_size=scenario.micro_batch_size * scenario.accumulation * scenario.processes,
         ppo_micro_batch_size_per_gpu=scenario.micro_batch_size,
@@ -147,14 +147,14 @@ def _update_settings(scenario: Scenario, dtype: torch.dtype) -> UpdateSettings:
         grad_clip=scenario.grad_clip,
         use_dynamic_bsz=True,
         compute_dtype="float32" if dtype == torch.float64 else scenario.dtype,
-        **chosen,
+        **of_loss,
     )
 
 
 def log_probs(
     module: nn.Module, batch: Tensors, scenario: Scenario, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Log-probs of the response tokens under a module, `(B, T)`."""
+    """Compute log-probs of the response tokens under a module, `(B, T)`."""
     low = scenario.dtype if dtype == torch.float32 else "float32"
     compute = getattr(torch, low)
     return forward_micro_batch(module, batch, scenario.temperature, compute_dtype=compute)[

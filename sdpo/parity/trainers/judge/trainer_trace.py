@@ -1,11 +1,11 @@
-"""What a trainer did, as the `StageTrace` that the reference's own run has too."""
+"""Turns the record of a trainer into the `StageTrace` that the reference's own run has too."""
 
 from sdpo.parity.cases.stage_trace import Moment, StageTrace
 from sdpo.parity.trainers.scenarios.training_record import TrainerRun
 
 
 def trace_of(run: TrainerRun) -> StageTrace:
-    """The values that a trainer shows, each at its place, in the order of the training."""
+    """Put the values that a trainer shows at their places, in the order of the training."""
     trace = StageTrace()
     for update, values in enumerate(run.updates):
         trace.put(Moment(update), values.prompt)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sdpo.parity.trainers.judge.effects import flat, gradient_measures, mean_loss, way
+from sdpo.parity.trainers.judge.effects import flat, gradient_measures, mean_loss, relative_distance
 
 
 def test_the_mean_loss_is_that_of_the_micro_batches_that_show_one():
@@ -32,11 +32,11 @@ def test_a_missing_gradient_of_ours_is_zero():
 
 def test_weights_are_apart_in_units_of_the_way_gone():
     initial, expected, actual = ({"w": torch.tensor([v, 0.0])} for v in (1.0, 5.0, 4.0))
-    assert way(initial, expected, actual) == 0.25
-    assert way(initial, initial, actual) is None
-    assert way({}, expected, actual) is None
+    assert relative_distance(initial, expected, actual) == 0.25
+    assert relative_distance(initial, initial, actual) is None
+    assert relative_distance({}, expected, actual) is None
 
 
 def test_weights_that_are_not_finite_are_infinitely_far():
     sides = ({"w": torch.tensor([v])} for v in (1.0, 5.0, math.nan))
-    assert way(*sides) == math.inf
+    assert relative_distance(*sides) == math.inf
