@@ -33,6 +33,7 @@ from sdpo.parity.trainers.judge.loss_stages import agree, scale_of_other_loss, u
 from sdpo.parity.trainers.probes import run_probes
 from sdpo.parity.trainers.probes.catalogue import PROBES
 from sdpo.parity.truth.tolerances import Tolerances, recorded
+from sdpo.settings.determinism import deterministic
 
 ROOT = Path(__file__).parents[3]
 EPSILON = torch.finfo(torch.float32).eps
@@ -56,7 +57,8 @@ def test_every_tolerance_is_used_and_names_a_test_that_exists():
 
 
 def test_a_report_holds_every_tolerance():
-    found = describe_environment({}, ()).tolerances
+    with deterministic() as settings:
+        found = describe_environment(settings, ()).tolerances
     assert found == recorded() == {one.name: one.default for one in fields(Tolerances)}
     assert found["loss_roundings"] == 2.5
 
