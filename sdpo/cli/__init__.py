@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from sdpo.cli import audit, drift, mbpp, mutants, record, replay, trend
+from sdpo.cli import audit, drift, mbpp, mutants, record, replay, trend, watch
 from sdpo.parity.cases.failure import FAILED, CrashError, ended, refuse
 
 # typer carries its own copy of click: its exceptions are reached through typer's names
@@ -43,6 +43,7 @@ app.command("regate")(audit.regate)
 app.command("replay")(replay.replay)
 app.command("record")(record.record)
 app.command("trend")(trend.trend)
+app.command("watch")(watch.watch)
 app.command("drift")(drift.drift)
 app.command("mutants")(mutants.mutants)
 app.add_typer(mbpp.app, name="mbpp")

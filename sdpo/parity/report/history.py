@@ -5,7 +5,7 @@ import json
 import os
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +14,7 @@ from sdpo.parity.report.report_context import Amount, PolicyRow
 from sdpo.parity.report.report_rows import Size
 from sdpo.parity.report.run_report import RunReport
 
+_Line = TypeVar("_Line", bound=Struct)
 NAMES_OF_COMMIT = ("GITHUB_SHA", "CI_COMMIT_SHA")
 
 
@@ -81,8 +82,16 @@ def append(path: Path, run: RunReport) -> None:
     Raises:
         HistoryError: the file cannot be written.
     """
-    line = msgspec.to_builtins(line_of(run))
-    data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+    append_line(path, line_of(run))
+
+
+def append_line(path: Path, line: Struct) -> None:
+    """Add a line of any history, as `append` does.
+
+    Raises:
+        HistoryError: the file cannot be written.
+    """
+    data = (json.dumps(msgspec.to_builtins(line), ensure_ascii=False) + "\n").encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -103,6 +112,23 @@ def read(path: Path) -> list[Line]:
     Raises:
         HistoryError: unreadable, empty, or a line that is none of ours.
     """
+    lines = read_lines(path, Line, "sdpo audit --history")
+    if not lines:
+        raise HistoryError(f"{path} is empty: `sdpo audit --history {path}` adds lines")
+    return lines
+
+
+def read_lines(path: Path, kind: type[_Line], command: str) -> list[_Line]:
+    """All lines of any history, oldest first.
+
+    Args:
+        path: the file.
+        kind: the type of its lines.
+        command: writes such lines, for the message about another one.
+
+    Raises:
+        HistoryError: unreadable, or a line of another type.
+    """
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -112,13 +138,11 @@ def read(path: Path) -> list[Line]:
     lines = []
     for number, text in enumerate(texts, start=1):
         try:
-            lines.append(msgspec.convert(json.loads(text), Line))
+            lines.append(msgspec.convert(json.loads(text), kind))
         except msgspec.ValidationError as error:
             raise HistoryError(
-                f"{path}, line {number}: not a line of `sdpo audit --history`: {error}"
+                f"{path}, line {number}: not a line of `{command}`: {error}"
             ) from error
         except (ValueError, RecursionError) as error:
             raise HistoryError(f"{path}, line {number}: not JSON: {error}") from error
-    if not lines:
-        raise HistoryError(f"{path} is empty: `sdpo audit --history {path}` adds lines")
     return lines

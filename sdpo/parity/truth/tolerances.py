@@ -221,6 +221,13 @@ class Tolerances:
         "report/test_trend.py::test_what_is_tighter_or_no_tolerance_does_not_alarm",
     )
 
+    # releases beside each other: `watch`
+    release_drift_share: float = _number(
+        0.01,
+        "share of the size of a case by which two releases may differ and count as alike",
+        "watch/test_changes.py::test_a_size_that_moves_by_more_than_rounding_is_a_change",
+    )
+
 
 TOLERANCES = Tolerances()
 MEANINGS = {one.name: one.metadata["meaning"] for one in fields(Tolerances)}

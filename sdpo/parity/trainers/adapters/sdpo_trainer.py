@@ -35,7 +35,8 @@ class OwnTrainer(HFTrainerAdapter):
 
     LoRA teachers are measured by the average of what adapters add to the weights, which
     `lora_average="effective"` follows; `OwnTrainerFactors` is audited with the default, which
-    averages the two factors and so differs in second order.
+    averages the two factors and so differs in second order. The trainer derives from that of TRL
+    1.16 and later; no other release is audited.
     """
 
     name = "sdpo-trainer"

@@ -51,11 +51,12 @@ class TRL(HFTrainerAdapter):
     """`trl.experimental.sdpo.SDPOTrainer`.
 
     It does not show which feedback counts, nor the demonstrations; both reach `teacher_prompt`.
+    Releases 1.0 to 1.5 have an SDPO trainer of another structure, earlier ones have none.
     """
 
     name = "trl"
     package = "trl"
-    versions = ">=1.16,<2"
+    versions = ">=1.6,<2"
     install = "'sdpo[train]'"
     imports = (*COMMON_IMPORTS, "trl.experimental.sdpo")
     teacher_adapter = "teacher"
@@ -67,8 +68,8 @@ class TRL(HFTrainerAdapter):
         """Build the trainer, which reads feedback from the column `privileged_context`."""
         from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
-        check_expressible(parts)
-        args = SDPOConfig(**{**parts.arguments, **their_settings(parts)})
+        _check_expressible(parts)
+        args = SDPOConfig(**{**parts.arguments, **_their_settings(parts)})
         trainer = SDPOTrainer(
             model=parts.model,
             reward_funcs=parts.rewards,
@@ -77,7 +78,7 @@ class TRL(HFTrainerAdapter):
             train_dataset=parts.dataset,
             optimizers=(parts.optimizer, None),
         )
-        return trainer, effective_settings(trainer.args)
+        return trainer, _effective_settings(trainer.args)
 
     def teacher(self, trainer: HFTrainer) -> nn.Module | None:
         """Return the model loaded from the student's path; with LoRA the student itself."""
@@ -88,7 +89,7 @@ class TRL(HFTrainerAdapter):
         import trl.experimental.sdpo.loss_utils as parts
         import trl.experimental.sdpo.sdpo_trainer as module
 
-        mode, watch, loss = trainer.args.distillation_mode, recorder.watch, Loss(recorder)
+        mode, watch, loss = trainer.args.distillation_mode, recorder.watch, _Loss(recorder)
         watch.function(
             trainer.teacher_context_builder,
             "_tokenize_teacher_messages",
@@ -129,7 +130,7 @@ class TRL(HFTrainerAdapter):
         }
 
 
-class Loss:
+class _Loss:
     """Turns calls of TRL's functions into stage values; the student always comes first."""
 
     def __init__(self, recorder: StageRecorder):
@@ -186,7 +187,7 @@ class Loss:
             )
 
 
-def check_expressible(parts: TrainerParts) -> None:
+def _check_expressible(parts: TrainerParts) -> None:
     """Refuse what TRL has no setting for.
 
     Raises:
@@ -201,13 +202,15 @@ def check_expressible(parts: TrainerParts) -> None:
         "token means": scenario.loss_agg_mode not in AGGREGATIONS,
         "feedback that differs between the rollouts of a prompt: the column privileged_context "
         "has one text for each prompt": feedback_varies(scenario),
-        "a conversation that does not end with the user: it refuses that": ends_otherwise(scenario),
+        "a conversation that does not end with the user: it refuses that": _ends_otherwise(
+            scenario
+        ),
     }
-    if found := [text for text, present in problems.items() if present]:
-        raise NotCoveredError("TRL's SDPOTrainer cannot express " + "; ".join(found))
+    if inexpressible := [text for text, present in problems.items() if present]:
+        raise NotCoveredError("TRL's SDPOTrainer cannot express " + "; ".join(inexpressible))
 
 
-def ends_otherwise(scenario: Scenario) -> bool:
+def _ends_otherwise(scenario: Scenario) -> bool:
     """Whether a conversation's last message is not the user's."""
     return any(
         conversation[-1]["role"] != "user"
@@ -216,30 +219,33 @@ def ends_otherwise(scenario: Scenario) -> bool:
     )
 
 
-def their_settings(parts: TrainerParts) -> Settings:
+def _their_settings(parts: TrainerParts) -> Settings:
     """Translate the scenario's settings to TRL's names."""
     wanted = parts.settings
-    found = {theirs: getattr(wanted, own) for own, theirs in NAMES.items()}
+    settings = {theirs: getattr(wanted, own) for own, theirs in NAMES.items()}
     if not wanted.full_logit_distillation:
-        found["distillation_mode"] = "sampled_token"
+        settings["distillation_mode"] = "sampled_token"
     elif wanted.distillation_topk is None:
-        found["distillation_mode"] = "full_logits"
+        settings["distillation_mode"] = "full_logits"
     else:
-        found |= {"distillation_mode": "topk_logits", "distillation_topk": wanted.distillation_topk}
-    return found | {
+        settings |= {
+            "distillation_mode": "topk_logits",
+            "distillation_topk": wanted.distillation_topk,
+        }
+    return settings | {
         "teacher_model_kind": "ema",
         "max_prompt_length": None,
         "chat_template_kwargs": dict(wanted.apply_chat_template_kwargs) or None,
     }
 
 
-def effective_settings(args: Any) -> Settings:
+def _effective_settings(args: Any) -> Settings:
     """Read the settings of a built trainer under verl's names."""
-    found = {own: getattr(args, theirs) for own, theirs in NAMES.items()}
+    settings = {own: getattr(args, theirs) for own, theirs in NAMES.items()}
     sampled = args.distillation_mode == "sampled_token"
     if not sampled:
-        found["distillation_topk"] = args.distillation_topk
-    return found | {
+        settings["distillation_topk"] = args.distillation_topk
+    return settings | {
         "full_logit_distillation": not sampled,
         "teacher_regularization": "ema",
         "temperature": args.temperature,
