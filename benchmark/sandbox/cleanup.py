@@ -1,4 +1,4 @@
-"""Leaves nothing behind: removes what a run wrote, and ends stray processes."""
+"""Cleans up after a run: removes what a run wrote, and ends stray processes."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def empty_folder(folder: str) -> int:
 
 
 def descendants(process: int) -> list[int]:
-    """Numbers of all processes below a process, found in `/proc` where there is one."""
+    """List the numbers of all processes below a process, from `/proc` where there is one."""
     if not os.path.isdir("/proc/self"):
         return []
     parents: dict[int, list[int]] = {}
@@ -47,13 +47,13 @@ def descendants(process: int) -> list[int]:
             except (FileNotFoundError, ProcessLookupError):
                 continue
             parents.setdefault(parent, []).append(int(name))
-    found: list[int] = []
+    below: list[int] = []
     waiting = [process]
     while waiting:
         children = parents.get(waiting.pop(), [])
-        found += children
+        below += children
         waiting += children
-    return found
+    return below
 
 
 def kill_descendants() -> None:

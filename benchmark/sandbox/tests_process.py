@@ -2,7 +2,7 @@
 
 The test arrives rewritten (see `split_test`): every expression that the submission must evaluate
 has become `__ask__(number, variables)`, every assert a call of `__compare__` or `__truth__`. Values
-come back as plain data; what is not plain is an `Opaque`, which forwards iteration, calls, items
+come back as plain data; what is not plain is an `_Opaque`, which forwards iteration, calls, items
 and attributes to the submission's process and compares equal to nothing but itself.
 """
 
@@ -36,7 +36,7 @@ class _AssertFailed(AssertionError):
     """An assert of the test did not hold."""
 
 
-class Opaque:
+class _Opaque:
     """Stands for a value in the submission's process."""
 
     __slots__ = ("_apply", "_handle", "_kind")
@@ -47,7 +47,7 @@ class Opaque:
         self._kind = kind
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Opaque) and other._handle == self._handle
+        return isinstance(other, _Opaque) and other._handle == self._handle
 
     def __hash__(self) -> int:
         return hash(self._handle)
@@ -70,7 +70,7 @@ class Opaque:
 
     def __iter__(self) -> Iterator[Any]:
         iterator = self._apply("iterate", self)
-        return iterator._items() if isinstance(iterator, Opaque) else iter(iterator)
+        return iterator._items() if isinstance(iterator, _Opaque) else iter(iterator)
 
     def _items(self) -> Iterator[Any]:
         count = _FIRST_ITEMS
@@ -92,7 +92,7 @@ class _ArgumentEncoder(Encoder):
 
     def opaque(self, value: object) -> Encoded:
         """Encode a value of the submission's by its handle; the test's own objects stay here."""
-        if isinstance(value, Opaque):
+        if isinstance(value, _Opaque):
             return {"o": [value._handle, value._kind]}
         raise TypeError(f"the test cannot pass a {type(value).__name__} to the submission")
 
@@ -106,11 +106,11 @@ class _Test:
         self.checks = 0
         self.sides: tuple[str, str] | None = None
 
-    def names(self) -> dict[str, Any]:
+    def names(self) -> dict[str, object]:
         """The names that the test's rewritten code uses."""
         return {"__ask__": self._ask, "__compare__": self._compare, "__truth__": self._truth}
 
-    def _ask(self, expression: int, bindings: dict[str, Any]) -> Any:
+    def _ask(self, expression: int, bindings: dict[str, object]) -> Any:
         """Have the submission evaluate an expression, given the test's variables in it."""
         encoded = {name: self._encode(value) for name, value in bindings.items()}
         return self._request({"expression": expression, "bindings": encoded}, bindings)
@@ -119,7 +119,7 @@ class _Test:
         encoded = [self._encode(argument) for argument in arguments]
         return self._request({"operation": operation, "arguments": encoded}, {})
 
-    def _request(self, request: Request, bindings: dict[str, Any]) -> Any:
+    def _request(self, request: Request, bindings: dict[str, object]) -> Any:
         """Have the submission's process do something; its exceptions are raised here."""
         self._pipe.send({"request": request})
         reply = self._pipe.receive()
@@ -133,7 +133,7 @@ class _Test:
         return self._decode(reply["value"])
 
     def _decode(self, data: Encoded) -> Any:
-        return decode(data, lambda handle, kind: Opaque(self._apply, handle, kind))
+        return decode(data, lambda handle, kind: _Opaque(self._apply, handle, kind))
 
     def _compare(self, comparison: str, left: Any, right: Any) -> None:
         holds = _COMPARISONS[comparison](left, right)

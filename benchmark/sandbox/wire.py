@@ -19,7 +19,7 @@ _decode = json.JSONDecoder().decode
 
 
 class Submission(TypedDict):
-    """What the process of a submission gets to see before the first request.
+    """Holds what the process of a submission sees before the first request.
 
     `names` are those that the tests call.
     """
@@ -34,7 +34,7 @@ class Submission(TypedDict):
 class Evaluation(TypedDict):
     """Asks for an expression's value, with `bindings` in place of the submission's own names.
 
-    A tests process gives the expression by its place in the plan, and no `number`.
+    The tests process gives the expression by its index in the plan, and no `number`.
     """
 
     expression: str | int
@@ -64,7 +64,7 @@ class Reply(TypedDict):
 
 
 class PlannedTest(TypedDict):
-    """A test for a tests process: its rewritten source, and what it needs before."""
+    """Gives the tests process a test: its rewritten source, and what it needs before."""
 
     modules: list[str]
     imports: str
@@ -73,7 +73,7 @@ class PlannedTest(TypedDict):
 
 
 class Report(TypedDict):
-    """What a tests process says about a test.
+    """Says what became of a test in the tests process.
 
     `checks` counts the asserts that held, `sides` are those of a comparison that did not. `error`
     is the exception that ended the test, in its set-up or in itself.

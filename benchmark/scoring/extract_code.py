@@ -90,7 +90,7 @@ def extract_code(completion: str, names: Sequence[str] = ()) -> str:
 
 
 def fenced_blocks(completion: str) -> list[Block]:
-    """The fenced blocks of a completion that are not blank, in order."""
+    """List the fenced blocks of a completion that are not blank, in order."""
     return _fenced(_normal(completion).split("\n"))[0]
 
 
@@ -145,17 +145,17 @@ def _fenced(lines: list[str]) -> tuple[list[Block], list[str]]:
 
 
 def _closes(match: re.Match[str], mark: str) -> bool:
-    found = match["mark"]
-    return found[0] == mark[0] and len(found) >= len(mark) and not match["label"].strip()
+    closing = match["mark"]
+    return closing[0] == mark[0] and len(closing) >= len(mark) and not match["label"].strip()
 
 
 def _opens(match: re.Match[str]) -> bool:
-    """A fence in the middle of a line counts if nothing but a label follows it."""
+    """Tell whether a fence opens a block: within a line, only with nothing but a label after it."""
     return not match["before"].strip() or len(match["label"].split()) <= 1
 
 
 def _is_lone(lines: list[str], index: int) -> bool:
-    """Whether a bare fence ends a block that the prompt had opened."""
+    """Tell whether a bare fence ends a block that the prompt had opened."""
     later = sum("```" in line or "~~~" in line for line in lines[index + 1 :])
     return later % 2 == 0 and any(_is_strong(line) for line in lines[:index])
 
@@ -228,7 +228,7 @@ _TOKEN = re.compile(r"\"\"\"|'''|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|#.*|[()\
 
 
 def _continues(line: str, quote: str, depth: int) -> tuple[str, int]:
-    """Whether a string in triple quotes, or a bracket, is open after the line."""
+    """Follow triple quotes and brackets over a line; returns what is open after it."""
     position = 0
     while position < len(line):
         if quote:

@@ -1,15 +1,18 @@
-"""pass@1 of a model on problems: completions, scored by the executor, with an interval."""
+"""Measures pass@1 of a model: completes problems, scores the completions, adds an interval."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from msgspec import Meta, Struct
 
-from sdpo.benchmark.problems.case import Case
+from sdpo.benchmark.problems.case import Case, Status
 from sdpo.benchmark.problems.dataset import Problem
 from sdpo.benchmark.problems.prompts import DataSettings, messages
 from sdpo.benchmark.scoring.executor import Executor
 from sdpo.benchmark.scoring.intervals import bootstrap, pass_at_k, wilson
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 Conversation = list[dict[str, str]]
 
@@ -28,6 +31,28 @@ class EvalSettings(Struct, frozen=True, kw_only=True):
     limit: Annotated[int, Meta(ge=0)] = 0
 
 
+class Scored(TypedDict):
+    """A completion and the result of its tests."""
+
+    task_id: int
+    status: Status
+    passed: int
+    total: int
+    feedback: str
+    completion: str
+
+
+class Summary(TypedDict):
+    """pass@1 with its interval; `passes` counts the completions that passed, by task id."""
+
+    pass_at_1: float
+    low: float
+    high: float
+    problems: int
+    samples: int
+    passes: dict[str, int]
+
+
 def complete(
     model: Any,
     tokenizer: Any,
@@ -37,7 +62,7 @@ def complete(
     seed: int = 0,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
-    """One completion per conversation; leaves the global random state and the mode as they were.
+    """Complete each conversation; leaves the global random state and the mode as they were.
 
     Args:
         model: a causal language model.
@@ -48,26 +73,17 @@ def complete(
         advance: told how many are done.
     """
     import torch
-    from transformers import GenerationConfig
 
-    sampled = settings.temperature > 0
-    drawing = {"temperature": settings.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}
-    generation = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=sampled,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **drawing,
-    )
+    generation = _generation_config(tokenizer, settings)
     training, texts = model.training, []
     model.eval()
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for start in range(0, len(conversations), settings.batch_size):
-            part = list(conversations[start : start + settings.batch_size])
+            batch = list(conversations[start : start + settings.batch_size])
             inputs = tokenizer.apply_chat_template(
-                part,
+                batch,
                 add_generation_prompt=True,
                 padding=True,
                 return_tensors="pt",
@@ -76,55 +92,74 @@ def complete(
             output = model.generate(**inputs, generation_config=generation)
             answers = output[:, inputs["input_ids"].shape[1] :]
             texts += tokenizer.batch_decode(answers, skip_special_tokens=True)
-            advance(len(part))
+            advance(len(batch))
     model.train(training)
     return texts
 
 
+def _generation_config(
+    tokenizer: "PreTrainedTokenizerBase", settings: EvalSettings
+) -> "GenerationConfig":
+    from transformers import GenerationConfig
+
+    sampled = settings.temperature > 0
+    drawing = {"temperature": settings.temperature, "top_k": 0, "top_p": 1.0} if sampled else {}
+    return GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=sampled,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **drawing,
+    )
+
+
 def score(
     executor: Executor, problems: Sequence[Problem], completions: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Result of each completion: `task_id`, `status`, `passed`, `total`, `feedback`."""
+) -> list[Scored]:
+    """Run each completion against its problem's tests."""
+    asked = list(zip(problems, completions, strict=True))
     cases = [
-        Case(one.task_id, text, one.test_list, one.test_imports, one.test_setup_code)
-        for one, text in zip(problems, completions, strict=True)
+        Case(
+            problem.task_id, text, problem.test_list, problem.test_imports, problem.test_setup_code
+        )
+        for problem, text in asked
     ]
     return [
-        {
-            "task_id": one.task_id,
-            "status": result.status,
-            "passed": result.passed,
-            "total": result.total,
-            "feedback": result.feedback,
-            "completion": text,
-        }
-        for one, text, result in zip(problems, completions, executor.map(cases), strict=True)
+        Scored(
+            task_id=problem.task_id,
+            status=result.status,
+            passed=result.passed,
+            total=result.total,
+            feedback=result.feedback,
+            completion=text,
+        )
+        for (problem, text), result in zip(asked, executor.map(cases), strict=True)
     ]
 
 
-def summarize(results: Sequence[Mapping[str, Any]], problems: Sequence[Problem]) -> dict[str, Any]:
-    """pass@1 with its 95 % interval, and the passes of each problem.
+def summarize(results: Sequence[Scored], problems: Sequence[Problem]) -> Summary:
+    """Compute pass@1 with its 95 % interval, and count the passes of each problem.
 
     With one completion per problem the interval is Wilson's, with several a bootstrap over the
     problems.
     """
-    passes: dict[int, list[bool]] = {one.task_id: [] for one in problems}
+    passed: dict[int, list[bool]] = {problem.task_id: [] for problem in problems}
     for result in results:
-        passes[result["task_id"]].append(result["status"] == "pass")
-    rates = [pass_at_k(len(one), sum(one), 1) for one in passes.values()]
-    samples = max(len(one) for one in passes.values())
+        passed[result["task_id"]].append(result["status"] == "pass")
+    rates = [pass_at_k(len(attempts), sum(attempts), 1) for attempts in passed.values()]
+    samples = max(map(len, passed.values()))
     if samples == 1:
         interval = wilson(sum(map(int, rates)), len(rates))
     else:
         interval = bootstrap(rates, limits=(0, 1), resamples=2000)
-    return {
-        "pass_at_1": interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "problems": len(problems),
-        "samples": samples,
-        "passes": {str(task): sum(one) for task, one in passes.items()},
-    }
+    return Summary(
+        pass_at_1=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        problems=len(problems),
+        samples=samples,
+        passes={str(task): sum(attempts) for task, attempts in passed.items()},
+    )
 
 
 def evaluate(
@@ -137,7 +172,7 @@ def evaluate(
     *,
     seed: int = 0,
     advance: Callable[[int], None] = lambda rows: None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[Summary, list[Scored]]:
     """Complete, score and summarize; returns the summary and every result.
 
     Args:
@@ -151,8 +186,8 @@ def evaluate(
         advance: told how many completions are done.
     """
     limit = settings.limit or len(problems)
-    asked = [one for one in problems[:limit] for _ in range(settings.samples)]
-    conversations = [messages(one, data) for one in asked]
+    asked = [problem for problem in problems[:limit] for _ in range(settings.samples)]
+    conversations = [messages(problem, data) for problem in asked]
     texts = complete(model, tokenizer, conversations, settings, seed=seed, advance=advance)
     results = score(executor, asked, texts)
     return summarize(results, problems[:limit]), results

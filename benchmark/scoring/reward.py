@@ -13,7 +13,7 @@ Completion = str | Sequence[Mapping[str, Any]]
 
 
 def completion_text(completion: Completion) -> str:
-    """The text of a completion, which is a string or a list of messages.
+    """Return the text of a completion, which is a string or a list of messages.
 
     Raises:
         TypeError: If it is neither.
@@ -45,7 +45,7 @@ def _column(values: Sequence[Any] | None, size: int, name: str) -> Sequence[Any]
 
 
 class MBPPReward:
-    """Fraction of the tests that a completion passes.
+    """Rewards a completion with the fraction of the tests that it passes.
 
     Use it as a reward function of `GRPOTrainer`, with the data set's columns `test_list` and, where
     there are any, `test_imports` and `test_setup_code`. After each call `last_feedback` holds one
@@ -53,7 +53,7 @@ class MBPPReward:
 
     Args:
         all_or_nothing: Reward 1 if all tests pass and 0 otherwise.
-        executor: Where to run; by default an own one with `workers` and `timeout`, started at the
+        executor: Where to run; by default its own with `workers` and `timeout`, started at the
             first call, kept for later calls and ended by `close` or at exit.
         workers: Number of cases run at a time.
         timeout: Wall time in seconds for all tests of a case.
@@ -140,7 +140,7 @@ class MBPPReward:
         return result.passed / result.total if result.total else 0.0
 
     def close(self) -> None:
-        """End the own executor's processes; a later call starts new ones."""
+        """End its own executor's processes; a later call starts new ones."""
         with self._lock:
             if self._owned and self._executor is not None:
                 self._executor.close()
@@ -149,7 +149,7 @@ class MBPPReward:
 
 
 class FormatReward:
-    """1 for a completion whose code stands in exactly one closed block labelled as Python, else 0.
+    """Rewards exactly one closed block labelled as Python with 1, any other form with 0.
 
     After each call `last_feedback` holds one text per completion, empty where the form is right.
     """
@@ -179,7 +179,7 @@ class FormatReward:
 
 
 def _fault(text: str) -> str:
-    """What is wrong with the form of an answer; empty if nothing is."""
+    """Say what is wrong with the form of an answer; nothing if it is right."""
     blocks = fenced_blocks(text)
     python = [block for block in blocks if block.is_python]
     if not blocks:

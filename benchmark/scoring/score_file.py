@@ -16,7 +16,7 @@ from sdpo.benchmark.scoring.feedback import printable, shorten
 
 # Cases read ahead per worker, so that a slow case does not hold up the others. Each is held in
 # memory until its line is written.
-_AHEAD = 64
+_CASES_AHEAD = 64
 _MAX_REASON = 300
 
 
@@ -41,20 +41,18 @@ def read_cases(path: Path) -> Iterator[Line]:
     Raises:
         RunError: If the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                if raw.strip():
-                    yield _line(number, raw)
-    except OSError as error:
-        raise RunError(f"cannot read the cases in {path}: {error.strerror}") from error
+    return (_line(number, raw) for number, raw in _numbered_lines(path))
 
 
 def count_cases(path: Path) -> int:
-    """Number of cases in the file; raises `RunError` if it cannot be read."""
+    """Count the cases in the file; raises `RunError` if it cannot be read."""
+    return sum(1 for _ in _numbered_lines(path))
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with path.open("rb") as file:
-            return sum(1 for raw in file if raw.strip())
+            yield from ((number, raw) for number, raw in enumerate(file, 1) if raw.strip())
     except OSError as error:
         raise RunError(f"cannot read the cases in {path}: {error.strerror}") from error
 
@@ -80,7 +78,7 @@ def _line(number: int, raw: bytes) -> Line:
 
 
 def finished_lines(out: Path, cases: Path) -> tuple[int, int]:
-    """How much of an earlier run's output is there.
+    """Find how much of an earlier run's output is there.
 
     Args:
         out: The output of an earlier run, possibly cut off in its last line; may be missing.
@@ -102,11 +100,11 @@ def finished_lines(out: Path, cases: Path) -> tuple[int, int]:
         raise RunError(f"cannot read {out} to continue it: {error.strerror}") from error
     with file:
         for raw in file:
-            found = _digest(raw)
-            if found is None:
+            digest = _digest(raw)
+            if digest is None:
                 break
             line = next(lines, None)
-            if line is None or line.digest != found:
+            if line is None or line.digest != digest:
                 raise RunError(
                     f"{out} holds results of other cases (its line {finished + 1} does not belong "
                     f"to {cases}); give another --out, or --overwrite to discard it"
@@ -117,7 +115,7 @@ def finished_lines(out: Path, cases: Path) -> tuple[int, int]:
 
 
 def _digest(raw: bytes) -> str | None:
-    """The digest in an output line; `None` for an incomplete one."""
+    """Read the digest in an output line; `None` for an incomplete one."""
     if not raw.endswith(b"\n"):
         return None
     try:
@@ -128,7 +126,7 @@ def _digest(raw: bytes) -> str | None:
 
 
 def open_output(out: Path, keep: int) -> FileIO:
-    """Open the output behind the first `keep` bytes; raises `RunError` if it is not writable."""
+    """Open the output after the first `keep` bytes; raises `RunError` if it is not writable."""
     try:
         file = FileIO(out, "r+" if keep else "w")
         if keep:
@@ -179,7 +177,7 @@ def run(
         counts[result.status] += 1
         progress(result)
 
-    ahead = _AHEAD * executor.workers
+    ahead = _CASES_AHEAD * executor.workers
     for line in lines:
         window.append((line, _submit(executor, line)))
         while window and (len(window) >= ahead or window[0][1].done()):
