@@ -24,7 +24,7 @@ from sdpo.benchmark.scoring.executor import Executor
 from sdpo.benchmark.scoring.intervals import wilson
 from sdpo.benchmark.scoring.pass_at_1 import EvalSettings, complete, score
 
-Results = list[dict[str, Any]]
+Results = Sequence[Mapping[str, Any]]
 
 
 def measure(

@@ -37,6 +37,7 @@ from sdpo.benchmark.runs.settings import (
     digest,
 )
 from sdpo.benchmark.scoring.executor import Executor
+from sdpo.benchmark.scoring.pass_at_1 import Scored, Summary, evaluate
 
 Advance = Callable[[dict[str, Any]], None]
 FREE_MIB = 512.0
@@ -137,11 +138,10 @@ def _trainer(
     from sdpo.benchmark.runs.methods import OURS, build_trainer
     from sdpo.benchmark.runs.models import adapter_config, load_model
     from sdpo.benchmark.runs.run_recorder import Recorder, TeacherWatch
-    from sdpo.benchmark.scoring.pass_at_1 import evaluate
 
     records = Records(out)
 
-    def evaluation() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def evaluation() -> tuple[Summary, list[Scored]]:
         model = trainer.accelerator.unwrap_model(trainer.model)
         how = settings.data, settings.eval
         return evaluate(model, tokenizer, test, executor, *how, seed=settings.seed)

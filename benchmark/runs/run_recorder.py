@@ -14,6 +14,7 @@ from sdpo.benchmark.runs.checkpoints import folder_of, seal
 from sdpo.benchmark.runs.environment import peak_memory_mib
 from sdpo.benchmark.runs.records import Records
 from sdpo.benchmark.runs.settings import RecordSettings, Settings
+from sdpo.benchmark.scoring.pass_at_1 import Scored, Summary
 from sdpo.prompt.teacher_batch import PromptTrace
 from sdpo.update.actor_update import Batch
 from sdpo.update.observer import UpdateObserver
@@ -39,7 +40,7 @@ class Recorder(TrainerCallback):
         self,
         records: Records,
         settings: Settings,
-        evaluation: Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]],
+        evaluation: Callable[[], tuple[Summary, list[Scored]]],
         checkpoints: Path,
         advance: Callable[[dict[str, Any]], None],
     ):
