@@ -2,7 +2,7 @@
 
 The test arrives rewritten (see `split_test`): every expression that the submission must evaluate
 has become `__ask__(number, variables)`, every assert a call of `__compare__` or `__truth__`. Values
-come back as plain data; what is not plain is an `_Opaque`, which forwards iteration, calls, items
+come back as plain data; what is not plain is an `Opaque`, which forwards iteration, calls, items
 and attributes to the submission's process and compares equal to nothing but itself.
 """
 
@@ -36,8 +36,11 @@ class _AssertFailed(AssertionError):
     """An assert of the test did not hold."""
 
 
-class _Opaque:
-    """Stands for a value in the submission's process."""
+class Opaque:
+    """Stands for a value in the submission's process.
+
+    The name shows in feedback, as in `unsupported operand type(s) for +: 'Opaque' and 'int'`.
+    """
 
     __slots__ = ("_apply", "_handle", "_kind")
 
@@ -47,7 +50,7 @@ class _Opaque:
         self._kind = kind
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Opaque) and other._handle == self._handle
+        return isinstance(other, Opaque) and other._handle == self._handle
 
     def __hash__(self) -> int:
         return hash(self._handle)
@@ -70,7 +73,7 @@ class _Opaque:
 
     def __iter__(self) -> Iterator[Any]:
         iterator = self._apply("iterate", self)
-        return iterator._items() if isinstance(iterator, _Opaque) else iter(iterator)
+        return iterator._items() if isinstance(iterator, Opaque) else iter(iterator)
 
     def _items(self) -> Iterator[Any]:
         count = _FIRST_ITEMS
@@ -92,7 +95,7 @@ class _ArgumentEncoder(Encoder):
 
     def opaque(self, value: object) -> Encoded:
         """Encode a value of the submission's by its handle; the test's own objects stay here."""
-        if isinstance(value, _Opaque):
+        if isinstance(value, Opaque):
             return {"o": [value._handle, value._kind]}
         raise TypeError(f"the test cannot pass a {type(value).__name__} to the submission")
 
@@ -133,7 +136,7 @@ class _Test:
         return self._decode(reply["value"])
 
     def _decode(self, data: Encoded) -> Any:
-        return decode(data, lambda handle, kind: _Opaque(self._apply, handle, kind))
+        return decode(data, lambda handle, kind: Opaque(self._apply, handle, kind))
 
     def _compare(self, comparison: str, left: Any, right: Any) -> None:
         holds = _COMPARISONS[comparison](left, right)
