@@ -47,7 +47,7 @@ from sdpo.fused.lm_head import (
     vocabulary_blocks,
 )
 from sdpo.fused.token_log_probs import log_probs_at
-from sdpo.fused.vocabulary_scan import has_kernels, logit_gradient, scan, top_indices
+from sdpo.fused.vocabulary_scan import has_kernels, logit_gradient, scan_blocks, top_indices
 from sdpo.loss.argument_shapes import check_loss_arguments
 from sdpo.loss.log_softmax import normalized
 from sdpo.loss.self_distillation import stages_from_log_probs
@@ -199,13 +199,13 @@ def _over_support(
     Without `loss_weights` `(N,)` there is no derivative.
     """
     config, head, logits = inputs.config, inputs.student.head, chunk.logits
-    scans = [scan(block) for block in _student_blocks(inputs, chunk)]
-    normalizers, maxima = (torch.cat(parts, -1) for parts in zip(*scans, strict=True))
+    widths = [part.stop - part.start for part in _student_parts(inputs, chunk)]
+    normalizers, maxima = scan_blocks(_student_blocks(inputs, chunk), widths, like=logits)
     indices = inputs.responses[chunk.positions].unsqueeze(-1)
     if config.full_logit_distillation:
         count = min(config.distillation_topk or 0, logits.shape[-1])
         indices = torch.cat([indices, top_indices(logits, maxima, count)], dim=-1)
-    del scans, maxima  # of the size of a block
+    del maxima  # of the size of a block
     # block by block as the teacher's, so that equal logits round alike
     normalizer = normalizers.logsumexp(-1, keepdim=True)
     teacher = log_probs_at(indices, _teacher_blocks(inputs, chunk))
@@ -259,11 +259,16 @@ def _over_vocabulary(
     return losses.detach(), by_logits * logit_slope(leaf.detach(), head, config.temperature)
 
 
+def _student_parts(inputs: LossInputs, chunk: Chunk) -> list[slice]:
+    """Divide the vocabulary into blocks; the kernels take it at once."""
+    at_once = slice(0, chunk.logits.shape[-1])
+    return [at_once] if has_kernels(chunk.logits) else [*vocabulary_blocks(inputs.student)]
+
+
 def _student_blocks(inputs: LossInputs, chunk: Chunk) -> Iterator[Tensor]:
     """Write the student's logits over temperature, and give each block while it is in the cache."""
     student = _rows_at(inputs.student, chunk.positions)
-    at_once = [slice(0, len(student.head.weight))]
-    for part in at_once if has_kernels(chunk.logits) else vocabulary_blocks(student):
+    for part in _student_parts(inputs, chunk):
         yield logits_of(student, part, inputs.config.temperature, chunk.logits[:, part])
 
 

@@ -5,6 +5,7 @@ On a GPU where Triton is installed they are kernels that read the logits once
 """
 
 import importlib.util
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import torch
@@ -38,6 +39,30 @@ def scan(logits: Tensor) -> tuple[Tensor, Tensor]:
     count, width = logits.shape
     normalizers, maxima = logits.new_empty(count, 1), logits.new_empty(count, -(-width // GROUP))
     triton_kernels.scan(logits, normalizers.squeeze(-1), maxima, GROUP)
+    return normalizers, maxima
+
+
+def scan_blocks(
+    blocks_of_logits: Iterable[Tensor], widths: Sequence[int], *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scan blocks of logits as they come; returns their normalizers and maxima side by side.
+
+    Both have their memory before the first block is made. Were they kept block by block, the C
+    library would often place them where the product of a block was, and could not place the next
+    product there: the process then grew by up to half of the logits.
+
+    Args:
+        blocks_of_logits: `(N, W)` each.
+        widths: W of each block.
+        like: a tensor `(N, …)` with the logits' dtype and device.
+    """
+    groups = [-(-width // GROUP) for width in widths]
+    normalizers = like.new_empty(len(like), len(widths))
+    maxima = like.new_empty(len(like), sum(groups))
+    columns = normalizers.split(1, -1), maxima.split(groups, -1)
+    for block, *places in zip(blocks_of_logits, *columns, strict=True):
+        for place, values in zip(places, scan(block), strict=True):
+            place.copy_(values)
     return normalizers, maxima
 
 

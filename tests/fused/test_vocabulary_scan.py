@@ -97,6 +97,23 @@ def test_a_token_whose_loss_has_weight_zero(mode):
     assert distance(on, config(mode)) < EXACT
 
 
+def test_blocks_are_scanned_side_by_side():
+    blocks = torch.randn(3, 2 * vocabulary_scan.GROUP), torch.randn(3, vocabulary_scan.GROUP + 1)
+    widths = [block.shape[1] for block in blocks]
+    normalizers, maxima = vocabulary_scan.scan_blocks(blocks, widths, like=blocks[0])
+    assert normalizers.tolist() == [
+        [b[row].logsumexp(0).item() for b in blocks] for row in range(3)
+    ]
+    group = vocabulary_scan.GROUP
+    expected = [
+        blocks[0][:, :group],
+        blocks[0][:, group:],
+        blocks[1][:, :group],
+        blocks[1][:, group:],
+    ]
+    assert maxima.T.tolist() == [part.amax(1).tolist() for part in expected]
+
+
 # --- planted faults -----------------------------------------------------------------------------
 
 
@@ -110,13 +127,13 @@ def only_groups(logits: Tensor, maxima: Tensor, count: int) -> Tensor:
 
 
 FAULTS = {
-    "exponentials of the logits as they are": ("scan", log_of_sum),
-    "entries after the last full group not searched": ("top_indices", only_groups),
+    "exponentials of the logits as they are": (vocabulary_scan, "scan", log_of_sum),
+    "entries after the last full group not searched": (fused_loss, "top_indices", only_groups),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_faults_are_seen(name, monkeypatch):
-    monkeypatch.setattr(fused_loss, *FAULTS[name])
+    monkeypatch.setattr(*FAULTS[name])
     with pytest.raises(AssertionError):
         test_logits_whose_exponentials_no_dtype_can_hold("topk_tail", 2)
