@@ -1,4 +1,4 @@
-"""All performance measurements, one after the other, into reports/performance.
+"""Makes all performance measurements, one after the other, into reports/performance.
 
 python -m sdpo.benchmark.performance            under ten minutes on two idle cores
 python -m sdpo.benchmark.performance --full     hours: all vocabularies, K and numbers of tokens
@@ -23,7 +23,7 @@ from sdpo.benchmark.performance.tables import OUT, machine
 from sdpo.runtime.atomic_write import write_atomically
 from sdpo.runtime.markdown_table import markdown_table
 
-PACKAGE = "sdpo.benchmark.performance"
+_PACKAGE = "sdpo.benchmark.performance"
 PARTS: dict[str, dict[bool, list[str]]] = {
     "fused_loss": {
         False: ["--tokens", "128", "1024", "--repeats", "1"],
@@ -42,7 +42,7 @@ PARTS: dict[str, dict[bool, list[str]]] = {
     "audits": {False: ["sdpo", "trl", "sdpo-rl"], True: ["sdpo", "sdpo-trainer", "trl", "sdpo-rl"]},
 }
 """Arguments of each part: False for the quick run, True for the full one."""
-WRITES_ITSELF = ("fused_loss", "trainer_step")
+_WRITES_ITSELF = ("fused_loss", "trainer_step")
 TITLES = {
     "fused_loss": "Loss, forward and backward",
     "trainer_step": "Optimizer step of the trainers",
@@ -53,15 +53,15 @@ TITLES = {
 
 
 def command(part: str, arguments: list[str], out: Path) -> list[str]:
-    """The command that measures a part."""
+    """Write the command that measures a part."""
     start = [sys.executable, "-W", "ignore", "-m"]
-    if part in WRITES_ITSELF:
-        return [*start, f"{PACKAGE}.{part}", *arguments, "--out", str(out)]
-    return [*start, f"{PACKAGE}.{part}", *arguments]
+    if part in _WRITES_ITSELF:
+        return [*start, f"{_PACKAGE}.{part}", *arguments, "--out", str(out)]
+    return [*start, f"{_PACKAGE}.{part}", *arguments]
 
 
 def audits(candidates: list[str]) -> str:
-    """Seconds of `sdpo audit` of each candidate, start included."""
+    """Time `sdpo audit` of each candidate, start included."""
     rows = []
     for candidate in candidates:
         began = time.perf_counter()
@@ -78,7 +78,7 @@ def audits(candidates: list[str]) -> str:
 
 def measure(part: str, arguments: list[str], out: Path) -> None:
     """Run one part and leave `out/PART.md`."""
-    if part in WRITES_ITSELF:
+    if part in _WRITES_ITSELF:
         subprocess.run(command(part, arguments, out), check=True)
         return
     if part == "audits":
@@ -93,7 +93,7 @@ def measure(part: str, arguments: list[str], out: Path) -> None:
 
 
 def report(out: Path) -> str:
-    """The parts' tables under titles, with their plots."""
+    """Join the parts' tables under titles, with their plots."""
     pieces = ["# Performance\n"]
     for part, title in TITLES.items():
         for file in sorted(out.glob(f"{part}*.md")):
@@ -105,14 +105,14 @@ def report(out: Path) -> str:
 
 
 class Finished(TypedDict):
-    """A part that a run has finished."""
+    """Says with which arguments a part was measured, and how long it took."""
 
     arguments: list[str]
     seconds: int
 
 
 def measure_all(names: list[str], out: Path, *, full: bool, resume: bool) -> None:
-    """One part after the other; `out/parts.json` grows with each."""
+    """Measure one part after the other; `out/parts.json` grows with each."""
     file = out / "parts.json"
     stored: dict[str, Finished] = json.loads(file.read_text()) if file.is_file() else {}
     done = {part: row for part, row in stored.items() if resume or part not in names}

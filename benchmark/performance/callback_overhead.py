@@ -1,4 +1,4 @@
-"""What the lockstep audit costs, as a ratio of the time of a training step without it.
+"""Measures what the lockstep audit costs, as a ratio of a training step's time without it.
 
 python -m sdpo.benchmark.performance.callback_overhead --size tiny small --steps 40
 python -m sdpo.benchmark.performance.callback_overhead --size medium --steps 8 --bf16     (on a GPU)
@@ -51,7 +51,7 @@ HEAD += ("with budgets", "rest ÷ plain", "every 10th", "peak, MiB")
 
 
 class StepSeconds(NamedTuple):
-    """One step: what the audit took of it, and the rest."""
+    """Divides a step into what the audit took of it, and the rest."""
 
     rest: float
     audit: float
@@ -71,15 +71,15 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Stop the clock; added last, this callback comes after the audit."""
-        whole = synchronized_seconds() - self.began[0]
+        total = synchronized_seconds() - self.began[0]
         audit = self.audit.seconds - self.began[1]
-        self.steps.append(StepSeconds(whole - audit, audit))
-        step = f"{whole:.1f} s, {audit:.1f} s of them the audit's"
+        self.steps.append(StepSeconds(total - audit, audit))
+        step = f"{total:.1f} s, {audit:.1f} s of them the audit's"
         print(f"step {len(self.steps)} of {args.max_steps}: {step}", file=sys.stderr, flush=True)
 
 
 def build(size: str, chosen: argparse.Namespace, folder: Path) -> "SDPOTrainer":
-    """A trainer of a random model, every second of whose updates is checked."""
+    """Build a trainer of a random model, every second of whose updates is checked."""
     return trainer_of(
         random_model(SHAPES[size]),
         SDPOConfig(audit_every=2),
@@ -98,7 +98,7 @@ def build(size: str, chosen: argparse.Namespace, folder: Path) -> "SDPOTrainer":
 
 
 def measure(size: str, chosen: argparse.Namespace) -> list[str]:
-    """Train one model; a row of the table."""
+    """Train one model; returns a row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(size, chosen, Path(folder))
         audit = trainer.audit
@@ -123,7 +123,7 @@ def measure(size: str, chosen: argparse.Namespace) -> list[str]:
 
 
 def costs(kinds: dict[str, list[StepSeconds]], updates: int) -> list[str]:
-    """The cells of the table from `step` to `every 10th`.
+    """Fill the cells of the table from `step` to `every 10th`.
 
     Args:
         kinds: steps without a check (`plain`), with one (`check`), and with one that also measures

@@ -1,4 +1,4 @@
-"""The contenders of the loss benchmark: from hidden states to a loss, on the same tensors.
+"""Computes a loss from hidden states in the way of each contender, on the same tensors.
 
 `projections` is the floor: the four products that every method needs (student and teacher forward,
 gradients of hidden states and weight), with nothing between them.
@@ -6,7 +6,7 @@ gradients of hidden states and weight), with nothing between them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ FLOOR_LOGITS = {"cpu": 2**28, "cuda": 2**31}
 
 @dataclass(frozen=True)
 class LossShape:
-    """The size of one loss; a share of `active` of the rows has a teacher's prompt."""
+    """Gives the size of one loss; a share of `active` of the rows has a teacher's prompt."""
 
     vocabulary: int
     hidden: int
@@ -31,9 +31,18 @@ class LossShape:
     dtype: str = "float32"
 
 
+class LossArguments(TypedDict):
+    """Holds masks and configuration as our functions take them."""
+
+    responses: Tensor
+    response_mask: Tensor
+    self_distillation_mask: Tensor
+    config: SDPOConfig
+
+
 @dataclass(frozen=True)
 class LossTensors:
-    """Hidden states `(B, T, H)` of student and teacher under one head, and masks."""
+    """Holds hidden states `(B, T, H)` of student and teacher under one head, and masks."""
 
     student: Tensor
     teacher: Tensor
@@ -44,22 +53,25 @@ class LossTensors:
     topk: int
 
     def logits(self) -> tuple[Tensor, Tensor]:
-        """All logits of both sides, the teacher's without gradient."""
+        """Compute all logits of both sides, the teacher's without gradient."""
         with torch.no_grad():
             teacher = self.teacher @ self.weight.T
         return self.student @ self.weight.T, teacher
 
-    def arguments(self) -> dict[str, Any]:
-        """Masks and configuration as our functions take them."""
-        config = SDPOConfig(
-            alpha=ALPHA, distillation_topk=self.topk, is_clip=None, temperature=TEMPERATURE
+    def arguments(self) -> LossArguments:
+        """Give masks and configuration to our functions."""
+        return LossArguments(
+            responses=self.responses,
+            response_mask=self.response_mask,
+            self_distillation_mask=self.self_distillation_mask,
+            config=SDPOConfig(
+                alpha=ALPHA, distillation_topk=self.topk, is_clip=None, temperature=TEMPERATURE
+            ),
         )
-        names = ("responses", "response_mask", "self_distillation_mask")
-        return {**{name: getattr(self, name) for name in names}, "config": config}
 
 
 def random_tensors(shape: LossShape) -> LossTensors:
-    """The same random numbers for the same shape, in up to eight rows."""
+    """Draw the same random numbers for the same shape, in up to eight rows."""
     random = torch.Generator().manual_seed(0)
     rows = min(8, shape.tokens)
     size = (rows, shape.tokens // rows, shape.hidden)
@@ -84,7 +96,7 @@ def random_tensors(shape: LossShape) -> LossTensors:
 
 
 def projections(tensors: LossTensors) -> None:
-    """The four products alone, at most `FLOOR_LOGITS` at a time."""
+    """Compute the four products alone, at most `FLOOR_LOGITS` at a time."""
     weight = tensors.weight.detach()
     student, teacher = tensors.student.detach().flatten(0, 1), tensors.teacher.flatten(0, 1)
     by_hidden, by_weight = torch.empty_like(student), torch.zeros_like(weight)
@@ -92,15 +104,15 @@ def projections(tensors: LossTensors) -> None:
     logits = weight.new_empty(size, len(weight))
     for start in range(0, len(student), size):
         rows = slice(start, start + size)
-        part = logits[: len(student[rows])]
-        torch.mm(teacher[rows], weight.T, out=part)
-        torch.mm(student[rows], weight.T, out=part)
-        torch.mm(part, weight, out=by_hidden[rows])
-        by_weight.addmm_(part.T, student[rows])
+        row_logits = logits[: len(student[rows])]
+        torch.mm(teacher[rows], weight.T, out=row_logits)
+        torch.mm(student[rows], weight.T, out=row_logits)
+        torch.mm(row_logits, weight, out=by_hidden[rows])
+        by_weight.addmm_(row_logits.T, student[rows])
 
 
 def fused(tensors: LossTensors) -> Tensor:
-    """`sdpo.fused.fused_loss`."""
+    """Call `sdpo.fused.fused_loss`."""
     from sdpo.fused.fused_loss import fused_self_distillation_loss
     from sdpo.fused.lm_head import Head, Projection
 
@@ -110,14 +122,14 @@ def fused(tensors: LossTensors) -> Tensor:
 
 
 def unfused(tensors: LossTensors) -> Tensor:
-    """`sdpo.loss.self_distillation`."""
+    """Call `sdpo.loss.self_distillation`."""
     from sdpo.loss.self_distillation import self_distillation_loss
 
     return self_distillation_loss(*tensors.logits(), **tensors.arguments())
 
 
 def transcription(tensors: LossTensors) -> Tensor:
-    """The transcription of the reference."""
+    """Call the transcription of the reference."""
     from sdpo.reference.loss import loss_from_logits
 
     return loss_from_logits(
@@ -134,7 +146,7 @@ def transcription(tensors: LossTensors) -> Tensor:
 
 
 def sdpo_rl(tensors: LossTensors) -> Tensor:
-    """`sdpo-rl`, in the order of its trainer; it knows no temperature."""
+    """Call `sdpo-rl` in the order of its trainer; it knows no temperature."""
     from sdpo_rl.distillation import (  # pyright: ignore[reportMissingImports]
         compute_self_distillation_loss,
     )
@@ -161,7 +173,7 @@ def sdpo_rl(tensors: LossTensors) -> Tensor:
 
 
 def trl(tensors: LossTensors) -> Tensor:
-    """TRL's experimental SDPO; as its trainer, it divides the logits by the temperature."""
+    """Call TRL's experimental SDPO on logits over temperature, as its trainer does."""
     from trl.experimental.sdpo.loss_utils import compute_topk_self_distillation_loss
 
     student, teacher = tensors.logits()

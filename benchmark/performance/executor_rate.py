@@ -1,4 +1,4 @@
-"""How many solutions per second the executor scores, beside two simpler ways.
+"""Measures how many solutions per second the executor scores, beside two simpler ways.
 
     python -m sdpo.benchmark.performance.executor_rate [--data FILE] [--workers 2] [--repeats 3]
 
@@ -45,7 +45,7 @@ SOLUTIONS = (
 
 
 def small_cases(count: int) -> list[Case]:
-    """Small solutions with two or three asserts each."""
+    """Make small solutions with two or three asserts each."""
     cases = []
     for index in range(count):
         code, name, pairs = SOLUTIONS[index % len(SOLUTIONS)]
@@ -69,18 +69,18 @@ def _passes(command: list[str]) -> bool:
 
 
 def bare(paths: Sequence[str]) -> int:
-    """How many files pass, run one after the other."""
+    """Count the files that pass, run one after the other."""
     return sum(_passes([sys.executable, path]) for path in paths)
 
 
 def fresh(paths: Sequence[str], workers: int) -> int:
-    """How many files pass in isolated interpreters, `workers` at a time."""
+    """Count the files that pass in isolated interpreters, `workers` at a time."""
     with concurrent.futures.ThreadPoolExecutor(workers) as threads:
         return sum(threads.map(lambda path: _passes([sys.executable, "-I", "-S", path]), paths))
 
 
 def scored(executor: Executor, cases: Sequence[Case]) -> int:
-    """How many cases pass in the executor."""
+    """Count the cases that pass in the executor."""
     return sum(result.status == "pass" for result in executor.map(cases))
 
 
@@ -96,7 +96,7 @@ def _rate(run: Callable[[], int], count: int) -> float:
 def measure(
     cases: Sequence[Case], workers: int, repeats: int
 ) -> tuple[dict[str, list[float]], int]:
-    """Solutions per second of each way, once per repeat, and the number of layers active.
+    """Measure solutions per second of each way, once per repeat; counts the active layers.
 
     Raises:
         RuntimeError: a solution does not pass.
@@ -114,7 +114,7 @@ def measure(
 
 
 def table(rates: dict[str, list[float]], layers: int, workers: int) -> str:
-    """The result as a Markdown table: medians, and the executor's median ratio to each way."""
+    """Show medians, and the executor's median ratio to each way."""
     labels = {
         "bare": "bare subprocess, one after the other",
         "fresh": f"fresh `python -I -S`, {workers} at a time",

@@ -1,4 +1,4 @@
-"""Time and memory of the loss, forward and backward, from hidden states: ours and others.
+"""Measures time and memory of the loss and its backward pass from hidden states: ours and others.
 
 python -m sdpo.benchmark.performance.fused_loss --tokens 128 1024 --repeats 3
 python -m sdpo.benchmark.performance.fused_loss --device cuda --dtype bfloat16 --tokens 1024 8192
@@ -13,7 +13,7 @@ A contender that would need more than `--memory` GiB is left out, by what it nee
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
@@ -34,13 +34,13 @@ from sdpo.benchmark.performance.tables import (
 if TYPE_CHECKING:
     import pandas as pd
 
-AGREEMENT = {"float32": 1e-4, "bfloat16": 0.1}
+_AGREEMENT = {"float32": 1e-4, "bfloat16": 0.1}
 """Largest relative difference of losses and norms; log-probs of the peers are bfloat16 as well."""
-SHAPE = [field.name for field in fields(LossShape) if field.name not in ("device", "dtype")]
+_SHAPE = [field.name for field in fields(LossShape) if field.name not in ("device", "dtype")]
 
 
 def shapes(chosen: argparse.Namespace) -> Iterator[list[LossShape]]:
-    """All shapes, those of one vocabulary and K together, fewest tokens first."""
+    """List all shapes, those of one vocabulary and K together, fewest tokens first."""
     for vocabulary, topk in product(chosen.vocabulary, chosen.topk):
         for active in sorted(chosen.active, reverse=True):
             yield [
@@ -52,20 +52,20 @@ def shapes(chosen: argparse.Namespace) -> Iterator[list[LossShape]]:
 
 
 def rounds(chosen: argparse.Namespace) -> "pd.DataFrame":
-    """All measurements."""
+    """Make all measurements."""
     import pandas as pd
 
     rows: list[Row] = []
     for group in shapes(chosen):
         rows += (_rounds_on_cuda if chosen.device == "cuda" else _rounds_on_cpu)(group, chosen)
-    check_agreement(rows, AGREEMENT[chosen.dtype])
+    check_agreement(rows, _AGREEMENT[chosen.dtype])
     return pd.DataFrame(rows)
 
 
 def _measured(
     name: str, shapes: list[LossShape], chosen: argparse.Namespace, repeats: int = 1
 ) -> Iterator[Row]:
-    """Measurements of one contender in one fresh process."""
+    """Measure one contender in a fresh process."""
     arguments = [name, json.dumps([asdict(shape) for shape in shapes])]
     arguments += ["--threads", str(chosen.threads), "--repeats", str(repeats)]
     module = "sdpo.benchmark.performance.timed_process"
@@ -73,13 +73,13 @@ def _measured(
 
 
 def _rounds_on_cuda(group: list[LossShape], chosen: argparse.Namespace) -> list[Row]:
-    """A process for each contender."""
+    """Measure in a process for each contender."""
     processes = (_measured(name, group, chosen, chosen.repeats) for name in chosen.contenders)
     return [row for rows in processes for row in rows]
 
 
 def _rounds_on_cpu(group: list[LossShape], chosen: argparse.Namespace) -> list[Row]:
-    """A process for each measurement, contenders in turn."""
+    """Make each measurement in a process of its own, contenders in turn."""
     rows: list[Row] = []
     gib_per_token: dict[str, float] = {}
     for shape in group:
@@ -101,7 +101,7 @@ def check_agreement(rows: list[Row], tolerance: float) -> None:
     """Stop unless all contenders computed the same, wherever ours took part."""
 
     def shape_of(row: Row) -> tuple[float | str, ...]:
-        return tuple(row[name] for name in SHAPE)
+        return tuple(row[name] for name in _SHAPE)
 
     ours = {shape_of(row): row for row in rows if row["contender"] == "fused"}
     for row in rows:
@@ -113,42 +113,44 @@ def check_agreement(rows: list[Row], tolerance: float) -> None:
 
 
 def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Per shape and contender: medians, and ratios to floor and best peer within each round."""
+    """Summarize shapes and contenders: medians, and ratios to floor and best peer by round."""
     import pandas as pd
 
     summaries = []
-    groups: Any = rows.groupby(SHAPE, sort=True)
-    for keys, part in groups:
+    groups: Any = rows.groupby(_SHAPE, sort=True)
+    for keys, group in groups:
         tables: dict[str, Any] = {
-            value: part.pivot(index="round", columns="contender", values=value)
+            value: group.pivot(index="round", columns="contender", values=value)
             for value in ("wall_s", "cpu_s", "memory_gib", "loss")
-            if value in part
+            if value in group
         }
         summaries += [
-            dict(zip(SHAPE, keys, strict=True)) | {"contender": name} | ratios(tables, name)
+            dict(zip(_SHAPE, keys, strict=True)) | {"contender": name} | ratios(tables, name)
             for name in tables["wall_s"]
         ]
     return pd.DataFrame(summaries)
 
 
-def ratios(tables: dict[str, Any], name: str) -> Row:
-    """Medians of one contender, and its ratios; those above 1 are slower or larger."""
-    row: Row = {value: tables[value][name].median() for value in ("wall_s", "cpu_s", "memory_gib")}
-    table = tables["wall_s"]
+def ratios(tables: "Mapping[str, pd.DataFrame]", name: str) -> Row:
+    """Take medians of one contender, and its ratios; those above 1 are slower or larger."""
+    columns: Any = tables  # pandas' types do not know that a name gives one column
+    row: Row = {value: columns[value][name].median() for value in ("wall_s", "cpu_s", "memory_gib")}
+    table = columns["wall_s"]
     if "projections" in table:
         row["time/floor"] = median_and_range(table[name] / table["projections"])
     if peers := [peer for peer in PEERS if peer in table]:
         row["time/best peer"] = median_and_range(table[name] / table[peers].min(axis=1))
-        best = tables["memory_gib"][peers].min(axis=1)
-        row["memory/best peer"] = median_and_range(tables["memory_gib"][name] / best, 4)
-    if "loss" in tables and {"fused", name} <= set(tables["loss"]):
-        difference = tables["loss"][name] / tables["loss"]["fused"] - 1
+        memory = columns["memory_gib"]
+        best = memory[peers].min(axis=1)
+        row["memory/best peer"] = median_and_range(memory[name] / best, 4)
+    if "loss" in columns and {"fused", name} <= set(columns["loss"]):
+        difference = columns["loss"][name] / columns["loss"]["fused"] - 1
         row["loss/ours - 1"] = "" if difference.isna().all() else f"{difference.median():.1e}"
     return row
 
 
 def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
-    """Time and memory over tokens, for the largest vocabulary and K with all rows active."""
+    """Draw time and memory over tokens, for the largest vocabulary and K with all rows active."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -158,13 +160,13 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     labels = {"wall_s": "time, s", "memory_gib": "memory beyond weights and gradient, GiB"}
     for axes, (value, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
-        for number, (name, part) in enumerate(largest.groupby("contender")):
+        for number, (name, rows) in enumerate(largest.groupby("contender")):
             floor = name == "projections"
             if not (floor and value == "memory_gib"):
                 style = {"color": "grey", "linestyle": "--"} if floor else {}
                 shown = f"{name} (floor)" if floor else str(name)
                 marker = "osD^vP"[number]
-                axes.plot(part["tokens"], part[value], marker=marker, label=shown, **style)
+                axes.plot(rows["tokens"], rows[value], marker=marker, label=shown, **style)
         axes.set(xscale="log", yscale="log", xlabel="tokens", title=label)
         tokens = sorted(set(largest["tokens"]))
         axes.set_xticks(tokens, [f"{count:,}" for count in tokens])
@@ -185,7 +187,7 @@ def main() -> None:
     parser = options(__doc__, **numbers, hidden=896, repeats=3)
     add_output_options(parser, None)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=AGREEMENT, default="float32")
+    parser.add_argument("--dtype", choices=_AGREEMENT, default="float32")
     parser.add_argument("--memory", type=float, default=6.0, help="GiB a process may take (CPU)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
     chosen = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What makes a training and its lockstep replica drift apart: the optimizer, or the precision?
+"""Tells what makes a training and its lockstep replica drift apart: optimizer or precision.
 
 python -m sdpo.benchmark.performance.lockstep_drift --steps 12
 
@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[Mapping[str, float | str], torch.dtype]] = {
 def drift(
     optimizer: Mapping[str, float | str], dtype: torch.dtype, steps: int, folder: Path
 ) -> list[float]:
-    """Distance of the student from its replica after each step, relative to the way gone."""
+    """Measure the student's distance from its replica after each step, over the way gone."""
     model = random_model(SHAPE, attn_implementation="sdpa")
     trainer = trainer_of(
         model.to(dtype),  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Memory and time of a training step at real sizes, by teacher, quantization and loss.
+"""Measures a training step at real sizes, by teacher, quantization and loss.
 
 python -m sdpo.benchmark.performance.model_memory --sizes 0.5B --device cuda
 
@@ -37,7 +37,7 @@ SHAPES = {
 
 
 class Teacher(NamedTuple):
-    """How a teacher is kept, and the dtype that the weights are stored in."""
+    """Says how a teacher is kept, and the dtype that the weights are stored in."""
 
     mode: str
     lora_rank: int
@@ -60,8 +60,8 @@ TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A tokenizer with a word for every id, so that random tokens come back as they were."""
+def _write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer with a word for every id, so that random tokens come back unchanged."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     named = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", "system"]
@@ -82,18 +82,18 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_model(size: str, folder: Path, device: str) -> int:
-    """Random weights in bfloat16; returns the number of parameters."""
+    """Write random weights in bfloat16; returns the number of parameters."""
     import torch
 
     with torch.device(device):
         model = random_model(SHAPES[size], eos_token_id=2, pad_token_id=0).bfloat16()
     model.save_pretrained(folder)
-    write_tokenizer(folder)
+    _write_tokenizer(folder)
     return sum(p.numel() for p in model.parameters())
 
 
 def trainer_of(teacher: Teacher, loss: str, folder: Path, steps: int, *, small: bool) -> Any:
-    """The trainer as `sdpo mbpp run --config published` builds it, on random problems.
+    """Build the trainer of `sdpo mbpp run --config published` on random problems.
 
     Args:
         teacher: and the weights' dtype.
@@ -144,7 +144,7 @@ def trainer_of(teacher: Teacher, loss: str, folder: Path, steps: int, *, small: 
 
 
 def generating_once() -> "type[SDPOTrainer]":
-    """Our trainer, which generates once and keeps the tokens and the `generation` seconds."""
+    """Make our trainer generate once, and keep the tokens and the `generation` seconds."""
     from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
     class Timed(SDPOTrainer):
@@ -164,7 +164,7 @@ def generating_once() -> "type[SDPOTrainer]":
 
 
 def measure(teacher: str, loss: str, folder: Path, steps: int, *, small: bool) -> Row:
-    """One row of the table, measured in this process.
+    """Measure one row of the table in this process.
 
     Args:
         teacher: of `TEACHERS`.
@@ -203,7 +203,7 @@ def measure(teacher: str, loss: str, folder: Path, steps: int, *, small: bool) -
 
 
 def table(size: str, parameters: int, rows: list[Row]) -> str:
-    """Rows as Markdown; what failed says why."""
+    """Show rows as Markdown; what failed says why."""
     head = ["teacher", "loss", "generation, s", "learning, s", "loaded, MiB", "peak, MiB", "loss"]
     formats = {"generation": ".2f", "learning": ".3f", "loaded_mib": ".0f", "peak_mib": ".0f"}
     formats["value"] = ".1e"

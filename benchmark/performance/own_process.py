@@ -1,4 +1,4 @@
-"""Measurements in processes of their own, and what a process may say of itself."""
+"""Runs measurements in processes of their own, and reads a process's clock and memory."""
 
 import json
 import os
@@ -18,7 +18,7 @@ GIB = 2**30
 def measure_in_process(
     module: str, arguments: Sequence[str], labels: Mapping[str, float | str]
 ) -> Iterator[Row]:
-    """Run a module in a fresh interpreter; the JSON lines that it prints, with labels and load.
+    """Run a module in a fresh interpreter; yields the JSON lines that it prints, with the load.
 
     Args:
         module: for `python -m`.
@@ -35,25 +35,25 @@ def measure_in_process(
 
 
 def synchronized_seconds() -> float:
-    """Seconds on the wall clock, once the GPU has done what it was given."""
+    """Read the wall clock in seconds, once the GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def status_gib(field: str) -> float:
-    """A field of this process's status (Linux) in GiB, such as `VmRSS`."""
+    """Read a field of this process's status (Linux) in GiB, such as `VmRSS`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
 
 
 class MemoryPeak:
-    """The most memory that this process holds beyond what it held at first (Linux)."""
+    """Measures the most memory that this process holds beyond what it held at first (Linux)."""
 
     def __init__(self) -> None:
         self.before = status_gib("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
 
     def gib(self) -> float:
-        """The peak so far."""
+        """Return the peak so far."""
         return status_gib("VmHWM") - self.before

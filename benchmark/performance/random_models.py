@@ -1,13 +1,13 @@
-"""Random models in Qwen2's architecture, and our trainer on prompts that never end."""
+"""Makes random models in Qwen2's architecture, and our trainer on prompts that never end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from transformers import Qwen2ForCausalLM
+    from transformers import PreTrainedModel, Qwen2ForCausalLM
 
     from sdpo.settings.config import SDPOConfig
     from sdpo.trainer.sdpo_trainer import SDPOTrainer
@@ -26,7 +26,7 @@ def qwen2_shape(
     *,
     tied: bool = False,
 ) -> Shape:
-    """The shape of a model.
+    """Name the fields of a shape.
 
     Args:
         hidden: width of the hidden states.
@@ -49,31 +49,31 @@ def qwen2_shape(
 
 
 def random_model(shape: Shape, **settings: Any) -> "Qwen2ForCausalLM":
-    """A model with the same random weights in every process."""
+    """Make a model with the same random weights in every process."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     return Qwen2ForCausalLM(Qwen2Config(**shape, **settings))
 
 
-def reward_every(count: int) -> Any:
-    """A reward under which every `count`-th completion succeeds."""
+def reward_every(count: int) -> Callable[..., list[float]]:
+    """Make a reward under which every `count`-th completion succeeds."""
 
-    def reward(completions: Sequence[Any], **columns: Any) -> list[float]:
+    def reward(completions: Sequence[object], **columns: object) -> list[float]:
         return [float(row % count == 0) for row in range(len(completions))]
 
     return reward
 
 
 def trainer_of(
-    model: Any,
+    model: "PreTrainedModel",
     config: "SDPOConfig",
     prompts: Sequence[str],
     folder: Path,
-    reward: Any,
+    reward: Callable[..., list[float]],
     **train: Any,
 ) -> "SDPOTrainer":
-    """Our trainer with the recorded tokenizer, which keeps no checkpoints and logs nowhere.
+    """Build our trainer with the recorded tokenizer; it keeps no checkpoints and logs nowhere.
 
     Args:
         model: causal language model.

@@ -1,4 +1,4 @@
-"""Tables, captions and options that the performance measurements share."""
+"""Provides the tables, captions and options that the performance measurements share."""
 
 import argparse
 import os
@@ -20,7 +20,7 @@ Row = dict[str, float | str]
 
 
 def options(description: str | None, **defaults: object) -> argparse.ArgumentParser:
-    """A command line with the first line of a module's docstring, and options by their defaults.
+    """Make a command line with a module's first line, and options by their defaults.
 
     An option takes a value of its default's type, several values if the default is a list.
     """
@@ -42,7 +42,7 @@ def add_output_options(parser: argparse.ArgumentParser, name: str | None) -> Non
 
 
 def median_and_range(values: "pd.Series", digits: int = 2) -> str:
-    """Median, smallest and largest, as `1.00 (0.90 to 1.10)`."""
+    """Show median, smallest and largest, as `1.00 (0.90 to 1.10)`."""
     middle, low, high = values.median(), values.min(), values.max()
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -54,7 +54,7 @@ def legend_below(figure: "Figure") -> None:
 
 
 def machine(*, threads: int | None, device: str = "cpu", dtype: str = "float32") -> str:
-    """The versions and the processor that measured, for captions."""
+    """Name the versions and the processor that measured, for captions."""
     on_cpu = device != "cuda"
     name = f"{processor()}, {threads} threads" if on_cpu else torch.cuda.get_device_name()
     return f"torch {torch.__version__}, {name}, {dtype}"

@@ -1,4 +1,4 @@
-"""Time and peak memory of one forward and backward of a contender, on CPU and CUDA.
+"""Measures time and peak memory of one forward and backward of a contender, on CPU and CUDA.
 
 python -m sdpo.benchmark.performance.timed_process NAME '[{"tokens": 1024, …}]' --threads 2
 
@@ -32,7 +32,7 @@ CUDA_WARM_UP = 2
 
 
 def measurements(name: str, shapes: list[LossShape], repeats: int) -> Iterator[Row]:
-    """Every shape's runs in this process."""
+    """Measure every shape in this process."""
     on_gpu = shapes[0].device == "cuda"
     small = replace(shapes[0], vocabulary=1000, hidden=16, tokens=8, active=1.0, topk=5)
     CONTENDERS[name](random_tensors(small))  # imports are not its time
@@ -50,7 +50,7 @@ def measurements(name: str, shapes: list[LossShape], repeats: int) -> Iterator[R
 
 
 def _run(name: str, tensors: LossTensors) -> Tensor | None:
-    """Forward and backward; the loss, none of the floor."""
+    """Run forward and backward; returns the loss, of the floor none."""
     loss = CONTENDERS[name](tensors)
     if loss is not None:
         loss.backward()
@@ -59,7 +59,7 @@ def _run(name: str, tensors: LossTensors) -> Tensor | None:
 
 
 def _results(tensors: LossTensors, loss: Tensor | None) -> Row:
-    """What must agree: the loss and the norms of the gradients."""
+    """Take what must agree: the loss and the norms of the gradients."""
     row: Row = {} if loss is None else {"loss": loss.item()}
     for name, leaf in (("student", tensors.student), ("weight", tensors.weight)):
         if loss is not None and leaf.grad is not None:
@@ -68,7 +68,7 @@ def _results(tensors: LossTensors, loss: Tensor | None) -> Row:
 
 
 def _on_cpu(name: str, tensors: LossTensors) -> Row:
-    """One run: seconds, GiB and results."""
+    """Run once; seconds, GiB and results."""
     peak = MemoryPeak()
     wall, cpu = time.perf_counter(), time.process_time()
     loss = _run(name, tensors)
@@ -78,7 +78,7 @@ def _on_cpu(name: str, tensors: LossTensors) -> Row:
 
 
 def _on_cuda(name: str, tensors: LossTensors) -> Row:
-    """One run: seconds between two events of the stream, GiB of the allocator and results.
+    """Run once; seconds between two events of the stream, GiB of the allocator and results.
 
     Has not been run.
     """

@@ -1,4 +1,4 @@
-"""Time and memory of an optimizer step: our trainer, by logits and fused, TRL's and sdpo-rl's.
+"""Measures an optimizer step of our trainer, by logits and fused, of TRL's and of sdpo-rl's.
 
 python -m sdpo.benchmark.performance.trainer_step --repeats 3
 python -m sdpo.benchmark.performance.trainer_step --prompt 512 --name trainer_step_prompts
@@ -47,7 +47,7 @@ SHAPES = {
     "small": qwen2_shape(256, 1024, 4, 4, 4, 151_936),
 }
 GROUPS, GROUP_SIZE, ROWS_AT_ONCE = 2, 4, 4
-OURS: Mapping[str, Mapping[str, Any]] = {
+OURS: Mapping[str, Mapping[str, str]] = {
     "ours, logits": {"loss_implementation": "logits"},
     "ours, fused": {"loss_implementation": "fused"},
     "ours, fused, shared prompts": {"loss_implementation": "fused", "share_prompts": "both"},
@@ -56,8 +56,8 @@ PEERS = ("trl", "sdpo-rl")
 TRAINERS = (*OURS, *PEERS)
 
 
-def scenario(chosen: argparse.Namespace, settings: Mapping[str, Any]) -> "Scenario":
-    """Generations of two groups of four rollouts, learnt from in two micro-batches each."""
+def scenario(chosen: argparse.Namespace, settings: Mapping[str, str]) -> "Scenario":
+    """Script generations of two groups of four rollouts, learnt from in two micro-batches each."""
     from sdpo.parity.trainers.scenarios.scenario import Generation, Rollout, Scenario
 
     question, answer = (" 1" * (count // 2) for count in (chosen.prompt[0], chosen.length))
@@ -81,7 +81,7 @@ def scenario(chosen: argparse.Namespace, settings: Mapping[str, Any]) -> "Scenar
 
 
 def train(name: str, chosen: argparse.Namespace, folder: Path) -> Row:
-    """One training in this process: seconds of each step, and GiB."""
+    """Train in this process; seconds of a step, and GiB."""
     from transformers import TrainerCallback
 
     from sdpo.parity.trainers.adapters.sdpo_rl import SdpoRl
@@ -122,7 +122,7 @@ def train(name: str, chosen: argparse.Namespace, folder: Path) -> Row:
 
 
 def rounds(chosen: argparse.Namespace) -> "pd.DataFrame":
-    """All trainings, each in a fresh interpreter, trainers in turn."""
+    """Make all trainings, each in a fresh interpreter, trainers in turn."""
     import pandas as pd
 
     rows = []
@@ -139,14 +139,14 @@ def rounds(chosen: argparse.Namespace) -> "pd.DataFrame":
 
 
 def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Per model, share and trainer: medians, and ratios to the best peer within each round."""
+    """Summarize models, shares and trainers: medians, and ratios to the best peer by round."""
     import pandas as pd
 
     summaries = []
     groups: Any = rows.groupby(["size", "parameters", "prompt", "signal"], sort=False)
-    for (size, parameters, prompt, signal), part in groups:
+    for (size, parameters, prompt, signal), group in groups:
         tables = [
-            part.pivot(index="round", columns="trainer", values=value)
+            group.pivot(index="round", columns="trainer", values=value)
             for value in ("step_s", "step_cpu_s", "memory_gib")
         ]
         time_, cpu, memory = ((t, t[list(PEERS)].min(axis=1)) for t in tables)
@@ -170,7 +170,7 @@ def summary(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
-    """Bars of time and memory of the last model with the last prompt."""
+    """Draw bars of time and memory of the last model with the last prompt."""
     from matplotlib.figure import Figure
 
     last = table.iloc[-1]
@@ -180,19 +180,19 @@ def plot(table: "pd.DataFrame", file: Path, caption: str) -> None:
     for axes, value in zip(figure.subplots(1, 2), ("step, s", "memory, GiB"), strict=True):
         shares = sorted(shown["signal"].unique(), reverse=True)
         for number, share in enumerate(shares):
-            part = shown[shown["signal"] == share]
-            places = [index + 0.4 * number for index in range(len(part))]
+            rows = shown[shown["signal"] == share]
+            heights = [index + 0.4 * number for index in range(len(rows))]
             axes.barh(
-                places,
-                part[value],
+                heights,
+                rows[value],
                 height=0.38,
                 color=str(0.35 + 0.3 * number),
                 hatch=hatches.get(share, "..."),
                 edgecolor="white",
                 label=f"{share:.0%} of the rows with signal",
             )
-            for place, number_ in zip(places, part[value], strict=True):
-                axes.text(number_, place, f" {number_:.2f}", va="center", fontsize=8)
+            for height, width in zip(heights, rows[value], strict=True):
+                axes.text(width, height, f" {width:.2f}", va="center", fontsize=8)
         middle = 0.2 * (len(shares) - 1)
         axes.set_yticks([index + middle for index in range(len(TRAINERS))], TRAINERS)
         axes.invert_yaxis()
