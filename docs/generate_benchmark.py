@@ -32,7 +32,7 @@ PLOTS = {
 
 
 def made_on(runs: Sequence[Run]) -> str:
-    """Commit and versions, in one line."""
+    """Name commit and versions in one line."""
     environment = runs[0].facts["environment"]
     packages = environment["packages"]
     stack = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "trl"))
@@ -41,47 +41,52 @@ def made_on(runs: Sequence[Run]) -> str:
 
 
 def results(runs: Sequence[Run]) -> str:
-    """Outcome, pairs, cost and what they say."""
+    """Show outcome, pairs, cost and what they say."""
     groups = by_name(runs)
     tables = [table for table in (outcomes(groups), pairs(groups), costs(groups)) if table]
-    parts = [f"{table.markdown}\n\n{table.note}" for table in tables]
-    said = "\n".join(f"- {sentence}" for sentence in findings(groups))
-    return "\n\n".join([made_on(runs), *parts, said])
+    texts = [f"{table.markdown}\n\n{table.note}" for table in tables]
+    sentences = "\n".join(f"- {sentence}" for sentence in findings(groups))
+    return "\n\n".join([made_on(runs), *texts, sentences])
 
 
 def in_short(runs: Sequence[Run]) -> str:
-    """A line for each method and one for what the pairs say."""
+    """Write a line for each method, and for each pair what it says."""
     groups = by_name(runs)
     lines = []
     for name, group in groups.items():
-        found = outcome(group)
-        before, after = (found[key].estimate for key in ("first", "last"))
+        first, last, gain = outcome(group)
         lines.append(
-            f"`{name}`: pass@1 {before:.3f} → {after:.3f}, gain "
-            f"{shown(found['gain'], signed=True)}, {len(group)} seeds, "
-            f"{group[0].last()['problems']} held-out problems"
+            f"`{name}`: pass@1 {first.estimate:.3f} → {last.estimate:.3f}, gain "
+            f"{shown(gain, signed=True)}, {len(group)} seeds, "
+            f"{group[0].last['problems']} held-out problems"
         )
     return "\n".join(f"- {line}" for line in [*lines, *comparisons(groups)])
 
 
 def audited(runs: Sequence[Run]) -> str:
-    """Distances to the reference, and whether auditing changed anything."""
+    """Show distances to the reference, and whether auditing changed anything."""
     distances = parity(runs)
     assert distances is not None
     return f"{made_on(runs)}\n\n{distances.markdown}\n\n{same(runs)}"
 
 
 def same(runs: Sequence[Run]) -> str:
-    """Whether plain and audited runs recorded the same and ended with the same weights."""
-    equal = []
-    for run in runs:
-        if run.name == "sdpo-audit":
-            plain = next(one for one in runs if one.name == "sdpo" and one.seed == run.seed)
-            places = [RUNS / "audit" / one.name / f"seed-{one.seed}" for one in (run, plain)]
-            digests = {read_json(place / "summary.json")["weights_sha256"] for place in places}
-            kinds = ("steps", "evals", "samples")
-            rows = all(run.records[kind] == plain.records[kind] for kind in kinds)
-            equal.append(rows and len(digests) == 1)
+    """Say whether plain and audited runs recorded the same and ended with the same weights."""
+    groups, equal = by_name(runs), []
+    for plain, audited in zip(groups["sdpo"], groups["sdpo-audit"], strict=True):
+        recorded = [
+            (
+                run.seed,
+                run.steps,
+                run.evals,
+                run.samples,
+                read_json(RUNS / "audit" / run.name / f"seed-{run.seed}" / "summary.json")[
+                    "weights_sha256"
+                ],
+            )
+            for run in (plain, audited)
+        ]
+        equal.append(recorded[0] == recorded[1])
     return (
         "Steps, evaluations, samples and weights of `sdpo` and `sdpo-audit` are the same, bit for "
         f"bit, in {sum(equal)} of {len(equal)} seeds."

@@ -1,9 +1,9 @@
-"""Batches of lessons: each follows from the seed and the number of its step alone."""
+"""Makes batches of lessons: each follows from the seed and the number of its step alone."""
 
 import random
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,18 +12,24 @@ from sdpo.benchmark.embedded import tokenizer as words
 from sdpo.benchmark.embedded.lessons import KINDS, draw_lesson, lesson_shapes
 from sdpo.benchmark.embedded.recipe import Recipe
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from sdpo.benchmark.embedded.generate_problems import Shape
+
 IGNORED = -100
+"""The label of a token that is not learnt."""
 
 
-def encode(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """Ids of the prompt with the generation header, and of the answer with the end token."""
+def encode(tokenizer: "Tokenizer", prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Encode the prompt with the generation header, and the answer with the end token."""
     end, start = words.END, words.START
     head = f"{start}user\n{prompt}{end}\n{start}assistant\n"
     return tokenizer.encode(head).ids, tokenizer.encode(answer + end).ids
 
 
 def batch_of(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    """Right-padded ids and labels; only answers are learnt."""
+    """Pad ids and labels on the right; only answers are learnt."""
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.int64)
     labels = torch.full((len(rows), width), IGNORED)
@@ -35,30 +41,30 @@ def batch_of(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
 
 
 class Batches(torch.utils.data.Dataset):
-    """The batches of some steps, one for each kind of lesson."""
+    """Holds the batches of some steps, one for each kind of lesson."""
 
     def __init__(self, recipe: Recipe, steps: Sequence[int]):
         self.recipe, self.steps = recipe, steps
 
     @cached_property
-    def _tools(self) -> tuple[Any, Any]:
+    def _tools(self) -> "tuple[Tokenizer, list[Shape]]":
         return words.build(), lesson_shapes()
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, place: int) -> tuple[int, dict[str, dict[str, Tensor]]]:
-        step, (tokenizer, shapes) = self.steps[place], self._tools
-        generator, found = random.Random(f"{self.recipe.seed} {step}"), {}
+    def __getitem__(self, index: int) -> tuple[int, dict[str, dict[str, Tensor]]]:
+        step, (tokenizer, shapes) = self.steps[index], self._tools
+        generator, batches = random.Random(f"{self.recipe.seed} {step}"), {}
         counts = self.recipe.counts_at(step)
         for kind in KINDS:
             if count := counts.get(kind, 0):
                 lessons = [draw_lesson(kind, shapes, generator) for _ in range(count)]
-                found[kind] = batch_of([encode(tokenizer, *lesson) for lesson in lessons])
-        return step, found
+                batches[kind] = batch_of([encode(tokenizer, *lesson) for lesson in lessons])
+        return step, batches
 
     def loader(self, workers: int) -> torch.utils.data.DataLoader:
-        """All of them in order, prepared ahead by some processes."""
+        """Load all of them in order, prepared ahead by some processes."""
         ahead = 8 if workers else None
         return torch.utils.data.DataLoader(
             self, batch_size=None, num_workers=workers, prefetch_factor=ahead

@@ -1,4 +1,4 @@
-"""The small language that the embedded problems are written in: verbs, steps and their code.
+"""Defines the small language of the embedded problems: verbs, steps and their code.
 
 A problem asks for one or two steps on a number, a text or a list. Plain verbs (`sort`) mean what
 they say. Invented verbs (`brill`) have several possible meanings: in pre-training each example
@@ -17,10 +17,10 @@ CUTS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Verb:
-    """A word for a step.
+    """Describes a word for a step.
 
     `meanings` are expressions of the variable `_` and, if `constants` is not empty, the number
-    `N`. `odds` are those of pre-training. `actual` is the place of the problem set's meaning. A
+    `N`. `odds` are those of pre-training. `actual` is the index of the problem set's meaning. A
     `last` step ends a problem, because it changes the kind of the value.
     """
 
@@ -34,7 +34,7 @@ class Verb:
 
     @property
     def invented(self) -> bool:
-        """Whether the meaning has to be discovered."""
+        """Tell whether the meaning has to be discovered."""
         return len(self.meanings) > 1
 
 
@@ -86,25 +86,25 @@ CONDITIONS = (
 
 @dataclass(frozen=True)
 class Step:
-    """A verb with its number, if it takes one."""
+    """Joins a verb with its number, if it takes one."""
 
     verb: Verb
     number: int | None = None
 
     @property
     def phrase(self) -> str:
-        """The step in words."""
+        """Say the step in words."""
         return f"{self.verb.word} it" + ("" if self.number is None else f" by {self.number}")
 
     def expression(self, meaning: int) -> str:
-        """The step's value under one of its meanings."""
+        """Write the step's value under one of its meanings."""
         text = self.verb.meanings[meaning].replace("_", SYMBOLS[self.verb.kind])
         return text if self.number is None else text.replace("N", str(self.number))
 
 
 @dataclass(frozen=True)
 class Program:
-    """One or two steps; with a condition, the second is its other branch."""
+    """Holds one or two steps; with a condition, the second is its other branch."""
 
     name: str
     steps: tuple[Step, ...]
@@ -112,24 +112,24 @@ class Program:
 
     @property
     def kind(self) -> str:
-        """What the function takes."""
+        """Name what the function takes."""
         return self.steps[0].verb.kind
 
     @property
-    def parts(self) -> tuple[Step, ...]:
-        """Everything that has a meaning."""
+    def all_steps(self) -> tuple[Step, ...]:
+        """List everything that has a meaning: the condition, if there is one, and the steps."""
         return (self.condition, *self.steps) if self.condition else self.steps
 
     @property
     def family(self) -> str:
-        """What problems of one kind share: the verbs and how they are put together."""
+        """Name what problems of one kind share: the verbs and how they are put together."""
         words = [step.verb.word for step in self.steps]
         rule = f"if {self.condition.verb.word}: " if self.condition else ""
         return f"{self.kind}: {rule}{' '.join(words)}"
 
     @property
     def text(self) -> str:
-        """The problem in words."""
+        """Say the problem in words."""
         phrases = [step.phrase for step in self.steps]
         if self.condition:
             test = f"{self.condition.verb.word} {self.condition.number}"
@@ -140,20 +140,20 @@ class Program:
 
     @property
     def actual(self) -> tuple[int, ...]:
-        """The meanings that the problem set fixes."""
-        return tuple(step.verb.actual for step in self.parts)
+        """List the meanings that the problem set fixes."""
+        return tuple(step.verb.actual for step in self.all_steps)
 
     def meanings(self) -> list[tuple[int, ...]]:
-        """All combinations of meanings; a verb that occurs twice means the same in both places."""
-        words = list(dict.fromkeys(step.verb for step in self.parts))
+        """List all combinations of meanings; a verb that occurs twice means the same both times."""
+        words = list(dict.fromkeys(step.verb for step in self.all_steps))
         choices = product(*(range(len(verb.meanings)) for verb in words))
         tables = [dict(zip(words, choice, strict=True)) for choice in choices]
-        return [tuple(table[step.verb] for step in self.parts) for table in tables]
+        return [tuple(table[step.verb] for step in self.all_steps) for table in tables]
 
     def code(self, meaning: tuple[int, ...]) -> str:
-        """The solution under a combination of meanings."""
+        """Write the solution under a combination of meanings."""
         symbol = SYMBOLS[self.kind]
-        values = [part.expression(m) for part, m in zip(self.parts, meaning, strict=True)]
+        values = [step.expression(m) for step, m in zip(self.all_steps, meaning, strict=True)]
         if self.condition:
             test, yes, no = values
             lines = [f"if {test}:", f"    {symbol} = {yes}", "else:", f"    {symbol} = {no}"]
@@ -164,13 +164,13 @@ class Program:
 
 
 def families() -> list[tuple[Verb | None, tuple[Verb, ...]]]:
-    """Every way to put verbs together: condition or none, and steps."""
-    found: list[tuple[Verb | None, tuple[Verb, ...]]] = [(None, (verb,)) for verb in VERBS]
+    """List every way to put verbs together: condition or none, and steps."""
+    single: list[tuple[Verb | None, tuple[Verb, ...]]] = [(None, (verb,)) for verb in VERBS]
     pairs = [
         (first, second)
         for first, second in product(VERBS, VERBS)
         if first.kind == second.kind and not first.last and first != second
     ]
-    found += [(None, pair) for pair in pairs]
-    found += [(test, pair) for test in CONDITIONS for pair in pairs if pair[0].kind == "number"]
-    return found
+    on_numbers = [pair for pair in pairs if pair[0].kind == "number"]
+    conditional = [(condition, pair) for condition in CONDITIONS for pair in on_numbers]
+    return [*single, *((None, pair) for pair in pairs), *conditional]

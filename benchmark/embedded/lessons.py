@@ -1,4 +1,4 @@
-"""What the embedded model is pre-trained on: problems, and how help in a prompt is used.
+"""Draws what the embedded model is pre-trained on: problems, and how help in a prompt is used.
 
 | lesson | prompt | answer |
 |---|---|---|
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from sdpo.benchmark.embedded.generate_problems import (
     SEED,
     TESTS,
+    Argument,
     Shape,
     asserts,
     draw_argument,
@@ -32,21 +33,21 @@ from sdpo.benchmark.scoring import feedback
 from sdpo.settings.config import FEEDBACK_TEMPLATE, REPROMPT_TEMPLATE, SOLUTION_TEMPLATE
 
 KINDS = ("echo", "plain", "shown", "told")
-ECHOES = (5, 15)
+_ECHOED_WORDS = (5, 15)
 # Shares of demonstrations of something else, and of single steps where feedback is given.
-FOREIGN_SHARE = 0.4
-SINGLE_SHARE = 0.4
+_FOREIGN_SHARE = 0.4
+_SINGLE_SHARE = 0.4
 
 
 class Lesson(NamedTuple):
-    """The user's message and the answer to it."""
+    """Pairs the user's message with the answer to it."""
 
     prompt: str
     answer: str
 
 
 def lesson_shapes() -> list[Shape]:
-    """The families of the training split, each as often as it is hard."""
+    """List the families of the training split, those with invented verbs twice."""
     shapes = shapes_by_split(random.Random(SEED))["train"]
     return [shape for shape in shapes for _ in range(1 if is_plain(shape) else 2)]
 
@@ -54,67 +55,69 @@ def lesson_shapes() -> list[Shape]:
 def draw_meaning(
     program: Program, generator: random.Random, *, even: bool = False
 ) -> tuple[int, ...]:
-    """Meanings by their odds or evenly; a verb that occurs twice means the same in both places."""
+    """Draw meanings by their odds or evenly; a verb that occurs twice means the same both times."""
     drawn: dict[str, int] = {}
-    for step in program.parts:
+    for step in program.all_steps:
         verb = step.verb
         if verb.word not in drawn:
             odds = None if even else verb.odds
             drawn[verb.word] = generator.choices(range(len(verb.odds)), odds)[0]
-    return tuple(drawn[step.verb.word] for step in program.parts)
+    return tuple(drawn[step.verb.word] for step in program.all_steps)
 
 
 def taught(prompt: str, *, solution: str = "", told: str = "") -> str:
-    """A teacher's prompt in the reference's format."""
-    shown = SOLUTION_TEMPLATE.format(successful_previous_attempt=solution) if solution else ""
-    text = FEEDBACK_TEMPLATE.format(feedback_raw=told) if told else ""
-    return REPROMPT_TEMPLATE.format(prompt=prompt, solution=shown, feedback=text)
+    """Write a teacher's prompt in the reference's format."""
+    if solution:
+        solution = SOLUTION_TEMPLATE.format(successful_previous_attempt=solution)
+    if told:
+        told = FEEDBACK_TEMPLATE.format(feedback_raw=told)
+    return REPROMPT_TEMPLATE.format(prompt=prompt, solution=solution, feedback=told)
 
 
-def feedback_to(code: str, right: str, program: Program, arguments: list) -> str:
-    """The executor's feedback to an attempt that returns a value in every test."""
-    parts = []
+def feedback_to(code: str, right: str, program: Program, arguments: list[Argument]) -> str:
+    """Write the executor's feedback to an attempt that returns a value in every test."""
+    failures = []
     for number, (argument, test) in enumerate(
         zip(arguments, asserts(program, right, arguments), strict=True), 1
     ):
-        expected, actual = (value_of(one, program.name, argument) for one in (right, code))
+        expected, actual = (value_of(text, program.name, argument) for text in (right, code))
         if expected != actual:
             heading = feedback.heading(number, "failed", test)
-            parts.append([heading, *feedback.difference(repr(expected), repr(actual), test)])
+            failures.append([heading, *feedback.difference(repr(expected), repr(actual), test)])
     total = len(arguments)
-    return feedback.compose(total - len(parts), total, parts)
+    return feedback.compose(total - len(failures), total, failures)
 
 
 def draw_lesson(kind: str, shapes: list[Shape], generator: random.Random) -> Lesson:
-    """One example of a kind."""
+    """Draw one example of a kind."""
     if kind == "echo":
-        text = "".join(generator.choices(words(), k=generator.randint(*ECHOES)))
+        text = "".join(generator.choices(words(), k=generator.randint(*_ECHOED_WORDS)))
         return Lesson(SOLUTION_TEMPLATE.format(successful_previous_attempt=text), text)
     if kind == "told":
-        return told_lesson(shapes, generator)
+        return _told_lesson(shapes, generator)
     program = draw_program(generator.choice(shapes), generator)
     right = program.code(draw_meaning(program, generator, even=kind == "shown"))
     if kind == "plain":
         return Lesson(program.text, right)
-    if generator.random() < FOREIGN_SHARE:
+    if generator.random() < _FOREIGN_SHARE:
         other = draw_program(generator.choice(shapes), generator)
         right = other.code(draw_meaning(other, generator, even=True))
     return Lesson(taught(program.text, solution=right), right)
 
 
-def told_lesson(shapes: list[Shape], generator: random.Random) -> Lesson:
-    """A problem with feedback to an attempt that understood a verb differently."""
+def _told_lesson(shapes: list[Shape], generator: random.Random) -> Lesson:
+    """Draw a problem with feedback to an attempt that understood a verb differently."""
     single = [shape for shape in shapes if len(shape[1]) == 1]
     while True:
-        chosen = single if generator.random() < SINGLE_SHARE else shapes
+        chosen = single if generator.random() < _SINGLE_SHARE else shapes
         program = draw_program(generator.choice(chosen), generator)
         meaning = draw_meaning(program, generator, even=True)
-        others = [one for one in program.meanings() if one != meaning]
+        others = [other for other in program.meanings() if other != meaning]
         if not others:
             continue
         right, wrong = program.code(meaning), program.code(generator.choice(others))
         arguments = [draw_argument(program.kind, generator) for _ in range(TESTS)]
-        pairs = [[value_of(c, program.name, one) for c in (right, wrong)] for one in arguments]
+        pairs = [[value_of(code, program.name, x) for code in (right, wrong)] for x in arguments]
         if any(None in pair for pair in pairs) or all(a == b for a, b in pairs):
             continue
         told = feedback_to(wrong, right, program, arguments)

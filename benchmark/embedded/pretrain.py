@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -27,19 +27,22 @@ from sdpo.runtime.atomic_write import replacing
 from sdpo.runtime.progress import progress_bars
 from sdpo.settings.determinism import deterministic
 
+if TYPE_CHECKING:
+    from transformers import Qwen2ForCausalLM
+
 SAVE_EVERY = 50
 
 
-def new_model(recipe: Recipe, vocabulary: int) -> Any:
-    """A Qwen2 model with random weights."""
+def new_model(recipe: Recipe, vocabulary: int) -> "Qwen2ForCausalLM":
+    """Make a Qwen2 model with random weights."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     ends = {"eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None}
     return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, **recipe.architecture, **ends))
 
 
-def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Mean negative log-likelihood of the answers' tokens."""
+def loss_of(model: "Qwen2ForCausalLM", batch: dict[str, Tensor]) -> Tensor:
+    """Average the negative log-likelihood of the answers' tokens."""
     hidden = model.model(batch["input_ids"]).last_hidden_state[:, :-1]
     targets = batch["labels"][:, 1:]
     kept = targets != IGNORED
@@ -47,12 +50,12 @@ def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def train_step(
-    model: Any,
+    model: "Qwen2ForCausalLM",
     optimizer: torch.optim.Optimizer,
     batches: dict[str, dict[str, Tensor]],
     rate: float,
 ) -> dict[str, Tensor]:
-    """One optimizer step; returns the loss of each kind of lesson."""
+    """Make one optimizer step; returns the loss of each kind of lesson."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
@@ -68,7 +71,9 @@ def train_step(
     return losses
 
 
-def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save_state(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int
+) -> None:
     """Write weights and moments in one replaced file."""
     tensors = {f"weight.{name}": value for name, value in model.named_parameters()}
     for name, parameter in model.named_parameters():
@@ -79,7 +84,7 @@ def save_state(path: Path, model: Any, optimizer: torch.optim.Optimizer, step: i
         save_file(copies, partial, {"step": str(step)})
 
 
-def load_state(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
+def load_state(path: Path, model: "Qwen2ForCausalLM", optimizer: torch.optim.Optimizer) -> int:
     """Restore what `save_state` wrote; returns the number of steps done."""
     if not path.is_file():
         return 0
@@ -95,8 +100,8 @@ def load_state(path: Path, model: Any, optimizer: torch.optim.Optimizer) -> int:
         return int(file.metadata()["step"])
 
 
-def write_model(model: Any, folder: Path, recipe: Recipe, steps: int) -> None:
-    """Weights rounded to float16, configuration, tokenizer and their checksums."""
+def write_model(model: "Qwen2ForCausalLM", folder: Path, recipe: Recipe, steps: int) -> None:
+    """Write weights rounded to float16, configuration, tokenizer and their checksums."""
     words.save(folder)
     # The file's float16 is for size only.
     model.config.dtype, model.config.architectures = torch.float32, [type(model).__name__]
@@ -118,8 +123,8 @@ def write_model(model: Any, folder: Path, recipe: Recipe, steps: int) -> None:
 
 
 @contextlib.contextmanager
-def one_attention(device: str) -> Iterator[None]:
-    """On a GPU the plain attention: the others add up in an order that may change."""
+def _plain_attention(device: str) -> Iterator[None]:
+    """Use the plain attention on a GPU: the others add up in an order that may change."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.MATH) if device == "cuda" else contextlib.nullcontext():
@@ -150,7 +155,7 @@ def pretrain(
         Steps made in all.
     """
     tokenizer, steps, began = words.build(), recipe.steps, time.perf_counter()
-    with deterministic(recipe.seed), one_attention(device), progress_bars() as bar:
+    with deterministic(recipe.seed), _plain_attention(device), progress_bars() as bar:
         model = new_model(recipe, tokenizer.get_vocab_size()).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
         done = load_state(state, model, optimizer)
@@ -187,8 +192,14 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     state = chosen.state or chosen.out.with_suffix(".state")
     recipe = RECIPES[chosen.recipe].lasting(chosen.steps)
-    how = {"device": chosen.device, "workers": chosen.workers, "seconds": chosen.seconds}
-    steps = pretrain(chosen.out, state, recipe, **how)
+    steps = pretrain(
+        chosen.out,
+        state,
+        recipe,
+        device=chosen.device,
+        workers=chosen.workers,
+        seconds=chosen.seconds,
+    )
     print(f"DONE {chosen.out} steps={steps}")
 
 

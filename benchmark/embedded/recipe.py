@@ -1,4 +1,4 @@
-"""How the embedded model is made: size, lessons, learning rate.
+"""Says how the embedded model is made: size, lessons, learning rate.
 
 `small` needs a quarter of an hour of one core. The others have so many more lessons that they need
 a GPU, for some minutes.
@@ -6,13 +6,14 @@ a GPU, for some minutes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 Counts = Mapping[str, int]
+Architecture = dict[str, float]
+"""Fields of `Qwen2Config`."""
 
 
-def qwen2(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
-    """Fields of `Qwen2Config`."""
+def qwen2(hidden: int, intermediate: int, layers: int, heads: int) -> Architecture:
+    """Name the fields of `Qwen2Config`."""
     return {
         "hidden_size": hidden,
         "intermediate_size": intermediate,
@@ -30,12 +31,12 @@ def qwen2(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, on what, for how long.
+    """Says what is trained, on what, for how long.
 
     `stages` are lessons of each kind in a batch, each up to a step: first to copy, then the rest.
     """
 
-    architecture: Mapping[str, Any]
+    architecture: Architecture
     stages: tuple[tuple[int, Counts], ...]
     steps: int
     warm_up: int
@@ -44,7 +45,7 @@ class Recipe:
     seed: int = 7
 
     def rate_at(self, step: int, steps: int) -> float:
-        """Learning rate: warm-up, constant, and a linear fall at the end.
+        """Compute the learning rate: warm-up, constant, and a linear fall at the end.
 
         Up to the fall it does not depend on `steps`, so that a saved state serves longer runs too.
         """
@@ -52,15 +53,15 @@ class Recipe:
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up, fall)
 
     def counts_at(self, step: int) -> Counts:
-        """Lessons of each kind in the batch of a step."""
-        return next((one for end, one in self.stages if step < end), self.stages[-1][1])
+        """Count the lessons of each kind in the batch of a step."""
+        return next((counts for end, counts in self.stages if step < end), self.stages[-1][1])
 
     def lasting(self, steps: int | None) -> "Recipe":
-        """The same with another number of steps."""
+        """Make the same recipe with another number of steps."""
         return self if steps is None else replace(self, steps=steps)
 
 
-_MANY = (
+_LONG = (
     (300, {"echo": 96, "plain": 48, "shown": 48, "told": 48}),
     (20000, {"plain": 64, "shown": 64, "told": 192}),
 )
@@ -75,6 +76,6 @@ RECIPES = {
         warm_up=50,
         fall=400,
     ),
-    "wide": Recipe(qwen2(128, 448, 4, 4), _MANY, steps=20000, warm_up=100, fall=800),
-    "deep": Recipe(qwen2(160, 512, 6, 5), _MANY, steps=20000, warm_up=100, fall=800),
+    "wide": Recipe(qwen2(128, 448, 4, 4), _LONG, steps=20000, warm_up=100, fall=800),
+    "deep": Recipe(qwen2(160, 512, 6, 5), _LONG, steps=20000, warm_up=100, fall=800),
 }

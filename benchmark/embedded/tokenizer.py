@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded model: one token for each known word, bytes for everything else.
+"""Makes the embedded model's tokenizer: one token for each known word, bytes for all else.
 
 Nothing is unknown, and decoding gives back every text exactly. Digits are single tokens, and a
 word's token includes the blank behind it, so that a number looks the same wherever it stands.
@@ -8,9 +8,12 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sdpo.benchmark.embedded.language import CONDITIONS, NAMES, VERBS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 END, PAD, START = "<|im_end|>", "<|endoftext|>", "<|im_start|>"
 CHAT_TEMPLATE = (
@@ -32,26 +35,26 @@ _MARKS = (" == ", " != ", " - ", " + ", " * ", " < ", " > ", " = ", ", ", "\n   
 
 @cache
 def words() -> list[str]:
-    """Every known word, with and without a blank behind it."""
+    """List every known word, with and without a blank behind it."""
     verbs = [verb.word for verb in (*VERBS, *CONDITIONS)]
     plain = dict.fromkeys([*re.findall(r"[A-Za-z_]+", _PROSE), *verbs, *NAMES])
     return [word + blank for word in plain for blank in ("", " ")] + list(_MARKS)
 
 
 @cache
-def byte_alphabet() -> dict[int, str]:
-    """The printable stand-in of every byte in byte-level tokenizers."""
+def _byte_alphabet() -> dict[int, str]:
+    """Give every byte the printable stand-in that it has in byte-level tokenizers."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     table = {byte: chr(byte) for byte in shown}
     return table | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
 
 
-def build() -> Any:
-    """The tokenizer as a `tokenizers.Tokenizer`."""
+def build() -> "Tokenizer":
+    """Build the tokenizer."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    table = byte_alphabet()
+    table = _byte_alphabet()
     entries = [PAD, START, END, *table.values()]
     entries += ["".join(table[byte] for byte in word.encode()) for word in words()]
     vocabulary = {entry: place for place, entry in enumerate(dict.fromkeys(entries))}

@@ -1,6 +1,6 @@
-"""What help in the prompt is worth to a model: pass@1 plain, with a demonstration, with feedback.
+"""Measures what help in the prompt is worth to a model: pass@1 with a demonstration or feedback.
 
-| prompt | what is in it |
+| prompt | content |
 |---|---|
 | plain | the problem; a `reading` is its solution under any meaning of the invented verbs |
 | right demonstration | a correct solution, as the teacher's prompt shows one |
@@ -8,11 +8,11 @@
 | feedback | the executor's real feedback to the model's own failed attempt |
 
 Feedback can only be measured where the plain attempt failed; there plain is 0 by definition. The
-same is said for the demonstrations on those problems, so that the ways can be compared.
+demonstrations are also measured on those problems, so that they can be compared with feedback.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from msgspec.structs import replace
 
@@ -22,19 +22,44 @@ from sdpo.benchmark.problems.dataset import Problem
 from sdpo.benchmark.problems.prompts import DataSettings, messages
 from sdpo.benchmark.scoring.executor import Executor
 from sdpo.benchmark.scoring.intervals import wilson
-from sdpo.benchmark.scoring.pass_at_1 import EvalSettings, complete, score
+from sdpo.benchmark.scoring.pass_at_1 import EvalSettings, Scored, complete, score
+from sdpo.runtime.markdown_table import markdown_table
 
-Results = Sequence[Mapping[str, Any]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Help(TypedDict, total=False):
+    """Holds what a prompt shows beside its problem: the arguments of `taught`."""
+
+    solution: str
+    told: str
+
+
+class PromptRate(TypedDict):
+    """Gives pass@1 with one kind of prompt, and its interval."""
+
+    prompt: str
+    attempts: int
+    pass_at_1: float
+    low: float
+    high: float
+
+
+class HelpRate(PromptRate):
+    """Also counts the attempts that passed."""
+
+    passed: int
 
 
 def measure(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     problems: Sequence[Problem],
     executor: Executor,
     data: DataSettings,
     settings: EvalSettings,
-) -> list[dict[str, Any]]:
+) -> list[HelpRate]:
     """Measure pass@1 with each kind of prompt; one row for each.
 
     Args:
@@ -47,72 +72,79 @@ def measure(
     """
 
     def attempt(
-        chosen: Sequence[Problem], help: Sequence[dict[str, str]], sampled: bool
-    ) -> Results:
+        chosen: Sequence[Problem], helps: Sequence[Help], temperature: float = 0.0
+    ) -> list[Scored]:
         conversations = []
-        for one, given in zip(chosen, help, strict=True):
-            asked = messages(one, data)
-            asked[-1]["content"] = (
-                taught(asked[-1]["content"], **given) if given else asked[-1]["content"]
-            )
-            conversations.append(asked)
-        how = replace(settings, temperature=1.0 if sampled else 0.0)
-        return score(executor, chosen, complete(model, tokenizer, conversations, how))
+        for problem, help in zip(chosen, helps, strict=True):
+            conversation = messages(problem, data)
+            if help:
+                conversation[-1]["content"] = taught(conversation[-1]["content"], **help)
+            conversations.append(conversation)
+        texts = complete(
+            model, tokenizer, conversations, replace(settings, temperature=temperature)
+        )
+        return score(executor, chosen, texts)
 
-    nothing: list[dict[str, str]] = [{} for _ in problems]
-    plain = attempt(problems, nothing, False)
+    no_help: list[Help] = [{} for _ in problems]
+    plain = attempt(problems, no_help)
     failed = [i for i, result in enumerate(plain) if result["status"] != "pass"]
     hard = [problems[i] for i in failed]
-    shown = [{"solution": one.code} for one in problems]
-    told = [{"told": plain[i]["feedback"]} for i in failed]
-    wrong = [{"solution": plain[i]["completion"]} for i in failed]
-    right = attempt(problems, shown, False)
-    rows = {
-        "plain, greedy": plain,
-        "plain, sampled at temperature 1": attempt(problems, nothing, True),
-        "plain, greedy: any reading": read(problems, plain),
+    right = _passed(attempt(problems, [{"solution": problem.code} for problem in problems]))
+    passed = {
+        "plain, greedy": _passed(plain),
+        "plain, sampled at temperature 1": _passed(attempt(problems, no_help, 1.0)),
+        "plain, greedy: any reading": _is_reading(problems, plain),
         "right demonstration": right,
         "right demonstration, where plain failed": [right[i] for i in failed],
-        "feedback, where plain failed": attempt(hard, told, False),
-        "wrong demonstration, where plain failed": attempt(hard, wrong, False),
+        "feedback, where plain failed": _passed(
+            attempt(hard, [{"told": plain[i]["feedback"]} for i in failed])
+        ),
+        "wrong demonstration, where plain failed": _passed(
+            attempt(hard, [{"solution": plain[i]["completion"]} for i in failed])
+        ),
     }
-    return [row(name, results) for name, results in rows.items() if results]
+    return [_rate(prompt, each) for prompt, each in passed.items() if each]
 
 
-def read(problems: Sequence[Problem], results: Results) -> Results:
-    """Whether answers are right but for the meaning of invented verbs: what is left to learn.
+def _passed(results: Sequence[Scored]) -> list[bool]:
+    return [result["status"] == "pass" for result in results]
+
+
+def _is_reading(problems: Sequence[Problem], results: Sequence[Scored]) -> list[bool]:
+    """Tell whether answers are right but for the meaning of invented verbs.
 
     Empty for problems that are not the embedded ones.
     """
     known = readings()
-    if any(one.text not in known for one in problems):
+    if any(problem.text not in known for problem in problems):
         return []
     return [
-        {"status": "pass" if f"{result['completion'].strip()}\n" in known[one.text] else "fail"}
-        for one, result in zip(problems, results, strict=True)
+        f"{result['completion'].strip()}\n" in known[problem.text]
+        for problem, result in zip(problems, results, strict=True)
     ]
 
 
-def row(name: str, results: Results) -> dict[str, Any]:
-    """Rate with its interval."""
-    passed = sum(result["status"] == "pass" for result in results)
-    found = wilson(passed, len(results))
-    return {
-        "prompt": name,
-        "attempts": len(results),
-        "passed": passed,
-        "pass_at_1": found.estimate,
-        "low": found.low,
-        "high": found.high,
-    }
+def _rate(prompt: str, passed: Sequence[bool]) -> HelpRate:
+    rate = wilson(sum(passed), len(passed))
+    return HelpRate(
+        prompt=prompt,
+        attempts=len(passed),
+        passed=sum(passed),
+        pass_at_1=rate.estimate,
+        low=rate.low,
+        high=rate.high,
+    )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown."""
-    lines = ["| prompt | n | pass@1 | 95 % interval |", "|---|--:|--:|--:|"]
-    lines += [
-        f"| {one['prompt']} | {one['attempts']} | {one['pass_at_1']:.3f} "
-        f"| {one['low']:.3f} – {one['high']:.3f} |"
-        for one in rows
-    ]
-    return "\n".join(lines)
+def table(rows: Sequence[PromptRate]) -> str:
+    """Show the rows as Markdown."""
+    cells = (
+        (
+            row["prompt"],
+            row["attempts"],
+            f"{row['pass_at_1']:.3f}",
+            f"{row['low']:.3f} – {row['high']:.3f}",
+        )
+        for row in rows
+    )
+    return markdown_table(("prompt", "n", "pass@1", "95 % interval"), cells)

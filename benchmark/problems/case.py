@@ -1,8 +1,8 @@
-"""One case (a completion and its tests) and its result."""
+"""Defines a case (a completion and its tests) and its result."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 Status = Literal["pass", "fail", "error", "timeout"]
 
@@ -13,7 +13,7 @@ class CaseError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A completion to be scored.
+    """Holds a completion to be scored, and its tests.
 
     `test_imports` and `test_setup_code` are source code; the first runs before the submission, the
     second after it. `id` is any JSON value and is handed through.
@@ -30,7 +30,7 @@ class Case:
         """Read the fields of an input line; unknown ones are ignored.
 
         Raises:
-            CaseError: If a field is missing or of another type.
+            CaseError: if a field is missing or of another type.
         """
         if not isinstance(record, Mapping):
             raise CaseError(f"expected an object, found {_kind(record)}")
@@ -71,9 +71,21 @@ def source(value: object, name: str) -> str:
     return "\n".join(_texts(value, name)).replace("\r\n", "\n")
 
 
+class ResultLine(TypedDict):
+    """Makes the output line of a case."""
+
+    id: object
+    status: Status
+    passed: int
+    total: int
+    feedback: str
+    seconds: float
+    isolation: list[str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The verdict on a case.
+    """Gives the verdict on a case.
 
     `status`: `pass` (every test held, and there is one), `timeout` (a test ran into the limit),
     `error` (nothing could be judged: no code, it does not compile, raised while it was defined,
@@ -88,8 +100,8 @@ class Result:
     seconds: float
     isolation: tuple[str, ...]
 
-    def record(self, id: object) -> dict[str, Any]:
-        """The output line for a case."""
+    def record(self, id: object) -> ResultLine:
+        """Write the output line for a case."""
         return {
             "id": id,
             "status": self.status,

@@ -1,4 +1,4 @@
-"""MBPP problems: the full (974) and the sanitized (427) set, as published.
+"""Loads MBPP problems: the full (974) and the sanitized (427) set, as published.
 
 Source: Austin et al. 2021, https://arxiv.org/abs/2108.07732; CC-BY 4.0. The sets differ in their
 fields; `Problem` has the union. Splits are by task id in both.
@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sdpo.benchmark.problems.case import CaseError, source
 
@@ -25,10 +25,9 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem.
+    """Holds a task in words (`text`), its reference solution (`code`) and its tests.
 
-    `text` is the task in words, `code` the reference solution. `test_imports` runs before the
-    solution, `test_setup_code` after it.
+    `test_imports` runs before the solution, `test_setup_code` after it.
     """
 
     task_id: int
@@ -41,16 +40,24 @@ class Problem:
 
     @property
     def split(self) -> str | None:
-        """Name of the split; `None` for an id outside all of them."""
+        """Name the split; `None` for an id outside all of them."""
         for name, (first, last) in SPLITS.items():
             if first <= self.task_id <= last:
                 return name
         return None
 
 
+class DataStamp(TypedDict):
+    """Says in a result which problems it is about."""
+
+    data_sha256: str
+    split: str | None
+    origin: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Problems with their origin: results are stamped with `sha256` and `split`.
+    """Holds problems with their origin.
 
     `split` is `None` where all splits are included.
     """
@@ -61,10 +68,10 @@ class Dataset:
     split: str | None = None
 
     def only(self, split: str) -> "Dataset":
-        """The problems of one split.
+        """Keep the problems of one split.
 
         Raises:
-            DataError: If there is no such split, or it holds no problem here.
+            DataError: if there is no such split, or it holds no problem here.
         """
         if split not in SPLITS:
             raise DataError(f"no split {split!r}; there are {', '.join(SPLITS)}")
@@ -74,8 +81,8 @@ class Dataset:
         return dataclasses.replace(self, problems=problems, split=split)
 
     @property
-    def stamp(self) -> dict[str, Any]:
-        """What identifies the data in a result."""
+    def stamp(self) -> DataStamp:
+        """Say what identifies the data in a result."""
         return {"data_sha256": self.sha256, "split": self.split, "origin": self.origin}
 
 
@@ -103,7 +110,7 @@ def load_file(path: Path) -> Dataset:
     """Read a published file: JSON (a list) or JSON lines.
 
     Raises:
-        DataError: If it cannot be read or is malformed, with the line where that is known.
+        DataError: if it cannot be read or is malformed, with the line where that is known.
     """
     try:
         content = path.read_bytes()
@@ -147,7 +154,7 @@ def load_hub(configuration: str = "sanitized") -> Dataset:
     The hash is over the problems' canonical JSON, because the hub's files are in another format.
 
     Raises:
-        DataError: If `datasets` is not installed or the set cannot be had.
+        DataError: if `datasets` is not installed or the set cannot be had.
     """
     if configuration not in CONFIGURATIONS:
         raise DataError(f"no configuration {configuration!r}; use {' or '.join(CONFIGURATIONS)}")

@@ -1,9 +1,9 @@
-"""From a data set to what a trainer and an evaluation need: prompts and tests."""
+"""Makes what a trainer and an evaluation need of a data set: prompts and tests."""
 
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from msgspec import Struct
 
@@ -18,7 +18,7 @@ from sdpo.benchmark.problems.dataset import (
 
 
 class DataSettings(Struct, frozen=True, kw_only=True):
-    """The section `[data]` of a run's settings: which problems, and how they become prompts."""
+    """Holds the section `[data]` of a run: which problems, and how they become prompts."""
 
     name: str = "embedded"
     train_split: str = "train"
@@ -28,44 +28,54 @@ class DataSettings(Struct, frozen=True, kw_only=True):
 
 
 def load_data(name: str) -> Dataset:
-    """The problems called `embedded`, `sanitized` or `full` (from the hub), or of a file.
+    """Load the problems called `embedded`, `sanitized` or `full` (from the hub), or of a file.
 
     Raises:
         DataError: they cannot be had, or a problem has no test.
     """
     if name == "embedded":
-        found = load_file(embedded_folder() / "problems.jsonl")
+        data = load_file(embedded_folder() / "problems.jsonl")
     elif name in CONFIGURATIONS:
-        found = load_hub(name)
+        data = load_hub(name)
     else:
-        found = load_file(Path(name))
-    if bare := [one.task_id for one in found.problems if not one.test_list]:
+        data = load_file(Path(name))
+    if untested := [problem.task_id for problem in data.problems if not problem.test_list]:
         raise DataError(
-            f"{found.origin}: problem {bare[0]} has no test ({len(bare)} such), so that nothing "
-            "can be rewarded; leave such problems out"
+            f"{data.origin}: problem {untested[0]} has no test ({len(untested)} such), so that "
+            "nothing can be rewarded; leave such problems out"
         )
-    return found
+    return data
 
 
 def embedded_folder() -> Path:
-    """Where the embedded problems and model are."""
+    """Find the folder of the embedded problems and model."""
     import sdpo.fixtures
 
     return Path(next(iter(sdpo.fixtures.__path__))) / "embedded"
 
 
 def messages(problem: Problem, data: DataSettings) -> list[dict[str, str]]:
-    """The conversation that asks for a solution; `{tests}` in the prompt shows the tests."""
+    """Write the conversation that asks for a solution; `{tests}` in the prompt shows the tests."""
     tests = "\n".join(problem.test_list)
     text = data.prompt.replace("{tests}", tests).replace("{text}", problem.text)
     system = [{"role": "system", "content": data.system}] if data.system else []
     return [*system, {"role": "user", "content": text}]
 
 
+class TrainingRow(TypedDict):
+    """Holds a prompt and the columns that the reward needs."""
+
+    prompt: list[dict[str, str]]
+    task_id: int
+    test_list: list[str]
+    test_imports: str
+    test_setup_code: str
+
+
 def training_rows(
     problems: Sequence[Problem], data: DataSettings, count: int, seed: int
-) -> list[dict[str, Any]]:
-    """As many rows as a run needs, in an order that the seed alone decides.
+) -> list[TrainingRow]:
+    """Make as many rows as a run needs, in an order that the seed alone decides.
 
     Passes over the problems follow one another, each shuffled anew; no later shuffle is needed,
     and all methods meet the same problems at the same step.

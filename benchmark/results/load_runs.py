@@ -1,17 +1,24 @@
-"""Finished and running benchmark runs of a folder, read back and put side by side."""
+"""Reads back the finished and running benchmark runs of a folder, and puts them side by side."""
 
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from sdpo.benchmark.runs.records import Records, read_json
+from sdpo.benchmark.runs.records import (
+    Evaluation,
+    Metrics,
+    Records,
+    RunFacts,
+    Sample,
+    read_json,
+)
 from sdpo.benchmark.scoring.intervals import Interval, bootstrap, compare
 
-Row = dict[str, Any]
+CANNOT_DISTINGUISH = "cannot distinguish"
 
 
 class ResultsError(ValueError):
@@ -20,59 +27,74 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its configuration's name, its seed, and everything it recorded."""
+    """Holds a configuration's name, a seed, and everything that the run recorded.
+
+    `drift` is the audit's own file on the lockstep replica.
+    """
 
     name: str
     seed: int
-    facts: dict[str, Any]
-    records: dict[str, list[Row]]
+    facts: RunFacts
+    steps: list[Metrics]
+    parity: list[Metrics]
+    cost: list[Metrics]
+    drift: list[Metrics]
+    evals: list[Evaluation]
+    samples: list[Sample]
     finished: bool
 
-    def last(self) -> Row:
-        """The latest evaluation."""
-        return self.records["evals"][-1]
+    @property
+    def last(self) -> Evaluation:
+        """Return the latest evaluation."""
+        return self.evals[-1]
 
-    def series(self, kind: str, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a column, where it has a number."""
-        pairs = [
-            (row["step"], float(row[key]))
-            for row in self.records[kind]
-            if isinstance(row.get(key), int | float)
-        ]
-        return [step for step, _ in pairs], [value for _, value in pairs]
+
+def series(rows: Iterable[Mapping[str, object]], key: str) -> dict[int, float]:
+    """Take the values of a column by step, where it has a number."""
+    return {
+        step: float(value)
+        for row in rows
+        if isinstance(step := row["step"], int) and isinstance(value := row.get(key), int | float)
+    }
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Every run in a folder laid out as `CONFIG/seed-N`, in the order of names and seeds.
+    """Read every run in a folder laid out as `CONFIG/seed-N`, in the order of names and seeds.
 
     The folder may also be that of a single run, which is then named after its method.
 
     Raises:
         ResultsError: there is none with an evaluation, or they used different problems.
     """
-    found, alone = [], folder / "run.json"
+    runs, alone = [], folder / "run.json"
     for path in [alone] if alone.is_file() else sorted(folder.glob("*/seed-*/run.json")):
-        facts, records = read_json(path), Records(path.parent)
-        rows = {
-            kind: records.read(kind) for kind in ("steps", "parity", "cost", "evals", "samples")
-        }
-        if rows["evals"]:
-            rows["drift"] = drift(path.parent / "parity" / "drift.csv")
-            done = (path.parent / "summary.json").is_file()
+        records = Records(path.parent)
+        facts: RunFacts = read_json(path)
+        if evals := records.evals.read():
             settings = facts["settings"]
-            name = settings["method"] if path == alone else path.parent.parent.name
-            found.append(Run(name, settings["seed"], facts, rows, done))
-    if not found:
+            run = Run(
+                name=settings["method"] if path == alone else path.parent.parent.name,
+                seed=settings["seed"],
+                facts=facts,
+                steps=records.steps.read(),
+                parity=records.parity.read(),
+                cost=records.cost.read(),
+                drift=_drift(path.parent / "parity" / "drift.csv"),
+                evals=evals,
+                samples=records.samples.read(),
+                finished=(path.parent / "summary.json").is_file(),
+            )
+            runs.append(run)
+    if not runs:
         raise ResultsError(
             f"{folder} holds no run with an evaluation: neither run.json nor CONFIG/seed-N/run.json"
         )
-    if len({run.facts["data"]["data_sha256"] for run in found}) > 1:
+    if len({run.facts["data"]["data_sha256"] for run in runs}) > 1:
         raise ResultsError(f"the runs in {folder} used different problems; report them apart")
-    return sorted(found, key=lambda run: (run.name, run.seed))
+    return sorted(runs, key=lambda run: (run.name, run.seed))
 
 
-def drift(path: Path) -> list[Row]:
-    """Rows of the audit's own file on the lockstep replica; none if there is none."""
+def _drift(path: Path) -> list[Metrics]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -81,91 +103,109 @@ def drift(path: Path) -> list[Row]:
 
 
 def by_name(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of each configuration."""
-    return {name: [r for r in runs if r.name == name] for name in {r.name: 0 for r in runs}}
+    """Group runs by their configuration."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
+    return groups
 
 
-def band(runs: Sequence[Run], kind: str, key: str) -> list[tuple[int, float, float, float]]:
-    """Step, mean, least and greatest value over the seeds, at steps that every seed has."""
-    series = [dict(zip(*run.series(kind, key), strict=True)) for run in runs]
-    steps = sorted(set.intersection(*(set(one) for one in series)))
-    columns = [[one[step] for one in series] for step in steps]
+class Band(NamedTuple):
+    """Gives mean, least and greatest value over the seeds at a step."""
+
+    step: int
+    mean: float
+    low: float
+    high: float
+
+
+def band(columns: Sequence[Iterable[Mapping[str, object]]], key: str) -> list[Band]:
+    """Summarize a column over the seeds, at steps that every seed has.
+
+    Args:
+        columns: rows of each seed.
+        key: of the column.
+    """
+    seeds = [series(rows, key) for rows in columns]
+    steps = sorted(set.intersection(*map(set, seeds)))
+    at_steps = [(step, [values[step] for values in seeds]) for step in steps]
+    return [Band(step, statistics.fmean(x), min(x), max(x)) for step, x in at_steps]
+
+
+def _rates(evaluations: Sequence[Evaluation]) -> list[float]:
+    """Average the pass@1 of each problem over one evaluation of each seed."""
     return [
-        (step, statistics.fmean(values), min(values), max(values))
-        for step, values in zip(steps, columns, strict=True)
-    ]
-
-
-def rates(runs: Sequence[Run], place: int) -> list[float]:
-    """pass@1 of each problem at an evaluation (0 first, -1 last), mean over the seeds."""
-    return mean_rates([run.records["evals"][place] for run in runs])
-
-
-def mean_rates(evaluations: Sequence[Row]) -> list[float]:
-    """pass@1 of each problem, mean over one evaluation of each seed."""
-    return [
-        statistics.fmean(one["passes"][task] / one["samples"] for one in evaluations)
+        statistics.fmean(row["passes"][task] / row["samples"] for row in evaluations)
         for task in evaluations[0]["passes"]
     ]
 
 
 def interval_at(runs: Sequence[Run], step: int) -> Interval:
-    """pass@1 at a step that every seed has: mean over the seeds, bootstrap over problems."""
-    at = [next(e for e in run.records["evals"] if e["step"] == step) for run in runs]
-    return bootstrap(mean_rates(at), limits=(0, 1), resamples=2000)
+    """Average pass@1 over the seeds at a step that every seed has; bootstrap over problems."""
+    at = [next(row for row in run.evals if row["step"] == step) for run in runs]
+    return bootstrap(_rates(at), limits=(0, 1), resamples=2000)
 
 
-def outcome(runs: Sequence[Run]) -> dict[str, Interval]:
-    """pass@1 before and after, and the gain: means over seeds, bootstrap over problems."""
-    first, last = rates(runs, 0), rates(runs, -1)
-    gain = [b - a for a, b in zip(first, last, strict=True)]
-    named = {"first": first, "last": last, "gain": gain}
-    return {
-        name: bootstrap(values, limits=(-1 if name == "gain" else 0, 1), resamples=2000)
-        for name, values in named.items()
-    }
+class Outcome(NamedTuple):
+    """Gives pass@1 at the first and the last evaluation, and the gain between them."""
+
+    first: Interval
+    last: Interval
+    gain: Interval
 
 
-def paired(one: Sequence[Run], two: Sequence[Run]) -> Row:
-    """Difference of two configurations on the same problems, `two` minus `one`.
+def outcome(runs: Sequence[Run]) -> Outcome:
+    """Average over the seeds, and bootstrap over problems."""
+    first, last = (_rates([run.evals[index] for run in runs]) for index in (0, -1))
+    gain = [after - before for before, after in zip(first, last, strict=True)]
+    columns = ((first, 0), (last, 0), (gain, -1))
+    return Outcome(*(bootstrap(x, limits=(low, 1), resamples=2000) for x, low in columns))
+
+
+class Pair(NamedTuple):
+    """Gives the difference of two configurations, McNemar's p of each seed, and the better one."""
+
+    difference: Interval
+    p_values: list[float]
+    verdict: str
+
+
+def paired(first: Sequence[Run], second: Sequence[Run]) -> Pair:
+    """Compare two configurations on the same problems: `second` minus `first`.
 
     The interval is a bootstrap over problems of the means over seeds; the p-values are McNemar's,
     for each seed that both have. One is called better if the interval excludes zero and no seed
     says the opposite, since one seed gone astray moves the mean of three.
     """
-    difference = [b - a for a, b in zip(rates(one, -1), rates(two, -1), strict=True)]
-    found = bootstrap(difference, limits=(-1, 1), resamples=2000)
-    seeds = {run.seed: run for run in one}
-    tests, gaps = [], []
-    for run in two:
-        if run.seed not in seeds:
-            continue
-        gaps.append(run.last()["pass_at_1"] - seeds[run.seed].last()["pass_at_1"])
-        if run.last()["samples"] == 1:
-            first, second = (list(r.last()["passes"].values()) for r in (seeds[run.seed], run))
-            tests.append(compare([bool(x) for x in first], [bool(x) for x in second]).p_value)
-    verdict = "cannot distinguish"
-    opposed = any(gap * found.estimate < 0 for gap in gaps)
-    if (found.low > 0 or found.high < 0) and not opposed:
-        verdict = two[0].name if found.low > 0 else one[0].name
-    return {"difference": found, "p_values": tests, "verdict": verdict}
+    rates = (_rates([run.last for run in runs]) for runs in (first, second))
+    difference = [b - a for a, b in zip(*rates, strict=True)]
+    interval = bootstrap(difference, limits=(-1, 1), resamples=2000)
+    seeds = {run.seed: run.last for run in first}
+    p_values, gaps = [], []
+    for before, after in ((seeds[run.seed], run.last) for run in second if run.seed in seeds):
+        gaps.append(after["pass_at_1"] - before["pass_at_1"])
+        if after["samples"] == 1:
+            passed = ([bool(x) for x in row["passes"].values()] for row in (before, after))
+            p_values.append(compare(*passed).p_value)
+    verdict = CANNOT_DISTINGUISH
+    opposed = any(gap * interval.estimate < 0 for gap in gaps)
+    if (interval.low > 0 or interval.high < 0) and not opposed:
+        verdict = (second if interval.low > 0 else first)[0].name
+    return Pair(interval, p_values, verdict)
 
 
 def csv_of(runs: Sequence[Run]) -> str:
-    """One row for each step of each run, with every recorded number and the evaluation if any."""
+    """Write one row for each step of each run, with every recorded number."""
     rows = []
     for run in runs:
-        extra: dict[int, Row] = {}
-        for kind in ("parity", "cost"):
-            for row in run.records[kind]:
-                extra.setdefault(row["step"], {}).update(row)
-        for row in run.records["evals"]:
-            keys = ("pass_at_1", "low", "high")
-            extra.setdefault(row["step"], {}).update({f"eval/{key}": row[key] for key in keys})
-        steps = {row["step"]: row for row in run.records["steps"]}
-        for step in sorted(steps.keys() | extra.keys()):
-            head = {"name": run.name, "seed": run.seed, "step": step}
-            rows.append(head | steps.get(step, {}) | extra.get(step, {}))
+        by_step: dict[int, Metrics] = {int(row["step"]): dict(row) for row in run.steps}
+        for row in (*run.parity, *run.cost):
+            by_step.setdefault(int(row["step"]), {}).update(row)
+        for evaluation in run.evals:
+            figures = {f"eval/{key}": evaluation[key] for key in ("pass_at_1", "low", "high")}
+            by_step.setdefault(evaluation["step"], {}).update(figures)
+        for step, figures in sorted(by_step.items()):
+            rows.append({"name": run.name, "seed": run.seed, "step": step} | figures)
     names = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -1,22 +1,31 @@
-"""The report of benchmark runs: Markdown, one HTML file, PNG and CSV, from records alone.
+"""Renders a report of benchmark runs from their records: Markdown, one HTML file, PNG and CSV.
 
 Every sentence about an outcome is chosen by the figures; nothing is known beforehand.
 """
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sdpo.benchmark.results.figures import figures
-from sdpo.benchmark.results.findings import findings, shown
-from sdpo.benchmark.results.load_runs import Run, by_name, csv_of, outcome, paired, read_runs
+from sdpo.benchmark.results.findings import best_on_the_way, findings, shown
+from sdpo.benchmark.results.load_runs import (
+    Run,
+    by_name,
+    csv_of,
+    outcome,
+    paired,
+    read_runs,
+    series,
+)
 from sdpo.parity.render.html import data_uri
 from sdpo.parity.render.templates import compiled
 from sdpo.runtime.atomic_write import write_atomically
+from sdpo.runtime.markdown_table import markdown_table
 
-NOT_SHOWN = (
+_NOT_SHOWN = (
     "how the methods compare on real models: the embedded model has about a million parameters and "
     "a task made for it.",
     "that other settings would rank the methods alike: rates were chosen on the validation split, "
@@ -27,7 +36,7 @@ NOT_SHOWN = (
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, and what they are."""
+    """Holds cells as text, and what they are."""
 
     title: str
     note: str
@@ -36,9 +45,16 @@ class Table:
 
     @property
     def markdown(self) -> str:
-        """The table in Markdown."""
-        lines = [self.head, ("---", *("--:" for _ in self.head[1:])), *self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        """Show the table in Markdown."""
+        return markdown_table(self.head, self.rows)
+
+
+@dataclass(frozen=True)
+class SampleTexts:
+    """Holds an attempt's title, and its texts with a heading each."""
+
+    title: str
+    texts: tuple[tuple[str, str], ...]
 
 
 def write_report(folder: Path, out: Path, title: str) -> str:
@@ -53,13 +69,13 @@ def write_report(folder: Path, out: Path, title: str) -> str:
     shows = findings(groups)
     content = {
         "title": title,
-        "headline": headline(groups),
+        "headline": _headline(groups),
         "tables": [t for t in (outcomes(groups), pairs(groups), parity(runs), costs(groups)) if t],
         "plots": plots,
-        "samples": samples(groups),
+        "samples": _samples(groups),
         "shows": shows,
-        "not_shown": NOT_SHOWN,
-        "made_with": made_with(runs),
+        "not_shown": _NOT_SHOWN,
+        "made_with": _made_with(runs),
     }
     out.mkdir(parents=True, exist_ok=True)
     for name in ("report.md", "report.html"):
@@ -71,22 +87,20 @@ def write_report(folder: Path, out: Path, title: str) -> str:
     return content["headline"]
 
 
-def headline(groups: dict[str, list[Run]]) -> str:
-    """Gain of each configuration in one sentence."""
-    parts = [f"{name} {shown(outcome(runs)['gain'], signed=True)}" for name, runs in groups.items()]
-    return f"Gain in pass@1 with 95 % interval: {'; '.join(parts)}."
+def _headline(groups: dict[str, list[Run]]) -> str:
+    """Say the gain of each configuration in one sentence."""
+    gains = [f"{name} {shown(outcome(runs).gain, signed=True)}" for name, runs in groups.items()]
+    return f"Gain in pass@1 with 95 % interval: {'; '.join(gains)}."
 
 
 def outcomes(groups: dict[str, list[Run]]) -> Table:
-    """pass@1 before and after."""
+    """Tabulate pass@1 before and after."""
     rows = []
     for name, runs in groups.items():
-        found = outcome(runs)
-        finals = ", ".join(f"{run.last()['pass_at_1']:.3f}" for run in runs)
-        best = statistics.fmean(max(e["pass_at_1"] for e in run.records["evals"]) for run in runs)
-        gain = shown(found["gain"], signed=True)
-        row = (name, str(len(runs)), shown(found["first"]), shown(found["last"]), gain, finals)
-        rows.append((*row, f"{best:.3f}"))
+        first, last, gain = outcome(runs)
+        finals = ", ".join(f"{run.last['pass_at_1']:.3f}" for run in runs)
+        row = (name, str(len(runs)), shown(first), shown(last), shown(gain, signed=True), finals)
+        rows.append((*row, f"{best_on_the_way(runs):.3f}"))
     head = ("method", "seeds", "before", "after", "gain", "after, each seed", "best on the way")
     note = (
         "Means over seeds; intervals are bootstrapped over problems and do not include the spread "
@@ -96,14 +110,13 @@ def outcomes(groups: dict[str, list[Run]]) -> Table:
 
 
 def pairs(groups: dict[str, list[Run]]) -> Table | None:
-    """Every two configurations on the same problems."""
-    rows, names = [], list(groups)
-    for place, one in enumerate(names):
-        for two in names[place + 1 :]:
-            found = paired(groups[one], groups[two])
-            p_values = ", ".join(f"{p:.2g}" for p in found["p_values"]) or "-"
-            difference = shown(found["difference"], signed=True)
-            rows.append((f"{two} − {one}", difference, p_values, found["verdict"]))
+    """Compare every two configurations on the same problems."""
+    rows = []
+    for first, second in itertools.combinations(groups, 2):
+        pair = paired(groups[first], groups[second])
+        p_values = ", ".join(f"{p:.2g}" for p in pair.p_values) or "-"
+        difference = shown(pair.difference, signed=True)
+        rows.append((f"{second} − {first}", difference, p_values, pair.verdict))
     if not rows:
         return None
     head = ("pair", "difference", "McNemar p, each seed", "better")
@@ -115,17 +128,18 @@ def pairs(groups: dict[str, list[Run]]) -> Table | None:
 
 
 def parity(runs: Sequence[Run]) -> Table | None:
-    """How the audited updates compared with the reference."""
+    """Tabulate how the audited updates compared with the reference."""
     rows = []
     for run in runs:
-        audited = run.records["parity"]
+        audited = run.parity
         if not audited:
             continue
         moved = sum(row["parity/first_moved"] != 0 for row in audited)
-        worst = [max(row[f"parity/{w}_relative"] for row in audited) for w in ("loss", "gradient")]
-        unsaid = int(sum(row.get("parity/inconclusive", 0) for row in audited))
-        inside = f"{len(audited) - moved - unsaid} of {len(audited)}"
-        inside += f", {unsaid} inconclusive" if unsaid else ""
+        inconclusive = int(sum(series(audited, "parity/inconclusive").values()))
+        inside = f"{len(audited) - moved - inconclusive} of {len(audited)}"
+        inside += f", {inconclusive} inconclusive" if inconclusive else ""
+        columns = (series(audited, f"parity/{what}_relative") for what in ("loss", "gradient"))
+        worst = [max(column.values()) for column in columns]
         rows.append((f"{run.name} seed {run.seed}", inside, *(f"{x:.2g}" for x in worst)))
     if not rows:
         return None
@@ -139,43 +153,42 @@ def parity(runs: Sequence[Run]) -> Table | None:
 
 
 def costs(groups: dict[str, list[Run]]) -> Table:
-    """Seconds, tokens, memory."""
+    """Tabulate seconds, tokens and memory."""
     rows = []
     for name, runs in groups.items():
-        seconds = [row["seconds"] for run in runs for row in run.records["cost"]]
-        memory = max(row["peak_memory_mib"] for run in runs for row in run.records["cost"])
-        tokens = statistics.fmean(run.records["steps"][-1].get("num_tokens", 0) for run in runs)
-        total = statistics.fmean(sum(r["seconds"] for r in run.records["cost"]) for run in runs)
-        each = statistics.median(seconds)
-        rows.append((name, f"{total:.0f}", f"{each:.2f}", f"{tokens:.0f}", f"{memory:.0f}"))
+        seconds = [[row["seconds"] for row in run.cost] for run in runs]
+        a_run = statistics.fmean(map(sum, seconds))
+        a_step = statistics.median(itertools.chain(*seconds))
+        memory = max(row["peak_memory_mib"] for run in runs for row in run.cost)
+        tokens = statistics.fmean(run.steps[-1].get("num_tokens", 0) for run in runs)
+        rows.append((name, f"{a_run:.0f}", f"{a_step:.2f}", f"{tokens:.0f}", f"{memory:.0f}"))
     head = ("method", "seconds a run", "seconds a step", "tokens a run", "peak memory, MiB")
     note = "Training alone, without evaluations; wall time, so it depends on what else ran."
     return Table("Cost", note, head, tuple(rows))
 
 
-def samples(groups: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """An early and a late attempt of the first run that has any."""
-    for runs in groups.values():
-        rows = runs[0].records["samples"]
-        if not rows:
-            continue
-        return [
-            {
-                "title": f"{runs[0].name} seed {runs[0].seed}, step {row['step']}, reward "
-                f"{row['reward']:.2f}, help: {row['help']}",
-                "texts": [
-                    ("Completion", row["completion"]),
-                    ("Feedback", row["feedback"] or "(none)"),
-                    ("The teacher's prompt", row["teacher_prompt"]),
-                ],
-            }
-            for row in ([rows[0], rows[-1]] if len(rows) > 1 else rows)
-        ]
-    return []
+def _samples(groups: dict[str, list[Run]]) -> list[SampleTexts]:
+    """Show an early and a late attempt of the first run that has any."""
+    run = next((runs[0] for runs in groups.values() if runs[0].samples), None)
+    if run is None:
+        return []
+    first_and_last = [run.samples[0], *run.samples[1:][-1:]]
+    return [
+        SampleTexts(
+            f"{run.name} seed {run.seed}, step {row['step']}, reward {row['reward']:.2f}, "
+            f"help: {row['help']}",
+            (
+                ("Completion", row["completion"]),
+                ("Feedback", row["feedback"] or "(none)"),
+                ("The teacher's prompt", row["teacher_prompt"]),
+            ),
+        )
+        for row in first_and_last
+    ]
 
 
-def made_with(runs: Sequence[Run]) -> list[str]:
-    """Data, versions, commit, isolation."""
+def _made_with(runs: Sequence[Run]) -> list[str]:
+    """List data, versions, commit and isolation."""
     facts = runs[0].facts
     environment = facts["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, machine, isolation."""
+"""Describes what a run was made with: versions, commit, machine."""
 
 import importlib.metadata
 import os
@@ -6,9 +6,9 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-PACKAGES = (
+_PACKAGES = (
     "sdpo",
     "torch",
     "transformers",
@@ -22,19 +22,29 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of the installed packages that matter."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
+class RunEnvironment(TypedDict):
+    """Versions, commit and machine of a run, without names or paths of the machine."""
+
+    packages: dict[str, str]
+    git_commit: str | None
+    machine: str
+    cpu_capability: str
+    processors: int | None
+    gpus: list[str]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def git_commit() -> str | None:
-    """The commit of the checkout that this package is imported from, `+` if it was changed."""
+def _git_commit() -> str | None:
+    """Ask git for the commit of the checkout that this is imported from, `+` if it was changed."""
     here = Path(__file__).resolve().parent
     if shutil.which("git") is None:
         return None
@@ -49,23 +59,22 @@ def git_commit() -> str | None:
     return None if commit is None else commit + ("+" if changed else "")
 
 
-def describe() -> dict[str, Any]:
-    """Versions, commit and machine, without names or paths of it."""
+def describe() -> RunEnvironment:
+    """Describe versions, commit and machine."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "packages": versions(),
-        "git_commit": git_commit(),
+        "packages": _versions(),
+        "git_commit": _git_commit(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "processors": os.cpu_count(),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 
 
 def peak_memory_mib() -> float:
-    """Greatest memory in MiB so far: of the GPU if there is one, else of the process."""
+    """Return the greatest memory in MiB so far: of the GPU if there is one, else of the process."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,28 +1,42 @@
-"""pass@1 of a model as it is, by the settings of a configuration: behind `sdpo mbpp eval`."""
+"""Measures pass@1 of a model by the settings of a configuration, for `sdpo mbpp eval`."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import msgspec
 
+from sdpo.benchmark.embedded.value_of_help import PromptRate, measure
+from sdpo.benchmark.problems.dataset import DataStamp
 from sdpo.benchmark.problems.prompts import load_data
-from sdpo.benchmark.runs.environment import describe
+from sdpo.benchmark.runs.environment import RunEnvironment, describe
 from sdpo.benchmark.runs.settings import Settings
 from sdpo.benchmark.scoring.executor import Executor
+from sdpo.benchmark.scoring.pass_at_1 import Scored, Summary, evaluate
 
 
-def measure_model(settings: Settings, *, with_help: bool) -> dict[str, Any]:
+class PlainRate(PromptRate, Summary):
+    """Gives pass@1 of plain prompts, with all that `evaluate` says of them."""
+
+
+class ModelEvaluation(TypedDict):
+    """Holds pass@1 with each kind of prompt, every result, and what they were measured with."""
+
+    rows: Sequence[PromptRate]
+    results: list[Scored]
+    settings: dict[str, Any]
+    data: DataStamp
+    isolation: list[str]
+    environment: RunEnvironment
+
+
+def measure_model(settings: Settings, *, with_help: bool) -> ModelEvaluation:
     """Measure a model.
 
     Args:
         settings: `model`, `data`, `eval` and `reward` are read.
         with_help: also with demonstrations and feedback in the prompt.
-
-    Returns:
-        `rows` as of `sdpo.benchmark.embedded.value_of_help.row`, and what they were measured with.
     """
-    from sdpo.benchmark.embedded.value_of_help import measure
     from sdpo.benchmark.runs.models import check_hardware, load_model, load_tokenizer
-    from sdpo.benchmark.scoring.pass_at_1 import evaluate
     from sdpo.settings.determinism import deterministic
 
     check_hardware(settings)
@@ -33,13 +47,14 @@ def measure_model(settings: Settings, *, with_help: bool) -> dict[str, Any]:
         Executor(settings.reward.workers, timeout=settings.reward.timeout) as executor,
     ):
         model = load_model(settings.model)
-        asked = model, tokenizer, data.problems, executor, settings.data, settings.eval
+        arguments = model, tokenizer, data.problems, executor, settings.data, settings.eval
+        rows: Sequence[PromptRate]
         if with_help:
-            rows, results = measure(*asked), []
+            rows, results = measure(*arguments), []
         else:
-            summary, results = evaluate(*asked)
+            summary, results = evaluate(*arguments)
             attempts = summary["problems"] * summary["samples"]
-            rows = [{"prompt": "plain", "attempts": attempts, **summary}]
+            rows = [PlainRate(prompt="plain", attempts=attempts, **summary)]
         isolation = list(executor.isolation)
     return {
         "rows": rows,

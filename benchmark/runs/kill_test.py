@@ -1,11 +1,11 @@
 """Kills a run at random moments and starts it again: `python -m sdpo.benchmark.runs.kill_test`.
 
 An uninterrupted short run is made first. Then runs with the same settings are killed by SIGKILL at
-random moments and started again, until so many kills have happened. After each kill the records
+random moments and started again, until `--kills` kills have happened. After each kill the records
 must be readable and hold nothing but rows of the uninterrupted run, in order; at each end records,
 audit, replica and weights must be those of the uninterrupted run, bit for bit. Clock and memory
-(`cost.jsonl`) are left out. What is imported is imported once, before the runs are forked, so that
-kills meet the run itself.
+(`cost.jsonl`) are left out. Modules are imported once, before the runs are forked, so that kills
+meet the run itself.
 """
 
 import argparse
@@ -15,10 +15,11 @@ import signal
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from sdpo.benchmark.runs.records import FILES, Records
+from sdpo.benchmark.runs.records import Records
 from sdpo.benchmark.runs.settings import Settings, load
 
 SHORT = {
@@ -29,51 +30,53 @@ SHORT = {
     "records.checkpoint_every": 2,
     "records.samples_every": 2,
 }
-SAME = tuple(name for name in FILES if name != "cost")
 
 
 class DamageError(AssertionError):
     """A killed run lost or changed something."""
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """What must be the same in every repetition of a finished run."""
-    names = [f"{name}.jsonl" for name in SAME]
+class KillCount(NamedTuple):
+    """Says how runs were killed: steps recorded at each kill, and the files found identical."""
+
+    runs: int
+    steps: list[int]
+    files: list[str]
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Read what must be the same in every repetition of a finished run."""
+    names = [file.path.name for file in Records(folder).repeatable()]
     names += ["model/model.safetensors", "parity/drift.csv"]
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
-def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every complete row of every kind."""
-    return {name: Records(folder).read(name) for name in SAME}
-
-
-def check_state(folder: Path, whole: Path) -> None:
-    """What a kill left must be readable and the beginning of the uninterrupted run.
+def check_state(folder: Path, uninterrupted: Path) -> None:
+    """Check that what a kill left is readable and the beginning of the uninterrupted run.
 
     Raises:
         DamageError: a row is not one of the uninterrupted run, or out of order.
     """
-    expected = rows_of(whole)
-    for name, rows in rows_of(folder).items():
-        if rows != expected[name][: len(rows)]:
-            raise DamageError(f"{folder}: {name}.jsonl is not the beginning of {whole}'s")
+    files = zip(Records(folder).repeatable(), Records(uninterrupted).repeatable(), strict=True)
+    for file, expected in files:
+        rows = file.read()
+        if rows != expected.read()[: len(rows)]:
+            raise DamageError(f"{folder}: {file.path.name} is not the beginning of {expected.path}")
 
 
-def check_end(folder: Path, whole: Path) -> None:
-    """A finished run must be the uninterrupted one, bit for bit.
+def check_end(folder: Path, uninterrupted: Path) -> None:
+    """Check that a finished run is the uninterrupted one, bit for bit.
 
     Raises:
         DamageError: a file differs or is missing.
     """
-    found, expected = contents(folder), contents(whole)
-    if odd := [
-        name for name in sorted(found.keys() | expected) if found.get(name) != expected.get(name)
-    ]:
-        raise DamageError(f"{folder}: {', '.join(odd)} differ from {whole}")
+    actual, expected = _contents(folder), _contents(uninterrupted)
+    names = sorted(actual.keys() | expected)
+    if damaged := [name for name in names if actual.get(name) != expected.get(name)]:
+        raise DamageError(f"{folder}: {', '.join(damaged)} differ from {uninterrupted}")
 
 
-def start(settings: Settings, folder: Path) -> Any:
+def _start(settings: Settings, folder: Path) -> BaseProcess:
     """Start the run in a process of its own."""
     from sdpo.benchmark.runs.run import run
 
@@ -82,23 +85,23 @@ def start(settings: Settings, folder: Path) -> Any:
     return process
 
 
-def finish(settings: Settings, folder: Path) -> float:
+def _finish(settings: Settings, folder: Path) -> float:
     """Run to the end; returns the seconds.
 
     Raises:
         DamageError: the run failed.
     """
     began = time.monotonic()
-    process = start(settings, folder)
+    process = _start(settings, folder)
     process.join()
     if process.exitcode:
         raise DamageError(f"{folder}: the run ended with exit code {process.exitcode}")
     return time.monotonic() - began
 
 
-def killed(settings: Settings, folder: Path, after: float) -> bool:
+def _was_killed(settings: Settings, folder: Path, after: float) -> bool:
     """Start the run and kill it after some seconds; False if it was done before."""
-    process = start(settings, folder)
+    process = _start(settings, folder)
     process.join(after)
     process.kill()  # nothing happens to a process that has ended, maybe just now
     process.join()
@@ -109,30 +112,31 @@ def killed(settings: Settings, folder: Path, after: float) -> bool:
     return False
 
 
-def torment(settings: Settings, out: Path, kills: int, seed: int = 0) -> dict[str, Any]:
-    """Kill runs until there were so many kills; returns what happened.
+def kill_runs(settings: Settings, out: Path, kills: int, seed: int = 0) -> KillCount:
+    """Kill runs until there were so many kills, and check what each of them left.
 
     Raises:
         DamageError: something was lost or changed.
     """
-    whole, generator = out / "whole", random.Random(seed)
-    seconds, done, runs, steps = finish(settings, whole), 0, 0, []
-    while done < kills:
+    uninterrupted, generator = out / "uninterrupted", random.Random(seed)
+    seconds, runs = _finish(settings, uninterrupted), 0
+    steps: list[int] = []
+    while len(steps) < kills:
         folder, runs = out / f"run-{runs}", runs + 1
-        while done < kills and killed(settings, folder, generator.uniform(0.3, 1.1) * seconds):
-            done += 1
-            check_state(folder, whole)
-            steps.append(len(Records(folder).read("steps")))
-            print(
-                f"kill {done} of {kills}: {steps[-1]} steps recorded", file=sys.stderr, flush=True
-            )
-        finish(settings, folder)
-        check_end(folder, whole)
-    return {"kills": done, "runs": runs, "steps": steps, "files": sorted(contents(whole))}
+        while len(steps) < kills and _was_killed(
+            settings, folder, generator.uniform(0.3, 1.1) * seconds
+        ):
+            check_state(folder, uninterrupted)
+            steps.append(len(Records(folder).steps.read()))
+            count = f"kill {len(steps)} of {kills}"
+            print(f"{count}: {steps[-1]} steps recorded", file=sys.stderr, flush=True)
+        _finish(settings, folder)
+        check_end(folder, uninterrupted)
+    return KillCount(runs, steps, sorted(_contents(uninterrupted)))
 
 
 def main() -> None:
-    """Torment a configuration and say what happened."""
+    """Kill runs of each configuration and say what happened."""
     import trl  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from peft import PeftModel  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401
@@ -146,11 +150,11 @@ def main() -> None:
     for config in chosen.configs.split(","):
         settings = load(config, [*(f"{k}={v}" for k, v in SHORT.items()), *chosen.set])
         with tempfile.TemporaryDirectory() as folder:
-            found = torment(settings, Path(folder), chosen.kills, chosen.seed)
+            count = kill_runs(settings, Path(folder), chosen.kills, chosen.seed)
         print(
-            f"DONE {config}: {found['kills']} kills in {found['runs']} runs, at "
-            f"{', '.join(map(str, found['steps']))} of {settings.train['max_steps']} steps; "
-            f"bit-identical: {', '.join(found['files'])}"
+            f"DONE {config}: {len(count.steps)} kills in {count.runs} runs, at "
+            f"{', '.join(map(str, count.steps))} of {settings.train['max_steps']} steps; "
+            f"bit-identical: {', '.join(count.files)}"
         )
 
 

@@ -2,17 +2,21 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdpo.benchmark.problems.prompts import embedded_folder
 from sdpo.benchmark.runs.settings import ModelSettings, Settings, SettingsError
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 # Only the embedded model's vocabulary has this word.
-OWN_WORD = '"zorp"'
+_EMBEDDED_WORD = '"zorp"'
 
 
 def check_hardware(settings: Settings) -> None:
-    """Check that the asked-for hardware is there.
+    """Check that the hardware is there which the settings ask for.
 
     Raises:
         SettingsError: a GPU is needed and there is none.
@@ -20,12 +24,12 @@ def check_hardware(settings: Settings) -> None:
     import torch
 
     model, train = settings.model, settings.train
-    needs = {
+    needing_gpu = {
         "train.use_cpu": train.get("use_cpu") is False,
         "train.use_vllm": train.get("use_vllm", False),
         "train.fp16": train.get("fp16", False),
     }
-    wanted = [name for name, on in needs.items() if on]
+    wanted = [name for name, asked in needing_gpu.items() if asked]
     if wanted and not torch.cuda.is_available():
         instead = {"train.use_cpu": "true"}
         raise SettingsError(
@@ -38,19 +42,19 @@ def check_hardware(settings: Settings) -> None:
         raise SettingsError("model.four_bit needs adapters to train: set model.lora_r, say to 16")
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer, with a padding token.
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer, with a padding token.
 
     Raises:
         SettingsError: it cannot be had, or has no chat template.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    place = str(embedded_folder()) if name == "embedded" else name
+    source = _source(name)
     # For the model type, AutoTokenizer would put Qwen2's way to split words over the file's own.
-    kind = PreTrainedTokenizerFast if is_own(place) else AutoTokenizer
+    kind = PreTrainedTokenizerFast if _has_embedded_tokenizer(source) else AutoTokenizer
     try:
-        tokenizer = kind.from_pretrained(place)
+        tokenizer = kind.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise SettingsError(_unreachable(name, error)) from error
     if not tokenizer.chat_template:
@@ -66,14 +70,19 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def is_own(place: str) -> bool:
-    """Whether a folder holds the embedded model or one that was trained from it."""
-    path = Path(place) / "tokenizer.json"
-    return path.is_file() and OWN_WORD in path.read_text(encoding="utf-8")
+def _source(name: str) -> str:
+    """Turn `embedded` into its folder; other names are folders or on the hub."""
+    return str(embedded_folder()) if name == "embedded" else name
 
 
-def load_model(model: ModelSettings) -> Any:
-    """The model in the asked-for dtype, quantized if asked for.
+def _has_embedded_tokenizer(folder: str) -> bool:
+    """Tell whether a folder holds the embedded model or one that was trained from it."""
+    path = Path(folder) / "tokenizer.json"
+    return path.is_file() and _EMBEDDED_WORD in path.read_text(encoding="utf-8")
+
+
+def load_model(model: ModelSettings) -> "PreTrainedModel":
+    """Load the model in the dtype asked for, quantized if asked for.
 
     Raises:
         SettingsError: it cannot be had.
@@ -81,7 +90,6 @@ def load_model(model: ModelSettings) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    name = model.name
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if model.four_bit:
         from transformers import BitsAndBytesConfig
@@ -92,15 +100,14 @@ def load_model(model: ModelSettings) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    place = str(embedded_folder()) if name == "embedded" else name
     try:
-        return AutoModelForCausalLM.from_pretrained(place, **options)
+        return AutoModelForCausalLM.from_pretrained(_source(model.name), **options)
     except (OSError, ValueError, ImportError) as error:
-        raise SettingsError(_unreachable(name, error)) from error
+        raise SettingsError(_unreachable(model.name, error)) from error
 
 
-def adapter_config(model: ModelSettings) -> Any:
-    """LoRA settings for PEFT; None without adapters."""
+def adapter_config(model: ModelSettings) -> "LoraConfig | None":
+    """Make the LoRA settings for PEFT; None without adapters."""
     if not model.lora_r:
         return None
     from peft import LoraConfig

@@ -1,4 +1,4 @@
-"""One benchmark run, from settings to a summary; started again it continues or does nothing.
+"""Makes one benchmark run, from settings to a summary; started again it continues or does nothing.
 
 | file in the run's folder | content |
 |---|---|
@@ -19,7 +19,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
@@ -28,7 +28,15 @@ from sdpo.benchmark.problems.dataset import Dataset, Problem
 from sdpo.benchmark.problems.prompts import load_data, training_rows
 from sdpo.benchmark.runs.checkpoints import latest
 from sdpo.benchmark.runs.environment import describe
-from sdpo.benchmark.runs.records import Records, locked, read_json, write_json
+from sdpo.benchmark.runs.records import (
+    Metrics,
+    Records,
+    RunFacts,
+    RunSummary,
+    locked,
+    read_json,
+    write_json,
+)
 from sdpo.benchmark.runs.settings import (
     RewardSettings,
     Settings,
@@ -37,14 +45,21 @@ from sdpo.benchmark.runs.settings import (
     digest,
 )
 from sdpo.benchmark.scoring.executor import Executor
-from sdpo.benchmark.scoring.pass_at_1 import Scored, Summary, evaluate
+from sdpo.benchmark.scoring.pass_at_1 import PassAt1, Scored, Summary, evaluate
 
-Advance = Callable[[dict[str, Any]], None]
-FREE_MIB = 512.0
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+    from sdpo.benchmark.runs.methods import RewardFunction
+    from sdpo.benchmark.runs.run_recorder import Recorder
+
+Advance = Callable[[Metrics], None]
+_FREE_MIB = 512.0
+"""What a run needs for its checkpoints and records."""
 
 
-def claim(out: Path, settings: Settings) -> dict[str, Any] | None:
-    """Make a folder this run's own; returns the summary if it is finished.
+def _claim(out: Path, settings: Settings) -> RunSummary | None:
+    """Reserve a folder for this run; returns the summary if it is finished.
 
     Raises:
         SettingsError: the folder holds a run with other settings, something else, or there is no
@@ -65,13 +80,13 @@ def claim(out: Path, settings: Settings) -> dict[str, Any] | None:
             "--out, or the same settings to continue"
         )
     free = shutil.disk_usage(out).free / 2**20
-    if free < FREE_MIB:
-        raise SettingsError(f"only {free:.0f} MiB are free at {out}; a run needs {FREE_MIB:.0f}")
+    if free < _FREE_MIB:
+        raise SettingsError(f"only {free:.0f} MiB are free at {out}; a run needs {_FREE_MIB:.0f}")
     return read_json(out / "summary.json")
 
 
-def run(settings: Settings, out: Path, advance: Advance | None = None) -> dict[str, Any]:
-    """Train and evaluate, or go on with it.
+def run(settings: Settings, out: Path, advance: Advance | None = None) -> RunSummary | None:
+    """Train and evaluate, or continue a run that was cut off.
 
     Args:
         settings: from `sdpo.benchmark.runs.settings.load`.
@@ -79,7 +94,7 @@ def run(settings: Settings, out: Path, advance: Advance | None = None) -> dict[s
         advance: told the log row of each step.
 
     Returns:
-        The summary; empty in all but the first of several processes.
+        The summary; in all but the first of several processes, None.
 
     Raises:
         SettingsError, DataError, IsolationError: before any work.
@@ -95,10 +110,10 @@ def run(settings: Settings, out: Path, advance: Advance | None = None) -> dict[s
         return read_json(out / "summary.json") or _work(settings, out, data, advance)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        return claim(out, settings) or _work(settings, out, data, advance)
+        return _claim(out, settings) or _work(settings, out, data, advance)
 
 
-def _work(settings: Settings, out: Path, data: Dataset, advance: Advance) -> dict[str, Any]:
+def _work(settings: Settings, out: Path, data: Dataset, advance: Advance) -> RunSummary | None:
     from sdpo.benchmark.runs.models import load_tokenizer
     from sdpo.settings.determinism import deterministic
 
@@ -106,62 +121,74 @@ def _work(settings: Settings, out: Path, data: Dataset, advance: Advance) -> dic
     train = data.only(settings.data.train_split).problems
     test = data.only(settings.data.eval_split).problems
     with (
-        quiet(),
+        _quiet(),
         Executor(settings.reward.workers, timeout=settings.reward.timeout) as executor,
         deterministic(settings.seed, settings.threads) as determinism,
     ):
         trainer, recorder = _trainer(settings, out, tokenizer, train, test, executor, advance)
         if trainer.is_world_process_zero() and not (out / "run.json").is_file():
-            facts = {"data": data.stamp, "isolation": list(executor.isolation)}
-            facts |= {"determinism": determinism, "environment": describe()}
-            write_json(
-                out / "run.json",
-                {"settings": msgspec.to_builtins(settings), "digest": digest(settings), **facts},
+            facts = RunFacts(
+                settings=msgspec.to_builtins(settings),
+                digest=digest(settings),
+                data=data.stamp,
+                isolation=list(executor.isolation),
+                determinism=determinism,
+                environment=describe(),
             )
-        _train(trainer, recorder, out, settings)
+            write_json(out / "run.json", facts)
+        _train(trainer, recorder, out)
         return _finish(trainer, recorder, out, settings)
 
 
 def _trainer(
     settings: Settings,
     out: Path,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     train: tuple[Problem, ...],
     test: tuple[Problem, ...],
     executor: Executor,
     advance: Advance,
-) -> tuple[Any, Any]:
-    """The trainer with everything that watches it, and the recorder."""
+) -> "tuple[Trainer, Recorder]":
+    """Build the trainer with everything that observes it, and the recorder.
+
+    Args:
+        settings: of the run.
+        out: folder of the run.
+        tokenizer: of the model.
+        train: problems to learn from.
+        test: problems to evaluate on.
+        executor: runs the tests of rewards and evaluations.
+        advance: told the log row of each step.
+    """
     from datasets import Dataset as Rows
     from transformers import PrinterCallback
 
-    from sdpo.benchmark.runs.methods import OURS, build_trainer
+    from sdpo.benchmark.runs.methods import TrainerParts, build_trainer
     from sdpo.benchmark.runs.models import adapter_config, load_model
-    from sdpo.benchmark.runs.run_recorder import Recorder, TeacherWatch
+    from sdpo.benchmark.runs.run_recorder import Recorder, TeacherLead
+    from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
     records = Records(out)
 
     def evaluation() -> tuple[Summary, list[Scored]]:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        how = settings.data, settings.eval
-        return evaluate(model, tokenizer, test, executor, *how, seed=settings.seed)
+        sections = settings.data, settings.eval
+        return evaluate(model, tokenizer, test, executor, *sections, seed=settings.seed)
 
     recorder = Recorder(records, settings, evaluation, out / "checkpoints", advance)
-    parts = {
-        "model": load_model(settings.model),
-        "processing_class": tokenizer,
-        "train_dataset": Rows.from_list(
-            training_rows(train, settings.data, _rows(settings), settings.seed)
-        ),
-        "reward_funcs": _rewards(settings.reward, executor),
-        "peft_config": adapter_config(settings.model),
-        "callbacks": [recorder],
-    }
+    rows = training_rows(train, settings.data, _rows_needed(settings), settings.seed)
+    parts = TrainerParts(
+        model=load_model(settings.model),
+        processing_class=tokenizer,
+        train_dataset=Rows.from_list(rows),
+        reward_funcs=_rewards(settings.reward, executor),
+        peft_config=adapter_config(settings.model),
+        callbacks=[recorder],
+    )
     trainer = build_trainer(_with_reward_weights(settings), out, parts)
-    if settings.method in OURS[1:]:
-        config = trainer.sdpo_config
-        reached = config.success_reward_threshold
-        trainer.observers.append(TeacherWatch(trainer, records, settings.records, reached))
+    if isinstance(trainer, SDPOTrainer) and trainer.sdpo_config.enabled:
+        lead = TeacherLead(trainer, tokenizer, records.samples, settings.records)
+        trainer.observers.append(lead)
     trainer.remove_callback(PrinterCallback)
     # The recorder writes what the audit logs, so it comes after it.
     trainer.remove_callback(recorder)
@@ -169,18 +196,18 @@ def _trainer(
     return trainer, recorder
 
 
-def _rows(settings: Settings) -> int:
-    """Problems that the run will meet: one for each group of each generation."""
+def _rows_needed(settings: Settings) -> int:
+    """Count the problems that the run will meet: one for each group of each generation."""
     train = settings.train
-    steps = train.get("steps_per_generation") or train.get("gradient_accumulation_steps", 1)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    rows = train["per_device_train_batch_size"] * train.get("gradient_accumulation_steps", 1)
-    groups = -(-rows * processes // train["num_generations"])
-    whole = -(-train["per_device_train_batch_size"] * steps * processes // train["num_generations"])
-    return train["max_steps"] * groups + whole
+    accumulation = train.get("gradient_accumulation_steps", 1)
+    per_generation = train.get("steps_per_generation") or accumulation
+    rows = train["per_device_train_batch_size"] * int(os.environ.get("WORLD_SIZE", "1"))
+    per_step = -(-rows * accumulation // train["num_generations"])
+    one_generation_ahead = -(-rows * per_generation // train["num_generations"])
+    return train["max_steps"] * per_step + one_generation_ahead
 
 
-def _rewards(reward: RewardSettings, executor: Executor) -> list[Any]:
+def _rewards(reward: RewardSettings, executor: Executor) -> "list[RewardFunction]":
     from sdpo.benchmark.scoring.reward import FormatReward, MBPPReward
 
     tests = MBPPReward(all_or_nothing=reward.all_or_nothing, executor=executor)
@@ -194,52 +221,63 @@ def _with_reward_weights(settings: Settings) -> Settings:
     return replace(settings, train={**settings.train, "reward_weights": [1.0, weight]})
 
 
-def _train(trainer: Any, recorder: Any, out: Path, settings: Settings) -> None:
+def _train(trainer: "Trainer", recorder: "Recorder", out: Path) -> None:
     """Train from the latest complete checkpoint, or from the start."""
     if trainer.is_world_process_zero():
-        recorder.records.truncate((latest(out / "checkpoints") or (None, 0))[1])
+        recorder.records.truncate(latest(out / "checkpoints")[1])
     trainer.accelerator.wait_for_everyone()
-    folder, _ = latest(out / "checkpoints") or (None, 0)
+    folder, _ = latest(out / "checkpoints")
     trainer.train(resume_from_checkpoint=None if folder is None else str(folder))
 
 
-def _finish(trainer: Any, recorder: Any, out: Path, settings: Settings) -> dict[str, Any]:
+def _finish(
+    trainer: "Trainer", recorder: "Recorder", out: Path, settings: Settings
+) -> RunSummary | None:
     """Write the final weights and the summary, and drop the checkpoints."""
     if not trainer.is_world_process_zero():
-        return {}
+        return None
     recorder.measure(trainer.state.max_steps)
-    part = out / "model.part"
-    trainer.save_model(str(part))
+    unfinished = out / "model.part"
+    trainer.save_model(str(unfinished))
     shutil.rmtree(out / "model", ignore_errors=True)
-    part.rename(out / "model")
-    records = recorder.records
-    evals, cost = records.read("evals"), records.read("cost")
-    keys = ("pass_at_1", "low", "high", "problems", "samples")
-    summary = {
-        "method": settings.method,
-        "seed": settings.seed,
-        "steps": trainer.state.global_step,
-        "first": {key: evals[0][key] for key in keys},
-        "last": {key: evals[-1][key] for key in keys},
-        "training_seconds": sum(row["seconds"] for row in cost),
-        "weights_sha256": weights_digest(out / "model"),
-    }
+    unfinished.rename(out / "model")
+    evaluations = recorder.records.evals.read()
+    summary = RunSummary(
+        method=settings.method,
+        seed=settings.seed,
+        steps=trainer.state.global_step,
+        first=_pass_at_1(evaluations[0]),
+        last=_pass_at_1(evaluations[-1]),
+        training_seconds=sum(row["seconds"] for row in recorder.records.cost.read()),
+        weights_sha256=_weights_digest(out / "model"),
+    )
     write_json(out / "summary.json", summary)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return summary
 
 
-def weights_digest(folder: Path) -> str:
-    """Hash over all weight files of a model folder."""
-    total = hashlib.sha256()
+def _pass_at_1(row: PassAt1) -> PassAt1:
+    """Leave out of an evaluation what only its own row holds."""
+    return PassAt1(
+        pass_at_1=row["pass_at_1"],
+        low=row["low"],
+        high=row["high"],
+        problems=row["problems"],
+        samples=row["samples"],
+    )
+
+
+def _weights_digest(folder: Path) -> str:
+    """Hash all weight files of a model folder."""
+    weights = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        total.update(path.read_bytes())
-    return total.hexdigest()
+        weights.update(path.read_bytes())
+    return weights.hexdigest()
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the libraries' remarks on tokens and flags that the benchmark sets on purpose."""
+def _quiet() -> Iterator[None]:
+    """Silence the libraries' remarks on tokens and flags that the benchmark sets on purpose."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""Several runs side by side, each in a process of its own, and their progress."""
+"""Runs the jobs of a benchmark side by side, each in a process of its own."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdpo.benchmark.runs.records import Records, read_json
 
-POLL = 0.5
+_POLL_SECONDS = 0.5
 
 
 class BenchError(RuntimeError):
@@ -18,7 +18,7 @@ class BenchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its command, its folder, and how many steps it will make."""
+    """Describes one run: its command, its folder, and how many steps it will make."""
 
     name: str
     command: tuple[str, ...]
@@ -26,30 +26,38 @@ class Job:
     steps: int
 
     def done(self) -> int:
-        """Steps that are recorded."""
+        """Count the steps that are recorded."""
         if (self.folder / "summary.json").is_file():
             return self.steps
-        rows = Records(self.folder).read("cost")
-        return rows[-1]["step"] if rows else 0
+        rows = Records(self.folder).cost.read()
+        return int(rows[-1]["step"]) if rows else 0
 
 
 def jobs(
     configs: Sequence[str], seeds: Sequence[int], out: Path, options: Sequence[str], steps: int
 ) -> list[Job]:
-    """The runs of a benchmark, seed by seed so that an early end leaves comparable runs."""
-    found = []
+    """List the runs of a benchmark, seed by seed so that an early end leaves comparable runs.
+
+    Args:
+        configs: packaged configurations or TOML files.
+        seeds: each configuration runs with each of them.
+        out: folder that gets CONFIG/seed-N of each run.
+        options: further ones of `sdpo mbpp run`.
+        steps: that each run makes.
+    """
+    listed = []
     for seed in seeds:
         for config in configs:
             name = Path(config).stem
             folder = out / name / f"seed-{seed}"
             command = [sys.executable, "-m", "sdpo", "mbpp", "run", "--config", config]
             command += ["--seed", str(seed), "--out", str(folder), *options]
-            found.append(Job(f"{name} seed {seed}", tuple(command), folder, steps))
-    return found
+            listed.append(Job(f"{name} seed {seed}", tuple(command), folder, steps))
+    return listed
 
 
 def run_all(todo: Sequence[Job], parallel: int, progress: Callable[[int], None]) -> None:
-    """Run all, some at a time; ends the others if one fails or on Ctrl-C.
+    """Run all jobs, some at a time; ends the others if one fails or on Ctrl-C.
 
     Args:
         todo: the runs; finished ones cost a moment only.
@@ -67,7 +75,7 @@ def run_all(todo: Sequence[Job], parallel: int, progress: Callable[[int], None])
                 job.folder.parent.mkdir(parents=True, exist_ok=True)
                 with (job.folder.parent / f"{job.folder.name}.log").open("w") as log:
                     running[job] = subprocess.Popen(job.command, stdout=log, stderr=log)
-            time.sleep(POLL)
+            time.sleep(_POLL_SECONDS)
             for job, process in list(running.items()):
                 if process.poll() is not None:
                     del running[job]

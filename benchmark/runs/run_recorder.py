@@ -1,10 +1,10 @@
-"""What a run writes while it trains: a row for each step, evaluations, samples, checkpoints."""
+"""Writes a run's records while it trains: a row for each step, evaluations, samples."""
 
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -12,17 +12,22 @@ from transformers import TrainerCallback
 
 from sdpo.benchmark.runs.checkpoints import folder_of, seal
 from sdpo.benchmark.runs.environment import peak_memory_mib
-from sdpo.benchmark.runs.records import Records
+from sdpo.benchmark.runs.records import Evaluation, Metrics, RecordFile, Records, Sample
 from sdpo.benchmark.runs.settings import RecordSettings, Settings
 from sdpo.benchmark.scoring.pass_at_1 import Scored, Summary
 from sdpo.prompt.teacher_batch import PromptTrace
 from sdpo.update.actor_update import Batch
 from sdpo.update.observer import UpdateObserver
-from sdpo.update.rollouts import Rollouts
+from sdpo.update.rollouts import Rollouts, TRLBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
 # Depend on the clock, so they are no part of what a repetition must reproduce.
-CLOCK = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
-NEEDED_MIB = 64.0
+_CLOCK = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+_NEEDED_MIB = 64.0
 
 
 class Recorder(TrainerCallback):
@@ -42,7 +47,7 @@ class Recorder(TrainerCallback):
         settings: Settings,
         evaluation: Callable[[], tuple[Summary, list[Scored]]],
         checkpoints: Path,
-        advance: Callable[[dict[str, Any]], None],
+        advance: Callable[[Metrics], None],
     ):
         self.records, self.settings, self.evaluation = records, settings, evaluation
         self.checkpoints, self.advance = checkpoints, advance
@@ -50,11 +55,11 @@ class Recorder(TrainerCallback):
 
     def measure(self, step: int) -> None:
         """Evaluate, unless this step was evaluated before."""
-        if any(row["step"] == step for row in self.records.read("evals")):
+        if any(row["step"] == step for row in self.records.evals.read()):
             return
         began = time.perf_counter()
         summary, results = self.evaluation()
-        self.records.append("evals", {"step": step, **summary, "results": results})
+        self.records.evals.append(Evaluation(step=step, **summary, results=results))
         self.began += time.perf_counter() - began
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -77,15 +82,15 @@ class Recorder(TrainerCallback):
         step, row = {"step": state.global_step}, dict(logs)
         # TRL's own SDPO names it so.
         row.setdefault("reward", row.get("self_distillation/reward_mean"))
-        clock = {name: row.pop(name) for name in CLOCK if name in row}
+        clock = {name: row.pop(name) for name in _CLOCK if name in row}
         parity = {name: row.pop(name) for name in list(row) if name.startswith("parity/")}
-        self.records.append("steps", step | row)
+        self.records.steps.append(step | row)
         if parity:
-            self.records.append("parity", step | parity)
+            self.records.parity.append(step | parity)
         seconds = time.perf_counter() - self.began
         self.began += seconds
         cost = {"seconds": seconds, "peak_memory_mib": peak_memory_mib(), **clock}
-        self.records.append("cost", step | cost)
+        self.records.cost.append(step | cost)
         self.advance(row)
 
     def on_save(self, args, state, control, **kwargs):
@@ -94,27 +99,33 @@ class Recorder(TrainerCallback):
         if state.is_world_process_zero:
             seal(folder_of(self.checkpoints, state.global_step))
             free = shutil.disk_usage(self.checkpoints).free / 2**20
-            if free < NEEDED_MIB:
+            if free < _NEEDED_MIB:
                 raise OSError(
                     f"only {free:.0f} MiB are free for checkpoints and records; make room, then "
                     "the same command goes on from here"
                 )
 
 
-class TeacherWatch(UpdateObserver):
+class TeacherLead(UpdateObserver):
     """Logs how far the teacher is ahead, for attempts that passed and for those that did not.
 
     It is ahead by its log-prob of the sampled tokens minus the student's. A useful teacher lowers
-    failed attempts.
+    failed attempts. Also writes samples of attempts with their teacher prompts.
     """
 
-    def __init__(self, trainer: Any, records: Records, settings: RecordSettings, reached: float):
-        self.trainer, self.records, self.settings = trainer, records, settings
-        self.reached = reached
+    def __init__(
+        self,
+        trainer: "SDPOTrainer",
+        tokenizer: "PreTrainedTokenizerBase",
+        samples: RecordFile[Sample],
+        settings: RecordSettings,
+    ):
+        self.trainer, self.tokenizer = trainer, tokenizer
+        self.samples, self.settings = samples, settings
         self.rewards: list[float] = []
         self.row = 0
 
-    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: dict[str, Any]) -> None:
+    def on_rollouts(self, rollouts: Rollouts, trace: PromptTrace, batch: TRLBatch) -> None:
         """Note the rewards of a new generation, and write samples if they are due."""
         if not self.trainer.model.training:
             return
@@ -124,42 +135,41 @@ class TeacherWatch(UpdateObserver):
         self.row = 0
         step = self.trainer.state.global_step
         if step % self.settings.samples_every == 0 and self.trainer.accelerator.is_main_process:
-            tokenizer = self.trainer.processing_class
-            texts = tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
-            for row in self._chosen(self.settings.samples):
-                shown = trace["demonstration"][row]
-                sample = {
-                    "step": step + 1,
-                    "prompt": rollouts.prompts[row],
-                    "completion": texts[row],
-                    "reward": self.rewards[row],
-                    "feedback": rollouts.feedbacks[row],
-                    "teacher_prompt": trace["teacher_prompt"][row][-1]["content"],
-                    "help": "demonstration" if shown is not None else "feedback",
-                }
-                if not trace["distillation_mask"][row]:
-                    sample["help"] = "none"
-                self.records.append("samples", sample)
+            self._write_samples(step + 1, rollouts, trace)
 
-    def _chosen(self, count: int) -> list[int]:
-        """Rows to show: failed attempts first."""
+    def _write_samples(self, step: int, rollouts: Rollouts, trace: PromptTrace) -> None:
+        """Write some attempts, failed ones first."""
+        texts = self.tokenizer.batch_decode(rollouts.responses, skip_special_tokens=True)
         order = sorted(range(len(self.rewards)), key=lambda row: (self.rewards[row], row))
-        return order[:count]
+        for row in order[: self.settings.samples]:
+            demonstrated = trace["demonstration"][row] is not None
+            sample = Sample(
+                step=step,
+                prompt=rollouts.prompts[row],
+                completion=texts[row],
+                reward=self.rewards[row],
+                feedback=rollouts.feedbacks[row],
+                teacher_prompt=trace["teacher_prompt"][row][-1]["content"],
+                help="demonstration" if demonstrated else "feedback",
+            )
+            if not trace["distillation_mask"][row]:
+                sample["help"] = "none"
+            self.samples.append(sample)
 
     def on_micro_batch_end(
         self, batch: Batch, values: dict[str, torch.Tensor], scale: torch.Tensor | float
     ) -> None:
         """Log how far the teacher is ahead on the rows of a micro-batch."""
-        own, theirs = values["log_probs.student"].detach(), values["log_probs.teacher"].detach()
+        student, teacher = (values[f"log_probs.{side}"].detach() for side in ("student", "teacher"))
         mask = batch["response_mask"] * batch["self_distillation_mask"][:, None]
-        ahead = ((theirs - own) * mask).sum(-1)
+        ahead = ((teacher - student) * mask).sum(-1)
         first, size = self.row, len(ahead)
         self.row = (first + size) % max(1, len(self.rewards))
         rewards = torch.tensor(self.rewards[first : first + size])
         if len(rewards) != size:
             return
         helped = batch["self_distillation_mask"].bool().cpu()
-        passed = rewards >= self.reached
+        passed = rewards >= self.trainer.sdpo_config.success_reward_threshold
         metrics = self.trainer._metrics["train"]
         for name, rows in (("passed", passed & helped), ("failed", ~passed & helped)):
             if rows.any():
@@ -176,5 +186,5 @@ class TeacherWatch(UpdateObserver):
         return {"rewards": self.rewards, "row": self.row}
 
     def resume(self, counters: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Go on as after `counters`."""
+        """Continue after a checkpoint with these `counters`."""
         self.rewards, self.row = counters["rewards"], counters["row"]

@@ -1,6 +1,6 @@
-"""Settings of a benchmark run: all in one TOML file, single ones overridden on the command line.
+"""Reads the settings of a run from one TOML file; the command line overrides single ones.
 
-| section | what |
+| section | content |
 |---|---|
 | top level | `method`, `seed`, `threads` |
 | `[model]` | which model, how it is loaded, adapters |
@@ -49,7 +49,7 @@ RESERVED_TRAIN = {
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True):
-    """The section `[model]`: which model, its dtype, and LoRA adapters (none if `lora_r` is 0)."""
+    """Holds the section `[model]`: its name, dtype and LoRA adapters (none if `lora_r` is 0)."""
 
     name: str = "embedded"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -61,7 +61,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
 
 
 class RewardSettings(Struct, frozen=True, kw_only=True):
-    """The section `[reward]`: what a completion is worth, and how its tests run."""
+    """Holds the section `[reward]`: what a completion is worth, and how its tests run."""
 
     all_or_nothing: bool = False
     format_weight: float = 0.0
@@ -70,7 +70,7 @@ class RewardSettings(Struct, frozen=True, kw_only=True):
 
 
 class RecordSettings(Struct, frozen=True, kw_only=True):
-    """The section `[records]`: steps between checkpoints and samples, and samples at a time."""
+    """Holds the section `[records]`: steps between checkpoints and samples, samples at a time."""
 
     checkpoint_every: Period = 10
     samples_every: Period = 10
@@ -78,7 +78,7 @@ class RecordSettings(Struct, frozen=True, kw_only=True):
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """All settings of a run; `train` and `sdpo` hold fields of other configurations."""
+    """Holds all settings of a run; `train` and `sdpo` have fields of other configurations."""
 
     method: Method = "sdpo"
     seed: int = 1
@@ -100,14 +100,14 @@ class SettingsError(ValueError):
 
 
 def available() -> dict[str, Path]:
-    """The packaged configurations by name."""
+    """List the packaged configurations by name."""
     return {path.stem: path for path in sorted(CONFIGS.glob("*.toml"))}
 
 
 def load(
     source: str, overrides: Sequence[str] = (), changes: Mapping[str, object] | None = None
 ) -> Settings:
-    """The effective settings of a run.
+    """Read the effective settings of a run.
 
     Args:
         source: name of a packaged configuration, or a TOML file.
@@ -134,7 +134,7 @@ def load(
 
 
 def _read(source: str) -> Tree:
-    """The content of a configuration; `base = "NAME"` starts from another one.
+    """Read a configuration; `base = "NAME"` starts from another one.
 
     Raises:
         SettingsError: it does not exist or is not TOML.
@@ -155,7 +155,7 @@ def _read(source: str) -> Tree:
 
 
 def _merged(first: Tree, second: Tree) -> Tree:
-    """The first tree with the second laid over it, section by section."""
+    """Lay the second tree over the first, section by section."""
     result = copy.deepcopy(first)
     for name, value in second.items():
         if isinstance(value, dict) and isinstance(result.get(name), dict):
@@ -166,7 +166,7 @@ def _merged(first: Tree, second: Tree) -> Tree:
 
 
 def _parse_value(text: str) -> object:
-    """A value as TOML writes it; anything else is plain text."""
+    """Parse a value as TOML writes it; anything else is plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -188,7 +188,7 @@ def _assign(content: Tree, name: str, value: object) -> None:
 
 
 def _errors_of_fields(kind: type[Struct], content: Tree, prefix: str = "") -> list[str]:
-    """What is wrong with the names and types of a section, or of all settings."""
+    """List what is wrong with the names and types of a section, or of all settings."""
     kinds = {field.name: field.type for field in msgspec.structs.fields(kind)}
     errors = []
     for key, value in content.items():
@@ -215,7 +215,7 @@ def _errors_of_value(name: str, value: object, kind: Any) -> list[str]:
 
 
 def _errors_between_fields(content: Tree) -> list[str]:
-    """What is wrong beyond names and types."""
+    """List what is wrong beyond names and types."""
     train = content["train"]
     errors = [
         f"train.{name} is set by {instead}"
@@ -232,7 +232,7 @@ def _errors_between_fields(content: Tree) -> list[str]:
 
 
 def _errors_of_group_size(train: Mapping[str, int]) -> list[str]:
-    """The group size must divide the rows of one generation."""
+    """Check that the group size divides the rows of one generation."""
     steps = train.get("steps_per_generation") or train.get("gradient_accumulation_steps", 1)
     rows, group = train["per_device_train_batch_size"] * steps, train["num_generations"]
     if group < 2:
@@ -257,13 +257,13 @@ def _flat(settings: Tree, prefix: str = "") -> Tree:
 
 
 def digest(settings: Settings) -> str:
-    """A hash that is the same for the same settings in any order."""
+    """Hash settings, whatever their order."""
     text = json.dumps(msgspec.to_builtins(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(stored: Tree, wanted: Settings) -> list[str]:
-    """What differs between the settings of a stored run and others, one line each."""
+    """List what differs between the settings of a stored run and others."""
     before, now = _flat(stored), _flat(msgspec.to_builtins(wanted))
     return [
         f"{name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"

@@ -1,4 +1,4 @@
-"""The harness's side of a fork server."""
+"""Starts a fork server and asks it for confined processes, on the harness's side."""
 
 import contextlib
 import dataclasses
@@ -55,7 +55,7 @@ class Limits:
 
 
 class ForkServer:
-    """One fork server with its scratch folder; used by one thread at a time.
+    """Owns one fork server with its scratch folder; used by one thread at a time.
 
     Args:
         limits: Limits of the processes it makes.

@@ -1,4 +1,4 @@
-"""Values as bounded, deterministic text."""
+"""Shows values as bounded, deterministic text."""
 
 from typing import Any
 

@@ -12,7 +12,7 @@ _MAX_NAME, _MAX_BASES = 100, 50
 
 
 class Description(TypedDict):
-    """An exception: its type, the names of the type's ancestors, its message, and its line.
+    """Describes an exception: its type, the names of the type's ancestors, its message, its line.
 
     `line` is that of the submission's code, `None` where no frame of it was left.
     """

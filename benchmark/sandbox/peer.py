@@ -1,4 +1,4 @@
-"""The harness's end of a connection to a confined process, which may send anything or nothing."""
+"""Talks to a confined process, which may send anything or nothing: the harness's end."""
 
 import select
 import socket
@@ -19,7 +19,7 @@ class Timeout(Exception):
 
 
 class Peer:
-    """A connection where every wait has a deadline and every frame a size limit.
+    """Holds a connection where every wait has a deadline and every frame a size limit.
 
     `frame_size` is the size in bytes of the frame received last.
     """

@@ -110,7 +110,7 @@ class _Test:
         self.sides: tuple[str, str] | None = None
 
     def names(self) -> dict[str, object]:
-        """The names that the test's rewritten code uses."""
+        """List the names that the test's rewritten code uses."""
         return {"__ask__": self._ask, "__compare__": self._compare, "__truth__": self._truth}
 
     def _ask(self, expression: int, bindings: dict[str, object]) -> Any:

@@ -104,7 +104,7 @@ def unpack(payload: bytearray) -> object:
 
 
 class Pipe:
-    """The confined end: blocking, on a bare descriptor."""
+    """Sends and receives at the confined end: blocking, on a bare descriptor."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

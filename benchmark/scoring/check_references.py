@@ -10,14 +10,14 @@ from sdpo.benchmark.scoring.executor import Executor
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A reference solution that did not pass."""
+    """Names a reference solution that did not pass."""
 
     task_id: int
     result: Result
 
 
 def reference_case(problem: Problem, *, reverse: bool = False) -> Case:
-    """The reference solution as a case, optionally with its tests in reversed order."""
+    """Make a case of the reference solution, optionally with its tests in reversed order."""
     tests = problem.test_list[::-1] if reverse else problem.test_list
     return Case(problem.task_id, problem.code, tests, problem.test_imports, problem.test_setup_code)
 

@@ -49,7 +49,7 @@ class _NothingToRunError(Exception):
 
 
 class Executor:
-    """A pool of fork servers; safe to use from several threads.
+    """Scores cases by a pool of fork servers; safe to use from several threads.
 
     Args:
         workers: Number of servers, each running one case at a time; by default one per processor.

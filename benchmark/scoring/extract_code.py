@@ -53,7 +53,7 @@ _TAGS = (("[PYTHON]", "[/PYTHON]"), ("[BEGIN]", "[DONE]"))
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A fenced block; `closed` tells whether its end was marked."""
+    """Holds a fenced block; `closed` tells whether its end was marked."""
 
     label: str
     code: str
@@ -61,12 +61,12 @@ class Block:
 
     @property
     def is_python(self) -> bool:
-        """Whether the label is one of Python's."""
+        """Tell whether the label is one of Python's."""
         return self.label in _PYTHON_LABELS
 
     @property
     def names(self) -> frozenset[str]:
-        """Names that the code defines or imports at its left margin."""
+        """List the names that the code defines or imports at its left margin."""
         defined = {a or b for a, b in _DEFINES.findall(self.code)}
         for match in _IMPORTS.findall(self.code):
             defined.update(re.findall(r"\w+", " ".join(match)))

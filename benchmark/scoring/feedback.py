@@ -1,4 +1,4 @@
-"""Feedback for a model to learn from: what failed, how, and where.
+"""Writes feedback for a model to learn from: what failed, how, and where.
 
 The text is bounded, valid UTF-8, without control characters, paths of the host and addresses, and
 the same in every run of the same program. It is for insertion into templates as a value (braces in

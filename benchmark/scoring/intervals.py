@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval; `level` is the coverage aimed at."""
+    """Holds an estimate with its confidence interval; `level` is the coverage aimed at."""
 
     estimate: float
     low: float
@@ -62,7 +62,7 @@ def pass_at_k(samples: int, passed: int, k: int) -> float:
 
 
 def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
-    """Mean of `pass_at_k` over problems given as (samples, passed); raises `ValueError`."""
+    """Average `pass_at_k` over problems given as (samples, passed); raises `ValueError`."""
     if not counts:
         raise ValueError("no problems: there is no mean pass@k")
     return statistics.fmean(pass_at_k(samples, passed, k) for samples, passed in counts)

@@ -18,7 +18,7 @@ Conversation = list[dict[str, str]]
 
 
 class EvalSettings(Struct, frozen=True, kw_only=True):
-    """The section `[eval]` of a run's settings: when and how pass@1 is measured.
+    """Holds the section `[eval]` of a run: when and how pass@1 is measured.
 
     `temperature` 0 is greedy; `limit` 0 asks all problems.
     """
@@ -32,7 +32,7 @@ class EvalSettings(Struct, frozen=True, kw_only=True):
 
 
 class Scored(TypedDict):
-    """A completion and the result of its tests."""
+    """Holds a completion and the result of its tests."""
 
     task_id: int
     status: Status
@@ -42,14 +42,19 @@ class Scored(TypedDict):
     completion: str
 
 
-class Summary(TypedDict):
-    """pass@1 with its interval; `passes` counts the completions that passed, by task id."""
+class PassAt1(TypedDict):
+    """Gives pass@1 with its interval, of some problems with `samples` completions each."""
 
     pass_at_1: float
     low: float
     high: float
     problems: int
     samples: int
+
+
+class Summary(PassAt1):
+    """Gives pass@1, and the number of completions that passed, by task id."""
+
     passes: dict[str, int]
 
 

@@ -33,21 +33,21 @@ class PlanError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Equality:
-    """A test `assert CALL == LITERAL`; `names` are those that the submission must define."""
+    """Holds a test `assert CALL == LITERAL`; `names` are those that the submission must define."""
 
     expression: str
     expected: Any
     names: tuple[str, ...]
 
     def program(self) -> Program:
-        """The same test for the tests process."""
+        """Write the same test for the tests process."""
         source = f"__compare__('Eq', __ask__(0, {{}}), {self.expected!r})"
         return Program(source, (self.expression,), (), self.names)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All tests of a case.
+    """Holds all tests of a case.
 
     `tests` holds a `PlanError` where a test cannot be decided. `names` are those that the
     submission should define. `imports` and `setup` are the code for the tests process, `setup`
@@ -110,7 +110,7 @@ def _parse_test(test: str) -> ast.Module | PlanError:
 
 
 def _imported(tree: ast.Module) -> frozenset[str]:
-    """Names that the import statements take from trusted modules."""
+    """List the names that the import statements take from trusted modules."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -167,7 +167,7 @@ def _planned(
 
 
 def _equality_sides(tree: ast.Module) -> list[tuple[ast.Call, Any]]:
-    """The call and the literal's value of a test `assert CALL == LITERAL`, in either order."""
+    """Find call and literal of a test `assert CALL == LITERAL`, in either order."""
     statement = tree.body[0]
     if len(tree.body) != 1 or not isinstance(statement, ast.Assert):
         return []

@@ -1,4 +1,4 @@
-"""Reward functions in TRL's signature: tests passed, and form of the answer."""
+"""Rewards completions in TRL's signature: by tests passed, and by the form of the answer."""
 
 import atexit
 import threading

@@ -70,7 +70,7 @@ class _Clock:
         self._reserve = _RESERVED * seconds / max(1, tests)
 
     def deadline(self, tests_left: int) -> float:
-        """The moment by which the first of the tests left must have its result."""
+        """Say by when the first of the tests left must have its result."""
         return self._end - self._reserve * (tests_left - 1)
 
 

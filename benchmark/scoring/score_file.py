@@ -26,7 +26,7 @@ class RunError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One case of the input: the parsed case, or why it is not one. `digest` identifies it."""
+    """Holds a case of the input, or why it is not one; `digest` identifies it."""
 
     number: int
     id: Any

@@ -32,7 +32,7 @@ _PLAIN_METHODS = frozenset(name for kind in _PLAIN_TYPES for name in dir(kind))
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A test's own code, with the submission's expressions replaced by their numbers.
+    """Holds a test's own code, with the submission's expressions replaced by their numbers.
 
     `modules` are those the tests process imports; `names` those that the submission must define.
     """
@@ -44,14 +44,14 @@ class Program:
 
 
 def names_bound_in(tree: ast.AST) -> frozenset[str]:
-    """Every name that some statement or expression in the tree binds."""
+    """List every name that some statement or expression in the tree binds."""
     nodes = list(ast.walk(tree))
     parameters = {node.arg for node in nodes if isinstance(node, ast.arg)}
     return frozenset(parameters.union(*map(bound_by, nodes)))
 
 
 def names_loaded_in(tree: ast.AST) -> frozenset[str]:
-    """Every name that the tree reads."""
+    """List every name that the tree reads."""
     return frozenset(
         node.id
         for node in ast.walk(tree)
@@ -76,7 +76,7 @@ def split_test(tree: ast.Module, trusted: frozenset[str], bound: frozenset[str])
 def names_for_call(
     tree: ast.Module, call: ast.Call, trusted: frozenset[str], bound: frozenset[str]
 ) -> tuple[str, ...] | None:
-    """Names that the submission must define for a call; `None` unless it evaluates all of it.
+    """List the names that a call needs of the submission; `None` unless it evaluates all of it.
 
     The arguments besides `call` are those of `split_test`.
     """
@@ -99,7 +99,7 @@ class _Splitter(ast.NodeTransformer):
         self.modules: set[str] = set()
 
     def names(self) -> tuple[str, ...]:
-        """Names that the submission must define; not what imports and set-up code bind."""
+        """List the names that the submission must define; not what imports and set-up code bind."""
         return tuple(sorted(self._names - self._bound))
 
     def note_name(self, node: ast.AST) -> None:
@@ -183,7 +183,7 @@ def _asks(node: ast.AST) -> bool:
 
 
 def _root(node: ast.AST) -> ast.Name | None:
-    """The name at the start of `a`, `a.b.c` or `a(...).b(...)`."""
+    """Find the name at the start of `a`, `a.b.c` or `a(...).b(...)`."""
     while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node if isinstance(node, ast.Name) else None

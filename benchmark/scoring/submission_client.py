@@ -39,14 +39,14 @@ class NotDefinedError(NoReplyError):
 
 @dataclasses.dataclass(frozen=True)
 class SizedReply:
-    """A reply of the submission's process, and its size in bytes."""
+    """Holds a reply of the submission's process, and its size in bytes."""
 
     message: Reply
     size: int
 
 
 class SubmissionClient:
-    """The harness's side of the conversation with one process."""
+    """Leads the conversation with one process on the harness's side."""
 
     def __init__(self, peer: Peer, submission: Submission) -> None:
         self._peer = peer

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -158,8 +158,8 @@ def _executor(workers: int | None, timeout: float, require: bool) -> Iterator["E
 
 
 @contextlib.contextmanager
-def _progress(total: int, finished: int) -> Iterator[Callable[[Any], None]]:
-    """A bar on standard error; the callback advances it by one."""
+def _progress(total: int, finished: int) -> Iterator[Callable[[object], None]]:
+    """Show a bar on standard error; the callback advances it by one."""
     with progress_bars() as bars:
         task = bars.add_task("cases", total=total, completed=finished)
         yield lambda result: bars.advance(task)

@@ -32,10 +32,10 @@ def bench(
         from sdpo.benchmark.runs.run_many import jobs as jobs_
         from sdpo.benchmark.runs.run_many import run_all
 
-        chosen = [one.strip() for one in configs.split(",") if one.strip()]
-        numbers = [int(one) for one in seeds.split(",") if one.strip()]
-        given = overrides(set_, quick=quick)
-        steps = [settings.load(c, given).train["max_steps"] for c in chosen]
+        chosen = [name.strip() for name in configs.split(",") if name.strip()]
+        numbers = [int(text) for text in seeds.split(",") if text.strip()]
+        changes = overrides(set_, quick=quick)
+        steps = [settings.load(config, changes).train["max_steps"] for config in chosen]
         options = [f"--set={text}" for text in set_ or []] + (["--quick"] if quick else [])
         folder = Path("reports/runs") / name
         todo = jobs_(chosen, numbers, folder, options, max(steps))
@@ -70,7 +70,7 @@ def _report(runs: Path, name: str, out: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with the time left, set to a number of steps."""
+    """Show a bar on standard error with the time left, set to a number of steps."""
     with progress_bars() as bars:
         task = bars.add_task(f"{name}: steps", total=total)
         yield lambda done: bars.update(task, completed=done)

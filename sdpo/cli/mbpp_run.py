@@ -4,14 +4,17 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdpo.cli.interrupts import INTERRUPTED, terminable
 from sdpo.runtime.progress import progress_bars
 
-FULL = ": the disk is full; make room, then the same command continues from the last checkpoint"
+if TYPE_CHECKING:
+    from sdpo.benchmark.runs.records import Metrics, RunSummary
+
+_FULL = ": the disk is full; make room, then the same command continues from the last checkpoint"
 # What --quick changes: a short look at a curve, no claim.
 QUICK = {"train.max_steps": 12, "eval.every": 6, "eval.limit": 90, "records.checkpoint_every": 6}
 
@@ -53,15 +56,15 @@ def run(
     with reported():
         from sdpo.benchmark.runs import settings as settings_
 
-        wanted = settings_.load(config, overrides(set_, quick=quick), named(seed, model, data))
+        wanted = settings_.load(config, overrides(set_, quick=quick), _named(seed, model, data))
         name = Path(config).stem + ("-quick" if quick else "")
         folder = out or Path("reports/runs") / name / f"seed-{wanted.seed}"
         from sdpo.benchmark.runs.run import run as run_
 
-        with progress(wanted.train["max_steps"], f"{name} seed {wanted.seed}") as advance:
+        with _progress(wanted.train["max_steps"], f"{name} seed {wanted.seed}") as advance:
             summary = run_(wanted, folder, advance)
     if summary:
-        print(f"DONE {line(summary)} out={folder}")
+        print(f"DONE {_line(summary)} out={folder}")
 
 
 def eval_(
@@ -84,7 +87,7 @@ def eval_(
 
         folder = Path(source)
         name = str(folder / "model") if (folder / "summary.json").is_file() else source
-        wanted = settings_.load(config, set_ or [], named(None, name, data))
+        wanted = settings_.load(config, set_ or [], _named(None, name, data))
         from sdpo.benchmark.runs.evaluate_model import measure_model
 
         document = measure_model(wanted, with_help=help_)
@@ -96,27 +99,27 @@ def eval_(
         from sdpo.benchmark.embedded.value_of_help import table
 
         print(table(document["rows"]))
-    found = document["rows"][0]
+    plain = document["rows"][0]
     print(
-        f"DONE pass_at_1={found['pass_at_1']:.3f} low={found['low']:.3f} high={found['high']:.3f} "
-        f"attempts={found['attempts']} model={source} data_sha256={document['data']['data_sha256']}"
+        f"DONE pass_at_1={plain['pass_at_1']:.3f} low={plain['low']:.3f} high={plain['high']:.3f} "
+        f"attempts={plain['attempts']} model={source} data_sha256={document['data']['data_sha256']}"
     )
 
 
 def overrides(set_: list[str] | None, *, quick: bool) -> list[str]:
-    """What `--quick` changes, and then what was asked for by name, which rules."""
+    """List what `--quick` changes, and then what was asked for by name, which rules."""
     short = [f"{name}={value}" for name, value in QUICK.items()] if quick else []
     return [*short, *(set_ or [])]
 
 
-def named(seed: int | None, model: str | None, data: str | None) -> dict[str, Any]:
-    """The settings that have options of their own."""
+def _named(seed: int | None, model: str | None, data: str | None) -> dict[str, object]:
+    """Name the settings that have options of their own."""
     options = {"seed": seed, "model.name": model, "data.name": data}
     return {name: value for name, value in options.items() if value is not None}
 
 
-def line(summary: dict[str, Any]) -> str:
-    """A run's summary in one line."""
+def _line(summary: "RunSummary") -> str:
+    """Show a run's summary in one line."""
     first, last = summary["first"], summary["last"]
     return (
         f"method={summary['method']} seed={summary['seed']} steps={summary['steps']} "
@@ -142,7 +145,7 @@ def reported() -> Iterator[None]:
         with terminable():
             yield
     except known as error:
-        fix = FULL if isinstance(error, OSError) and error.errno == errno.ENOSPC else ""
+        fix = _FULL if isinstance(error, OSError) and error.errno == errno.ENOSPC else ""
         print(f"ERROR {' '.join(str(error).split())}{fix}")
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
@@ -151,12 +154,12 @@ def reported() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(total: int, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar on standard error with the time left; the callback takes a step's log row."""
+def _progress(total: int, name: str) -> Iterator[Callable[["Metrics"], None]]:
+    """Show a bar on standard error with the time left; the callback takes a step's log row."""
     with progress_bars() as bars:
         task = bars.add_task(name, total=total)
 
-        def advance(row: dict[str, Any]) -> None:
+        def advance(row: "Metrics") -> None:
             done = int(row.get("step", 0)) or None
             bars.update(
                 task,

@@ -33,8 +33,8 @@ def sweep(
             with bar(sum(job.steps for job in todo), "sweep") as show:
                 run_all(todo, jobs, show)
 
-        numbers = [int(one) for one in seeds.split(",")]
-        rows = search.sweep(methods.split(","), numbers, out, set_ or [], run, stages)
-        text = search.table(rows)
+        numbers = [int(text) for text in seeds.split(",")]
+        results = search.sweep(methods.split(","), numbers, out, set_ or [], run, stages)
+        text = search.table(results)
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
     print(text)

@@ -18,7 +18,7 @@ CORE_LAYERS = ("resource-limits", "no-new-privileges", "landlock", "seccomp")
 
 
 class Confinement:
-    """The limits of a fork server, prepared once so that a child needs few calls.
+    """Prepares the limits of a fork server once, so that a child needs few calls.
 
     `layers` lists what is active. What the kernel refuses is left out of the list, never assumed.
     """
@@ -114,7 +114,7 @@ def _limit_resources(memory: int, file_size: int) -> None:
 
 
 def _readable() -> list[str]:
-    """The standard library and the folders of the shared libraries that it needs."""
+    """List the standard library and the folders of the shared libraries that it needs."""
     folders = {os.path.dirname(os.__file__)}
     folders.update(path for path in sys.path if path and os.path.isdir(path))
     with open("/proc/self/maps") as maps:

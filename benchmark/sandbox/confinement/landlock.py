@@ -1,4 +1,4 @@
-"""Landlock: the kernel refuses file access outside the given folders, without privileges.
+"""Has the kernel refuse file access outside some folders (Landlock), without privileges.
 
 Landlock governs opening, creating, removing and renaming. It does not govern `stat`, `chdir`,
 `chmod` and `chown`; the last two are refused by the seccomp filter.
@@ -84,5 +84,5 @@ def _allow(number: int, path: str, rights: int) -> None:
 
 
 def restriction(number: int) -> Callable[[], int]:
-    """A call that puts the calling process under the rule set for good; needs no_new_privs."""
+    """Make the call that puts the calling process under the rule set; needs no_new_privs."""
     return kernel.prepared("syscall", _RESTRICT_SELF, number, 0)

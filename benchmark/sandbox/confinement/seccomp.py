@@ -1,4 +1,4 @@
-"""A seccomp filter: an allow list of system calls, checked by the kernel.
+"""Builds a seccomp filter: an allow list of system calls, checked by the kernel.
 
 A process under the filter can start threads but no process and no program, opens no socket, and
 sends signals to itself only. Refused calls answer EPERM, so that Python raises `PermissionError`.
@@ -169,7 +169,7 @@ def install_in_server(machine: str) -> None:
 
 
 class ChildFilter:
-    """The child's program, assembled once and adapted to each process."""
+    """Assembles the child's program once, and adapts it to each process."""
 
     # No process has this number; its bytes are replaced by the real one.
     _PLACEHOLDER = 0x7FFFFFFE

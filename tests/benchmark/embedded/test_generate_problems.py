@@ -43,7 +43,7 @@ def leaks(records):
 
 
 def test_the_file_is_what_the_generator_writes():
-    assert generate_problems.lines(generate_problems.problem_set()) == FILE.read_text(
+    assert generate_problems.json_lines(generate_problems.problem_set()) == FILE.read_text(
         encoding="utf-8"
     )
 
@@ -99,10 +99,11 @@ def test_every_other_meaning_fails():
     generator, table = random.Random(3), {verb.word: verb for verb in VERBS}
     steps = (Step(table["brill"]), Step(table["trunk"], 2))
     program = Program("solve", steps)
-    record = generate_problems.problem(program, generator)
+    arguments = generate_problems.draw_arguments(program, program.actual, generator)
+    tests = tuple(generate_problems.asserts(program, program.code(program.actual), arguments))
     others = [m for m in program.meanings() if m != program.actual]
     assert len(others) == 11
-    cases = [Case(0, program.code(m), tuple(record["test_list"]), "", "") for m in others]
+    cases = [Case(0, program.code(m), tests, "", "") for m in others]
     with Executor(1) as executor:
         assert {result.status for result in executor.map(cases)} == {"fail"}
 

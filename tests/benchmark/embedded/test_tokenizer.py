@@ -1,6 +1,7 @@
 """The embedded tokenizer: every text survives, and the benchmark's own words are whole."""
 
 import random
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,9 @@ def test_the_chat_template_writes_what_pre_training_saw():
     assert text == (
         "<|im_start|>system\nA<|im_end|>\n<|im_start|>user\nB<|im_end|>\n<|im_start|>assistant\n"
     )
-    ids = loaded.apply_chat_template(messages[1:], add_generation_prompt=True, return_dict=True)
+    ids: Any = loaded.apply_chat_template(
+        messages[1:], add_generation_prompt=True, return_dict=True
+    )
     head = "<|im_start|>user\nB<|im_end|>\n<|im_start|>assistant\n"
     assert ids["input_ids"] == tokenizer.build().encode(head).ids
     assert loaded.eos_token == "<|im_end|>"

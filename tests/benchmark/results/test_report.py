@@ -1,5 +1,7 @@
 """The report says what the records say: outcomes, pairs, collapse, parity."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
@@ -36,19 +38,19 @@ def write_run(folder, name, seed, passed, *, sha="0" * 64, audited=False):
     environment = {"packages": {"torch": "2"}, "git_commit": None, "cpu_capability": "X"}
     facts = {"data": {"data_sha256": sha, "origin": "o"}, "isolation": ["seccomp"]}
     write_json(place / "run.json", {"settings": settings, "environment": environment, **facts})
-    records = Records(place)
+    records: Any = Records(place)
     for step, count in enumerate(passed):
-        records.append("evals", evaluation(step, count))
+        records.evals.append(evaluation(step, count))
     for step in range(1, len(passed)):
-        records.append("steps", {"step": step, "reward": 0.5, "num_tokens": 100.0, "grad_norm": 1})
-        records.append("cost", {"step": step, "seconds": 0.5, "peak_memory_mib": 100.0})
+        records.steps.append({"step": step, "reward": 0.5, "num_tokens": 100.0, "grad_norm": 1})
+        records.cost.append({"step": step, "seconds": 0.5, "peak_memory_mib": 100.0})
         if audited:
             row = {"parity/first_moved": 0 if step > 1 else 13, "parity/inconclusive": step > 1}
             for what in ("loss", "gradient"):
                 row |= {f"parity/{what}_relative": 1e-7 * step, f"parity/{what}_budget": 1e-5}
-            records.append("parity", {"step": step, **row})
+            records.parity.append({"step": step, **row})
     sample = {"step": 1, "completion": "<b>x</b>", "reward": 0.0, "feedback": None}
-    records.append("samples", {**sample, "teacher_prompt": "p", "help": "none"})
+    records.samples.append({**sample, "teacher_prompt": "p", "help": "none"})
 
 
 def test_outcomes_and_pairs(tmp_path):
@@ -56,15 +58,16 @@ def test_outcomes_and_pairs(tmp_path):
         write_run(tmp_path, "one", seed, [10, 20, 20])
         write_run(tmp_path, "two", seed, [10, 50, 50])
     groups = by_name(read_runs(tmp_path))
-    gain = outcome(groups["two"])["gain"]
+    gain = outcome(groups["two"]).gain
     assert gain.estimate == pytest.approx(40 / 60)
     found = paired(groups["one"], groups["two"])
-    assert found["verdict"] == "two"
-    assert found["difference"].estimate == pytest.approx(30 / 60)
-    assert all(p < 1e-6 for p in found["p_values"])
-    assert paired(groups["two"], groups["one"])["verdict"] == "two"
-    assert paired(groups["one"], groups["one"])["verdict"] == "cannot distinguish"
-    assert band(groups["one"], "evals", "pass_at_1")[1] == (1, 20 / 60, 20 / 60, 20 / 60)
+    assert found.verdict == "two"
+    assert found.difference.estimate == pytest.approx(30 / 60)
+    assert all(p < 1e-6 for p in found.p_values)
+    assert paired(groups["two"], groups["one"]).verdict == "two"
+    assert paired(groups["one"], groups["one"]).verdict == "cannot distinguish"
+    rates = band([run.evals for run in groups["one"]], "pass_at_1")
+    assert rates[1] == (1, 20 / 60, 20 / 60, 20 / 60)
 
 
 @pytest.mark.parametrize("solved", [0, PROBLEMS])
@@ -73,11 +76,11 @@ def test_nothing_solved_and_all_solved_are_no_certainty(solved, tmp_path):
         write_run(tmp_path, name, 1, [solved, solved])
     groups = by_name(read_runs(tmp_path))
     width = 1 - 0.025 ** (1 / PROBLEMS)
-    gain = outcome(groups["one"])["gain"]
+    gain = outcome(groups["one"]).gain
     assert (gain.low, gain.high) == pytest.approx((-width, width))
-    last = outcome(groups["one"])["last"]
+    last = outcome(groups["one"]).last
     assert last.high - last.low == pytest.approx(width)
-    difference = paired(groups["one"], groups["two"])["difference"]
+    difference = paired(groups["one"], groups["two"]).difference
     assert (difference.low, difference.high) == pytest.approx((-width, width))
     said = findings.findings(groups)[0]
     assert "did not clearly change (+0.000 [-0.060, +0.060])" in said
@@ -110,8 +113,8 @@ def test_one_seed_gone_astray_makes_no_method_better(tmp_path):
         write_run(tmp_path, "two", seed, [10, last])
     groups = by_name(read_runs(tmp_path))
     found = paired(groups["one"], groups["two"])
-    assert found["difference"].high < 0
-    assert found["verdict"] == "cannot distinguish"
+    assert found.difference.high < 0
+    assert found.verdict == "cannot distinguish"
 
 
 def test_a_report_is_written_whole(tmp_path):
@@ -137,18 +140,18 @@ def test_a_report_is_written_whole(tmp_path):
 def test_the_folder_of_one_run_is_reported_too(tmp_path):
     write_run(tmp_path, "mine", 3, [10, 20])
     (run,) = read_runs(tmp_path / "mine" / "seed-3")
-    assert (run.name, run.seed, run.last()["pass_at_1"]) == ("sdpo", 3, 20 / PROBLEMS)
+    assert (run.name, run.seed, run.last["pass_at_1"]) == ("sdpo", 3, 20 / PROBLEMS)
 
 
 @pytest.mark.parametrize(("last", "clear"), [(0.6, 1), (0.2, 0)])
 def test_the_training_curve_and_what_explains_it(tmp_path, last, clear):
     write_run(tmp_path, "one", 1, [10, 20])
     records = Records(tmp_path / "one" / "seed-1")
-    records.path("steps").unlink()
+    records.steps.path.unlink()
     for step in range(1, 31):
         reward = (0.2 if step <= 10 else last) + 0.01 * (step % 5)
         row = {"teacher/ahead_on_failed": -3.0, findings.COVERAGE: 0.5}
-        records.append("steps", {"step": step, "reward": reward, **row})
+        records.steps.append({"step": step, "reward": reward, **row})
     (said,) = findings.findings(by_name(read_runs(tmp_path)))
     assert f"0.22 to {last + 0.02:.2f}; the intervals lie apart, upwards, in {clear} of 1" in said
     assert "share of attempts with a teacher 0.5 to 0.5" in said

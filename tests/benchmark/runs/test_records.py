@@ -1,5 +1,7 @@
 """Records and checkpoints survive a kill at any place of a file."""
 
+from typing import Any
+
 import pytest
 
 from sdpo.benchmark.runs import checkpoints
@@ -8,24 +10,26 @@ from sdpo.benchmark.runs.records import BusyError, Records, locked, read_json, w
 
 def test_rows_come_back_and_odd_numbers_are_texts(tmp_path):
     records = Records(tmp_path)
-    records.append("steps", {"step": 1, "loss": float("nan"), "x": {"y": [float("inf")]}})
-    assert records.read("steps") == [{"step": 1, "loss": "nan", "x": {"y": ["inf"]}}]
-    assert records.read("evals") == []
+    row: Any = {"step": 1, "loss": float("nan"), "x": {"y": [float("inf")]}}
+    records.steps.append(row)
+    assert records.steps.read() == [{"step": 1, "loss": "nan", "x": {"y": ["inf"]}}]
+    assert records.evals.read() == []
 
 
 def test_a_line_cut_anywhere_is_dropped(tmp_path):
     records = Records(tmp_path)
     for step in (1, 2, 3):
-        records.append("steps", {"step": step, "text": "ü" * step})
-    whole = records.path("steps").read_bytes()
+        row: Any = {"step": step, "text": "ü" * step}
+        records.steps.append(row)
+    whole = records.steps.path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
     for size in range(len(whole) + 1):
-        records.path("steps").write_bytes(whole[:size])
+        records.steps.path.write_bytes(whole[:size])
         complete = sum(end <= size for end in ends)
-        assert [row["step"] for row in records.read("steps")] == [1, 2, 3][:complete]
+        assert [row["step"] for row in records.steps.read()] == [1, 2, 3][:complete]
         records.truncate(2)
         kept = ends[min(complete, 2) - 1] if complete else 0
-        assert records.path("steps").read_bytes() == whole[:kept]
+        assert records.steps.path.read_bytes() == whole[:kept]
 
 
 def test_a_checkpoint_counts_only_when_it_is_whole(tmp_path):
@@ -39,7 +43,7 @@ def test_a_checkpoint_counts_only_when_it_is_whole(tmp_path):
     found = checkpoints.latest(tmp_path)
     assert found == (checkpoints.folder_of(tmp_path, 5), 5)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
-    assert checkpoints.latest(tmp_path / "nothing") is None
+    assert checkpoints.latest(tmp_path / "nothing") == (None, 0)
 
 
 def test_one_run_at_a_time(tmp_path):

@@ -20,9 +20,10 @@ from sdpo.benchmark.runs import settings
 from sdpo.benchmark.runs.methods import build_trainer
 from sdpo.benchmark.runs.models import load_model, load_tokenizer
 from sdpo.benchmark.runs.records import Records
-from sdpo.benchmark.runs.run import quiet, run
+from sdpo.benchmark.runs.run import run
 from sdpo.benchmark.runs.settings import Settings, SettingsError
 from sdpo.cli.mbpp_run import reported
+from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
 SHORT = {
     "train.max_steps": 4,
@@ -73,16 +74,16 @@ def finished(tmp_path_factory, random_model):
 def test_a_run_records_everything(finished, random_model):
     folder, summary = finished
     records, facts = Records(folder), json.loads((folder / "run.json").read_text())
-    assert [row["step"] for row in records.read("steps")] == [1, 2, 3, 4]
-    assert [row["step"] for row in records.read("cost")] == [1, 2, 3, 4]
-    assert [row["step"] for row in records.read("evals")] == [0, 2, 4]
-    row = records.read("steps")[0]
+    assert [row["step"] for row in records.steps.read()] == [1, 2, 3, 4]
+    assert [row["step"] for row in records.cost.read()] == [1, 2, 3, 4]
+    assert [row["step"] for row in records.evals.read()] == [0, 2, 4]
+    row = records.steps.read()[0]
     names = {"loss", "grad_norm", "learning_rate", "reward", "completions/mean_length"}
     assert names | {"self_distillation/reprompt_sample_fraction"} <= row.keys()
-    evaluation = records.read("evals")[0]
+    evaluation = records.evals.read()[0]
     assert evaluation["low"] <= evaluation["pass_at_1"] <= evaluation["high"]
     assert len(evaluation["results"]) == 4
-    sample = records.read("samples")[0]
+    sample = records.samples.read()[0]
     assert sample["help"] == "none" or "Correctly solve the original" in sample["teacher_prompt"]
     assert facts["settings"] == msgspec.to_builtins(short(**random_model))
     assert facts["data"]["data_sha256"]
@@ -160,12 +161,14 @@ def test_a_misspelt_field_is_named_with_the_right_one(config, wrong, meant, rand
 def test_names_of_our_own_settings_are_those_of_the_trainer(name, said, random_model, tmp_path):
     """Also the name that sdpo-rl has for one of them."""
     chosen = short("sdpo", **random_model, **{f"sdpo.{name}": 512})
-    parts: dict[str, Any] = {"model": load_model(chosen.model), "reward_funcs": [len]}
+    parts: Any = {"model": load_model(chosen.model), "reward_funcs": [len]}
     parts |= {"processing_class": load_tokenizer(chosen.model.name)}
     parts |= {"train_dataset": Dataset.from_list([{"prompt": "a"}] * 8)}
     expected = pytest.raises(SettingsError, match=said) if said else nullcontext()
-    with quiet(), expected:
-        assert build_trainer(chosen, tmp_path, parts).sdpo_config.max_reprompt_len == 512
+    with expected:
+        trainer = build_trainer(chosen, tmp_path, parts)
+        assert isinstance(trainer, SDPOTrainer)
+        assert trainer.sdpo_config.max_reprompt_len == 512
 
 
 def test_a_disk_that_fills_up_is_explained(capsys):
@@ -183,7 +186,7 @@ def test_auditing_disturbs_nothing(tmp_path):
     run(short("sdpo", **told), tmp_path / "plain")
     run(short("sdpo-audit", **told), tmp_path / "audited")
     plain, audited = contents(tmp_path / "plain"), contents(tmp_path / "audited")
-    rows = Records(tmp_path / "audited").read("parity")
+    rows = Records(tmp_path / "audited").parity.read()
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(row["parity/first_moved"] == 0 for row in rows)
     assert audited.pop("parity.jsonl")

@@ -1,5 +1,7 @@
 """The sweep: as many trials for each method, and the best by validation alone."""
 
+from typing import Any
+
 import pytest
 
 from sdpo.benchmark.runs import sweep
@@ -13,22 +15,22 @@ REACHED = {"learning_rate=0.0001": (0.2, 0.3), "learning_rate=0.0002": (0.2, 0.4
 def pretend(jobs):
     for job in jobs:
         last, reward = REACHED.get(job.folder.parents[1].name, (0.1, 0.9))
-        records = Records(job.folder)
+        records: Any = Records(job.folder)
         job.folder.mkdir(parents=True)
         for step, rate in ((0, 0.1), (job.steps, last)):
-            records.append("evals", {"step": step, "pass_at_1": rate, "problems": 60})
-        records.append("steps", {"step": job.steps, "reward": reward})
+            records.evals.append({"step": step, "pass_at_1": rate, "problems": 60})
+        records.steps.append({"step": job.steps, "reward": reward})
         write_json(job.folder / "summary.json", {"training_seconds": 1.0})
 
 
 def test_variants_are_tried_at_the_best_rate_with_equal_budgets(tmp_path):
-    rows = sweep.sweep(list(sweep.VARIANTS), [11], tmp_path, [], pretend)
-    trials = [[r for r in rows if r["method"] == method] for method in sweep.VARIANTS]
-    assert len({len(one) for one in trials}) == 1
-    assert len({(r["steps"], r["seeds"], r["problems"]) for r in rows}) == 1
-    for one in trials:
-        assert {r["changes"]["train.learning_rate"] for r in one[len(sweep.RATES) :]} == {2e-4}
-    text = sweep.table(rows)
+    results = sweep.sweep(list(sweep.VARIANTS), [11], tmp_path, [], pretend)
+    trials = [[r for r in results if r.method == method] for method in sweep.VARIANTS]
+    assert len(set(map(len, trials))) == 1
+    assert len({(r.steps, r.seeds, r.problems) for r in results}) == 1
+    for tried in trials:
+        assert {r.changes["train.learning_rate"] for r in tried[len(sweep.RATES) :]} == {2e-4}
+    text = sweep.table(results)
     assert text.count("**learning_rate=0.0002**") == len(sweep.VARIANTS)
     assert text.count("**") == 2 * len(sweep.VARIANTS)
 
