@@ -209,14 +209,22 @@ def applies(name: str, case: LossCase) -> bool:
 
     1 - exp loses the tail where it is near its limit (the catalogue's M06 in another guise), and in
     half precision altogether; centring rounds such logits, which may change the choice of top-k.
+    Half precision is accumulated in float32: one after the other, thousands of terms no longer add
+    up in it. Under autocast a product is rounded to bfloat16.
     """
+    if name == EINSUM and case.call.autocast:
+        return False
+    if name in ONE_BY_ONE and case.student_logits.shape[-1] > LONG:
+        return case.coarsest_dtype not in HALF
     if name == TAIL_BY_LOG1P:
         return case.coarsest_dtype not in HALF and not SMALL_TAILS & set(case.tags)
     return name != CENTRED or case.coarsest_dtype not in HALF
 
 
 HALF = (torch.bfloat16, torch.float16)
-TAIL_BY_LOG1P, CENTRED = "tail by log1p", "logits centred"
+TAIL_BY_LOG1P, CENTRED, EINSUM = "tail by log1p", "logits centred", "sums by einsum"
+ONE_BY_ONE = ("sums in order", "sums from the end")
+LONG = 512
 SMALL_TAILS = {
     "near_one_hot",
     "peaked_tail_near_clamp",
@@ -230,7 +238,7 @@ VARIANTS: Mapping[str, Mapping[str, LossPart]] = {
     "sums by halves": summed(pairwise),
     "sums from the end": summed(backwards),
     "sums in chunks": summed(chunked),
-    "sums by einsum": summed(einsum),
+    EINSUM: summed(einsum),
     "explicit terms and logaddexp": {"divergence": lambda state: terms(state).sum(-1)},
     "divergence in float64": {"divergence": wide},
     "log_softmax and gather": {"log_probs": by_log_softmax, "support": support_by_log_softmax},

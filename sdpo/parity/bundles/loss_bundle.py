@@ -18,6 +18,7 @@ from sdpo.parity.bundles.archive import (
     read_document,
     write_archive,
 )
+from sdpo.parity.cases.call_conditions import PLAIN_CALL, CallConditions
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
 from sdpo.settings.config import SDPOConfig
 
@@ -29,11 +30,12 @@ RECORDED = "recorded."
 
 
 class LossDocument(BundleDocument, frozen=True):
-    """The case beside its tensors: its id, the settings of the loss, and its tags."""
+    """The case beside its tensors: id, settings of the loss, tags, and how the loss is called."""
 
     case: str
     config: dict[str, Any]
     tags: list[str]
+    call: CallConditions = PLAIN_CALL
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def _case(document: LossDocument, tensors: Mapping[str, Tensor]) -> LossCase:
         config=SDPOConfig(**{name: document.config[name] for name in LOSS_SETTINGS}),
         tags=tuple(document.tags),
         recorded=recorded,
+        call=document.call,
         **inputs,
     )
 

@@ -143,6 +143,7 @@ def bundle_of(
         case=smallest.id,
         config={name: getattr(smallest.config, name) for name in LOSS_SETTINGS},
         tags=list(smallest.tags),
+        call=smallest.call,
     )
     return LossBundle(smallest, document)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sdpo.parity.cases.callables import location_of, signature_of
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError, checked_call
+from sdpo.parity.cases.fresh_inputs import another, as_called
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
 from sdpo.reference.loss import log_probs_from_logits, topk_log_probs
 
@@ -115,6 +116,32 @@ class LossFunction:
         """Loss and gradient on fresh copies of the inputs."""
         raise NotImplementedError
 
+    def call_on(
+        self,
+        case: LossCase,
+        arguments: Mapping[str, Any],
+        positional: tuple[Any, ...],
+        inputs: Mapping[str, Tensor],
+        leaves: tuple[Tensor, Tensor | None],
+    ) -> Mapping[str, Tensor]:
+        """Call the function in the order that the case asks for; arguments as of `checked_call`."""
+
+        def on_other_values() -> None:
+            self.trace(another(case))
+
+        if case.call.order == "after another":
+            on_other_values()
+        around = case.call.order == "around another"
+        return checked_call(
+            self.function,
+            arguments,
+            positional,
+            inputs,
+            leaves,
+            call=case.call,
+            between=on_other_values if around else lambda: None,
+        )
+
     def takes(self, name: str) -> bool:
         """Whether the function has a parameter of this name."""
         return name in self.parameters or self.takes_anything
@@ -152,7 +179,7 @@ class LossFunction:
                 raise NotCoveredError(f"takes no {name}, the case needs {name}={value!r}")
 
     def optional_tensors(self, case: LossCase) -> dict[str, Tensor | None]:
-        """Copies of masks, weights and old log-probs that the function takes.
+        """Masks, weights and old log-probs that the function takes, as they are.
 
         An absent one is passed as None where the parameter has no default.
 
@@ -167,7 +194,7 @@ class LossFunction:
                 if parameter is not None and parameter.default is parameter.empty:
                     given[name] = None
             elif self.takes(name):
-                given[name] = value.clone()
+                given[name] = value
             elif has_effect(case, name, value):
                 raise NotCoveredError(f"takes no {name}, the case needs it")
         return given
@@ -196,6 +223,7 @@ class FromLogits(LossFunction):
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name, "loss from logits", function)
         places = [p for p in self.parameters.values() if p.kind is not p.KEYWORD_ONLY]
+        self.keeps_positions = [p.name for p in places[:4]] == list(LOGITS_ARGUMENTS)
         named = all(argument in self.parameters for argument in LOGITS_ARGUMENTS)
         if len(places) < len(LOGITS_ARGUMENTS) and not (named or self.takes_positions):
             raise CandidateError(
@@ -206,18 +234,19 @@ class FromLogits(LossFunction):
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Loss and gradient on fresh copies of the inputs."""
-        student = case.student_logits.detach().clone().requires_grad_(True)
-        teacher = case.teacher_logits.detach().clone().requires_grad_(True)
-        required = (student, teacher, case.responses.clone(), case.response_mask.clone())
-        optional = self.optional_tensors(case)
+        given = as_called(case)
+        required = tuple(getattr(given, name) for name in LOGITS_ARGUMENTS)
+        optional = self.optional_tensors(given)
         arguments: dict[str, Any] = {**optional, **self.settings(case, LOSS_SETTINGS)}
         named = dict(zip(LOGITS_ARGUMENTS, required, strict=True))
         positional: tuple[Any, ...] = required
-        if all(name in self.parameters for name in LOGITS_ARGUMENTS):
+        by_name = all(name in self.parameters for name in LOGITS_ARGUMENTS)
+        if by_name and not (case.call.by_position and self.keeps_positions):
             arguments |= named
             positional = ()
         inputs = present(named | optional)
-        return checked_call(self.function, arguments, positional, inputs, (student, teacher))
+        teacher = given.teacher_logits if case.call.teacher_grad else None
+        return self.call_on(case, arguments, positional, inputs, (given.student_logits, teacher))
 
 
 def present(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -240,13 +269,14 @@ class FromLogProbs(LossFunction):
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Loss and gradient on fresh copies of the inputs."""
         leaf = case.student_logits.detach().clone().requires_grad_(True)
-        values = self.log_probs(case, leaf)
+        values = case.call.all_laid_out(self.log_probs(case, leaf))
         for name in NEEDED[case.mode]:
             if not self.takes(name):
                 raise NotCoveredError(f"takes no {name}, the case ({case.mode}) needs it")
         tensors = {name: value for name, value in values.items() if self.takes(name)}
-        optional = self.optional_tensors(case)
-        tensors["response_mask"] = case.response_mask.clone()
+        given = as_called(case)
+        optional = self.optional_tensors(given)
+        tensors["response_mask"] = given.response_mask
         # temperature and K are already in the log-probs
         elsewhere = {"temperature"} if self.gives("distillation_topk") else BEFORE_LOG_PROBS
         names = tuple(name for name in LOSS_SETTINGS if name not in elsewhere)
@@ -258,7 +288,7 @@ class FromLogProbs(LossFunction):
             if parameter.default is parameter.empty:
                 arguments[name] = None
         inputs = present(tensors | optional)
-        return checked_call(self.function, arguments, (), inputs, (leaf, None))
+        return self.call_on(case, arguments, (), inputs, (leaf, None))
 
     def log_probs(self, case: LossCase, leaf: Tensor) -> dict[str, Tensor]:
         """Log-probs that the function starts from, with a graph to the student's logits `leaf`."""

@@ -1,13 +1,14 @@
 """What a candidate offers, what can go wrong with one, and one checked call of a loss function."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from sdpo.parity.cases.call_conditions import PLAIN_CALL, CallConditions
 from sdpo.parity.cases.failure import missing
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.cases.returned_values import CPU, loss_in, no_scalar
@@ -123,6 +124,8 @@ def checked_call(
     leaves: tuple[Tensor, Tensor | None],
     *,
     keep_graph: bool = False,
+    call: CallConditions = PLAIN_CALL,
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, Tensor]:
     """Call a loss function once and take its gradient.
 
@@ -133,9 +136,11 @@ def checked_call(
         inputs: the tensors among the arguments, which the call must not change.
         leaves: student and teacher tensors to differentiate by; the teacher may be None.
         keep_graph: leave the graph to the leaves to the next call.
+        call: what the call stands in, and the gradient that arrives.
+        between: done between forward and backward.
 
     Returns:
-        `aggregate` and `gradient`.
+        `aggregate`, and `gradient` but for a call under no_grad.
 
     Raises:
         CandidateError: it raised, returned no scalar, or changed an input.
@@ -143,25 +148,45 @@ def checked_call(
     """
     before = {name: tensor.detach().clone() for name, tensor in inputs.items()}
     student, teacher = leaves
-    result = guarded("aggregate", function, *positional, **arguments)
+    with call.around():
+        result = guarded("aggregate", function, *positional, **arguments)
     loss = scalar_of(result, student.device)
     changed = [name for name, tensor in inputs.items() if not same_bits(tensor, before[name])]
     if changed:
         raise CandidateError("aggregate", f"changed its input {changed[0]} in place")
     trace = {"aggregate": loss.detach()}
+    between()
+    if call.order == "no_grad":
+        return trace
     if not loss.requires_grad:
         raise BrokenGradientError(NO_GRAPH, trace)
     wanted = [student] if teacher is None else [student, teacher]
-    gradients = guarded(
-        "gradient",
-        torch.autograd.grad,
-        loss,
-        wanted,
-        allow_unused=True,
-        retain_graph=keep_graph,
-    )
+    gradients = _gradients(loss, wanted, call, keep_graph)
     if gradients[0] is None:
         raise BrokenGradientError(NO_GRAPH, trace)
     if teacher is not None and gradients[1] is not None and bool((gradients[1] != 0).any()):
         raise BrokenGradientError(INTO_TEACHER, trace)
-    return trace | {"gradient": gradients[0].detach()}
+    return trace | {"gradient": gradients[0].detach() / call.incoming}
+
+
+def _gradients(
+    loss: Tensor, wanted: Sequence[Tensor], call: CallConditions, keep_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """The gradients by some tensors, as they arrive; the second ones where backward comes twice.
+
+    Raises:
+        CandidateError: backward raised.
+    """
+    found: tuple[Tensor | None, ...] = ()
+    times = 2 if call.order == "backward twice" else 1
+    for time in range(times):
+        found = guarded(
+            "gradient",
+            torch.autograd.grad,
+            loss,
+            wanted,
+            torch.full_like(loss, call.incoming),
+            allow_unused=True,
+            retain_graph=keep_graph or time < times - 1,
+        )
+    return found

@@ -10,6 +10,7 @@ from torch import Tensor
 from sdpo.fixtures import GoldenCase, GoldenDataError
 from sdpo.fixtures.loader import DTYPES
 from sdpo.loss.argument_shapes import check_logits, check_loss_arguments
+from sdpo.parity.cases.call_conditions import PLAIN_CALL, CallConditions
 from sdpo.parity.cases.value_names import by_our_names
 from sdpo.reference.loss import loss_from_logits
 from sdpo.settings.config import SDPOConfig
@@ -32,6 +33,7 @@ class LossCase:
     `student_logits`, `teacher_logits` are `(B, T, V)`; `responses`, `response_mask`,
     `old_log_probs`, `rollout_is_weights` `(B, T)`; `self_distillation_mask` `(B,)`.
     `recorded` holds stage values recorded from the reference; it is empty for generated cases.
+    `call` is how a loss is called on it, which changes no expected value.
     """
 
     id: str
@@ -45,6 +47,7 @@ class LossCase:
     rollout_is_weights: Tensor | None = None
     tags: tuple[str, ...] = ()
     recorded: Mapping[str, Tensor] = field(default_factory=dict)
+    call: CallConditions = PLAIN_CALL
 
     @property
     def mode(self) -> str:
@@ -99,6 +102,7 @@ def from_golden(golden: GoldenCase) -> LossCase:
             response_mask=tensors["in.response_mask"],
             tags=tuple(golden.tags),
             recorded=by_our_names(tensors, "out."),
+            call=PLAIN_CALL,
             **{name: tensors.get(f"in.{name}") for name in optional},
         )
         check_logits(case.student_logits, case.teacher_logits)

@@ -156,6 +156,8 @@ class _Difference:
     def odd(self) -> Array:
         """Whether an element is not finite on one side, or on both and not the same."""
         odd = ~self.same & ~self.finite
+        # the definition is infinite, and so is the value; the reference multiplies it by zero
+        odd &= ~(np.isinf(self.actual) & (self.actual == self.expected.truth))
         if self.expected.unit is not None:
             # whether such a derivative is NaN or infinite follows from the order of operations
             odd &= np.isfinite(self.actual) | np.isfinite(self.expected.reference)
@@ -180,9 +182,9 @@ class _Difference:
 
     @property
     def vanished(self) -> bool:
-        """Whether a gradient is zero throughout where the oracle's is not."""
+        """Whether a gradient is zero throughout where the oracle's and the reference's are not."""
         expected = self.expected
-        if expected.unit is None or self.actual.any():
+        if expected.unit is None or self.actual.any() or not expected.reference.any():
             return False
         largest = _finite_or_zero(np.abs(expected.truth)).max()
         return bool(largest > expected.epsilon * expected.unit)

@@ -111,10 +111,11 @@ def truth(case: LossCase, *, all_choices: bool = True) -> Truth:
             case, counts, Bounded(token.slope, divergence.slope), weights
         )
     smallest = error_bounds.underflow(case.dtype)
-    bounds = {}
-    for name, (_, bound) in stages.items():
-        inside = counts[..., None] if name == "gradient" else True
-        bounds[name] = np.where(inside, bound + smallest, bound)
+    bounds = {name: bound + smallest for name, (_, bound) in stages.items()}
+    # a probability may underflow before it is multiplied by a difference of logs and the weights
+    largest_factor = 1 + gradient_weight * rounded.sum(axis=-1)
+    bounds["gradient"] = stages["gradient"].bound.copy()
+    bounds["gradient"][counts] += smallest * largest_factor[:, None]
     of_gap = rounded.sum(axis=-1) if case.mode == "sampled" else 1.0
     return Truth(
         counts=counts,
@@ -178,6 +179,8 @@ def _divergence(
         bound, slope = error_bounds.sampled_bounds(token, student.bound, teacher.bound, of.u)
         return _Divergence({"divergence": Bounded(token.divergence, bound)}, slope, tie_spread)
     (a, b), bound, slope = error_bounds.distribution_bounds(token, student, teacher, of)
+    moved = _moved_by_alpha(token, of)
+    bound, slope = bound + moved.divergence, slope + moved.slope
     for n in np.flatnonzero(ties.open):
         tied = open_token(ties, int(n), (student, teacher), of)
         room = _room_of_choices(token, int(n), tied, student, teacher)
@@ -190,6 +193,36 @@ def _divergence(
         last = np.arange(side.log.shape[-1]) == side.log.shape[-1] - 1
         stages[f"tail.{name}"] = Bounded(side.log, side.bound + np.where(last, tail, 0))
     return _Divergence(stages, slope, tie_spread)
+
+
+class _Moved(NamedTuple):
+    """How far D `(N,)` and dD/dz `(N, V)` move."""
+
+    divergence: Array | float
+    slope: Array | float
+
+
+def _moved_by_alpha(token: Token, of: Distribution) -> _Moved:
+    """Follow the interval of a rounded alpha where it is near an end.
+
+    There its rounding is no small part of the smaller weight: in bfloat16 0.999 is 1. Elsewhere the
+    second order is below a rounding, and `error_bounds` has the first.
+    """
+    error, nearest = of.u * of.alpha, min(of.alpha, 1 - of.alpha)
+    if nearest == 0 or (error / nearest) ** 2 <= of.u:
+        return _Moved(0.0, 0.0)
+    # at the ends themselves alpha means another form
+    inside = np.finfo(float).eps
+    moved = []
+    for end in (max(of.alpha - error, inside), min(of.alpha + error, 1 - inside)):
+        there = oracle.evaluate_tokens(
+            token.log_p, token.log_q, token.chosen, of.mode, end, FLOAT64
+        )
+        moved.append(
+            (np.abs(there.divergence - token.divergence), np.abs(there.slope - token.slope))
+        )
+    (low, low_slope), (high, high_slope) = moved
+    return _Moved(np.fmax(low, high), np.fmax(low_slope, high_slope))
 
 
 class _RoomOfChoices(NamedTuple):
@@ -247,7 +280,8 @@ def _token_weights(case: LossCase, counts: Array, log_prob: Bounded, u: float) -
     ratios: tuple[Array, ...] = (np.ones(len(log_prob.value)),) * 3
     if case.config.is_clip is not None and case.old_log_probs is not None:
         log_ratio = log_prob.value - oracle.array_of(case.old_log_probs)[counts]
-        slack = log_prob.bound + u * np.abs(log_ratio)
+        # of a sampled token of probability zero it is -inf, whatever rounds
+        slack = log_prob.bound + u * error_bounds.finite_or_zero(np.abs(log_ratio))
         ratios = tuple(
             np.minimum(np.exp(np.clip(shifted, -20, 20)), case.config.is_clip)
             for shifted in (log_ratio, log_ratio - slack, log_ratio + slack)

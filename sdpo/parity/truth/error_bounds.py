@@ -152,12 +152,14 @@ def support_bounds(
     """
     inside = np.where(chosen, side.value, -np.inf)
     top = inside.max(axis=-1, keepdims=True, initial=-np.finfo(float).max)
-    relative = np.exp(inside - top)
+    relative = np.exp(inside - finite_or_zero(top))
     mass = relative.sum(axis=-1)
     log_mass = np.minimum(top[:, 0] + np.log(mass), 0)
-    of_entries = sum_of_independent(relative / mass[:, None] * side.entry_error)
+    # where no entry has any mass, none of them moves it
+    share = np.where(mass[:, None] > 0, relative / mass[:, None], 0)
+    of_entries = sum_of_independent(share * side.entry_error)
     count = int(chosen.sum(-1).max(initial=1))
-    of_sum = u * (roundings_of_sum(count, u) + 1 + np.abs(log_mass))
+    of_sum = u * (roundings_of_sum(count, u) + 1 + np.abs(finite_or_zero(log_mass)))
     entry_error = np.hstack([np.where(chosen, side.entry_error, 0), np.zeros((len(mass), 1))])
     no_tail = np.full((len(mass), 2), -np.inf), np.zeros((len(mass), 2), bool)
     if mode == "topk_renorm":
