@@ -45,7 +45,7 @@ from sdpo.lockstep.update_distances import (
     sizeless,
 )
 from sdpo.parity.cases.stage_trace import NO_STAGE, SCALED_LOSS, Moment, StageTrace
-from sdpo.parity.compare.tensor_distances import distance
+from sdpo.parity.cases.tensor_distances import distance
 from sdpo.settings.config import ConfigError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from sdpo.lockstep.lora_reference_teacher import DenseTeacher, effective
 from sdpo.lockstep.replica import OneByOne, Replica, State, Weights, refreshed, weights_of
 from sdpo.parity.cases.run_reference import TraceHooks, in_dtype, run_reference_updates
 from sdpo.parity.cases.stage_trace import NO_STAGE, SCALED_LOSS, Moment, StageTrace
+from sdpo.parity.cases.tensor_distances import Match, match
 from sdpo.parity.cases.value_names import UPDATE_SETTINGS
-from sdpo.parity.compare.tensor_distances import Match, match
 from sdpo.reference.update import UpdateSettings
 from sdpo.settings.config import SDPOConfig
 

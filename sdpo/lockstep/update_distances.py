@@ -16,7 +16,7 @@ from torch import Tensor
 from sdpo.lockstep.reference_update import RepeatedUpdate
 from sdpo.parity.cases.stage_trace import SCALED_LOSS, Moment, Place, StageTrace, stage_of
 from sdpo.parity.cases.stages import PROMPT_STAGES
-from sdpo.parity.compare.tensor_distances import Match, distance, largest_by_kind, match, relative
+from sdpo.parity.cases.tensor_distances import Match, distance, largest_by_kind, match, relative
 from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
 

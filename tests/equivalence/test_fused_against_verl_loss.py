@@ -5,7 +5,7 @@ Budget: the oracle's.
 
 import pytest
 
-from sdpo.parity.compare.evaluated_case import prepared
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
 from tests.helpers.recorded.fused_cases import fused_trace
@@ -22,9 +22,9 @@ FINITE = [case_id for case_id in IDS if case_id not in INFINITE]
 
 @pytest.mark.parametrize("case_id", one_in(3, FINITE))
 def test_fused_is_within_budget_at_every_stage(case_id):
-    on = prepared(case(case_id))
-    trace = fused_trace(on.case, chunk_tokens=3)
-    found = compare_loss(on.standard, trace)
+    evaluated = evaluate_case(case(case_id))
+    trace = fused_trace(evaluated.case, chunk_tokens=3)
+    found = compare_loss(evaluated, trace)
     assert {"aggregate", "gradient"} <= {comparison.stage for comparison in found}
     for comparison in found:
         assert comparison.status in (Status.MATCH, Status.PASS, Status.DECLARED), comparison

@@ -5,7 +5,8 @@ from functools import cache
 from sdpo.fixtures import GoldenFamily, packaged_family
 from sdpo.parity.audit.self_test import families, judged_here, subset
 from sdpo.parity.cases.checked_call import LossCandidate
-from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.cases.loss_case import loss_cases
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.explain.fault_coverage import hints
 from sdpo.parity.explain.match_faults import evaluation
 from sdpo.parity.faults.catalogue import Fault
@@ -32,7 +33,7 @@ def telling_cases(fault: Fault) -> GoldenFamily:
     cases = loss_cases(families()[0])
     for number in range(len(cases)):
         case = cases[number * LEAP % len(cases)]
-        given = evaluation((fault,), prepared(case))
+        given = evaluation((fault,), evaluate_case(case))
         found, most = (acting, ACTING) if given is None or given.changes else (idle, IDLE)
         if len(found) < most and case.id not in acting:
             found.append(case.id)

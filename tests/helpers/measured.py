@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.checked_call import same_bits
-from sdpo.parity.compare.tensor_distances import distance, norms
+from sdpo.parity.cases.tensor_distances import distance, norms
 from sdpo.parity.truth.tolerances import TOLERANCES
 
 TELLING = 1e-3

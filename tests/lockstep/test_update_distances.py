@@ -18,7 +18,7 @@ from sdpo.lockstep.update_distances import (
     sizeless,
 )
 from sdpo.parity.cases.stage_trace import NO_STAGE, SCALED_LOSS, Moment, Place, StageTrace
-from sdpo.parity.compare.tensor_distances import match
+from sdpo.parity.cases.tensor_distances import match
 from sdpo.parity.truth.usable_budget import shows_a_factor_of_two
 
 

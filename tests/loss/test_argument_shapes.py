@@ -15,8 +15,7 @@ from sdpo.loss.divergence import divergence, sampled_token_divergence
 from sdpo.loss.importance import importance, rollout_is_weights
 from sdpo.loss.self_distillation import self_distillation_loss
 from sdpo.loss.support import log_probs, support
-from sdpo.parity.cases.loss_case import loss_from_logits
-from sdpo.parity.compare.evaluated_case import loss_cases
+from sdpo.parity.cases.loss_case import loss_cases, loss_from_logits
 from sdpo.settings.config import SDPOConfig
 from tests.helpers.fused_inputs import inputs as fused_inputs
 from tests.helpers.masked_cases import case_with

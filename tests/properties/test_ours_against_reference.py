@@ -7,10 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from sdpo.parity.candidates.implementations import Own
-from sdpo.parity.cases.loss_case import reference_trace
-from sdpo.parity.compare.loss_stages import Standard, compare_loss
+from sdpo.parity.compare.evaluated_case import EvaluatedCase
+from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.truth.budget import truth
 from tests.helpers.loss_inputs import MODES, loss_cases
 
 SETTINGS = settings(
@@ -23,8 +22,9 @@ FINE = (Status.MATCH, Status.PASS, Status.DECLARED, Status.NOT_COVERED)
 
 
 def check(case):
-    reference, expected = reference_trace(case), truth(case)
-    for comparison in compare_loss(Standard(case, expected, reference), Own().trace(case)):
+    evaluated = EvaluatedCase(case)
+    reference, expected = evaluated.reference, evaluated.truth
+    for comparison in compare_loss(evaluated, Own().trace(case)):
         assert comparison.status in FINE, (case, comparison)
     for name in ("divergence", "importance"):
         value = reference[name].double().numpy()[expected.counts]

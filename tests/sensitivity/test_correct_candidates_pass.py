@@ -6,7 +6,7 @@ import torch
 from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.self_test import families
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
-from sdpo.parity.compare.evaluated_case import loss_cases
+from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.faults.evaluate_fault import loss_from_log_probs, loss_from_logits
 from sdpo.parity.faults.reference_parts import FROM_LOGITS_ONLY
 from sdpo.parity.relations.check import invariants

@@ -6,8 +6,8 @@ import torch
 from sdpo.parity.audit.audit import judged
 from sdpo.parity.audit.self_test import FaultyTrace, failures, self_test
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.cases.stages import first_in_order
-from sdpo.parity.compare.evaluated_case import loss_cases
 from sdpo.parity.explain.first_departure import WITHOUT_LOG_PROBS, rung_outcome
 from sdpo.parity.explain.ladder import climb
 from sdpo.parity.faults.catalogue import LOSS_FAULTS

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from sdpo.fixtures import packaged_family
-from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.cases.loss_case import LossCase, loss_cases
 from sdpo.parity.compare.comparison import Comparison
-from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import ORDER, compare_loss
 from sdpo.parity.compare.statuses import Status
 from sdpo.settings.config import SDPOConfig
@@ -18,8 +18,8 @@ STAGES = ("log_probs.student", "divergence", "importance", "aggregate", "gradien
 
 
 def compared(case: LossCase, **changed: torch.Tensor) -> list[Comparison]:
-    on = prepared(case)
-    return compare_loss(on.standard, {**on.reference, **changed})
+    evaluated = evaluate_case(case)
+    return compare_loss(evaluated, {**evaluated.reference, **changed})
 
 
 def status(case: LossCase, stage: str, **changed: torch.Tensor) -> list[str]:
@@ -44,10 +44,10 @@ def long_batch() -> LossCase:
 @pytest.mark.parametrize("case", one_in(3, CASES.values()), ids=CASES.keys())
 def test_a_zero_gradient_never_passes(case):
     """At every dtype; the only exception is a true gradient of zero to working precision."""
-    on = prepared(case)
-    gradient = on.reference["gradient"]
-    size = np.abs(np.nan_to_num(on.truth.values["gradient"])).max()
-    if size <= torch.finfo(case.dtype).eps * on.truth.gradient_scale:
+    evaluated = evaluate_case(case)
+    gradient = evaluated.reference["gradient"]
+    size = np.abs(np.nan_to_num(evaluated.truth.values["gradient"])).max()
+    if size <= torch.finfo(case.dtype).eps * evaluated.truth.gradient_scale:
         assert {"identical", "near_one_hot", "huge_logits"} & set(
             case.tags
         ) or not case.loss_mask.any()
@@ -57,7 +57,7 @@ def test_a_zero_gradient_never_passes(case):
 
 def test_a_gradient_below_a_usual_atol_is_judged():
     case = long_batch()
-    gradient = prepared(case).reference["gradient"]
+    gradient = evaluate_case(case).reference["gradient"]
     dead = torch.zeros_like(gradient)
     torch.testing.assert_close(dead, gradient)  # the default tolerance sees nothing
     assert status(case, "gradient", gradient=dead) == [Status.DIVERGENT]
@@ -67,7 +67,7 @@ def test_a_gradient_below_a_usual_atol_is_judged():
 
 def flips_at(case: LossCase, name: str) -> float:
     """The smallest relative change of an element, found by bisection, that changes the verdict."""
-    reference = prepared(case).reference[name].double()
+    reference = evaluate_case(case).reference[name].double()
     stage = name.split(".")[0]
     # only elements that count; a change is exact in float64
     index = most_sensitive(case, name)
@@ -87,16 +87,16 @@ def flips_at(case: LossCase, name: str) -> float:
 
 def most_sensitive(case: LossCase, name: str) -> tuple[int, ...]:
     """The element whose allowance is the smallest part of it."""
-    on = prepared(case)
-    reference = on.reference[name].double().numpy()
+    evaluated = evaluate_case(case)
+    reference = evaluated.reference[name].double().numpy()
     bound = np.full(reference.shape, np.inf)
     truth = np.zeros(reference.shape)
     if name in ("aggregate", "gradient"):
-        bound, truth = on.truth.bounds[name], on.truth.values[name]
+        bound, truth = evaluated.truth.bounds[name], evaluated.truth.values[name]
     else:
-        bound[on.truth.counts], truth[on.truth.counts] = (
-            on.truth.bounds[name],
-            on.truth.values[name],
+        bound[evaluated.truth.counts], truth[evaluated.truth.counts] = (
+            evaluated.truth.bounds[name],
+            evaluated.truth.values[name],
         )
     allowed = bound + np.minimum(np.abs(reference - truth), bound)
     with np.errstate(all="ignore"):

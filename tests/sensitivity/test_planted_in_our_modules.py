@@ -6,8 +6,9 @@ import torch
 from sdpo.fixtures import packaged_family
 from sdpo.loss import aggregate, divergence, importance, self_distillation, support
 from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.cases.loss_case import loss_case
 from sdpo.parity.cases.stages import first_in_order
-from sdpo.parity.compare.evaluated_case import loss_case, prepared
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import FAILING, Status
 
@@ -19,8 +20,8 @@ def first_stage() -> str | None:
     """The first stage of ours that diverges or has a wrong shape, over some recorded cases."""
     found = set()
     for case_id in SOME:
-        on = prepared(loss_case(FAMILY.case(case_id)))
-        comparisons = compare_loss(on.standard, Own().trace(on.case))
+        evaluated = evaluate_case(loss_case(FAMILY.case(case_id)))
+        comparisons = compare_loss(evaluated, Own().trace(evaluated.case))
         found |= {c.stage for c in comparisons if c.status in FAILING}
     return first_in_order(found)
 
@@ -122,8 +123,8 @@ def test_nothing_is_found_where_nothing_is_planted():
 def test_a_constant_in_a_module_matters(monkeypatch):
     """M06: the tail without its limit is not finite where the top-k holds all the mass."""
     monkeypatch.setattr(support, "LARGEST_LOG_MASS", 0.0)
-    on = prepared(loss_case(FAMILY.case("P-L087")))
-    trace = Own().trace(on.case)
+    evaluated = evaluate_case(loss_case(FAMILY.case("P-L087")))
+    trace = Own().trace(evaluated.case)
     assert not torch.isfinite(trace["tail.student"]).all()
-    comparisons = compare_loss(on.standard, trace)
+    comparisons = compare_loss(evaluated, trace)
     assert first_in_order({c.stage for c in comparisons if c.status == Status.DIVERGENT}) == "tail"

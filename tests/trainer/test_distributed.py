@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdpo.parity.compare import tensor_distances
+from sdpo.parity.cases import tensor_distances
 from tests.helpers.measured import alike
 from tests.helpers.trainers import distributed_run, tiny_trainer
 from tests.helpers.trainers.distributed_run import model

@@ -7,7 +7,7 @@ import torch
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 import sdpo.trainer.sdpo_trainer
-from sdpo.parity.compare.tensor_distances import distance
+from sdpo.parity.cases.tensor_distances import distance
 from sdpo.settings.config import ConfigError, SDPOConfig
 from sdpo.trainer.checks import check_sharding
 from sdpo.trainer.sdpo_trainer import SDPOTrainer

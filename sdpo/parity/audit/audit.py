@@ -31,10 +31,10 @@ from sdpo.parity.cases.checked_call import (
     LossCandidate,
     NotCoveredError,
 )
-from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.cases.loss_case import LossCase, loss_cases
 from sdpo.parity.cases.stages import NAMES, PROMPT_STAGES, STAGES
 from sdpo.parity.compare.comparison import Comparison
-from sdpo.parity.compare.evaluated_case import Observation, loss_cases, prepared, values_of
+from sdpo.parity.compare.evaluated_case import Observation, evaluate_case
 from sdpo.parity.compare.loss_stages import compare_loss, stage_of
 from sdpo.parity.compare.nondeterminism import Scatter, scatter, withdrawn
 from sdpo.parity.compare.own_precision import (
@@ -258,7 +258,7 @@ def run_loss_case(
 
     The candidate's values are added to `observations`.
     """
-    complaint, on = "", prepared(case)
+    complaint, evaluated = "", evaluate_case(case)
     result = CaseResult(case.id, "loss", case.tags)
     doubts: list[str] = []
     try:
@@ -283,18 +283,20 @@ def run_loss_case(
         doubts.append(result.note)
         # what differs from itself has no value that could be compared
         trace = {name: value for name, value in trace.items() if name not in own}
-    compared, precision = compare_loss(on.standard, trace), {}
-    wrong_dtypes = other_dtypes(candidate, case.id, trace, on.standard.reference, stage_of)
+    compared, precision = compare_loss(evaluated, trace), {}
+    wrong_dtypes = other_dtypes(candidate, case.id, trace, evaluated.reference, stage_of)
     if case.dtype == torch.float64 and any(c.status == Status.DIVERGENT for c in compared):
         precision = measured(candidate.trace, case)
     if in_float32(precision):
-        on, result.note = on.single, result.note or JUDGED_IN_FLOAT32
-        compared = compare_loss(on.standard, trace)
+        evaluated, result.note = evaluated.single, result.note or JUDGED_IN_FLOAT32
+        compared = compare_loss(evaluated, trace)
     result.comparisons.extend([*compared, *wrong_dtypes])
     if observations is not None:
         diverges = result.status in FAILING
-        values = values_of(on, trace)
-        observations.append(Observation(on, diverges, values, complaint, case.dtype, precision))
+        values = evaluated.agreement.values_of(trace)
+        observations.append(
+            Observation(evaluated, diverges, values, complaint, case.dtype, precision)
+        )
     return result, doubts, own
 
 

@@ -20,8 +20,8 @@ from sdpo.parity.audit.audit import judge, judged
 from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.cases.checked_call import Location, LossCandidate
-from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.cases.loss_case import LossCase, loss_cases
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import ORDER
 from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.explain.match_faults import evaluation
@@ -188,9 +188,9 @@ def at_low_precision(fault: Fault, family: GoldenFamily) -> str:
     for case in loss_cases(family):
         if judged(candidate, case).status in FAILING:
             return "found"
-        on, given = prepared(case), evaluation((fault,), prepared(case))
+        evaluated, given = evaluate_case(case), evaluation((fault,), evaluate_case(case))
         acts |= given is not None and any(
-            not np.array_equal(value, on.reference_values[name], equal_nan=True)
+            not np.array_equal(value, evaluated.agreement.reference_values[name], equal_nan=True)
             for name, value in given.values.items()
         )
     if acts:

@@ -41,9 +41,8 @@ from sdpo.parity.bundles.scenario_bundle import write as write_scenario
 from sdpo.parity.bundles.shrink_case import shrink_case
 from sdpo.parity.candidates.loss_functions import LossFunction
 from sdpo.parity.cases.checked_call import CandidateError
-from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
+from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase, loss_cases
 from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.compare.evaluated_case import loss_cases
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult, run_verdict
 from sdpo.parity.report.environment import describe_environment

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.fixtures import GoldenCase, GoldenDataError
+from sdpo.fixtures import GoldenCase, GoldenDataError, GoldenFamily
 from sdpo.fixtures.loader import DTYPES
 from sdpo.loss.argument_shapes import check_logits, check_loss_arguments
 from sdpo.parity.cases.call_conditions import PLAIN_CALL, CallConditions
@@ -113,6 +113,27 @@ def from_golden(golden: GoldenCase) -> LossCase:
         raise GoldenDataError(f"{where}: {error} is missing") from error
     except ValueError as error:
         raise GoldenDataError(f"{where}: {error}") from error
+
+
+_CASES: dict[int, tuple[GoldenCase, LossCase]] = {}
+"""Recorded cases by the entry of their manifest, which each of them keeps."""
+
+
+def loss_case(golden: GoldenCase) -> LossCase:
+    """A recorded case of the loss; the same object for the same entry of a manifest.
+
+    Raises:
+        GoldenDataError: as `from_golden`.
+    """
+    known = _CASES.get(id(golden.entry))
+    if known is None or known[0].entry is not golden.entry or known[0].folder != golden.folder:
+        known = _CASES[id(golden.entry)] = (golden, from_golden(golden))
+    return known[1]
+
+
+def loss_cases(family: GoldenFamily) -> list[LossCase]:
+    """The cases of a family of the loss; the same objects in each part of a family."""
+    return [loss_case(golden) for golden in family]
 
 
 def reference_trace(case: LossCase) -> dict[str, Tensor]:

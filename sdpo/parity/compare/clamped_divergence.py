@@ -10,68 +10,54 @@ zero throughout never passes.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
-from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.comparison import Comparison, Expected, compare_numeric
+from sdpo.parity.compare.comparison import Comparison, compare_numeric
+from sdpo.parity.compare.evaluated_case import EvaluatedCase
 from sdpo.parity.compare.improvements import UNDEFINED_LOSS, improvements
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.truth import error_bounds, oracle
-from sdpo.parity.truth.budget import Truth
 from sdpo.parity.truth.oracle import FLOAT64, Array, Token, array_of
 
 
-class CaseStandard(Protocol):
-    """What is used here of `loss_stages.Standard`, which judges a case."""
-
-    case: LossCase
-    truth: Truth
-    reference: Mapping[str, Tensor]
-
-    def expected(self, name: str) -> Expected:
-        """What a per-token value, the loss or its gradient is compared with."""
-        ...
-
-
 def with_clamps(
-    found: Comparison, standard: CaseStandard, trace: Mapping[str, Tensor], undefined: Array
+    comparison: Comparison, evaluated: EvaluatedCase, trace: Mapping[str, Tensor]
 ) -> Comparison:
     """A divergent gradient judged once more, by the gradients that a clamp at zero may leave.
 
     Half precision is left out: there bounds are wider than such gradients.
 
     Args:
-        found: the comparison of the gradient.
-        standard: what judges the case.
-        trace: the candidate's values; one with a NaN loss may leave out tokens `undefined`.
-        undefined: `(N,)`, tokens whose loss is NaN in the reference by a probability of zero.
+        comparison: of the gradient.
+        evaluated: what judges the case.
+        trace: the candidate's values; one with a NaN loss may leave out tokens whose loss is NaN in
+            the reference too, by a probability of zero.
     """
-    case, truth = standard.case, standard.truth
+    case, truth = evaluated.case, evaluated.truth
     half = error_bounds.unit_roundoff(case.dtype) > error_bounds.HALF_PRECISION
     if (
-        found.status != Status.DIVERGENT
-        or found.effect != "value"
+        comparison.status != Status.DIVERGENT
+        or comparison.effect != "value"
         or case.mode == "sampled"
         or half
     ):
-        return found
-    gradient, expected = array_of(trace["gradient"]), standard.expected("gradient")
+        return comparison
+    gradient, expected = array_of(trace["gradient"]), evaluated.expected("gradient")
     if gradient.shape != expected.truth.shape or not gradient.any():
-        return found
+        return comparison
     rows, room = gradient[truth.counts], expected.allowed[truth.counts]
     usual = np.array(expected.reference[truth.counts])
     with np.errstate(invalid="ignore"):
         departing = (np.abs(rows - usual) > room).any(axis=-1)
     near_zero = truth.values["divergence"] <= truth.bounds["divergence"]
     loss_is_nan = "aggregate" in trace and bool(trace["aggregate"].isnan())
-    lost = departing & undefined & loss_is_nan & ~rows.any(axis=-1)
+    lost = departing & evaluated.zero_probability & loss_is_nan & ~rows.any(axis=-1)
     usual[lost] = 0.0
     for n in np.flatnonzero(departing & near_zero & ~lost):
         # several may be within the room; the comparison below has less, so the nearest counts
-        distances = [(np.abs(rows[n] - choice), choice) for choice in choices(standard, int(n))]
+        distances = [(np.abs(rows[n] - choice), choice) for choice in choices(evaluated, int(n))]
         away, nearest = min(distances, key=lambda pair: pair[0].max())
         if (away <= room[n]).all():
             usual[n] = nearest
@@ -79,23 +65,26 @@ def with_clamps(
     by_clamp[truth.counts] = usual
     true = np.where(by_clamp == expected.reference, expected.truth, by_clamp)
     again = compare_numeric(
-        found.stage, found.case, gradient, replace(expected, reference=by_clamp, truth=true)
+        comparison.stage,
+        comparison.case,
+        gradient,
+        replace(expected, reference=by_clamp, truth=true),
     )
     if again.status not in (Status.MATCH, Status.PASS):
-        return found
+        return comparison
     if not lost.any():
         return replace(again, status=Status.PASS)
     note = improvements()[UNDEFINED_LOSS].note
     return replace(again, status=Status.DECLARED, effect=UNDEFINED_LOSS, note=note)
 
 
-def choices(standard: CaseStandard, n: int) -> list[Array]:
+def choices(evaluated: EvaluatedCase, n: int) -> list[Array]:
     """The gradients `(V,)` of token `n` that a clamp may leave: nothing, or one part of two."""
-    case, truth = standard.case, standard.truth
+    case, truth = evaluated.case, evaluated.truth
     nothing = np.zeros(truth.log_p.shape[-1])
     if case.config.alpha in (0.0, 1.0):
         return [nothing]
-    token = _token_of(standard, n)
+    token = _token_of(evaluated, n)
     own = _student_part(token, case.config.alpha)
     parts = [own, np.where(token.log_a != -np.inf, token.g - own, 0.0)]
     limited = token.tail_limited[:, 0]
@@ -105,13 +94,13 @@ def choices(standard: CaseStandard, n: int) -> list[Array]:
     return [nothing, *(truth.gradient_weight[n] * slope for slope in slopes)]
 
 
-def _token_of(standard: CaseStandard, n: int) -> Token:
+def _token_of(evaluated: EvaluatedCase, n: int) -> Token:
     """The oracle's values of token `n` on the reference's support."""
-    case, truth = standard.case, standard.truth
+    case, truth = evaluated.case, evaluated.truth
     _, student, teacher = oracle.scaled_logits(case, FLOAT64)
     width = student.shape[-1]
-    if "support.indices" in standard.reference:
-        indices = standard.reference["support.indices"].numpy()[truth.counts][n : n + 1]
+    if "support.indices" in evaluated.reference:
+        indices = evaluated.reference["support.indices"].numpy()[truth.counts][n : n + 1]
         chosen = oracle.marked(indices, width)
     else:
         chosen = np.ones((1, width), dtype=bool)

@@ -1,9 +1,9 @@
 """What a case is judged by: oracle with budgets and the reference's values, computed once.
 
-Also what a candidate gave on it, and whether two sets of results agree.
+Also what a candidate gave on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -11,177 +11,180 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdpo.fixtures import GoldenCase, GoldenFamily
-from sdpo.parity.cases.loss_case import LossCase, from_golden, reference_trace
-from sdpo.parity.compare.loss_stages import PER_TOKEN, Standard, counted
+from sdpo.parity.cases.loss_case import LossCase, reference_trace
+from sdpo.parity.compare.agreement import (
+    PER_TOKEN,
+    Agreement,
+    Values,
+    counted,
+    values_at_tokens,
+)
+from sdpo.parity.compare.comparison import Comparison, Expected
+from sdpo.parity.compare.improvements import EMPTY_BATCH, ZERO_PROBABILITY, ZERO_WEIGHT
 from sdpo.parity.truth.budget import Truth, truth
-from sdpo.parity.truth.oracle import Array, array_of
-from sdpo.parity.truth.tolerances import TOLERANCES
+from sdpo.parity.truth.norm_limit import norm_limit
+from sdpo.parity.truth.oracle import Array
+from sdpo.parity.truth.rounded_token_counts import counting_exactly
 
-COMPARED = (*PER_TOKEN, "aggregate", "gradient")
-
-Values = Mapping[str, Array]
+_LABELS = {"aggregate": (), "gradient": ("row", "token", "vocabulary_id")}
+"""Names of the axes of what is no per-token value."""
 
 
 @dataclass(eq=False)
-class Prepared:
-    """A case with its truth and its reference, each computed at first use."""
+class EvaluatedCase:
+    """A case with its truth and its reference; they, and what is made of them, are made once.
+
+    Attributes:
+        case: the inputs.
+        all_choices: whether the budgets leave room for each choice among ties.
+        widen: what is done to the budgets of the case, and to those of a choice among ties.
+        of_reference: comparisons of the reference's own values, by their names.
+    """
 
     case: LossCase
+    all_choices: bool = True
+    widen: Callable[[Truth], Truth] = lambda truth: truth
+    of_reference: dict[tuple[str, ...], list[Comparison]] = field(default_factory=dict, init=False)
+    _expected: dict[str, Expected] = field(default_factory=dict, init=False)
+    _choosing: dict[bytes, "EvaluatedCase"] = field(default_factory=dict, init=False)
 
     @cached_property
     def truth(self) -> Truth:
         """Oracle values and budgets."""
-        return truth(self.case)
+        return self.widen(truth(self.case, all_choices=self.all_choices))
 
     @cached_property
-    def reference(self) -> dict[str, Tensor]:
+    def reference(self) -> Mapping[str, Tensor]:
         """Stage values of the reference."""
         return reference_trace(self.case)
 
     @cached_property
-    def single(self) -> "Prepared":
+    def agreement(self) -> Agreement:
+        """What two sets of results on the case may differ by."""
+        return Agreement(self.truth, self.reference, self.case.dtype)
+
+    @cached_property
+    def single(self) -> "EvaluatedCase":
         """The case judged by float32's budgets: logits rounded to float32, recorded values kept."""
         student, teacher = self.case.student_logits.float(), self.case.teacher_logits.float()
-        return Prepared(replace(self.case, student_logits=student, teacher_logits=teacher))
+        return EvaluatedCase(replace(self.case, student_logits=student, teacher_logits=teacher))
 
     @cached_property
-    def standard(self) -> Standard:
-        """What a candidate's values are compared with."""
-        return Standard(self.case, self.truth, self.reference)
+    def exact(self) -> "EvaluatedCase | None":
+        """What judges a candidate that counts tokens exactly; None if the reference does too."""
+        case = counting_exactly(self.case)
+        return None if case is None else EvaluatedCase(case, widen=self.widen)
 
-    @cached_property
-    def reference_values(self) -> Values:
-        """The reference's values at the tokens that count."""
-        return values_of(self, self.reference)
-
-    @cached_property
-    def judged(self) -> Values:
-        """The elements where the reference is finite."""
-        return {name: np.isfinite(values) for name, values in self.reference_values.items()}
-
-    @cached_property
-    def reference_allowed(self) -> Values:
-        """The allowances around the reference."""
-        return allowances(self, self.reference_values)
-
-    @cached_property
-    def budgets(self) -> dict[str, tuple[Array, float]]:
-        """The budget of each value, and its share of the largest element, limited."""
-        most = torch.finfo(self.case.dtype).eps ** TOLERANCES.agreement_largest_digits
-        found = {}
-        for name in COMPARED:
-            if name in self.truth.values:
-                bound, size = self.truth.bounds[name], np.abs(self.truth.values[name])
-                bound = np.where(np.isfinite(bound), bound, 0.0)
-                largest = np.where(np.isfinite(size), size, 0.0).max(initial=0.0)
-                share = min(bound.max(initial=0.0) / largest, most) if largest else most
-                found[name] = (bound, float(share))
-        return found
+    def choosing(self, indices: Tensor) -> "EvaluatedCase":
+        """What judges a candidate that chose this support `(B, T, K)` among ties."""
+        key = indices.numpy()[self.truth.counts].tobytes()
+        if key not in self._choosing:
+            as_reference = torch.equal(indices, self.reference["support.indices"])
+            recorded = self.reference if as_reference else {"support.indices": indices}
+            self._choosing[key] = EvaluatedCase(
+                replace(self.case, recorded=recorded), all_choices=False, widen=self.widen
+            )
+        return self._choosing[key]
 
     @cached_property
     def finite(self) -> bool:
         """Whether all inputs are finite."""
         case = self.case
-        optional = (case.old_log_probs, case.rollout_is_weights)
-        given = [tensor for tensor in optional if tensor is not None]
+        inputs = (case.student_logits, case.teacher_logits, case.old_log_probs)
         return all(
             bool(tensor.isfinite().all())
-            for tensor in (case.student_logits, case.teacher_logits, *given)
+            for tensor in (*inputs, case.rollout_is_weights)
+            if tensor is not None
         )
 
+    @cached_property
+    def zero_probability(self) -> Array:
+        """Tokens `(N,)` whose loss the reference leaves undefined only by a probability of zero.
 
-_KEPT = "_prepared"
-_CASES: dict[int, tuple[GoldenCase, LossCase]] = {}
-"""Recorded cases by the entry of their manifest, which each of them keeps."""
+        Its value is NaN, an entry that may be in the support has the probability zero on one side,
+        and the definition (0 · log 0 = 0) gives a finite divergence.
+        """
+        truth = self.truth
+        empty = ~(np.isfinite(truth.log_p) & np.isfinite(truth.log_q)) & truth.ties.possible
+        undefined = np.isnan(counted(self.reference["importance"], truth))
+        return undefined & empty.any(axis=-1) & np.isfinite(truth.values["divergence"])
+
+    def expected(self, name: str) -> Expected:
+        """What a per-token value, the loss or its gradient is compared with.
+
+        Loss and gradient see places of weight zero too.
+        """
+        if name not in self._expected:
+            truth, reference = self.truth, self.reference
+            by_element = name.startswith("log_probs")
+            self._expected[name] = Expected(
+                reference=values_at_tokens(name, reference[name], truth),
+                truth=truth.values[name],
+                bound=truth.bounds[name],
+                epsilon=torch.finfo(self.case.dtype).eps,
+                excused=self._excused(name),
+                unit=truth.gradient_scale if name == "gradient" else None,
+                whole=None if by_element else norm_limit(name, self.case, truth, reference),
+                labels=_LABELS.get(name, ("token",)),
+            )
+        return self._expected[name]
+
+    def _excused(self, name: str) -> Mapping[str, Array | bool]:
+        """Where a value may be finite though the reference's is not, by the improvement.
+
+        The loss, if each token that counts is finite there, or undefined by a probability of zero
+        alone; the gradient at those and at places of weight zero.
+        """
+        if name.startswith("log_probs"):
+            return {}
+        truth, by_zero = self.truth, self.zero_probability
+        if name in PER_TOKEN:
+            return {ZERO_PROBABILITY: by_zero}
+        if name == "aggregate":
+            finite = np.isfinite(counted(self.reference["importance"], truth))
+            explained = bool((finite | by_zero).all())
+            empty, undefined = not finite.size, bool(by_zero.any())
+            return {
+                ZERO_PROBABILITY: explained and undefined,
+                ZERO_WEIGHT: explained and not undefined and not empty,
+                EMPTY_BATCH: empty,
+            }
+        shape = truth.values[name].shape
+        rows = np.zeros(truth.counts.shape, dtype=bool)
+        rows[truth.counts] = by_zero
+        return {
+            ZERO_PROBABILITY: np.broadcast_to(rows[..., None], shape),
+            ZERO_WEIGHT: np.broadcast_to(~truth.counts[..., None], shape),
+        }
 
 
-def prepared(case: LossCase) -> Prepared:
-    """The prepared form of a case, kept by the case itself: both go together."""
+_KEPT = "_evaluated"
+
+
+def evaluate_case(case: LossCase) -> EvaluatedCase:
+    """The evaluated form of a case, kept by the case itself: both go together."""
     kept = vars(case)
     if _KEPT not in kept:
-        kept[_KEPT] = Prepared(case)
+        kept[_KEPT] = EvaluatedCase(case)
     return kept[_KEPT]
-
-
-def loss_case(golden: GoldenCase) -> LossCase:
-    """A recorded case of the loss; the same object for the same entry of a manifest.
-
-    Raises:
-        GoldenDataError: as `from_golden`.
-    """
-    known = _CASES.get(id(golden.entry))
-    if known is None or known[0].entry is not golden.entry or known[0].folder != golden.folder:
-        known = _CASES[id(golden.entry)] = (golden, from_golden(golden))
-    return known[1]
-
-
-def loss_cases(family: GoldenFamily) -> list[LossCase]:
-    """The cases of a family of the loss; the same objects in each part of a family."""
-    return [loss_case(golden) for golden in family]
 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """A candidate's results on a case; `complaint` says how its gradient is broken, if it is.
+    """A candidate's results on a case.
 
-    `given` is the dtype of the logits, where it is known, and `precision` the dtype that each value
-    was found to be computed in (`own_precision.py`); `on` is what the values are judged by.
+    Attributes:
+        evaluated: what the values are judged by.
+        diverges: whether they were found to depart.
+        values: the comparable ones.
+        complaint: how the gradient is broken, if it is.
+        given: dtype of the logits, where it is known.
+        precision: dtype that each value was found to be computed in (`own_precision.py`).
     """
 
-    on: Prepared
+    evaluated: EvaluatedCase
     diverges: bool
     values: Values = field(repr=False)
     complaint: str = ""
     given: torch.dtype | None = None
     precision: Mapping[str, torch.dtype] = field(default_factory=dict, repr=False)
-
-
-def values_of(on: Prepared, trace: Mapping[str, Tensor]) -> Values:
-    """The comparable values of a trace, per-token ones at the tokens that count."""
-    found: dict[str, Array] = {}
-    for name in COMPARED:
-        if name in trace:
-            per_token = name in PER_TOKEN
-            found[name] = counted(trace[name], on.truth) if per_token else array_of(trace[name])
-    return found
-
-
-def allowances(on: Prepared, centre: Values) -> Values:
-    """How far two correct evaluations around `centre` may be apart, for each element.
-
-    Twice the budget of the case, one for each evaluation. A fault may make values larger than the
-    reference's, so that the budget grows with them: by the budget's share of the largest value of
-    the tensor, half the digits of the dtype at most. Where the reference has no gradient, a token's
-    largest value takes the place of each; nowhere are a few roundings of that value too much.
-    """
-    found = {}
-    epsilon = torch.finfo(on.case.dtype).eps
-    outside = ~on.truth.counts[..., None]
-    with np.errstate(all="ignore"):
-        for name, value in centre.items():
-            bound, share = on.budgets[name]
-            scale = np.where(np.isfinite(value), np.abs(value), 0.0)
-            if name == "gradient" and scale.size:
-                of_token = scale.max(axis=-1, keepdims=True)
-                scale = np.where(outside, of_token, scale)
-                bound = np.maximum(bound, TOLERANCES.agreement_roundings * epsilon * of_token)
-            found[name] = 2 * np.maximum(bound, share * scale)
-    return found
-
-
-def same(on: Prepared, actual: Values, centre: Values, allowed: Values) -> bool:
-    """Whether all shared values agree; elements where the reference is not finite are left out.
-
-    Two non-finite elements agree, of whatever kind.
-    """
-    with np.errstate(all="ignore"):
-        for name in actual.keys() & centre.keys():
-            a, b = actual[name], centre[name]
-            if a.shape != b.shape:
-                return False
-            finite = np.isfinite(a)
-            far = (finite != np.isfinite(b)) | (finite & ~(np.abs(a - b) <= allowed[name]))
-            if (far & on.judged.get(name, True)).any():
-                return False
-    return True

@@ -1,27 +1,23 @@
 """Loss stages of a candidate against the reference, on one case."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdpo.parity.cases.checked_call import same_bits
-from sdpo.parity.cases.loss_case import LossCase, transcription_trace
+from sdpo.parity.compare.agreement import PER_TOKEN, counted
 from sdpo.parity.compare.clamped_divergence import with_clamps
 from sdpo.parity.compare.comparison import Comparison, Expected, compare_exact, compare_numeric
-from sdpo.parity.compare.improvements import EMPTY_BATCH, ZERO_PROBABILITY, ZERO_WEIGHT
+from sdpo.parity.compare.evaluated_case import EvaluatedCase
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.truth.budget import Truth, truth
 from sdpo.parity.truth.followed_choice import choice_shown
-from sdpo.parity.truth.norm_limit import norm_limit, size_and_direction
+from sdpo.parity.truth.norm_limit import size_and_direction
 from sdpo.parity.truth.oracle import Array, array_of, marked
-from sdpo.parity.truth.rounded_token_counts import counting_exactly, difference
+from sdpo.parity.truth.rounded_token_counts import difference
 
-DIVERGING = ("divergence", "importance")
-PER_TOKEN = ("log_probs.student", "log_probs.teacher", "divergence", "importance")
 ORDER = ("log_probs", "support", "tail", "divergence", "importance", "aggregate", "gradient")
 
 OUTCOMES = ("aggregate", "gradient")
@@ -45,226 +41,98 @@ GROUPS = (
 """Values that are compared together; a group is compared if its first value is exposed."""
 
 
-@dataclass(eq=False)
-class Standard:
-    """What the values of a candidate are judged by on one case; what is made of it is kept.
-
-    Attributes:
-        case: the inputs.
-        truth: oracle values and budgets.
-        reference: stage values of the reference.
-        widen: what was done to the budgets of the case, to be done to those of a choice too.
-    """
-
-    case: LossCase
-    truth: Truth
-    reference: Trace
-    widen: Callable[[Truth], Truth] = lambda found: found
-    _expected: dict[str, Expected] = field(default_factory=dict, init=False)
-    _of_itself: dict[tuple[str, ...], list[Comparison]] = field(default_factory=dict, init=False)
-    _choosing: dict[bytes, "Standard"] = field(default_factory=dict, init=False)
-
-    def choosing(self, indices: Tensor) -> "Standard":
-        """What judges a candidate that chose this support `(B, T, K)` among ties."""
-        key = indices.numpy()[self.truth.counts].tobytes()
-        if key not in self._choosing:
-            case = replace(self.case, recorded={"support.indices": indices})
-            own = self.reference
-            if not torch.equal(indices, own["support.indices"]):
-                own = transcription_trace(case, indices)
-            self._choosing[key] = Standard(case, self.widen(truth(case, all_choices=False)), own)
-        return self._choosing[key]
-
-    @cached_property
-    def exact(self) -> "Standard | None":
-        """What judges a candidate that counts tokens exactly; None if the reference does too."""
-        case = counting_exactly(self.case)
-        if case is None:
-            return None
-        own = transcription_trace(case, self.reference.get("support.indices"))
-        return Standard(case, self.widen(truth(case)), own, self.widen)
-
-    @property
-    def epsilon(self) -> float:
-        """Distance from one to the next number of the case's dtype."""
-        return torch.finfo(self.case.dtype).eps
-
-    def expected(self, name: str) -> Expected:
-        """What a per-token value, the loss or its gradient is compared with."""
-        if name not in self._expected:
-            per_token = name in PER_TOKEN
-            self._expected[name] = (
-                _expected_token(name, self) if per_token else _expected_output(name, self)
-            )
-        return self._expected[name]
-
-    def of_itself(self, names: tuple[str, ...]) -> list[Comparison]:
-        """The comparisons of a group of the reference's own values."""
-        if names not in self._of_itself:
-            own = {name: self.reference[name] for name in names}
-            self._of_itself[names] = _compare_group(names[0], self, own)
-        return self._of_itself[names]
-
-
-def compare_loss(standard: Standard, actual: Trace) -> list[Comparison]:
+def compare_loss(evaluated: EvaluatedCase, actual: Trace) -> list[Comparison]:
     """Compare every stage value that the candidate exposes.
 
     Args:
-        standard: the inputs, and what judges them.
+        evaluated: the inputs, and what judges them.
         actual: stage values of the candidate, under the reference's names.
 
     Returns:
         One comparison for each value, in stage order.
     """
-    found = _compare_values(standard, actual)
-    if _outcome_diverges(found) and standard.exact is not None:
-        again = _compare_values(standard.exact, actual)
-        if not _outcome_diverges(again):
-            before = [comparison for comparison in found if comparison.stage not in OUTCOMES]
-            after = [comparison for comparison in again if comparison.stage in OUTCOMES]
-            note = difference(standard.case)
+    comparisons = _compare_values(evaluated, actual)
+    if _outcome_diverges(comparisons) and evaluated.exact is not None:
+        with_exact_counts = _compare_values(evaluated.exact, actual)
+        if not _outcome_diverges(with_exact_counts):
+            before = [c for c in comparisons if c.stage not in OUTCOMES]
+            after = [c for c in with_exact_counts if c.stage in OUTCOMES]
+            note = difference(evaluated.case)
             return before + [replace(comparison, note=note) for comparison in after]
-    return found
+    return comparisons
 
 
-def _outcome_diverges(found: Sequence[Comparison]) -> bool:
+def _outcome_diverges(comparisons: Sequence[Comparison]) -> bool:
     """Whether loss or gradient diverge."""
-    return any(c.status == Status.DIVERGENT for c in found if c.stage in OUTCOMES)
+    return any(c.status == Status.DIVERGENT for c in comparisons if c.stage in OUTCOMES)
 
 
-def _compare_values(standard: Standard, actual: Trace) -> list[Comparison]:
-    """Compare every stage value that is exposed, counts of tokens as in the standard."""
-    found: list[Comparison] = []
-    own = standard.reference
-    following = followed(standard, actual) if standard.truth.ties.open.any() else {}
+def _compare_values(evaluated: EvaluatedCase, actual: Trace) -> list[Comparison]:
+    """Compare every stage value that is exposed."""
+    comparisons: list[Comparison] = []
+    reference = evaluated.reference
+    after_choice = _after_choice(evaluated, actual) if evaluated.truth.ties.open.any() else {}
     for names in GROUPS:
-        if names[0] in actual:
-            shown = {name: actual[name] for name in names if name in actual}
-            if all(name in own and same_bits(shown[name], own[name]) for name in shown):
-                found.extend(standard.of_itself(tuple(shown)))
-            else:
-                by = following.get(names[0], standard)
-                found.extend(_compare_group(names[0], by, shown))
-    for place, comparison in enumerate(found):
-        if comparison.stage == "gradient" and comparison.status == Status.DIVERGENT:
-            by = following.get("gradient", standard)
-            found[place] = with_clamps(comparison, by, actual, zero_probability(by))
-    return sorted(found, key=lambda comparison: ORDER.index(comparison.stage))
+        first, shown = names[0], tuple(name for name in names if name in actual)
+        if first not in actual:
+            continue
+        judge = after_choice.get(first, evaluated)
+        if all(name in reference and same_bits(actual[name], reference[name]) for name in shown):
+            if shown not in evaluated.of_reference:
+                evaluated.of_reference[shown] = _compare_group(first, evaluated, reference, shown)
+            of_group = evaluated.of_reference[shown]
+        else:
+            of_group = _compare_group(first, judge, actual, shown)
+        if first == "gradient":
+            of_group = [with_clamps(of_group[0], judge, actual)]
+        comparisons.extend(of_group)
+    return sorted(comparisons, key=lambda comparison: ORDER.index(comparison.stage))
 
 
-def followed(standard: Standard, actual: Trace) -> dict[str, Standard]:
+def _after_choice(evaluated: EvaluatedCase, actual: Trace) -> dict[str, EvaluatedCase]:
     """What judges the values behind a choice among ties, by their names: the choice that was made.
 
     A gradient that is not that of any choice says nothing about the loss, which then may be that of
     all choices.
     """
-    indices = choice_shown(standard.case, standard.truth, standard.reference, actual)
+    indices = choice_shown(evaluated.case, evaluated.truth, evaluated.reference, actual)
     if indices is None:
         return {}
-    of_choice = standard.choosing(indices)
+    of_choice = evaluated.choosing(indices)
     behind = {name: of_choice for name in ("divergence", "importance", "aggregate", "gradient")}
     if "support.indices" in actual:
         return behind
-    found = _compare_output("gradient", of_choice, actual["gradient"])
-    return {"gradient": of_choice} if found.status == Status.DIVERGENT else behind
+    gradient = _compare_output("gradient", of_choice, actual["gradient"])
+    return {"gradient": of_choice} if gradient.status == Status.DIVERGENT else behind
 
 
-def _compare_group(first: str, standard: Standard, actual: Trace) -> list[Comparison]:
-    """Compare the values of the group that begins with `first`."""
-    case = standard.case
+def _compare_group(
+    first: str, evaluated: EvaluatedCase, trace: Trace, names: Sequence[str]
+) -> list[Comparison]:
+    """Compare the values of the group that begins with `first`, of which the trace has `names`."""
     if first in PER_TOKEN:
-        value = counted(actual[first], standard.truth)
+        value = counted(trace[first], evaluated.truth)
         stage = first.split(".")[0]
-        return [compare_numeric(stage, case.id, value, standard.expected(first))]
+        return [compare_numeric(stage, evaluated.case.id, value, evaluated.expected(first))]
+    indices = trace["support.indices"] if "support.indices" in names else None
     if first == "support.student":
-        return _compare_support(standard, actual)
+        return _compare_support(evaluated, trace, indices)
     if first == "tail.student":
-        return _compare_tail(standard, actual)
-    return [_compare_output(first, standard, actual[first])]
+        return _compare_tail(evaluated, trace, indices)
+    return [_compare_output(first, evaluated, trace[first])]
 
 
-def _expected_token(name: str, standard: Standard) -> Expected:
-    """What a per-token value is compared with, at the tokens that count."""
-    case, truth, reference = standard.case, standard.truth, standard.reference
-    return Expected(
-        counted(reference[name], truth),
-        truth.values[name],
-        truth.bounds[name],
-        standard.epsilon,
-        {ZERO_PROBABILITY: zero_probability(standard)} if name in DIVERGING else {},
-        whole=_whole_of(name, case, truth, reference),
-        labels=("token",),
-    )
-
-
-def counted(value: Tensor, truth: Truth) -> Array:
-    """A `(B, T, …)` value at the tokens that count, `(N, …)` float64; other shapes as they are."""
-    array = array_of(value)
-    return array[truth.counts] if array.shape[:2] == truth.counts.shape else array
-
-
-def _expected_output(name: str, standard: Standard) -> Expected:
-    """What the loss or its gradient is compared with; these see places of weight zero too.
-
-    The loss may be finite where the reference's is not if each token that counts is finite there,
-    or undefined by a probability of zero alone; the gradient at those and at places of weight zero.
-    """
-    case, truth, reference = standard.case, standard.truth, standard.reference
-    by_zero = zero_probability(standard)
-    if name == "aggregate":
-        finite = np.isfinite(counted(reference["importance"], truth))
-        explained = bool((finite | by_zero).all())
-        empty, undefined = not finite.size, bool(by_zero.any())
-        excused: dict[str, Array | bool] = {
-            ZERO_PROBABILITY: explained and undefined,
-            ZERO_WEIGHT: explained and not undefined and not empty,
-            EMPTY_BATCH: empty,
-        }
-        labels: tuple[str, ...] = ()
-    else:
-        shape = truth.values[name].shape
-        rows = np.zeros(truth.counts.shape, dtype=bool)
-        rows[truth.counts] = by_zero
-        excused = {
-            ZERO_PROBABILITY: np.broadcast_to(rows[..., None], shape),
-            ZERO_WEIGHT: np.broadcast_to(~truth.counts[..., None], shape),
-        }
-        labels = ("row", "token", "vocabulary_id")
-    return Expected(
-        array_of(reference[name]),
-        truth.values[name],
-        truth.bounds[name],
-        standard.epsilon,
-        excused,
-        truth.gradient_scale if name == "gradient" else None,
-        _whole_of(name, case, truth, reference),
-        labels,
-    )
-
-
-def zero_probability(standard: Standard) -> Array:
-    """Tokens `(N,)` whose loss the reference leaves undefined only by a probability of zero.
-
-    Its value is NaN, an entry that may be in the support has the probability zero on one side, and
-    the definition (0 · log 0 = 0) gives a finite divergence.
-    """
-    truth = standard.truth
-    empty = ~(np.isfinite(truth.log_p) & np.isfinite(truth.log_q)) & truth.ties.possible
-    undefined = np.isnan(counted(standard.reference["importance"], truth))
-    return undefined & empty.any(axis=-1) & np.isfinite(truth.values["divergence"])
-
-
-def _compare_output(name: str, standard: Standard, actual: Tensor) -> Comparison:
+def _compare_output(name: str, evaluated: EvaluatedCase, actual: Tensor) -> Comparison:
     """Compare the loss or its gradient."""
-    case, expected = standard.case, standard.expected(name)
+    case, expected = evaluated.case, evaluated.expected(name)
     if not actual.dim() and actual.dtype != case.dtype:
         rounding = _rounding_of_result(actual.dtype, expected.truth)
         expected = replace(expected, bound=expected.bound + rounding)
-    found = compare_numeric(name, case.id, array_of(actual), expected)
-    if name == "gradient" and found.status == Status.DIVERGENT:
-        lies = size_and_direction(array_of(actual), expected.reference)
-        found = replace(found, note="; ".join(filter(None, (found.note, lies))))
-    return found
+    comparison = compare_numeric(name, case.id, array_of(actual), expected)
+    if name == "gradient" and comparison.status == Status.DIVERGENT:
+        notes = (comparison.note, size_and_direction(array_of(actual), expected.reference))
+        comparison = replace(comparison, note="; ".join(filter(None, notes)))
+    return comparison
 
 
 def _rounding_of_result(dtype: torch.dtype, size: Array) -> Array:
@@ -272,101 +140,88 @@ def _rounding_of_result(dtype: torch.dtype, size: Array) -> Array:
     return torch.finfo(dtype).eps / 2 * np.abs(np.nan_to_num(size, posinf=0.0, neginf=0.0))
 
 
-def _whole_of(name: str, case: LossCase, truth: Truth, reference: Trace) -> float | None:
-    """Limit of a value's distance from the oracle as a whole; log-probs are judged by element."""
-    if name.startswith("log_probs"):
-        return None
-    return norm_limit(name, case, truth, reference)
-
-
-def _compare_support(standard: Standard, actual: Trace) -> list[Comparison]:
+def _compare_support(
+    evaluated: EvaluatedCase, actual: Trace, indices: Tensor | None
+) -> list[Comparison]:
     """Compare the choice of entries, where ties are open, and both sides' log-probs on them."""
-    case, truth, reference = standard.case, standard.truth, standard.reference
-    indices = actual.get("support.indices")
-    if indices is None:
-        at = np.broadcast_to(np.arange(truth.log_p.shape[-1]), truth.log_p.shape)
-    else:
-        at = indices.numpy()[truth.counts]
-        choice = _compare_choice(case, truth, reference, at)
+    case, truth, reference = evaluated.case, evaluated.truth, evaluated.reference
+    entries = np.broadcast_to(np.arange(truth.log_p.shape[-1]), truth.log_p.shape)
+    in_order = True
+    if indices is not None:
+        entries = indices.numpy()[truth.counts]
+        choice = _compare_choice(evaluated, entries)
         if choice.status == Status.DIVERGENT:
             return [choice]
-    found = []
-    for side, log, bound in (
-        ("student", truth.log_p, truth.student.bound),
-        ("teacher", truth.log_q, truth.teacher.bound),
-    ):
-        value = counted(actual[f"support.{side}"], truth)
-        recorded = counted(reference[f"support.{side}"], truth)
-        oracle_value = np.take_along_axis(log, at, axis=-1)
-        if indices is not None and not _same_order(reference, at, truth):
-            recorded = oracle_value
+        recorded = reference["support.indices"].numpy()[truth.counts]
+        in_order = np.array_equal(entries, recorded)
+    comparisons = []
+    for side, of_side in (("student", truth.student), ("teacher", truth.teacher)):
+        oracle_value = np.take_along_axis(of_side.value, entries, axis=-1)
         expected = Expected(
-            recorded,
+            counted(reference[f"support.{side}"], truth) if in_order else oracle_value,
             oracle_value,
-            np.take_along_axis(bound, at, axis=-1),
-            standard.epsilon,
+            np.take_along_axis(of_side.bound, entries, axis=-1),
+            torch.finfo(case.dtype).eps,
             labels=("token", "entry"),
         )
-        found.append(compare_numeric("support", case.id, value, expected))
-    return found
+        value = counted(actual[f"support.{side}"], truth)
+        comparisons.append(compare_numeric("support", case.id, value, expected))
+    return comparisons
 
 
-def _same_order(reference: Trace, at: Array, truth: Truth) -> bool:
-    """Whether the candidate's indices are the reference's, in the same order."""
-    return np.array_equal(at, reference["support.indices"].numpy()[truth.counts])
-
-
-def _compare_choice(case: LossCase, truth: Truth, reference: Trace, at: Array) -> Comparison:
-    """Compare which entries of the vocabulary are in the support."""
-    bad = np.flatnonzero(~truth.ties.admits(marked(at, truth.log_p.shape[-1])))
-    if not len(bad):
+def _compare_choice(evaluated: EvaluatedCase, entries: Array) -> Comparison:
+    """Compare which entries `(N, K)` of the vocabulary are in the support."""
+    case, truth = evaluated.case, evaluated.truth
+    wrong = np.flatnonzero(~truth.ties.admits(marked(entries, truth.log_p.shape[-1])))
+    if not len(wrong):
         return compare_exact("support", case.id, "indices", True, True)
-    token = int(bad[0])
-    expected = reference["support.indices"].numpy()[truth.counts][token]
+    token = int(wrong[0])
+    expected = evaluated.reference["support.indices"].numpy()[truth.counts][token]
     name = f"top-k indices of token {token}"
     return compare_exact(
-        "support", case.id, name, sorted(at[token].tolist()), sorted(expected.tolist())
+        "support", case.id, name, sorted(entries[token].tolist()), sorted(expected.tolist())
     )
 
 
-def _compare_tail(standard: Standard, actual: Trace) -> list[Comparison]:
+def _compare_tail(
+    evaluated: EvaluatedCase, actual: Trace, indices: Tensor | None
+) -> list[Comparison]:
     """Compare the distributions on the support after tail or renormalisation.
 
     Entries are put in the order of their vocabulary ids, the tail last. Tokens where a tie was
     decided differently have another tail and are judged from `divergence` on, as is a support of
     another size, which `support` reports.
     """
-    case, truth, reference = standard.case, standard.truth, standard.reference
+    case, truth, reference = evaluated.case, evaluated.truth, evaluated.reference
     theirs = reference["support.indices"].numpy()[truth.counts]
-    ours = theirs
-    if "support.indices" in actual:
-        ours = actual["support.indices"].numpy()[truth.counts]
+    ours = theirs if indices is None else indices.numpy()[truth.counts]
     if ours.shape != theirs.shape:
         return []
+    epsilon = torch.finfo(case.dtype).eps
     agree = (np.sort(ours, axis=-1) == np.sort(theirs, axis=-1)).all(axis=-1)
-    found = []
-    for side in ("student", "teacher"):
-        value = counted(actual[f"tail.{side}"], truth)
-        recorded = counted(reference[f"tail.{side}"], truth)
+    comparisons = []
+    for name in ("tail.student", "tail.teacher"):
+        value, recorded = counted(actual[name], truth), counted(reference[name], truth)
+        width = recorded.shape[-1]
         if value.shape != recorded.shape:
-            shape = Expected(recorded, recorded, recorded, standard.epsilon)
-            found.append(compare_numeric("tail", case.id, value, shape))
+            shape = Expected(recorded, recorded, recorded, epsilon)
+            comparisons.append(compare_numeric("tail", case.id, value, shape))
             continue
-        at = _by_vocabulary(theirs, theirs, recorded.shape[-1], case.student_logits.shape[-1])
-        true = np.take_along_axis(truth.values[f"tail.{side}"], at, axis=-1)
+        at = _by_vocabulary(theirs, theirs, width, case.student_logits.shape[-1])
+        true = np.take_along_axis(truth.values[name], at, axis=-1)
+        recorded = _by_vocabulary(recorded, theirs, width)
         # among equal logits the oracle may have chosen another one, and then has no bound for this
-        known = np.isfinite(true) | ~np.isfinite(_by_vocabulary(recorded, theirs, true.shape[-1]))
-        agree = agree & known.all(axis=-1)
+        agree = agree & (np.isfinite(true) | ~np.isfinite(recorded)).all(axis=-1)
         expected = Expected(
-            _by_vocabulary(recorded, theirs, recorded.shape[-1])[agree],
+            recorded[agree],
             true[agree],
-            np.take_along_axis(truth.bounds[f"tail.{side}"], at, axis=-1)[agree],
-            standard.epsilon,
+            np.take_along_axis(truth.bounds[name], at, axis=-1)[agree],
+            epsilon,
             labels=("token", "entry"),
         )
-        value = _by_vocabulary(value, ours, recorded.shape[-1])[agree]
-        found.append(compare_numeric("tail", case.id, value, expected))
-    return found
+        value = _by_vocabulary(value, ours, width)[agree]
+        comparisons.append(compare_numeric("tail", case.id, value, expected))
+    return comparisons
 
 
 def _by_vocabulary(values: Array, indices: Array, width: int, last: int | None = None) -> Array:

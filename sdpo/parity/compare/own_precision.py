@@ -157,13 +157,13 @@ def precision_rows(
         values (`aggregate`, `gradient`, …), in how many of the cases that were searched.
     """
     low = [o for o in observations if o.given == torch.float32 and o.diverges][:MOST_LOW]
-    told = [(o, measured(trace, o.on.case)) for o in low] if trace is not None else []
+    told = [(o, measured(trace, o.evaluated.case)) for o in low] if trace is not None else []
     told += [(o, o.precision) for o in observations if o.given == torch.float64]
     found: dict[tuple[Any, ...], list[Mapping[str, torch.dtype]]] = {}
     for o, precision in told:
         for dtype in dict.fromkeys(precision.values()):
             if dtype != o.given:
-                found.setdefault((o.given, dtype, o.on.case.dtype), []).append(precision)
+                found.setdefault((o.given, dtype, o.evaluated.case.dtype), []).append(precision)
     return [
         {
             "given": NAMES[given],

@@ -14,7 +14,7 @@ from typing import Any
 
 from sdpo.parity.cases.checked_call import BrokenGradientError, CandidateError
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.evaluated_case import prepared
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import ORDER, compare_loss
 from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
@@ -71,20 +71,20 @@ def first_case_showing(fault: Fault, stages: set[str], cases: Sequence[LossCase]
 
 def shows(fault: Fault, stages: set[str], case: LossCase) -> bool:
     """Whether a fault diverges at one of the stages on a case."""
-    on = prepared(case)
+    evaluated = evaluate_case(case)
     try:
         trace = fault_trace(fault.parts, case, gradient="gradient" in stages)
     except (BrokenGradientError, CandidateError):
         return True
     seen = {name: value for name, value in trace.items() if name.split(".")[0] in stages}
-    found = compare_loss(on.standard, seen)
+    found = compare_loss(evaluated, seen)
     return any(comparison.status in FAILING for comparison in found)
 
 
 def write_hints() -> None:
     """Write the hints from the packaged data, for a candidate that shows only its loss."""
     from sdpo.fixtures import packaged_family
-    from sdpo.parity.compare.evaluated_case import loss_cases
+    from sdpo.parity.cases.loss_case import loss_cases
     from sdpo.settings.determinism import deterministic
 
     with deterministic():

@@ -13,7 +13,7 @@ import torch
 
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.evaluated_case import Observation, same
+from sdpo.parity.compare.evaluated_case import Observation
 from sdpo.parity.compare.loss_stages import ORDER
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
@@ -98,7 +98,7 @@ def locate(
     given = from_log_probs and "log_probs" not in shown
     found = explain(observations, after_log_probs=given, search=search)
     cases = {explanation.label: explanation.cases for explanation in found}
-    diverging = {o.on.case.id for o in observations if o.diverges}
+    diverging = {o.evaluated.case.id for o in observations if o.diverges}
     told: dict[str, Any] = {
         "explanations": ranked(cases, len(diverging)),
         "search": search.row(),
@@ -123,8 +123,7 @@ def held_before(observed: str | None, shown: Iterable[str]) -> str | None:
 def only_stage(observation: Observation, stage: str | None) -> Observation:
     """The values of one stage: stage functions start from the reference, faults from their own."""
     values = {n: v for n, v in observation.values.items() if n.split(".")[0] == stage}
-    on = observation.on
-    holds = same(on, values, on.reference_values, on.reference_allowed)
+    holds = observation.evaluated.agreement.with_reference(values)
     return replace(observation, values=values, diverges=not holds)
 
 
@@ -146,7 +145,7 @@ def by_ladder(
 
 def dtypes_of(observations: Sequence[Observation]) -> list[torch.dtype]:
     """The dtypes for the ladder, those of divergent cases: the next if one shows no departure."""
-    found = {o.on.case.dtype for o in observations if o.diverges}
+    found = {o.evaluated.case.dtype for o in observations if o.diverges}
     known = [d for d in (torch.float32, torch.float64, torch.bfloat16) if d in found]
     return known or [torch.float32]
 

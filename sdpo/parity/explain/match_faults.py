@@ -20,14 +20,8 @@ import torch
 
 from sdpo.parity.cases.checked_call import BrokenGradientError, CandidateError
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.evaluated_case import (
-    Observation,
-    Prepared,
-    Values,
-    allowances,
-    same,
-    values_of,
-)
+from sdpo.parity.compare.agreement import Values
+from sdpo.parity.compare.evaluated_case import EvaluatedCase, Observation
 from sdpo.parity.explain.one_setting_only import condition
 from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
 from sdpo.parity.faults.evaluate_fault import fault_trace
@@ -137,7 +131,7 @@ def in_order(observations: Sequence[Observation]) -> list[Observation]:
     """Divergent cases first, those with the fewest features at the front; inputs all finite."""
 
     def features(observation: Observation) -> tuple[bool, bool, int, int]:
-        case = observation.on.case
+        case = observation.evaluated.case
         switched_on = (
             case.config.temperature != 1.0,
             case.config.is_clip is not None,
@@ -151,7 +145,8 @@ def in_order(observations: Sequence[Observation]) -> list[Observation]:
     usable = [
         observation
         for observation in observations
-        if observation.on.finite and (observation.diverges or observation.on.truth.counts.any())
+        if observation.evaluated.finite
+        and (observation.diverges or observation.evaluated.truth.counts.any())
     ]
     return sorted(usable, key=features)
 
@@ -167,15 +162,15 @@ def explains(
     diverging = 0
     for observation in ordered:
         if search is not None:
-            search.work_left -= WORK_OF_A_CALL + observation.on.case.student_logits.numel()
+            search.work_left -= WORK_OF_A_CALL + observation.evaluated.case.student_logits.numel()
         if not agrees_in_loss(observation, faults):
             return ()
-        given = evaluation(faults, observation.on)
+        given = evaluation(faults, observation.evaluated)
         if given is None or not agrees(observation, given):
             return ()
         if observation.diverges:
             diverging += 1
-            shown += [observation.on.case.id] if given.shows_in(observation) else []
+            shown += [observation.evaluated.case.id] if given.shows_in(observation) else []
     return tuple(dict.fromkeys(shown)) if shows_enough(len(shown), diverging) else ()
 
 
@@ -188,16 +183,16 @@ def explains_in_part(fault: Fault, ordered: Sequence[Observation]) -> Explanatio
     """A fault that gives the candidate's results wherever it diverges, under one setting only."""
     shows, spared, diverging = [], [], 0
     for observation in ordered:
-        given = evaluation((fault,), observation.on)
+        given = evaluation((fault,), observation.evaluated)
         alike = given is not None and agrees(observation, given)
         diverging += observation.diverges
         if given is not None and alike and observation.diverges:
             # in half precision entry by entry a fault may hide in what the whole betrays
-            shows += [observation.on.case] if given.shows_in(observation) else []
+            shows += [observation.evaluated.case] if given.shows_in(observation) else []
         elif observation.diverges:
             return None
         elif not alike:
-            spared.append(observation.on.case)
+            spared.append(observation.evaluated.case)
     only = condition(shows, spared) if shows_enough(len(shows), diverging) else ""
     cases = tuple(dict.fromkeys(case.id for case in shows))
     return Explanation((fault,), only, cases) if only else None
@@ -210,9 +205,11 @@ def agrees(observation: Observation, given: Evaluation) -> bool:
     room = lenient(given.allowed)
     if "gradient" in room:
         # where the reference has no gradient a fault shows roundings of the natural scale
-        few = TOLERANCES.agreement_roundings * torch.finfo(observation.on.case.dtype).eps
-        room["gradient"] = np.maximum(room["gradient"], few * observation.on.truth.gradient_scale)
-    return same(observation.on, observation.values, given.values, room)
+        few = TOLERANCES.agreement_roundings * torch.finfo(observation.evaluated.case.dtype).eps
+        room["gradient"] = np.maximum(
+            room["gradient"], few * observation.evaluated.truth.gradient_scale
+        )
+    return observation.evaluated.agreement.same(observation.values, given.values, room)
 
 
 def lenient(allowed: Values) -> dict[str, np.ndarray]:
@@ -224,11 +221,12 @@ def agrees_in_loss(observation: Observation, faults: tuple[Fault, ...]) -> bool:
     """False if the loss alone rules some faults out, at a fraction of the cost of `evaluation`."""
     if "aggregate" not in observation.values:
         return True
-    given = loss_alone(faults, observation.on)
+    given = loss_alone(faults, observation.evaluated)
     if given is None:
         return True
-    allowed = lenient(allowances(observation.on, given))
-    return same(observation.on, {"aggregate": observation.values["aggregate"]}, given, allowed)
+    agreement = observation.evaluated.agreement
+    loss = {"aggregate": observation.values["aggregate"]}
+    return agreement.same(loss, given, lenient(agreement.allowances(given)))
 
 
 def explaining_pairs(
@@ -241,7 +239,7 @@ def explaining_pairs(
     pairs = [p for p in combinations(faults, 2) if not p[0].parts.keys() & p[1].parts.keys()]
     search.pairs = len(pairs)
     first = ordered[0]
-    single = {fault.id: evaluation((fault,), first.on) for fault in faults}
+    single = {fault.id: evaluation((fault,), first.evaluated) for fault in faults}
     alone = {id_ for id_, given in single.items() if given is not None and agrees(first, given)}
     acting = {id_ for id_, given in single.items() if given is None or given.shows_in(first)}
     for pair in pairs:
@@ -255,32 +253,31 @@ def explaining_pairs(
 
 
 @lru_cache(maxsize=CACHED_EVALUATIONS)
-def evaluation(faults: tuple[Fault, ...], on: Prepared) -> Evaluation | None:
+def evaluation(faults: tuple[Fault, ...], evaluated: EvaluatedCase) -> Evaluation | None:
     """What the reference with some faults gives on a case; None if they make it fail."""
     complaint, trace = "", {}
     try:
-        trace = fault_trace(parts_of(faults), on.case)
+        trace = fault_trace(parts_of(faults), evaluated.case)
     except BrokenGradientError as error:
         complaint, trace = str(error), error.trace  # type: ignore[attr-defined]
     except CandidateError:
         return None
-    values = values_of(on, trace)
+    agreement = evaluated.agreement
+    values = agreement.values_of(trace)
     changed = frozenset(
-        name
-        for name, value in values.items()
-        if not same(on, {name: value}, on.reference_values, on.reference_allowed)
+        name for name, value in values.items() if not agreement.with_reference({name: value})
     )
-    return Evaluation(values, complaint, changed, allowances(on, values))
+    return Evaluation(values, complaint, changed, agreement.allowances(values))
 
 
 @lru_cache(maxsize=CACHED_EVALUATIONS)
-def loss_alone(faults: tuple[Fault, ...], on: Prepared) -> Values | None:
+def loss_alone(faults: tuple[Fault, ...], evaluated: EvaluatedCase) -> Values | None:
     """The loss that the reference with some faults gives on a case; None if they make it fail."""
     try:
-        trace = fault_trace(parts_of(faults), on.case, gradient=False)
+        trace = fault_trace(parts_of(faults), evaluated.case, gradient=False)
     except CandidateError:
         return None
-    return values_of(on, {"aggregate": trace["aggregate"]})
+    return evaluated.agreement.values_of({"aggregate": trace["aggregate"]})
 
 
 def parts_of(faults: tuple[Fault, ...]) -> dict[str, LossPart]:

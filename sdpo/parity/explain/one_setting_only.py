@@ -61,9 +61,9 @@ def departs_only(observations: Sequence[Observation]) -> dict[str, Any] | None:
         return None
     (dtype,) = dtypes
     holding = [o for o in given if o.given != dtype]
-    kinds = {kind_of(o.on.case) for o in holding}
+    kinds = {kind_of(o.evaluated.case) for o in holding}
     departing = [o for o in given if o.diverges]
-    unmatched = sum(kind_of(o.on.case) not in kinds for o in departing)
+    unmatched = sum(kind_of(o.evaluated.case) not in kinds for o in departing)
     if unmatched > TOLERANCES.dtype_unmatched_share * len(departing):
         return None
     counts = Counter(named(o.given) for o in holding)

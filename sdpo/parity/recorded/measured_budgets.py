@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdpo.parity.cases.tensor_distances import float32_error, scale_of
 from sdpo.parity.compare.comparison import Comparison, Expected, compare_numeric
 from sdpo.parity.compare.improvements import EMPTY_BATCH
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.compare.tensor_distances import float32_error, scale_of
 from sdpo.parity.truth.oracle import array_of
 from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from sdpo.parity.cases.stage_trace import StageTrace
+from sdpo.parity.cases.tensor_distances import largest_by_kind
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.compare.tensor_distances import largest_by_kind
 from sdpo.parity.truth.tolerances import TOLERANCES
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.checked_call import same_bits
-from sdpo.parity.compare.tensor_distances import norms, same_shapes
+from sdpo.parity.cases.tensor_distances import norms, same_shapes
 from sdpo.parity.truth.tolerances import TOLERANCES
 
 MANY = TOLERANCES.update_rerun_reach * TOLERANCES.update_roundings / 2

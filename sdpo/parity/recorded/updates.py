@@ -18,9 +18,9 @@ from sdpo.fixtures import GoldenCase, GoldenFamily
 from sdpo.parity.cases.checked_call import CandidateError, guarded, same_bits
 from sdpo.parity.cases.run_reference import TraceHooks, in_dtype, run_reference_updates
 from sdpo.parity.cases.stage_trace import GRAD_NORM, NO_STAGE, SCALED_LOSS, Place, StageTrace
+from sdpo.parity.cases.tensor_distances import float32_error, largest_by_kind
 from sdpo.parity.compare.comparison import Comparison, compare_exact
 from sdpo.parity.compare.statuses import FAILING, Status
-from sdpo.parity.compare.tensor_distances import float32_error, largest_by_kind
 from sdpo.parity.compare.value_dtypes import other_dtypes
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded.golden_updates import (

@@ -21,7 +21,8 @@ from sdpo.parity.cases.checked_call import (
     NotCoveredError,
 )
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.evaluated_case import Values, allowances, prepared, values_of
+from sdpo.parity.compare.agreement import Values
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.statuses import RelationStatus
 from sdpo.parity.relations.catalogue import NOT_BELOW, RELATIONS, TEACHER, Relation
 from sdpo.parity.relations.received_inputs import differences
@@ -57,15 +58,15 @@ def _evaluate(candidate: LossCandidate, case: LossCase) -> _Evaluated:
         CandidateError: the candidate failed.
         NotCoveredError: it does not take what the case needs.
     """
-    evaluated, complaint = prepared(case), ""
+    evaluated, complaint = evaluate_case(case), ""
     reseed(SEED)
     try:
         trace = candidate.trace(case)
     except BrokenGradientError as error:
         trace, complaint = error.trace, str(error)
-    values = {n: v for n, v in values_of(evaluated, trace).items() if n in COMPARED}
+    values = {n: v for n, v in evaluated.agreement.values_of(trace).items() if n in COMPARED}
     with np.errstate(all="ignore"):
-        budgets = {name: room / 2 for name, room in allowances(evaluated, values).items()}
+        budgets = {name: room / 2 for name, room in evaluated.agreement.allowances(values).items()}
     return _Evaluated(values, budgets, complaint)
 
 

@@ -8,8 +8,9 @@ What they hold and the candidate did not show stays required.
 from collections.abc import Iterable, Iterator, Sequence
 
 from sdpo.fixtures import GoldenFamily
+from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.cases.stages import PROMPT_STAGES, STAGES
-from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
@@ -51,8 +52,8 @@ def held_by(family: GoldenFamily) -> Iterator[set[str]]:
             yield {"accumulate"} | {place.stage for place in recorded if place.stage}
     else:
         for case in loss_cases(family):
-            on = prepared(case).standard
-            own = compare_loss(on, on.reference)
+            evaluated = evaluate_case(case)
+            own = compare_loss(evaluated, evaluated.reference)
             yield {
                 comparison.stage for comparison in own if comparison.status != Status.NOT_COVERED
             }

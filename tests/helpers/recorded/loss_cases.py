@@ -6,8 +6,8 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.candidates.implementations import Own
-from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
-from sdpo.parity.compare.evaluated_case import loss_case, prepared
+from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase, loss_case
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.reference.loss import loss_from_logits
 
@@ -49,6 +49,6 @@ def transcription(case_id: str) -> dict[str, torch.Tensor]:
 
 def comparisons(case_id: str, trace=None):
     """Comparisons of a trace, of ours if none is given, with the reference on a recorded case."""
-    on = prepared(case(case_id))
-    trace = Own().trace(on.case) if trace is None else trace
-    return compare_loss(on.standard, trace)
+    evaluated = evaluate_case(case(case_id))
+    trace = Own().trace(evaluated.case) if trace is None else trace
+    return compare_loss(evaluated, trace)

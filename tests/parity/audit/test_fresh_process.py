@@ -8,7 +8,7 @@ import pytest
 from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.fresh_process import Alone
 from sdpo.parity.candidates.implementations import Own
-from sdpo.parity.compare.evaluated_case import loss_cases
+from sdpo.parity.cases.loss_case import loss_cases
 
 
 class Ends(Own):

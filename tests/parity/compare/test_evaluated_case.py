@@ -1,42 +1,53 @@
-"""A recorded case is prepared once in a process, in whatever part of its family it is asked for."""
+"""A case is evaluated once, and what is made of it goes with it."""
 
 import gc
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
-from sdpo.fixtures import GoldenFamily, load_family, packaged_family
-from sdpo.parity.compare.evaluated_case import loss_case, loss_cases, prepared
+import numpy as np
+import torch
 
+from sdpo.fixtures import packaged_family
+from sdpo.parity.cases.loss_case import loss_cases
+from sdpo.parity.compare.evaluated_case import EvaluatedCase, evaluate_case
 
-def part(family: GoldenFamily, first: int) -> GoldenFamily:
-    return replace(family, manifest={"cases": family.manifest["cases"][first:]})
-
-
-def test_parts_of_a_family_share_their_cases():
-    family = packaged_family("loss")
-    assert packaged_family("loss") is family
-    whole, some = loss_cases(family), loss_cases(part(family, 100))
-    assert [case.id for case in some] == [case.id for case in whole[100:]]
-    assert all(one is other for one, other in zip(whole[100:], some, strict=True))
-    assert prepared(some[0]).truth is prepared(whole[100]).truth
+CASES = {case.id: case for case in loss_cases(packaged_family("loss"))}
+TOPK = CASES["P-L001"]
 
 
-def test_another_reading_or_another_folder_is_another_case(tmp_path: Path):
-    family = packaged_family("loss")
-    again = load_family(family.folder, "loss")
-    first, second = next(iter(family)), next(iter(again))
-    assert loss_case(first) is not loss_case(second)
-    (tmp_path / first.entry["file"]).write_bytes((family.folder / first.entry["file"]).read_bytes())
-    moved = replace(first, folder=tmp_path)
-    assert loss_case(moved) is not loss_case(first)
-
-
-def test_what_was_prepared_goes_with_its_case():
-    case = replace(loss_cases(packaged_family("loss"))[0], id="another")
-    assert prepared(case) is prepared(case)
-    assert prepared(replace(case)) is not prepared(case)
-    kept = weakref.ref(prepared(case))
+def test_what_was_evaluated_goes_with_its_case():
+    case = replace(TOPK, id="another")
+    assert evaluate_case(case) is evaluate_case(case)
+    assert evaluate_case(replace(case)) is not evaluate_case(case)
+    kept = weakref.ref(evaluate_case(case))
     del case
     gc.collect()
     assert kept() is None
+
+
+def test_the_references_own_choice_keeps_what_was_recorded():
+    evaluated = EvaluatedCase(TOPK)
+    chosen = evaluated.choosing(evaluated.reference["support.indices"])
+    assert not chosen.all_choices
+    assert all(chosen.reference[name] is TOPK.recorded[name] for name in TOPK.recorded)
+
+
+def test_another_choice_is_the_transcription_made_to_choose_it():
+    evaluated = EvaluatedCase(TOPK)
+    size = evaluated.reference["support.indices"].shape[-1]
+    others = (-TOPK.student_logits).topk(size, dim=-1).indices
+    chosen = evaluated.choosing(others)
+    assert chosen is evaluated.choosing(others.clone())
+    assert torch.equal(chosen.reference["support.indices"], others)
+    assert not torch.equal(chosen.reference["aggregate"], evaluated.reference["aggregate"])
+
+
+def test_what_widens_budgets_widens_those_of_a_choice_too():
+    def widen(truth):
+        return replace(truth, bounds={name: 3 * bound for name, bound in truth.bounds.items()})
+
+    usual, wide = EvaluatedCase(TOPK), EvaluatedCase(TOPK, widen=widen)
+    indices = usual.reference["support.indices"]
+    for side in (lambda e: e, lambda e: e.choosing(indices)):
+        a, b = side(usual).truth.bounds["gradient"], side(wide).truth.bounds["gradient"]
+        assert np.array_equal(3 * a, b)

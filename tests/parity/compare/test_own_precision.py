@@ -6,7 +6,7 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
-from sdpo.parity.compare.evaluated_case import loss_cases
+from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.compare.own_precision import ACROSS, PLACES, measured, precision_rows, step_of
 from sdpo.parity.explain.one_setting_only import departs_only
 from sdpo.parity.faults.catalogue import BY_ID

@@ -14,8 +14,7 @@ from sdpo.loss import aggregate, self_distillation
 from sdpo.parity.audit.audit import run_loss_case
 from sdpo.parity.candidates.implementations import Own, Transcription
 from sdpo.parity.candidates.live_verl import LiveVerl
-from sdpo.parity.cases.loss_case import transcription_trace
-from sdpo.parity.compare.evaluated_case import loss_case
+from sdpo.parity.cases.loss_case import loss_case, transcription_trace
 from sdpo.parity.compare.loss_stages import stage_of
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.value_dtypes import other_dtypes

@@ -3,7 +3,7 @@
 import pytest
 
 from sdpo.fixtures import packaged_family
-from sdpo.parity.compare.evaluated_case import loss_cases
+from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.compare.loss_stages import ORDER
 from sdpo.parity.explain.fault_coverage import HINTS, certificate, hints, shows
 from sdpo.parity.faults.catalogue import LOSS_FAULTS

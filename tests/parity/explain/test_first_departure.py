@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdpo.parity.compare.comparison import Comparison
-from sdpo.parity.compare.evaluated_case import Observation, Prepared
+from sdpo.parity.compare.evaluated_case import EvaluatedCase, Observation
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.first_departure import Departure, dtypes_of, rung_outcome
@@ -60,7 +60,7 @@ def test_the_factor_is_the_loss_divided_by_the_references():
 def observation(dtype: torch.dtype, diverges: bool) -> Observation:
     case = generated("some", 1)
     return Observation(
-        Prepared(replace(case, student_logits=case.student_logits.to(dtype))), diverges, {}
+        EvaluatedCase(replace(case, student_logits=case.student_logits.to(dtype))), diverges, {}
     )
 
 

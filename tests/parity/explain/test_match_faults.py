@@ -11,7 +11,8 @@ from sdpo.loss.self_distillation import self_distillation_loss
 from sdpo.parity.audit.self_test import families
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.candidates.stage_functions import StageFunctions
-from sdpo.parity.compare.evaluated_case import Observation, loss_cases, prepared
+from sdpo.parity.cases.loss_case import loss_cases
+from sdpo.parity.compare.evaluated_case import Observation, evaluate_case
 from sdpo.parity.explain.ladder import VOCABULARY
 from sdpo.parity.explain.match_faults import (
     Explanation,
@@ -156,8 +157,10 @@ def observations(changed: bool, sampled: bool = False) -> list[Observation]:
     cases = loss_cases(families()[0])
     found = []
     for number, case in enumerate([c for c in cases if (c.mode == "sampled") == sampled][:4]):
-        on = prepared(case)
-        found.append(Observation(on, changed and number == 0, on.reference_values))
+        evaluated = evaluate_case(case)
+        found.append(
+            Observation(evaluated, changed and number == 0, evaluated.agreement.reference_values)
+        )
     return found
 
 
@@ -173,16 +176,16 @@ def test_no_fault_explains_the_reference():
 
 def test_the_loss_alone_rules_out_nothing_that_explains():
     """What is computed without a gradient has the bits of the whole evaluation."""
-    on = prepared(loss_cases(families()[0])[3])
+    evaluated = evaluate_case(loss_cases(families()[0])[3])
     ruled_out = 0
     for fault in LOSS_FAULTS:
-        given = evaluation((fault,), on)
+        given = evaluation((fault,), evaluated)
         assert given is not None
-        alone = loss_alone((fault,), on)
+        alone = loss_alone((fault,), evaluated)
         assert alone is not None
         assert np.array_equal(alone["aggregate"], given.values["aggregate"], equal_nan=True)
-        for values in (given.values, on.reference_values):
-            observation = Observation(on, True, values, given.complaint)
+        for values in (given.values, evaluated.agreement.reference_values):
+            observation = Observation(evaluated, True, values, given.complaint)
             possible = agrees_in_loss(observation, (fault,))
             assert possible or not agrees(observation, given)
             ruled_out += not possible
@@ -193,10 +196,13 @@ def test_noise_is_not_explained():
     generator = torch.Generator().manual_seed(3)
     found = []
     for case in loss_cases(families()[0])[:12]:
-        on = prepared(case)
+        evaluated = evaluate_case(case)
         noise = 1 + 0.1 * torch.rand(1, generator=generator).item()
-        values = {name: noise * on.reference_values[name] for name in ("aggregate", "gradient")}
-        found.append(Observation(on, True, values))
+        values = {
+            name: noise * evaluated.agreement.reference_values[name]
+            for name in ("aggregate", "gradient")
+        }
+        found.append(Observation(evaluated, True, values))
     assert explain(found) == []
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sdpo.parity.compare.evaluated_case import Observation, Prepared
+from sdpo.parity.compare.evaluated_case import EvaluatedCase, Observation
 from sdpo.parity.explain.one_setting_only import condition, departs_only
 from sdpo.parity.relations.transformed_cases import generated
 
@@ -26,7 +26,7 @@ def test_a_setting_that_both_have_names_nothing():
 
 
 def observation(dtype: torch.dtype, diverges: bool, alpha: float = 0.5) -> Observation:
-    return Observation(Prepared(with_alpha(alpha)), diverges, {}, given=dtype)
+    return Observation(EvaluatedCase(with_alpha(alpha)), diverges, {}, given=dtype)
 
 
 def test_one_dtype_is_blamed_where_half_of_its_cases_hold_in_another():

@@ -7,8 +7,8 @@ import pytest
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.self_test import families
+from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.evaluated_case import loss_cases
 from sdpo.parity.compare.loss_stages import ORDER
 from sdpo.parity.faults import (
     aggregate,

@@ -6,8 +6,7 @@ import pytest
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.cases.checked_call import BrokenGradientError, CandidateError, same_bits
-from sdpo.parity.cases.loss_case import transcription_trace
-from sdpo.parity.compare.evaluated_case import loss_cases
+from sdpo.parity.cases.loss_case import loss_cases, transcription_trace
 from sdpo.parity.faults.catalogue import LOSS_FAULTS
 from sdpo.parity.faults.evaluate_fault import cached_start, fault_trace
 from sdpo.parity.faults.reference_parts import REFERENCE, with_exchanged

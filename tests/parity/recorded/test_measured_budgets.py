@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from sdpo.parity.cases.tensor_distances import float32_error, largest_by_kind
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.compare.tensor_distances import float32_error, largest_by_kind
 from sdpo.parity.recorded.measured_budgets import (
     budget_share,
     compare_all_measured,

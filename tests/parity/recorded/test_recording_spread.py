@@ -11,9 +11,9 @@ import torch
 from sdpo.fixtures import packaged_family
 from sdpo.parity.candidates.implementations import Transcription
 from sdpo.parity.cases.stage_trace import Moment, Place, StageTrace
+from sdpo.parity.cases.tensor_distances import scale_of
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.compare.tensor_distances import scale_of
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.explain.first_departure import Departure
 from sdpo.parity.recorded import updates

@@ -15,7 +15,7 @@ from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.implementations import Own, Transcription
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.candidates.stage_functions import StageFunctions
-from sdpo.parity.compare.evaluated_case import prepared
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.faults.catalogue import BY_ID
 from sdpo.parity.faults.evaluate_fault import loss_from_log_probs, loss_from_logits
 from sdpo.parity.relations.catalogue import RELATION_NAMES, RELATIONS
@@ -290,7 +290,7 @@ def test_no_case_has_an_open_choice_and_shifts_are_exact():
     for relation in RELATIONS:
         for claim in claims_of(relation.name):
             for case in (claim.case, *(part.case for part in claim.parts)):
-                truth = prepared(case).truth
+                truth = evaluate_case(case).truth
                 assert (truth.ties.certain == truth.ties.possible).all(), case.id
     for case in bases():
         assert ((case.student_logits + 4) - 4).equal(case.student_logits)

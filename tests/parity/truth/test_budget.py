@@ -12,9 +12,9 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.candidates.implementations import Own
-from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.cases.loss_case import LossCase, loss_cases
 from sdpo.parity.compare.comparison import Comparison
-from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.faults.evaluate_fault import fault_trace
@@ -43,8 +43,8 @@ def comparisons(name: str, part: int) -> tuple[tuple[LossCase, Comparison], ...]
         if name != OWN and not applies(name, case):
             continue
         trace = Own().trace(case) if name == OWN else fault_trace(VARIANTS[name], case)
-        on = prepared(case)
-        found += [(case, c) for c in compare_loss(on.standard, trace)]
+        evaluated = evaluate_case(case)
+        found += [(case, c) for c in compare_loss(evaluated, trace)]
     return tuple(found)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.candidates.implementations import Own
-from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.cases.loss_case import LossCase, loss_cases
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.explain.ladder import ladder
@@ -35,9 +35,9 @@ def cases_of(dtype: torch.dtype) -> list[LossCase]:
 
 
 def gradient_status(case: LossCase, change) -> str:
-    on = prepared(case)
-    trace = {**on.reference, "gradient": change(on.reference["gradient"])}
-    found = compare_loss(on.standard, trace)
+    evaluated = evaluate_case(case)
+    trace = {**evaluated.reference, "gradient": change(evaluated.reference["gradient"])}
+    found = compare_loss(evaluated, trace)
     return next(c.status for c in found if c.stage == "gradient")
 
 
@@ -61,7 +61,7 @@ OFTEN = {"a tenth too large": 0.15}
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_a_gradient_of_another_size_or_direction_fails(dtype, name):
     with deterministic():
-        cases = [c for c in cases_of(dtype) if prepared(c).reference["gradient"].any()]
+        cases = [c for c in cases_of(dtype) if evaluate_case(c).reference["gradient"].any()]
         found = [gradient_status(case, FAULTS[name]) == Status.DIVERGENT for case in cases]
     assert sum(found) >= OFTEN.get(name, 0.95) * len(found)
 
@@ -71,8 +71,8 @@ def test_a_correct_evaluation_uses_half_at_most(dtype):
     worst = 0.0
     with deterministic():
         for case in cases_of(dtype):
-            on = prepared(case)
-            limits = {n: norm_limit(n, case, on.truth, on.reference) for n in JUDGED}
+            evaluated = evaluate_case(case)
+            limits = {n: norm_limit(n, case, evaluated.truth, evaluated.reference) for n in JUDGED}
             for name, parts in VARIANTS.items():
                 if not applies(name, case):
                     continue
@@ -80,9 +80,9 @@ def test_a_correct_evaluation_uses_half_at_most(dtype):
                 for stage, limit in limits.items():
                     if limit is None:
                         continue
-                    value, true = array_of(trace[stage]), on.truth.values[stage]
+                    value, true = array_of(trace[stage]), evaluated.truth.values[stage]
                     if stage in ("divergence", "importance"):
-                        value = value[on.truth.counts]
+                        value = value[evaluated.truth.counts]
                     share = float(((value - true) ** 2).sum() ** 0.5) / limit
                     assert share <= HALF, (case.id, name, stage, share)
                     worst = max(worst, share)
@@ -106,10 +106,10 @@ def sampled_token(seed: int) -> LossCase:
 def test_rounded_log_probs_of_likely_tokens_are_no_fault():
     for seed in range(200):
         case = sampled_token(seed)
-        on = prepared(case)
-        found = compare_loss(on.standard, Own().trace(case))
+        evaluated = evaluate_case(case)
+        found = compare_loss(evaluated, Own().trace(case))
         assert Status.DIVERGENT not in {comparison.status for comparison in found}, (case, found)
-        loss = on.truth.values["divergence"]
+        loss = evaluated.truth.values["divergence"]
         doubled = gradient_status(case, FAULTS["twice"]) == Status.DIVERGENT
         assert doubled or abs(loss).max() < 3, (case, loss)
 
@@ -123,8 +123,8 @@ def test_a_difference_of_log_probs_may_be_rounded_away():
         responses=torch.tensor([[1]]),
         response_mask=torch.tensor([[1]]),
     )
-    on = prepared(case)
-    assert abs(on.truth.values["gradient"]).max() > 0.01
+    evaluated = evaluate_case(case)
+    assert abs(evaluated.truth.values["gradient"]).max() > 0.01
     assert gradient_status(case, torch.zeros_like) != Status.DIVERGENT
     assert gradient_status(case, lambda g: g + 1) == Status.DIVERGENT
 
@@ -143,7 +143,7 @@ def limit_of(name: str, values: torch.Tensor, size: float = 1.0) -> float | None
         responses=torch.zeros(rows, tokens, dtype=torch.int64),
         response_mask=torch.ones(rows, tokens, dtype=torch.int64),
     )
-    truth = prepared(case).truth
+    truth = evaluate_case(case).truth
     gradient = values[..., None] * torch.tensor([0.6, -0.8])
     exact = {"divergence": array_of(values)[truth.counts], "gradient": array_of(gradient)}
     truth = replace(
@@ -177,8 +177,8 @@ def test_the_loss_of_a_few_tokens_has_no_limit_in_the_norm():
 def test_float32_and_a_gradient_of_rounding_noise_have_no_limit_in_the_norm():
     with deterministic():
         single = cases_of(torch.float32)[0]
-        on = prepared(single)
-        assert norm_limit("gradient", single, on.truth, on.reference) is None
+        evaluated = evaluate_case(single)
+        assert norm_limit("gradient", single, evaluated.truth, evaluated.reference) is None
         equal = next(c for c in loss_cases(packaged_family("loss")) if c.id == "P-L123")
-        on = prepared(equal)
-        assert norm_limit("gradient", equal, on.truth, on.reference) is None
+        evaluated = evaluate_case(equal)
+        assert norm_limit("gradient", equal, evaluated.truth, evaluated.reference) is None

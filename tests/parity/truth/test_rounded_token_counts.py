@@ -9,7 +9,7 @@ import torch
 from sdpo.parity.audit.audit import run_loss_case
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.evaluated_case import prepared
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.faults.evaluate_fault import loss_from_logits
 from sdpo.parity.faults.reference_parts import LossState, aggregate
@@ -82,8 +82,8 @@ CASES = {
 def test_an_exact_count_is_right_and_so_is_the_references(name):
     for part in (exactly, aggregate):
         assert result_of(CASES[name], part).status in (Status.MATCH, Status.PASS), part.__name__
-    reference = float(prepared(CASES["token-mean"]).reference["aggregate"])
-    exact = float(prepared(CASES["token-mean"]).truth.values["aggregate"])
+    reference = float(evaluate_case(CASES["token-mean"]).reference["aggregate"])
+    exact = float(evaluate_case(CASES["token-mean"]).truth.values["aggregate"])
     assert abs(exact / reference - 300 / 301) < 1e-5
 
 

@@ -12,8 +12,8 @@ import torch
 from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.audit import run_loss_case
 from sdpo.parity.candidates.loss_functions import FromLogits
-from sdpo.parity.cases.loss_case import LossCase
-from sdpo.parity.compare.evaluated_case import loss_cases, prepared
+from sdpo.parity.cases.loss_case import LossCase, loss_cases
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.faults.evaluate_fault import fault_trace, loss_from_logits
@@ -54,20 +54,20 @@ def judged(case: LossCase, choice: LossPart, **parts: LossPart) -> CaseResult:
 def chosen_by(case: LossCase, choice: LossPart) -> np.ndarray:
     """The choice as a mask `(N, V)`."""
     indices = fault_trace({"support_indices": choice}, case)["support.indices"]
-    counts = prepared(case).truth.counts
+    counts = evaluate_case(case).truth.counts
     return oracle.marked(indices.numpy()[counts], case.student_logits.shape[-1])
 
 
 def check_correct(seed: int) -> bool:
     """Three correct programs on a random case; whether one chose as the reference did not."""
     case = near_tie_case(seed)
-    own = prepared(case).reference["support.indices"]
+    own = evaluate_case(case).reference["support.indices"]
     other = False
     for choice in (CORRECT[NAMES[seed % len(NAMES)]], CORRECT[NAMES[-1 - seed % 7]], alternating):
         result = judged(case, choice)
         assert result.status in (Status.MATCH, Status.PASS), (seed, case, result.comparisons)
         chosen = chosen_by(case, choice)
-        counts = prepared(case).truth.counts
+        counts = evaluate_case(case).truth.counts
         reference = oracle.marked(own.numpy()[counts], case.student_logits.shape[-1])
         other = other or bool((chosen != reference).any())
     return other
@@ -92,11 +92,11 @@ def changes_the_loss(case: LossCase, choice: LossPart) -> bool:
 
     Where a tail is nearly empty, a rounding of it is more than an entry: no support shows there.
     """
-    on = prepared(case)
+    evaluated = evaluate_case(case)
     gradient = array_of(fault_trace({"support_indices": choice}, case)["gradient"])
-    own = on.standard.choosing(on.reference["support.indices"]).expected("gradient")
+    own = evaluated.choosing(evaluated.reference["support.indices"]).expected("gradient")
     moved = (abs(gradient - own.reference) > 2 * own.allowed).any()
-    return bool(moved and not on.truth.ties.admits(chosen_by(case, choice)).all())
+    return bool(moved and not evaluated.truth.ties.admits(chosen_by(case, choice)).all())
 
 
 def check_wrong(cases: list[LossCase], name: str) -> None:
@@ -175,7 +175,7 @@ def test_the_intervals_of_the_keys_are_no_wider_than_keys_need():
     with deterministic():
         for seed in range(400, 480):
             case = near_tie_case(seed)
-            ties = prepared(case).truth.ties
+            ties = evaluate_case(case).truth.ties
             if not ties.open.any():
                 continue
             z, error = (ties.highest + ties.lowest) / 2, (ties.highest - ties.lowest) / 2
@@ -216,7 +216,7 @@ def test_it_is_of_hundreds_of_such_cases():
 
 def check_crowded(seed: int) -> None:
     case = crowded_case(seed)
-    truth = prepared(case).truth
+    truth = evaluate_case(case).truth
     for lot in (seed, -1 - seed):
         choice = drawn(lot)
         result = judged(case, choice)
@@ -233,7 +233,7 @@ def test_the_interval_holds_all_choices_and_is_no_wider_than_needed():
     with np.errstate(all="ignore"):
         for seed in range(40):
             case = near_tie_case(seed)
-            truth = prepared(case).truth
+            truth = evaluate_case(case).truth
             for n in np.flatnonzero(truth.ties.open):
                 token = truth.open_token(case, int(n))
                 if token.too_many:
@@ -254,8 +254,8 @@ def with_another_choice(dtype: torch.dtype) -> LossCase:
     for seed in range(100):
         case = near_tie_case(seed)
         if case.dtype == dtype and (case.config.distillation_topk or 0) > 2:
-            counts = prepared(case).truth.counts
-            own = prepared(case).reference["support.indices"].numpy()[counts]
+            counts = evaluate_case(case).truth.counts
+            own = evaluate_case(case).reference["support.indices"].numpy()[counts]
             marked = oracle.marked(own, case.student_logits.shape[-1])
             if (chosen_by(case, CORRECT["softmax, last"]) != marked).any():
                 return case

@@ -14,16 +14,10 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
+from sdpo.parity.compare.agreement import counted
 from sdpo.parity.compare.comparison import Comparison
-from sdpo.parity.compare.evaluated_case import (
-    Observation,
-    Prepared,
-    allowances,
-    prepared,
-    same,
-    values_of,
-)
-from sdpo.parity.compare.loss_stages import Standard, compare_loss, counted
+from sdpo.parity.compare.evaluated_case import EvaluatedCase, Observation, evaluate_case
+from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import MicroBatch
@@ -115,27 +109,30 @@ def compare_micro_batch(
         Comparisons under the scenario's name, what was observed (for the explanation), and the
         scale that the trainer put on the gradient.
     """
-    on = prepared(case)
-    values = micro_batch.values | _assumed_choice(on, micro_batch.values)
-    trace = {name: value.detach() for name, value in values.items() if name in on.reference}
+    evaluated = evaluate_case(case)
+    values = micro_batch.values | _assumed_choice(evaluated, micro_batch.values)
+    trace = {name: value.detach() for name, value in values.items() if name in evaluated.reference}
     raw = micro_batch.logits["gradient"]
-    gradient, scale = unscaled(raw.to(case.dtype), on.reference["gradient"], scenario.accumulation)
+    gradient, scale = unscaled(
+        raw.to(case.dtype), evaluated.reference["gradient"], scenario.accumulation
+    )
     trace["gradient"] = gradient
-    stored = partial(_rounded_to, raw.dtype)
-    standard = Standard(case, stored(on.truth), on.reference, stored)
-    compared = compare_loss(standard, trace)
+    judge = evaluated
+    if torch.finfo(raw.dtype).eps > torch.finfo(torch.float32).eps:
+        judge = EvaluatedCase(case, widen=partial(_stored_in, raw.dtype))
+    compared = compare_loss(judge, trace)
     compared = [replace(comparison, case=scenario.id) for comparison in compared]
     divergent = {c.stage for c in compared if c.status == Status.DIVERGENT}
     if divergent - {"gradient"}:
-        scale = scale_of_other_loss(on, trace, scale, scenario.accumulation)
+        scale = scale_of_other_loss(evaluated, trace, scale, scenario.accumulation)
         trace["gradient"] = (raw.double() / scale).to(case.dtype)
-    observation = Observation(on, bool(divergent), values_of(on, trace))
-    follows = _continued(on, trace, scenario.on_policy)
-    return _mark_inherited(on, trace, follows, compared), observation, scale
+    observation = Observation(evaluated, bool(divergent), evaluated.agreement.values_of(trace))
+    follows = _continued(evaluated, trace, scenario.on_policy)
+    return _mark_inherited(evaluated, trace, follows, compared), observation, scale
 
 
 def scale_of_other_loss(
-    on: Prepared, trace: Mapping[str, Tensor], fitted: float, accumulation: int
+    evaluated: EvaluatedCase, trace: Mapping[str, Tensor], fitted: float, accumulation: int
 ) -> float:
     """Find the scale of a gradient whose loss is another one than the reference's.
 
@@ -144,12 +141,12 @@ def scale_of_other_loss(
     number of accumulation steps.
 
     Args:
-        on: the case.
+        evaluated: the case.
         trace: what the trainer shows of it.
         fitted: the projection of the trainer's gradient onto the reference's.
         accumulation: micro-batches of an optimizer step.
     """
-    ours, theirs = trace.get("aggregate"), on.reference["aggregate"]
+    ours, theirs = trace.get("aggregate"), evaluated.reference["aggregate"]
     usual = 1 / accumulation
     if ours is None or accumulation == 1 or not bool(theirs != 0):
         return usual
@@ -161,25 +158,24 @@ def scale_of_other_loss(
     return usual
 
 
-def _assumed_choice(on: Prepared, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _assumed_choice(evaluated: EvaluatedCase, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the reference's choice of a support of which the trainer shows the values only."""
     shown = values.get("support.student")
-    choice = on.reference.get("support.indices")
+    choice = evaluated.reference.get("support.indices")
     if shown is None or choice is None or "support.indices" in values:
         return {}
     return {"support.indices": choice} if shown.shape == choice.shape else {}
 
 
-def _rounded_to(dtype: torch.dtype, truth: Truth) -> Truth:
+def _stored_in(dtype: torch.dtype, truth: Truth) -> Truth:
     """Widen the budgets for a gradient that was stored in a lower dtype."""
     size = np.abs(np.nan_to_num(truth.values["gradient"]))
     wider = truth.bounds["gradient"] + torch.finfo(dtype).eps * size
-    stored_low = torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
-    return replace(truth, bounds=truth.bounds | {"gradient": wider}) if stored_low else truth
+    return replace(truth, bounds=truth.bounds | {"gradient": wider})
 
 
 def _mark_inherited(
-    on: Prepared,
+    evaluated: EvaluatedCase,
     trace: Mapping[str, Tensor],
     continued: Mapping[str, Tensor],
     compared: list[Comparison],
@@ -187,7 +183,7 @@ def _mark_inherited(
     """Mark divergent stages that the reference would give from the trainer's stage before.
 
     Args:
-        on: the case.
+        evaluated: the case.
         trace: the trainer's values.
         continued: the reference's values, each from the trainer's stage before.
         compared: the comparisons of the case.
@@ -198,7 +194,8 @@ def _mark_inherited(
         later = comparison.status == Status.DIVERGENT and comparison.stage != first
         names = [name for name in continued if name.split(".")[0] == comparison.stage]
         follows = comparison.stage == "gradient" or (
-            bool(names) and all(agree(on, name, trace[name], continued[name]) for name in names)
+            bool(names)
+            and all(agree(evaluated, name, trace[name], continued[name]) for name in names)
         )
         if later and first is not None and follows:
             comparison = replace(comparison, inherits=first)
@@ -206,7 +203,7 @@ def _mark_inherited(
     return marked
 
 
-def agree(on: Prepared, name: str, actual: Tensor, expected: Tensor) -> bool:
+def agree(evaluated: EvaluatedCase, name: str, actual: Tensor, expected: Tensor) -> bool:
     """Tell whether a value is the continued one, within what two evaluations may differ by.
 
     Numerics: the log of a nearly empty tail is ill-conditioned, its probability is not.
@@ -214,16 +211,19 @@ def agree(on: Prepared, name: str, actual: Tensor, expected: Tensor) -> bool:
     if actual.shape != expected.shape:
         return False
     if name.startswith("tail."):
-        ours, theirs = (np.exp(counted(value, on.truth)) for value in (actual, expected))
-        limit = TOLERANCES.tail_probability_roundings * torch.finfo(on.case.dtype).eps
+        ours, theirs = (np.exp(counted(value, evaluated.truth)) for value in (actual, expected))
+        limit = TOLERANCES.tail_probability_roundings * torch.finfo(evaluated.case.dtype).eps
         return bool((np.abs(ours - theirs) <= limit).all())
-    wanted = values_of(on, {name: expected})
-    return same(on, values_of(on, {name: actual}), wanted, allowances(on, wanted))
+    agreement = evaluated.agreement
+    ours, theirs = (agreement.values_of({name: value}) for value in (actual, expected))
+    return agreement.same(ours, theirs, agreement.allowances(theirs))
 
 
-def _continued(on: Prepared, trace: Mapping[str, Tensor], on_policy: bool) -> dict[str, Tensor]:
+def _continued(
+    evaluated: EvaluatedCase, trace: Mapping[str, Tensor], on_policy: bool
+) -> dict[str, Tensor]:
     """Compute the reference's stages, each from the trainer's value of the stage before."""
-    case, continued = on.case, {}
+    case, continued = evaluated.case, {}
     config = case.config
     sides = [trace.get(f"support.{side}") for side in _SIDES]
     if config.distillation_topk is not None and None not in sides:

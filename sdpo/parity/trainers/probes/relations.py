@@ -7,7 +7,6 @@ reference's float32 run from its float64 run. Results stand beside the stages, a
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -15,8 +14,8 @@ from typing import Literal
 import torch
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
+from sdpo.parity.cases.tensor_distances import float32_error, scale_of
 from sdpo.parity.compare.statuses import RelationStatus, Status
-from sdpo.parity.compare.tensor_distances import float32_error, scale_of
 from sdpo.parity.recorded.measured_budgets import budget_share
 from sdpo.parity.relations.catalogue import RELATIONS, Relation
 from sdpo.parity.relations.relation_rows import (
@@ -113,10 +112,20 @@ def first_of(run: TrainerRun) -> FirstUpdate:
     return FirstUpdate(mean_loss(m.values for m in step.micro_batches), step.gradient, run)
 
 
-@cache
-def reference_runs(script: "Script", dtype: torch.dtype) -> FirstUpdate:
-    """Compute loss and gradient of the reference's first optimizer step."""
-    scenario = script.scenario
+_REFERENCE: dict[tuple[str, torch.dtype], FirstUpdate] = {}
+"""The reference's updates by scenario, as text: its settings are a mapping, which has no hash."""
+
+
+def reference_first(scenario: Scenario, dtype: torch.dtype = torch.float32) -> FirstUpdate:
+    """Compute loss and gradient of the reference's first optimizer step, once for each scenario."""
+    key = str(scenario), dtype
+    if key not in _REFERENCE:
+        _REFERENCE[key] = _run_reference_first(scenario, dtype)
+    return _REFERENCE[key]
+
+
+def _run_reference_first(scenario: Scenario, dtype: torch.dtype) -> FirstUpdate:
+    """Let the reference make its first optimizer step."""
     size, per_step = scenario.micro_batch_size, scenario.accumulation * scenario.processes
     steps = len(scenario.generations[0].rollouts) // (size * per_step)
     starts = iter(range(0, steps * per_step * size, size))
@@ -131,28 +140,10 @@ def reference_runs(script: "Script", dtype: torch.dtype) -> FirstUpdate:
     return FirstUpdate(mean_loss(trace.micro_batches(0, 0)), trace.named("accumulate", 0, 0))
 
 
-@dataclass(frozen=True, eq=False)
-class Script:
-    """A scenario as a key: its settings are a mapping, which has no hash."""
-
-    scenario: Scenario
-
-    def __hash__(self) -> int:
-        return hash(str(self.scenario))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Script) and str(self.scenario) == str(other.scenario)
-
-
-def reference_first(scenario: Scenario) -> FirstUpdate:
-    """Compute the reference's first optimizer step in float32."""
-    return reference_runs(Script(scenario), torch.float32)
-
-
 def spread_of(scenario: Scenario) -> float:
     """Measure the largest distance of the reference's float32 gradients from float64, ÷ scale."""
     single = reference_first(scenario).gradient
-    double = reference_runs(Script(scenario), torch.float64).gradient
+    double = reference_first(scenario, torch.float64).gradient
     return max(float32_error(value, double[name]) for name, value in single.items())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
 from sdpo.parity.compare.comparison import Comparison
-from sdpo.parity.compare.evaluated_case import prepared
+from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.recorded.roundings import equal, moved
@@ -101,7 +101,7 @@ def moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:
         if old is None and not scenario.on_policy:
             return None
         case = loss_case(scenario, scenario.id, micro, old, signal)
-        found.append(prepared(case).reference["aggregate"].item())
+        found.append(evaluate_case(case).reference["aggregate"].item())
     return own, sum(found) / len(found)
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from sdpo.parity.compare import tensor_distances
-from sdpo.parity.compare.tensor_distances import distance, match, norms
+from sdpo.parity.cases import tensor_distances
+from sdpo.parity.cases.tensor_distances import distance, match, norms
 
 
 def sets(count: int, scale: float = 1.0) -> list[dict[str, torch.Tensor]]:
