@@ -27,12 +27,19 @@ def requirements_of(upstream: Upstream, release: str, chosen: Sequence[str]) -> 
     """List what an environment needs for the audit of a release.
 
     Args:
-        upstream: a package, which is installed in that release, or a checkout.
+        upstream: a package, which is installed in that release, or a checkout; a candidate that is
+            another package is installed too, where it is one of our extras.
         release: a version; of a checkout no package is installed.
         chosen: requirements of the user, which take the place of ours.
     """
     wanted = [Requirement(text) for text in importlib.metadata.requires(DISTRIBUTION) or ()]
-    ours = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": EXTRA})]
+    ours = [
+        requirement
+        for requirement in wanted
+        if requirement.marker is None
+        or requirement.marker.evaluate({"extra": EXTRA})
+        or requirement.name == upstream.candidate
+    ]
     if upstream.checkout:
         ours += [Requirement(name) for name in CHECKOUT_PACKAGES.values()]
     released = [f"{upstream.package}=={release}"] if upstream.package else []

@@ -25,6 +25,12 @@ def test_everything_but_the_release_is_what_is_installed_here():
     assert "pytest" not in listed
 
 
+def test_a_candidate_beside_releases_of_another_package_is_installed_too():
+    listed = by_name(requirements_of(Upstream("sdpo-rl", "trl"), "1.15.0", ()))
+    assert (listed["sdpo-rl"], listed["trl"]) == ("sdpo-rl==0.0.3", "trl==1.15.0")
+    assert "sdpo-rl" not in by_name(requirements_of(RELEASED, "1.15.0", ()))
+
+
 def test_what_the_user_chooses_takes_the_place_of_ours():
     listed = by_name(requirements_of(RELEASED, "1.15.0", ("Transformers<5", "requests")))
     assert "transformers" not in listed
@@ -40,8 +46,8 @@ def test_a_checkout_gets_what_its_modules_import_and_no_release():
 
 def test_the_modules_of_this_harness_are_found_by_another_interpreter(tmp_path):
     code = (
-        "import sdpo, sdpo.fixtures, sdpo.reference, sdpo.parity.watch.upstreams as u; "
-        "print(u.parse_upstream('trl').name, sdpo.__file__)"
+        "import importlib.util as u, sdpo; names = ('reference', 'fixtures', 'parity.cases'); "
+        "print(*[u.find_spec(f'sdpo.{name}').origin for name in names])"
     )
     done = subprocess.run(
         # without this environment's packages: only Python's own, and what is laid out
@@ -51,8 +57,10 @@ def test_the_modules_of_this_harness_are_found_by_another_interpreter(tmp_path):
         text=True,
         check=True,
     )
-    name, file = done.stdout.split()
-    assert (name, file) == ("trl", str(tmp_path / "sdpo" / "__init__.py"))
+    files = [
+        f"{tmp_path}/sdpo/{name}/__init__.py" for name in ("reference", "fixtures", "parity/cases")
+    ]
+    assert done.stdout.split() == files
 
 
 def packages():
