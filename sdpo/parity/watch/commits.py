@@ -10,7 +10,7 @@ from sdpo.parity.watch.environments import InstallError
 from sdpo.parity.watch.upstreams import Upstream, WatchError
 
 
-class GitError(Exception):
+class _GitError(Exception):
     """A git command failed; the message is what it said."""
 
 
@@ -24,7 +24,7 @@ def commits_of(upstream: Upstream) -> dict[str, str]:
     try:
         hashes = [sha for name in upstream.listed for sha in _resolved(folder, name)]
         lines = _git(folder, "log", "--no-walk=sorted", "--format=%H %cI", *hashes).splitlines()
-    except GitError as error:
+    except _GitError as error:
         raise WatchError(f"{folder} cannot be watched: {error}") from None
     # newest first, and of equal times in the order that they were named
     dated = dict(line.split(" ", 1) for line in reversed(lines))
@@ -55,7 +55,7 @@ def clone_of(upstream: Upstream, commit: str, cache: Path) -> Path:
     try:
         _git(source, "clone", "--quiet", "--shared", "--no-checkout", str(source), str(partial))
         _git(partial, "checkout", "--quiet", "--detach", commit)
-    except GitError as error:
+    except _GitError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InstallError(f"the commit cannot be cloned: {error}") from None
     partial.rename(clone)
@@ -75,7 +75,7 @@ def _git(folder: Path, *arguments: str) -> str:
     """What a git command prints.
 
     Raises:
-        GitError: it failed, or there is no git.
+        _GitError: it failed, or there is no git.
     """
     # a repository that a hook or another tool named is not the one that was asked for
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
@@ -83,8 +83,8 @@ def _git(folder: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     except OSError as error:
-        raise GitError(f"git cannot be run: {error.strerror}") from None
+        raise _GitError(f"git cannot be run: {error.strerror}") from None
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"git {arguments[0]} knows no {arguments[-1]}"
-        raise GitError(said)
+        raise _GitError(said)
     return done.stdout

@@ -99,7 +99,7 @@ class OwnTrainer(HFTrainerAdapter):
 
     def observe(self, trainer: HFTrainer, recorder: StageRecorder) -> None:
         """Add an observer that tells the recorder."""
-        trainer.observers.append(Tap(recorder))
+        trainer.observers.append(_Tap(recorder))
         recorder.watch.expect("SDPOTrainer.observers.on_rollouts")
         recorder.watch.expect("SDPOTrainer.observers.on_micro_batch_end")
         if trainer.sdpo_config.teacher_regularization == "trust-region":
@@ -136,7 +136,7 @@ class OwnTrainer(HFTrainerAdapter):
         recorder.watch.function(sdpo.trainer.micro_batch_loss, "self_distillation_stages", seen)
 
 
-class Tap(UpdateObserver):
+class _Tap(UpdateObserver):
     """Tells the recorder of an audit what it hears."""
 
     def __init__(self, recorder: StageRecorder):

@@ -82,16 +82,16 @@ def _active_adapters(module: nn.Module) -> tuple[str, ...] | None:
 class Pass:
     """One forward pass, its values copied and laid out with the responses at the end.
 
-    `places` are its rows' places in the micro-batch; `inputs` `(rows, L)` what it was given,
-    `whole` the same with mask and positions in effect; `logits` `(rows, T, V)`; `tokens` what each
-    row attends to.
+    `rows` are those of the micro-batch that it answers; `inputs` `(rows, L)` what it was given,
+    `moved_inputs` the same with mask and positions in effect; `logits` `(rows, T, V)`; `tokens`
+    what each row attends to.
     """
 
     side: str
     with_gradient: bool
-    places: list[int]
+    rows: list[int]
     inputs: dict[str, Tensor]
-    whole: dict[str, Tensor]
+    moved_inputs: dict[str, Tensor]
     logits: Tensor
     tokens: list[Tokens]
 
@@ -126,13 +126,13 @@ class Passes:
         self.other_student_rows: list[list[int]] = []
 
     def add(
-        self, side: str, given: dict[str, Tensor], positions: Tensor, logits: Tensor
+        self, side: str, model_inputs: dict[str, Tensor], positions: Tensor, logits: Tensor
     ) -> ToBatch:
         """Note a pass.
 
         Args:
             side: as `side_of` says.
-            given: `input_ids` `(rows, L)`, and `attention_mask`, `position_ids` where passed.
+            model_inputs: `input_ids` `(rows, L)`, and further ones of `MODEL_INPUTS` as passed.
             positions: those in effect, `(rows, L)` or one row for all.
             logits: `(rows, L', V)` of the last `L' ≤ L` columns.
 
@@ -142,26 +142,29 @@ class Passes:
         Raises:
             CandidateError: its rows are unknown.
         """
-        tokens = tokens_of(given, positions)
-        places = self.rows_answered(side, [entry["input_ids"] for entry in tokens])
-        columns = columns_of(given, [self.completions[place] for place in places], self.width)
+        tokens = tokens_of(model_inputs, positions)
+        rows = self.rows_answered(side, [entry["input_ids"] for entry in tokens])
+        columns = columns_of(model_inputs, [self.completions[row] for row in rows], self.width)
 
         def taken(values: Tensor) -> Tensor:
-            cut = given["input_ids"].shape[1] - values.shape[1]
+            cut = model_inputs["input_ids"].shape[1] - values.shape[1]
             return at_responses(values.detach(), columns, cut, self.width)
 
         def to_batch(values: Tensor) -> Tensor:
-            return joined([(places, taken(values))], len(self.completions))
+            return joined([(rows, taken(values))], len(self.completions))
 
-        whole = at_the_end(given, positions, columns, self.width)
-        inputs = whole if columns else {name: v.detach().clone() for name, v in given.items()}
+        moved_inputs = at_the_end(model_inputs, positions, columns, self.width)
+        as_given = {name: value.detach().clone() for name, value in model_inputs.items()}
+        inputs = moved_inputs if columns else as_given
         with_gradient = torch.is_grad_enabled()
-        self.passes.append(Pass(side, with_gradient, places, inputs, whole, taken(logits), tokens))
+        self.passes.append(
+            Pass(side, with_gradient, rows, inputs, moved_inputs, taken(logits), tokens)
+        )
         return to_batch
 
-    def add_other_student_pass(self, given: dict[str, Tensor]) -> None:
+    def add_other_student_pass(self, model_inputs: dict[str, Tensor]) -> None:
         """Note the rows of a pass of the student that is not its answer, as for old log-probs."""
-        ids, mask = given["input_ids"], mask_of(given)
+        ids, mask = model_inputs["input_ids"], mask_of(model_inputs)
         self.other_student_rows += [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)]
 
     def rows_answered(self, side: str, tokens: Sequence[Sequence[int]]) -> list[int]:
@@ -173,9 +176,9 @@ class Passes:
         Raises:
             CandidateError: none of that is possible.
         """
-        found = [self._row_ending(row) for row in tokens]
-        if None not in found and len(set(found)) == len(found):
-            return [place for place in found if place is not None]
+        endings = [self._row_ending(row) for row in tokens]
+        if None not in endings and len(set(endings)) == len(endings):
+            return [row for row in endings if row is not None]
         everything = list(range(len(self.completions)))
         if len(tokens) == len(everything):
             return everything
@@ -193,9 +196,9 @@ class Passes:
     def _row_ending(self, ids: Sequence[int]) -> int | None:
         """Find the row whose completion these tokens end with, the longest if several do."""
         ends = [
-            (len(row), place)
-            for place, row in enumerate(self.completions)
-            if list(ids[-len(row) :]) == list(row)
+            (len(completion), row)
+            for row, completion in enumerate(self.completions)
+            if list(ids[-len(completion) :]) == list(completion)
         ]
         return max(ends)[1] if ends else None
 
@@ -207,14 +210,14 @@ class Passes:
         """
         if side == STUDENT:
             return [p for p in self.passes if p.side in (STUDENT, EITHER) and p.with_gradient]
-        own = [p for p in self.passes if p.side == TEACHER]
+        teachers = [p for p in self.passes if p.side == TEACHER]
         shared = [p for p in self.passes if p.side == EITHER and not p.with_gradient]
-        return own or [p for p in shared if self._asks_otherwise(p)] or shared
+        return teachers or [p for p in shared if self._asks_otherwise(p)] or shared
 
     def _asks_otherwise(self, seen: Pass) -> bool:
         """Whether a pass asks something else than the student's passes with gradient."""
-        own = self._asked_of_student()
-        return any(tokens["input_ids"] not in own for tokens in seen.tokens)
+        asked_of_student = self._asked_of_student()
+        return any(tokens["input_ids"] not in asked_of_student for tokens in seen.tokens)
 
     def _asked_of_student(self) -> list[list[int]]:
         """Return the tokens of all rows of the student's passes with gradient."""
@@ -226,11 +229,11 @@ class Passes:
         Raises:
             CandidateError: nothing that the adapter names as teacher answered, but the student did.
         """
-        own = self._asked_of_student()
+        asked_of_student = self._asked_of_student()
         others = [
             row
             for row in self.other_student_rows
-            if row not in own and self._row_ending(row) is not None
+            if row not in asked_of_student and self._row_ending(row) is not None
         ]
         if others and not self.passes_of(TEACHER):
             raise CandidateError(
@@ -255,21 +258,22 @@ class Passes:
         self._check(side, passes)
         tokens: list[Tokens | None] = [None] * count
         for seen in reversed(passes):
-            for place, entry in zip(seen.places, seen.tokens, strict=True):
-                tokens[place] = entry
+            for row, entry in zip(seen.rows, seen.tokens, strict=True):
+                tokens[row] = entry
         if len(passes) == 1:
             (only,) = passes
-            parts = [(only.places, {**only.inputs, LOGITS: only.logits})]
+            answers = [(only.rows, {**only.inputs, LOGITS: only.logits})]
         else:
-            length = max(seen.whole["input_ids"].shape[1] for seen in passes)
-            parts = [
-                (seen.places, {**widened(seen.whole, length), LOGITS: seen.logits})
+            length = max(seen.moved_inputs["input_ids"].shape[1] for seen in passes)
+            answers = [
+                (seen.rows, {**widened(seen.moved_inputs, length), LOGITS: seen.logits})
                 for seen in reversed(passes)
             ]
-        found = {
-            name: joined([(at, part[name]) for at, part in parts], count) for name in parts[0][1]
+        joined_values = {
+            name: joined([(rows, values[name]) for rows, values in answers], count)
+            for name in answers[0][1]
         }
-        return Answer(found.pop(LOGITS), found, tokens)
+        return Answer(joined_values.pop(LOGITS), joined_values, tokens)
 
     def _check(self, side: str, passes: Sequence[Pass]) -> None:
         """Check that each row is answered in one way, and each with a teacher signal at all.
@@ -279,13 +283,13 @@ class Passes:
         """
         known: dict[int, tuple[Tokens, Tensor]] = {}
         for seen in passes:
-            for place, tokens, logits in zip(seen.places, seen.tokens, seen.logits, strict=True):
-                first_tokens, first = known.setdefault(place, (tokens, logits))
+            for row, tokens, logits in zip(seen.rows, seen.tokens, seen.logits, strict=True):
+                first_tokens, first = known.setdefault(row, (tokens, logits))
                 same = first_tokens["input_ids"] == tokens["input_ids"]
                 if not same or (side == TEACHER and not same_bits(first, logits)):
                     raise CandidateError(
                         "log_probs",
-                        f"the {side} is asked about row {place} of a micro-batch twice, with other "
+                        f"the {side} is asked about row {row} of a micro-batch twice, with other "
                         f"{'answers' if same else 'tokens'}: which pass the loss takes cannot be "
                         "told",
                     )

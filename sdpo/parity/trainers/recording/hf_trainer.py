@@ -134,8 +134,10 @@ def rank_in(scenario: Scenario) -> int:
 def _locate(adapter: TrainerHooks, trainer: HFTrainer) -> None:
     """Note where the trainer and its stages are defined."""
     adapter.location = location_of(type(trainer))
-    places = {stage: location_of(source) for stage, source in adapter.sources(trainer).items()}
-    adapter.locations = {stage: place for stage, place in places.items() if place is not None}
+    locations = {stage: location_of(source) for stage, source in adapter.sources(trainer).items()}
+    adapter.locations = {
+        stage: location for stage, location in locations.items() if location is not None
+    }
 
 
 def check_schedule(scenario: Scenario) -> None:
@@ -174,13 +176,13 @@ def make_parts(
         script.dataset(*adapter.feedback_columns),
         [ScriptedReward(script) for _ in scenario.reward_weights or (1.0,)],
         optimizer,
-        training_arguments(scenario, script, folder),
+        _training_arguments(scenario, script, folder),
         folder,
     )
     return parts, script
 
 
-def training_arguments(scenario: Scenario, script: Script, folder: Path) -> Settings:
+def _training_arguments(scenario: Scenario, script: Script, folder: Path) -> Settings:
     """Make settings that all of TRL's online trainers take, for one run on a CPU without files."""
     passes = scenario.steps_per_generation * scenario.num_iterations
     weights = list(scenario.reward_weights)
@@ -231,10 +233,10 @@ def check_complete(run: TrainerRun, scenario: Scenario) -> None:
     """
     passes = scenario.steps_per_generation * scenario.num_iterations
     expected = [[scenario.accumulation] * (passes // scenario.accumulation)]
-    found = [[len(step.micro_batches) for step in update.steps] for update in run.updates]
-    if found != expected * len(scenario.generations):
+    counts = [[len(step.micro_batches) for step in update.steps] for update in run.updates]
+    if counts != expected * len(scenario.generations):
         raise CandidateError(
             "config",
-            f"micro-batches of each optimizer step of each update: {found}; expected "
+            f"micro-batches of each optimizer step of each update: {counts}; expected "
             f"{expected * len(scenario.generations)}",
         )

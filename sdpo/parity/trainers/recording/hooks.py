@@ -20,13 +20,13 @@ Seen = Callable[[Arguments, Any], None]
 
 def installed_versions(*packages: str) -> str:
     """List `name version, …` of the installed packages that decide how a trainer behaves."""
-    found = []
+    versions = []
     for name in dict.fromkeys([*filter(None, packages), *SHOWN_VERSIONS]):
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(versions)
 
 
 class Watch:

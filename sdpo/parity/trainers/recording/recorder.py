@@ -146,10 +146,10 @@ class Recorder:
         responses = inputs["completion_ids"]
         micro = MicroBatch([self.script.row_of(ids) for ids in responses.tolist()])
         steps[-1].micro_batches.append(micro)
-        found = {"responses": responses, "response_mask": inputs["completion_mask"]}
+        batch = {"responses": responses, "response_mask": inputs["completion_mask"]}
         old = [inputs[name] for name in OLD_LOG_PROBS if inputs.get(name) is not None]
-        found |= {"old_log_probs": old[0]} if old else {}
-        micro.inputs.update({name: _copied(value) for name, value in found.items()})
+        batch |= {"old_log_probs": old[0]} if old else {}
+        micro.inputs.update({name: _copied(value) for name, value in batch.items()})
         return micro
 
     def passes_of(self, micro: MicroBatch, inputs: LossInputs) -> Passes:
@@ -170,14 +170,16 @@ class Recorder:
         with_gradient = torch.is_grad_enabled()
         if side == NEITHER:
             return
-        given = dict(zip(MODEL_INPUTS, args, strict=False)) | kwargs
-        given = {name: given[name] for name in MODEL_INPUTS if given.get(name) is not None}
+        model_inputs = dict(zip(MODEL_INPUTS, args, strict=False)) | kwargs
+        model_inputs = {
+            name: model_inputs[name] for name in MODEL_INPUTS if model_inputs.get(name) is not None
+        }
         if side == STUDENT and not with_gradient:
-            self.passes.add_other_student_pass(given)
+            self.passes.add_other_student_pass(model_inputs)
             return
         logits = output.logits if hasattr(output, "logits") else output[0]
         assert self.positions is not None, "the tiny model always asks for positions"
-        to_batch = self.passes.add(side, given, self.positions, logits)
+        to_batch = self.passes.add(side, model_inputs, self.positions, logits)
         if side == EITHER:
             side = STUDENT if with_gradient else TEACHER
         self.watch.calls[f"forward pass of the {side}"] += 1
@@ -200,9 +202,9 @@ class Recorder:
         """Record the gradient that arrives at some logits, added up over their uses."""
 
         def arrived(gradient: Tensor) -> None:
-            found = to_batch(gradient)
+            of_batch = to_batch(gradient)
             before = micro.logits.get("gradient")
-            micro.logits["gradient"] = found if before is None else before + found
+            micro.logits["gradient"] = of_batch if before is None else before + of_batch
 
         logits.register_hook(arrived)
 
@@ -223,8 +225,8 @@ class Recorder:
         teacher = self.adapter.teacher(self.trainer)
         if teacher is None or teacher is self.trainer.model:
             return
-        found = [p.grad.abs().max().item() for p in teacher.parameters() if p.grad is not None]
-        largest = torch.tensor([self.run.teacher_gradient or 0.0, *found]).max()
+        sizes = [p.grad.abs().max().item() for p in teacher.parameters() if p.grad is not None]
+        largest = torch.tensor([self.run.teacher_gradient or 0.0, *sizes]).max()
         self.run.teacher_gradient = largest.item()  # NaN if any is, which Python's max passes over
 
     def end_step(self) -> None:
@@ -252,8 +254,8 @@ class Recorder:
     def values(self, stages: Mapping[str, Tensor | None]) -> None:
         """Record stage values of the micro-batch in progress; outside of one they are ignored."""
         if self.micro is not None:
-            found = {name: _copied(v) for name, v in stages.items() if v is not None}
-            self.micro.values.update(found)
+            copies = {name: _copied(v) for name, v in stages.items() if v is not None}
+            self.micro.values.update(copies)
 
     def prompts(self, stage: str, rows: Sequence[Any]) -> None:
         """Record a prompt stage of the latest generation, one value per row."""

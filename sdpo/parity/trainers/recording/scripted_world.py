@@ -109,7 +109,7 @@ class Script:
         from datasets import Dataset
 
         rows = [
-            (list(conversation), feedback_of(generation, group))
+            (list(conversation), _feedback_of(generation, group))
             for generation in self.scenario.generations
             for group, conversation in enumerate(generation.conversations)
         ]
@@ -154,7 +154,7 @@ def _padded_answers(
     return torch.nn.functional.pad(padded, (0, further), value=pad_token_id)
 
 
-def feedback_of(generation: Generation, group: int) -> str | None:
+def _feedback_of(generation: Generation, group: int) -> str | None:
     """Return the feedback of a conversation: that of its first rollout."""
     return generation.rollouts[group * generation.group_size].feedback
 
@@ -162,7 +162,7 @@ def feedback_of(generation: Generation, group: int) -> str | None:
 def feedback_varies(scenario: Scenario) -> bool:
     """Whether rollouts of one conversation have different feedback."""
     return any(
-        rollout.feedback != feedback_of(generation, row // generation.group_size)
+        rollout.feedback != _feedback_of(generation, row // generation.group_size)
         for generation in scenario.generations
         for row, rollout in enumerate(generation.rollouts)
     )

@@ -27,16 +27,16 @@ class Tokens(TypedDict):
 Columns = list[list[int]]
 
 
-def mask_of(given: Tensors) -> Tensor:
+def mask_of(model_inputs: Tensors) -> Tensor:
     """Return which columns are attended to, `(rows, L)` bool; all where no mask was passed."""
-    ids = given["input_ids"]
-    return given.get("attention_mask", torch.ones_like(ids)).bool()
+    ids = model_inputs["input_ids"]
+    return model_inputs.get("attention_mask", torch.ones_like(ids)).bool()
 
 
-def tokens_of(given: Tensors, positions: Tensor) -> list[Tokens]:
+def tokens_of(model_inputs: Tensors, positions: Tensor) -> list[Tokens]:
     """Read what each row of a forward pass attends to, at the positions in effect."""
-    ids = given["input_ids"]
-    return attended_tokens(ids, mask_of(given), positions.expand_as(ids))
+    ids = model_inputs["input_ids"]
+    return attended_tokens(ids, mask_of(model_inputs), positions.expand_as(ids))
 
 
 def attended_tokens(
@@ -69,12 +69,14 @@ def padding_inside(mask: Tensor) -> int:
     return int(attended[-1] - attended[0]) + 1 - len(attended)
 
 
-def columns_of(given: Tensors, completions: Sequence[Sequence[int]], width: int) -> Columns | None:
+def columns_of(
+    model_inputs: Tensors, completions: Sequence[Sequence[int]], width: int
+) -> Columns | None:
     """Find the columns of each row's response; None where they are the last `width` as usual.
 
     A row whose tokens do not end with its completion counts as usual.
     """
-    ids, mask = given["input_ids"], mask_of(given)
+    ids, mask = model_inputs["input_ids"], mask_of(model_inputs)
     usual = list(range(ids.shape[1] - width, ids.shape[1]))
     response_columns = []
     for row, completion in enumerate(completions):
@@ -102,9 +104,11 @@ def at_responses(values: Tensor, columns: Columns | None, cut: int, width: int) 
     return moved
 
 
-def at_the_end(given: Tensors, positions: Tensor, columns: Columns | None, width: int) -> Tensors:
+def at_the_end(
+    model_inputs: Tensors, positions: Tensor, columns: Columns | None, width: int
+) -> Tensors:
     """Move the responses into the last `width` columns of ids, mask and positions in effect."""
-    ids, mask = given["input_ids"], mask_of(given)
+    ids, mask = model_inputs["input_ids"], mask_of(model_inputs)
     values = dict(zip(MODEL_INPUTS, (ids, mask, positions.expand_as(ids)), strict=True))
     if columns is None:
         return {name: value.detach().to(ids.dtype, copy=True) for name, value in values.items()}

@@ -169,7 +169,7 @@ def test_passes_over_rows_of_any_width_are_put_together():
 def test_passes_of_the_student_that_are_not_its_answer_are_left_aside():
     passes = Passes(COMPLETIONS, WIDTH, None)
     asked(passes, STUDENT, [0, 1, 2], graded=True)
-    own = passes.passes[0].whole
+    own = passes.passes[0].moved_inputs
     passes.add_other_student_pass(own)
     passes.add_other_student_pass({"input_ids": torch.tensor([[7, 7, 7]])})
     passes.check_teacher()
