@@ -91,6 +91,7 @@ class ParityCallback(TrainerCallback):
         self.scratch: Replica | None = None
         self.follower: Replica | None = None
         self.origin: State | None = None
+        self.anchor = trainer_snapshot.anchor_of(trainer)
         self.source = Source(trainer)
         self.batch: dict[str, Tensor] = {}
         self.sampled: Tensor | None = None
@@ -259,10 +260,12 @@ class ParityCallback(TrainerCallback):
             random=[state for state in random if state is not None],
             before_step=self._before_step,
         )
-        corrected = trainer_snapshot.corrections(self.trainer, replica, self.batch, self.sampled)
+        computed = trainer_snapshot.before_update(
+            self.trainer, replica, self.batch, self.sampled, self.anchor
+        )
         return reference_update(
             replica,
-            self.batch | corrected,
+            self.batch | computed,
             trainer_snapshot.reference_config(self.trainer),
             **trainer_snapshot.sizes(self.trainer),
             surroundings=around,

@@ -1,4 +1,4 @@
-"""What the reference derives before an update: teacher prompts, old log-probs, rollout weights."""
+"""What the reference derives before an update: teacher prompts, log-probs, rollout weights."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from sdpo.lockstep.chunked_logit_outputs import outputs_by_piece
-from sdpo.lockstep.replica import Replica
+from sdpo.lockstep.replica import Replica, Weights
 from sdpo.parity.cases.value_names import PROMPT_SETTINGS
 from sdpo.reference.forward import MODEL_INPUTS, forward_micro_batch
 from sdpo.reference.loss import rollout_is_weights
@@ -48,7 +49,7 @@ def reference_prompts(
         apply_chat_template_kwargs=template_kwargs,
     )
     assert batch is not None
-    return batch.tensors, batch.trace
+    return batch.tensors, dict(batch.trace)
 
 
 @torch.no_grad()
@@ -70,21 +71,7 @@ def reference_corrections(
         sampled: the sampler's log-probs `(B, T)`; None for no weights. A token that it could not
             score, NaN, gets the weight 1, which the reference has no rule for.
     """
-    training, names = replica.student.training, (*MODEL_INPUTS, "responses")
-    replica.answers(batch["responses"].shape[1])
-    replica.student.eval()
-    parts = zip(*(batch[name].split(size) for name in names), strict=True)
-    found = [
-        forward_micro_batch(
-            replica.student,
-            dict(zip(names, part, strict=True)),
-            config.temperature,
-            outputs=outputs_by_piece,
-        )["log_probs"]
-        for part in parts
-    ]
-    replica.student.train(training)
-    old = torch.cat(found)
+    old = log_probs_of(replica, batch, config, size)
     corrected = {"old_log_probs": old}
     limit = config.rollout_is_threshold
     if sampled is not None and limit is not None and batch["response_mask"].any():
@@ -92,3 +79,44 @@ def reference_corrections(
         weights = rollout_is_weights(old, known, batch["response_mask"], limit)
         corrected["rollout_is_weights"] = weights
     return corrected
+
+
+@torch.no_grad()
+def log_probs_of(
+    replica: Replica,
+    batch: Mapping[str, Tensor],
+    config: SDPOConfig,
+    size: int,
+    weights: Weights | None = None,
+) -> Tensor:
+    """Log-probs of the responses `(B, T)` by the reference, in evaluation mode.
+
+    Args:
+        replica: whose student answers.
+        batch: rows of the whole update under the reference's names.
+        config: settings; `temperature` included.
+        size: rows per forward pass.
+        weights: with which the student answers, by name; None for its own, and its own for others.
+    """
+    student, names = replica.student, (*MODEL_INPUTS, "responses")
+    training, own = student.training, dict(student.named_parameters())
+    chosen = {name: tensor.to(own[name].dtype) for name, tensor in (weights or {}).items()}
+
+    def answer(**inputs: Any) -> Any:
+        return functional_call(student, chosen, (), inputs)
+
+    module: Any = answer if chosen else student
+    replica.answers(batch["responses"].shape[1])
+    student.eval()
+    parts = zip(*(batch[name].split(size) for name in names), strict=True)
+    found = [
+        forward_micro_batch(
+            module,
+            dict(zip(names, part, strict=True)),
+            config.temperature,
+            outputs=outputs_by_piece,
+        )["log_probs"]
+        for part in parts
+    ]
+    student.train(training)
+    return torch.cat(found)

@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 from trl.trainer.utils import add_fused_lm_head
 
-from sdpo.lockstep.reference_inputs import reference_corrections, reference_prompts
+from sdpo.lockstep.reference_inputs import (
+    log_probs_of,
+    reference_corrections,
+    reference_prompts,
+)
 from sdpo.lockstep.reference_update import RandomState, replayed
-from sdpo.lockstep.replica import Replica, State
+from sdpo.lockstep.replica import Replica, State, Weights, weights_of
 from sdpo.lockstep.rollout_source import TEACHER_KEYS, Taken
 from sdpo.parity.cases.stages import PROMPT_STAGES
 from sdpo.settings.config import SDPOConfig
@@ -251,10 +255,42 @@ def step_weights(trainer: Any, batch: Mapping[str, Tensor]) -> list[float]:
     return shares.tolist() * trainer.args.num_iterations
 
 
-def corrections(
+def anchor_of(trainer: Any) -> Weights | None:
+    """The reference policy's weights, if the loss has a KL term to one: a copy of the student's.
+
+    Called when the trainer has just been built, before any training or resuming.
+    """
+    return weights_of(trainer.model) if trainer.sdpo_config.use_kl_loss else None
+
+
+def before_update(
+    trainer: Any,
+    replica: Replica,
+    batch: Mapping[str, Tensor],
+    sampled: Tensor | None,
+    anchor: Weights | None,
+) -> dict[str, Tensor]:
+    """What the reference itself computes before an update, where the settings need it.
+
+    Args:
+        trainer: is read.
+        replica: at the state before the update.
+        batch: rows of the whole update under the reference's names.
+        sampled: the sampler's log-probs `(B, T)`, if they are known.
+        anchor: weights of the reference policy, if there is one.
+    """
+    found = _corrections(trainer, replica, batch, sampled)
+    if anchor is not None:
+        size = trainer.args.per_device_train_batch_size
+        config = reference_config(trainer)
+        found["ref_log_prob"] = log_probs_of(replica, batch, config, size, anchor)
+    return found
+
+
+def _corrections(
     trainer: Any, replica: Replica, batch: Mapping[str, Tensor], sampled: Tensor | None
 ) -> dict[str, Tensor]:
-    """Old log-probs and rollout weights of the reference's own, where the settings need them."""
+    """Old log-probs and rollout weights, where the settings need them."""
     config = reference_config(trainer)
     weighted = sampled is not None and config.rollout_is_threshold is not None
     # one optimizer step, or several updates' worth of one, sees the weights that generated

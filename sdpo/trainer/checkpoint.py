@@ -34,6 +34,8 @@ def save_trainer_state(trainer: Any, folder: Path) -> None:
     tensors, plain = split_inputs(parts or [])
     counters = {"step": trainer._step, "stepped": trainer._stepped}
     counters["buffered_inputs"] = None if parts is None else plain
+    if trainer.reference_policy is not None:
+        counters["reference_policy"] = trainer.reference_policy.digest()
     counters["observers"] = {_name(o): o.counters() for o in trainer.observers}
     save_file(tensors, state_file(trainer, folder), {"state": json.dumps(counters)})
 
@@ -67,7 +69,7 @@ def load_trainer_state(trainer: Any, folder: Path) -> None:
 
     Raises:
         FileNotFoundError: the checkpoint has no teacher, for instance because plain GRPO wrote it.
-        ValueError: the saved teacher does not fit the model.
+        ValueError: the saved teacher does not fit the model, or training began from other weights.
     """
     if not (folder / TEACHER_FILE).is_file():
         raise FileNotFoundError(
@@ -78,6 +80,12 @@ def load_trainer_state(trainer: Any, folder: Path) -> None:
     path = state_file(trainer, folder)
     with safe_open(path, framework="pt") as file:
         saved = json.loads(file.metadata()["state"])
+    anchor = trainer.reference_policy
+    if anchor is not None and saved.get("reference_policy") not in (None, anchor.digest()):
+        raise ValueError(
+            f"{folder} was trained with use_kl_loss towards other weights than those that the "
+            "trainer was built with: resume with the model that training began with"
+        )
     trainer._step, trainer._stepped = saved["step"], saved["stepped"]
     watched = folder / REPLICA_FILE
     tensors = load_file(watched) if watched.is_file() else {}

@@ -33,10 +33,26 @@ def effective_config(config: SDPOConfig, args: Any, schedule: Schedule) -> SDPOC
                 f"SDPOConfig.{name}={own} contradicts GRPOConfig.{theirs}={other}, which rules: "
                 "set both to the same value, or leave the former out"
             )
+    _warn_of_idle_terms(config, args)
     # On-policy the ratio is exactly 1, so that a cap of 1 or more never acts.
     idle = schedule.on_policy and config.is_clip is not None and config.is_clip >= 1
     is_clip = None if idle else config.is_clip
     return replace(config, temperature=args.temperature, is_clip=is_clip)
+
+
+def _warn_of_idle_terms(config: SDPOConfig, args: Any) -> None:
+    """Warn of TRL's terms where nothing of TRL's loss, which they are part of, is mixed in."""
+    ours = {"beta": "use_kl_loss=True, kl_loss_coef", "entropy_coef": "entropy_coeff"}
+    if config.hybrid_lambda:
+        return
+    for theirs, own in ours.items():
+        if value := getattr(args, theirs, 0.0):
+            warnings.warn(
+                f"GRPOConfig.{theirs}={value} is part of TRL's GRPO loss, of which hybrid_lambda=0 "
+                f"takes nothing, and so has no effect: set SDPOConfig({own}={value})",
+                SDPOWarning,
+                stacklevel=4,
+            )
 
 
 def sharding_asked_for(args: Any) -> dict[str, bool]:

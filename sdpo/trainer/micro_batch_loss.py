@@ -1,6 +1,7 @@
 """The self-distillation loss of one micro-batch: from all logits, or fused, from hidden states."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -11,6 +12,19 @@ from sdpo.loss.self_distillation import self_distillation_stages
 from sdpo.settings.config import SDPOConfig
 from sdpo.trainer.self_teachers import SelfTeacher
 from sdpo.update.actor_update import Batch, response_logits, rows_with_signal, without_ratio
+from sdpo.update.policy_terms import PolicyTerms, policy_terms
+
+
+class MicroBatchResult(NamedTuple):
+    """What was computed of a micro-batch.
+
+    `total` is the loss with its policy terms, not yet scaled for accumulation; `values` are the
+    stages' by name, of all rows, and none unless somebody looks; `terms` are those of the policy.
+    """
+
+    total: Tensor
+    values: dict[str, Tensor]
+    terms: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -27,31 +41,29 @@ class MicroBatchLoss:
     on_policy: bool
     padded_width: int
 
-    def __call__(
-        self, model: nn.Module, batch: Batch, *, observed: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch, *, observed: bool) -> MicroBatchResult:
         """Compute the loss of a micro-batch, not yet scaled for accumulation.
 
         Args:
             model: the student as the training loop has wrapped it.
             batch: of `sdpo.update.rollouts.update_batch`.
             observed: whether somebody looks at the stages' values.
-
-        Returns:
-            The loss, and the stages' values by name, of all rows; none unless observed.
         """
         config = self.config
         if self.on_policy:
             batch, config = without_ratio(batch, config)
         compute = self._fused if config.loss_implementation == "fused" else self._from_logits
-        loss, values = compute(model, batch, config, observed)
+        loss, terms, values = compute(model, batch, config, observed)
+        total = terms.added_to(loss, config)
         if config.loss_agg_mode == "seq-mean-token-sum-norm":
-            loss = loss * (batch["responses"].shape[1] / self.padded_width)
-        return loss, values | {"aggregate": loss} if observed else {}
+            share = batch["responses"].shape[1] / self.padded_width
+            loss, total = loss * share, total * share
+        values = values | {"aggregate": loss} if observed else {}
+        return MicroBatchResult(total, values, terms.named())
 
     def _from_logits(
         self, model: nn.Module, batch: Batch, config: SDPOConfig, observed: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, PolicyTerms, dict[str, Tensor]]:
         with self.accelerator.autocast():
             student = self.accelerator.unwrap_model(model)
             teacher_logits = self.teacher.logits(student, batch)
@@ -66,11 +78,18 @@ class MicroBatchLoss:
             rollout_is_weights=batch.get("rollout_is_weights"),
             config=config,
         )
-        return stages.aggregate, stages.named() if observed else {}
+        terms = policy_terms(
+            logits,
+            batch["responses"],
+            batch["response_mask"],
+            ref_log_prob=batch.get("ref_log_prob"),
+            config=config,
+        )
+        return stages.aggregate, terms, stages.named() if observed else {}
 
     def _fused(
         self, model: nn.Module, batch: Batch, config: SDPOConfig, observed: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, PolicyTerms, dict[str, Tensor]]:
         """Compute the loss without the logits of student or teacher.
 
         Rows without teacher signal are left out before the models run, unless somebody looks.
@@ -95,4 +114,4 @@ class MicroBatchLoss:
             config=config,
             trace=values if observed else None,
         )
-        return loss, values
+        return loss, PolicyTerms(), values

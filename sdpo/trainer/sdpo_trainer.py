@@ -18,10 +18,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-from sdpo.fused.hidden_states import response_projection
-from sdpo.fused.token_log_probs import token_log_probs
-from sdpo.loss.importance import rollout_is_weights
-from sdpo.loss.support import log_probs
 from sdpo.settings.config import SDPOConfig
 from sdpo.trainer.bitsandbytes_cpu import keep_trainable
 from sdpo.trainer.checkpoint import load_trainer_state, save_trainer_state
@@ -34,6 +30,7 @@ from sdpo.trainer.checks import (
     effective_config,
     sharding_asked_for,
 )
+from sdpo.trainer.log_probs_before_update import LogProbsBeforeUpdate, ReferencePolicy
 from sdpo.trainer.micro_batch_loss import MicroBatchLoss
 from sdpo.trainer.optimizer_hook import AfterOptimizerStep
 from sdpo.trainer.self_teachers import build_teacher
@@ -43,7 +40,6 @@ from sdpo.trainer.teacher_inputs import (
     teacher_inputs,
     weighted_rewards,
 )
-from sdpo.update.actor_update import response_logits
 from sdpo.update.observer import UpdateObserver
 from sdpo.update.rollouts import Rollouts, TRLBatch, response_mask_of, update_batch
 from sdpo.update.schedule import (
@@ -127,6 +123,15 @@ class SDPOTrainer(GRPOTrainer):
             self.schedule.on_policy,
             self.args.max_completion_length,
         )
+        anchored = self.sdpo_config.use_kl_loss
+        self.reference_policy = ReferencePolicy(self.model) if anchored else None
+        self.log_probs_before_update = LogProbsBeforeUpdate(
+            self.loss_config,
+            self.accelerator,
+            self.schedule.on_policy,
+            self.args.per_device_train_batch_size,
+            self.reference_policy,
+        )
         self._stepped: list[bool] = []
         self._scored: tuple[Any, Tensor, list[Any]] | None = None
         self._had_signal = True
@@ -199,7 +204,7 @@ class SDPOTrainer(GRPOTrainer):
         if mode == "train":
             self._warn_without_signal(found.metrics, len(rewards))
         batch |= found.tensors
-        batch |= self._sampler_corrections(batch)
+        batch |= self.log_probs_before_update(self.model, batch)
         for observer in self.observers:
             observer.on_rollouts(rollouts, found.trace, batch)
         return batch
@@ -222,51 +227,6 @@ class SDPOTrainer(GRPOTrainer):
                 stacklevel=2,
             )
         self._had_signal = signal
-
-    @torch.no_grad()
-    def _sampler_corrections(self, batch: TRLBatch) -> dict[str, Tensor]:
-        """Old log-probs where a ratio needs them, and weights where the sampler's are known."""
-        config, sampled = self.loss_config, batch.get("sampling_per_token_logps")
-        limit = None if sampled is None else config.rollout_is_threshold
-        capped = config.is_clip is not None and not self.schedule.on_policy
-        if not capped and limit is None:
-            return {}
-        rows = update_batch(batch)
-        old = self._old_log_probs(rows)
-        found = {"old_log_probs": old}
-        if sampled is not None and limit is not None and rows["response_mask"].any():
-            # A token that the sampler could not score gets the weight 1.
-            sampled = torch.where(sampled.isnan(), old, sampled)
-            found["rollout_is_weights"] = rollout_is_weights(
-                old,
-                sampled,
-                rows["response_mask"],
-                rollout_is_threshold=limit,
-            )
-        return found
-
-    def _old_log_probs(self, rows: dict[str, Tensor]) -> Tensor:
-        """Log-probs `(B, T)` under the policy before the update, in evaluation mode."""
-        size, training = self.args.per_device_train_batch_size, self.model.training
-        self.model.eval()
-        parts = []
-        for start in range(0, len(rows["responses"]), size):
-            part = {name: tensor[start : start + size] for name, tensor in rows.items()}
-            parts.append(self._log_probs(part))
-        self.model.train(training)
-        return torch.cat(parts)
-
-    def _log_probs(self, rows: dict[str, Tensor]) -> Tensor:
-        """Log-probs `(B, T)` of the responses under the model."""
-        temperature, responses = self.loss_config.temperature, rows["responses"]
-        fused = self.sdpo_config.loss_implementation == "fused"
-        of_model: Any = response_projection if fused else response_logits
-        with self.accelerator.autocast():
-            share = self.sdpo_config.shares_prompts("student")
-            answer = of_model(self.model, rows, share_prompts=share)
-        if fused:
-            return token_log_probs(answer, responses, temperature)
-        return log_probs(answer.float(), responses, temperature=temperature)
 
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs
@@ -311,11 +271,13 @@ class SDPOTrainer(GRPOTrainer):
         batch = update_batch(inputs)
         for observer in observers:
             observer.on_micro_batch_begin(inputs)
-        loss, values = self.micro_batch_loss(model, batch, observed=bool(observers))
-        scale = self._scale(inputs)
+        result = self.micro_batch_loss(model, batch, observed=bool(observers))
+        mode, scale = "train" if self.model.training else "eval", self._scale(inputs)
+        for name, value in result.terms.items():
+            self._metrics[mode][f"self_distillation/{name}"].append(value)
         for observer in observers:
-            observer.on_micro_batch_end(batch, values, scale)
-        return loss * scale
+            observer.on_micro_batch_end(batch, result.values, scale)
+        return result.total * scale
 
     def _scale(self, inputs: TRLBatch) -> Tensor | float:
         """Share of a micro-batch in the mini-batch's loss."""

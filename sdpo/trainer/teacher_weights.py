@@ -78,10 +78,10 @@ class AdapterWeights:
     the products instead.
     """
 
-    def __init__(self, model: Any):
-        student_adapter = model.active_adapter
+    def __init__(self, model: Any, adapter: str = TEACHER_ADAPTER):
+        student_adapter, self.adapter = model.active_adapter, adapter
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        add_adapter(model, TEACHER_ADAPTER, student_adapter)
+        add_adapter(model, adapter, student_adapter)
         own, place = dict(model.named_parameters()), f".{student_adapter}"
         self.names = [name for name in trained if place in name]
         if len(self.names) != len(trained):
@@ -90,7 +90,7 @@ class AdapterWeights:
                 f"weights outside the adapter {student_adapter!r} are trained ({outside[:3]}…), "
                 "which a teacher adapter cannot hold: freeze them, or train without PEFT"
             )
-        self.adapter_names = [name.replace(place, f".{TEACHER_ADAPTER}") for name in self.names]
+        self.adapter_names = [name.replace(place, f".{adapter}") for name in self.names]
         self.model = model
         with torch.no_grad():
             for name, mine in zip(self.names, self.adapter_names, strict=True):
@@ -108,13 +108,13 @@ class AdapterWeights:
         return [live[name] for name in self.names]
 
     def answer(self, student: nn.Module, batch: Batch, forward: Callable[..., Answer]) -> Answer:
-        """Run the base model with the teacher's adapter."""
-        with active_adapter(self.model, TEACHER_ADAPTER):
+        """Run the base model with this adapter."""
+        with active_adapter(self.model, self.adapter):
             return forward(student, batch, "teacher_")
 
     @torch.no_grad()
     def changed(self) -> None:
-        """Copy the averages to the teacher's adapter."""
+        """Copy the averages to the adapter."""
         own = dict(self.model.named_parameters())
         for name, master in zip(self.adapter_names, self.masters, strict=True):
             own[name].copy_(master)

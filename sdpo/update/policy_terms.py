@@ -33,6 +33,10 @@ class PolicyTerms(NamedTuple):
             loss = loss + config.kl_loss_coef * self.kl_loss
         return loss
 
+    def named(self) -> dict[str, float]:
+        """The values of the terms by name, for a log."""
+        return {name: value.item() for name, value in self._asdict().items() if value is not None}
+
 
 def policy_terms(
     student_logits: Tensor,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 TEACHER_KEYS = ("teacher_input_ids", "teacher_attention_mask", "teacher_position_ids")
-OPTIONAL_KEYS = ("rollout_is_weights", "old_log_probs")
+OPTIONAL_KEYS = ("rollout_is_weights", "old_log_probs", "ref_log_prob")
 TRLBatch = dict[str, Any]
 """Rows as TRL holds them: tensors and lists under its names."""
 

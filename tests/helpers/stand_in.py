@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdpo.parity.candidates.live_settings import written_layers
-from sdpo.parity.live_fork.composed_settings import POLICY_TERMS
+from sdpo.parity.cases.value_names import POLICY_TERMS
 from sdpo.parity.live_fork.modules import PACKAGES
 
 HOME = Path(__file__).parent / "stand_in_fork"

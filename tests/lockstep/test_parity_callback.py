@@ -20,6 +20,7 @@ from tests.helpers.trainers.tiny_variants import audited, lora, rows_of
 pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 
 EFFECTIVE = {"teacher_mode": "lora_ema", "lora_average": "effective"}
+TERMS = {"entropy_coeff": 0.05, "use_kl_loss": True, "kl_loss_coef": 0.5}
 
 
 @pytest.fixture
@@ -52,6 +53,14 @@ def undrawn(monkeypatch):
         pytest.param({"distillation_topk": None}, {"max_grad_norm": 0.01}, marks=pytest.mark.slow),
         ({"teacher_mode": "lora_ema"}, {}),
         (EFFECTIVE, {}),
+        ({**TERMS, "temperature": 0.7}, {"temperature": 0.7, "max_steps": 3}),
+        pytest.param({**TERMS, "hybrid_lambda": 0.3}, {"bf16": True}, marks=pytest.mark.slow),
+        pytest.param({**TERMS, **EFFECTIVE}, {}, marks=pytest.mark.slow),
+        pytest.param(
+            {**TERMS, "loss_agg_mode": "seq-mean-token-sum-norm"},
+            {"max_completion_length": 9},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             EFFECTIVE,
             {"bf16": True, "num_iterations": 2, "max_steps": 4},

@@ -14,6 +14,7 @@ from sdpo.loss import self_distillation as loss_stages
 from sdpo.parity.cases.stages import NAMES
 from sdpo.prompt import teacher_batch
 from sdpo.trainer.sdpo_trainer import SDPOTrainer
+from sdpo.update import policy_terms
 from tests.helpers.spread import slow_are
 from tests.helpers.trainers import tiny_trainer
 from tests.helpers.trainers.faulty_trainers import (
@@ -128,6 +129,38 @@ class TeacherNotUnderAutocast(SDPOTrainer):
         self.teacher.logits = wrong
 
 
+class AnchorFollows(SDPOTrainer):
+    """The KL term pulls towards the present student."""
+
+    def _generate_and_score_completions(self, inputs):
+        live = dict(self.model.named_parameters())
+        assert self.reference_policy is not None
+        with torch.no_grad():
+            for name, weight in self.reference_policy.named_parameters().items():
+                weight.copy_(live[name])
+        return super()._generate_and_score_completions(inputs)
+
+
+def sign_of_the_bonus(monkeypatch):
+    real = policy_terms.PolicyTerms.added_to
+
+    def wrong(self, loss, config):
+        return 2 * loss - real(self, loss, config)
+
+    monkeypatch.setattr(policy_terms.PolicyTerms, "added_to", wrong)
+
+
+def terms_of_rows_with_signal(monkeypatch):
+    real = sdpo.trainer.micro_batch_loss.MicroBatchLoss.__call__
+
+    def wrong(self, model, batch, *, observed):
+        signal = batch["self_distillation_mask"].unsqueeze(-1).long()
+        masked = {**batch, "response_mask": batch["response_mask"] * signal}
+        return real(self, model, masked, observed=observed)
+
+    monkeypatch.setattr(sdpo.trainer.micro_batch_loss.MicroBatchLoss, "__call__", wrong)
+
+
 def not_normalised(monkeypatch):
     """The loss is divided by the width of the batch, not by the greatest length."""
     real = SDPOTrainer._self_distillation_loss
@@ -146,6 +179,9 @@ NORM = "seq-mean-token-sum-norm"
 OTHER_RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "temperature on one side only": ({"temperature": 0.7}, {}, {}),
     "ratio applied twice": ({"steps_per_generation": 4, "max_steps": 6}, {"is_clip": 10.0}, {}),
+    "entropy bonus: subtracted": ({}, {"entropy_coeff": 0.1}, {}),
+    "entropy bonus: rows with signal only": ({}, {"entropy_coeff": 0.1}, {}),
+    "KL anchor: follows the student": ({}, {"use_kl_loss": True, "kl_loss_coef": 0.5}, {}),
     "hybrid: GRPO forgotten": ({}, {"hybrid_lambda": 0.3}, {}),
     "hybrid: shares swapped": ({}, {"hybrid_lambda": 0.3}, {}),
     "hybrid: teacher's own top-k": ({}, {"hybrid_lambda": 0.3}, {}),
@@ -164,6 +200,9 @@ OTHER_RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 """Arguments of TRL, of SDPO and of the model for faults that need others."""
 
 FAULTS = {
+    "entropy bonus: subtracted": (sign_of_the_bonus, "accumulate"),
+    "entropy bonus: rows with signal only": (terms_of_rows_with_signal, "accumulate"),
+    "KL anchor: follows the student": (AnchorFollows, "accumulate"),
     "hybrid: GRPO forgotten": (GRPOForgotten, "accumulate"),
     "hybrid: shares swapped": (SharesSwapped, "accumulate"),
     "hybrid: teacher's own top-k": (own_support, "support"),
@@ -200,7 +239,8 @@ AS_OTHERS = (
 def test_a_planted_fault_is_named_with_its_stage(fault, tmp_path, monkeypatch, undrawn):
     plant, stage = FAULTS[fault]
     args, settings, changes = OTHER_RUNS.get(fault, ({}, {}, {}))
-    reward = OneSuccess() if fault == "masked rows counted in the denominator" else None
+    few = ("masked rows counted in the denominator", "entropy bonus: rows with signal only")
+    reward = OneSuccess() if fault in few else None
     kind = SDPOTrainer
     if isinstance(plant, type):
         kind = plant

@@ -15,6 +15,7 @@ from trl.trainer.utils import RepeatSampler
 from sdpo.lockstep.parity_callback import ParityWarning
 from sdpo.lockstep.rollout_source import SourceError, groups
 from sdpo.settings.config import SDPOConfig
+from sdpo.trainer.log_probs_before_update import LogProbsBeforeUpdate
 from sdpo.trainer.sdpo_trainer import SDPOTrainer
 from tests.helpers.trainers import tiny_trainer
 from tests.helpers.trainers.tiny_variants import rows_of
@@ -195,21 +196,31 @@ class WeightsSwapped(SDPOTrainer):
         self.reward_weights = torch.tensor([0.7, 1.0])
 
 
-class OldLogProbsOfAnother(SDPOTrainer):
-    def _old_log_probs(self, rows):
-        return super()._old_log_probs(rows).roll(1, 0)
+def old_log_probs_of_another(monkeypatch):
+    real = LogProbsBeforeUpdate.old_log_probs
+    monkeypatch.setattr(
+        LogProbsBeforeUpdate, "old_log_probs", lambda *given: real(*given).roll(1, 0)
+    )
 
 
-class RolloutWeightsSquared(SDPOTrainer):
-    def _sampler_corrections(self, batch):
-        found = super()._sampler_corrections(batch)
+def rollout_weights_squared(monkeypatch):
+    real = LogProbsBeforeUpdate.__call__
+
+    def wrong(*given):
+        found = real(*given)
         return {**found, "rollout_is_weights": found["rollout_is_weights"].square()}
 
+    monkeypatch.setattr(LogProbsBeforeUpdate, "__call__", wrong)
 
-class ToolTokensLearnt(SDPOTrainer):
-    def _sampler_corrections(self, batch):
-        del batch["tool_mask"]
-        return super()._sampler_corrections(batch)
+
+def tool_tokens_learnt(monkeypatch):
+    real = LogProbsBeforeUpdate.__call__
+
+    def wrong(self, model, rollouts):
+        del rollouts["tool_mask"]
+        return real(self, model, rollouts)
+
+    monkeypatch.setattr(LogProbsBeforeUpdate, "__call__", wrong)
 
 
 def later(rows: list[Any]) -> list[Any]:
@@ -249,9 +260,9 @@ FAULTS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "teacher rows shifted": (TeacherRowsShifted, "teacher_tokens", {}),
     "mask cut": (mask_cut, "teacher_tokens", {}),
     "reward weights swapped": (WeightsSwapped, "demonstration", everything()),
-    "old log-probs of another row": (OldLogProbsOfAnother, "importance", everything()),
-    "rollout weights squared": (RolloutWeightsSquared, "importance", everything()),
-    "tokens of tools learnt": (ToolTokensLearnt, "aggregate", everything()),
+    "old log-probs of another row": (old_log_probs_of_another, "importance", everything()),
+    "rollout weights squared": (rollout_weights_squared, "importance", everything()),
+    "tokens of tools learnt": (tool_tokens_learnt, "aggregate", everything()),
 }
 
 

@@ -18,8 +18,18 @@ pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
         pytest.param({}, {"teacher_mode": "trust_region"}, marks=pytest.mark.slow),
         ({}, {"teacher_mode": "lora_ema"}),
         ({}, {"teacher_mode": "lora_ema", "lora_average": "effective"}),
+        ({}, {"use_kl_loss": True, "kl_loss_coef": 0.5, "entropy_coeff": 0.1}),
+        ({}, {"use_kl_loss": True, "kl_loss_coef": 0.5, "teacher_mode": "lora_ema"}),
     ],
-    ids=["between updates", "within an update", "trust region", "lora_ema", "effective"],
+    ids=[
+        "between updates",
+        "within an update",
+        "trust region",
+        "lora_ema",
+        "effective",
+        "policy terms",
+        "policy terms with LoRA",
+    ],
 )
 def test_resumed_is_uninterrupted(args, settings, tmp_path):
     config = SDPOConfig(distillation_topk=20, **settings)
@@ -34,6 +44,16 @@ def test_resumed_is_uninterrupted(args, settings, tmp_path):
     logs = [[row["loss"] for row in t.state.log_history if "loss" in row] for t in (whole, resumed)]
     assert logs[0] == logs[1]
     assert len(logs[0]) == 5
+
+
+def test_an_anchor_of_other_weights_than_training_began_with_is_refused(tmp_path):
+    args = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    config = SDPOConfig(distillation_topk=20, use_kl_loss=True)
+    first = tiny_trainer.trainer(tmp_path, config, args=args)
+    first.train()
+    resumed = tiny_trainer.trainer(tmp_path, config, model=first.model, args=args)
+    with pytest.raises(ValueError, match="resume with the model that training began with"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 @pytest.mark.parametrize("settings", [{}, {"enabled": False}], ids=["sdpo", "grpo"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
+from sdpo.parity.cases.value_names import POLICY_TERMS
 from sdpo.parity.live_fork.checkout import CheckoutError
 from sdpo.parity.live_fork.modules import CONFIG, live_function
 from sdpo.parity.live_fork.settings import Settings
@@ -19,7 +20,6 @@ from sdpo.parity.live_fork.settings import Settings
 OF_USERS = {"USER": "user", "TASK": "task", "EXPERIMENT": "experiment"}
 """Variables that the fork's files take names and folders from; no setting compared here."""
 
-POLICY_TERMS = ("entropy_coeff", "use_kl_loss", "kl_loss_coef", "kl_loss_type")
 OF_ACTOR = ("loss_agg_mode", "grad_clip", *POLICY_TERMS)
 """Settings of the actor beside those of its self-distillation."""
 

@@ -19,6 +19,7 @@ from sdpo.parity.cases.checked_call import CandidateError, guarded, same_bits
 from sdpo.parity.cases.run_reference import TraceHooks, in_dtype, run_reference_updates
 from sdpo.parity.cases.stage_trace import GRAD_NORM, NO_STAGE, SCALED_LOSS, Place, StageTrace
 from sdpo.parity.cases.tensor_distances import float32_error, largest_by_kind
+from sdpo.parity.cases.value_names import POLICY_TERMS
 from sdpo.parity.compare.comparison import Comparison, compare_exact
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.value_dtypes import other_dtypes
@@ -38,8 +39,6 @@ from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.reference.update import UpdateSettings
 from sdpo.settings.config import SDPOConfig
 from sdpo.update.actor_update import ForwardSettings, actor_update
-
-TERMS = ("entropy_coeff", "use_kl_loss", "kl_loss_coef", "kl_loss_type")
 
 Progress = Callable[[str, int, int], None]
 Errors = dict[str, float]
@@ -143,7 +142,7 @@ def own_config(config: Mapping[str, Any]) -> SDPOConfig:
     actor = config["actor"]
     return SDPOConfig(
         **config["self_distillation"],
-        **{name: actor[name] for name in ("loss_agg_mode", "grad_clip", *TERMS)},
+        **{name: actor[name] for name in ("loss_agg_mode", "grad_clip", *POLICY_TERMS)},
         temperature=config["temperature"],
     )
 

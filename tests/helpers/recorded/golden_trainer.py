@@ -77,7 +77,7 @@ def rollouts_of(batch: dict[str, Tensor]) -> dict[str, Any]:
         "num_items_in_batch": response_mask.sum(),
         ROW: torch.arange(len(attention)),
     }
-    taken = ("self_distillation_mask", "old_log_probs", "rollout_is_weights")
+    taken = ("self_distillation_mask", "old_log_probs", "rollout_is_weights", "ref_log_prob")
     names = [name for name in batch if name.startswith("teacher_") or name in taken]
     return found | {name: batch[name] for name in names}
 
