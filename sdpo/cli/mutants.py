@@ -1,11 +1,14 @@
 """`sdpo mutants`: the self-test of the harness against the catalogue of known faults."""
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdpo.runtime.progress import progress_bars
+
+if TYPE_CHECKING:
+    from sdpo.parity.audit.self_test import MutantRow
 
 MOST_PROCESSES = 8
 
@@ -59,7 +62,7 @@ def mutants(
     raise typer.Exit(4 if failed else 0)
 
 
-def run(ids: list[str]) -> list[dict[str, Any]]:
+def run(ids: list[str]) -> "list[MutantRow]":
     """Audit the faults with a progress bar on standard error."""
     from sdpo.parity.audit.self_test import self_test
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sdpo.parity.audit.audit import judged
-from sdpo.parity.audit.self_test import FaultyTrace, failures, self_test
+from sdpo.parity.audit.run_loss_cases import judge_loss_case
+from sdpo.parity.audit.self_test import FaultyTrace, MutantRow, failures, self_test
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.cases.stages import first_in_order
@@ -42,7 +42,8 @@ def name(fault):
 def test_as_a_full_trace(fault):
     """Some of them; the slow self-test runs all, and the next test each as a loss."""
     with deterministic():
-        results = [judged(FaultyTrace(fault), case) for case in loss_cases(telling_cases(fault))]
+        candidate, cases = FaultyTrace(fault), loss_cases(telling_cases(fault))
+        results = [judge_loss_case(candidate, case) for case in cases]
     assert {result.status for result in results} & set(ACCEPTED)
     assert first_in_order({r.first_stage for r in results if r.first_stage}) == fault.stage
 
@@ -68,7 +69,7 @@ def test_as_a_loss_from_log_probs(fault):
 
 def by_ladder(candidate):
     with deterministic():
-        return climb(lambda case: rung_outcome(judged(candidate, case)), torch.float32)[0]
+        return climb(lambda case: rung_outcome(judge_loss_case(candidate, case)), torch.float32)[0]
 
 
 @pytest.mark.slow
@@ -99,14 +100,19 @@ def test_the_whole_self_test():
 
 
 def test_a_survivor_fails_the_self_test():
-    row = {
+    row: MutantRow = {
         "id": "M00",
         "name": "nothing",
+        "group": "",
         "stage": "tail",
+        "source": "",
         "killed": False,
+        "at_its_stage": False,
+        "verdicts": {"logits": "PASS"},
         "stages": {"logits": None},
         "explained_by": {"logits": []},
+        "bfloat16": "found",
     }
     assert failures([row]) == ["M00 nothing survives"]
-    elsewhere = row | {"killed": True, "stages": {"logits": "gradient"}}
-    assert failures([elsewhere]) == ["M00 nothing found at gradient, not tail"]
+    row["killed"], row["stages"] = True, {"logits": "gradient"}
+    assert failures([row]) == ["M00 nothing found at gradient, not tail"]

@@ -1,8 +1,8 @@
-"""The self-test of the harness: every known fault of the loss is audited as a candidate.
+"""Tests the harness itself: every known fault of the loss is audited as a candidate.
 
 A fault is killed if each of its shapes is found divergent: as a full trace, as a loss from logits,
 and, where it lies in one, as a loss from log-probs. The first stage named must be the fault's own.
-All shapes take the path of a user's candidate (`audit.judge`), in this process.
+All shapes take the path of a user's candidate (`judge` in `audit.py`), in this process.
 """
 
 import multiprocessing
@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from torch import Tensor
 
-from sdpo.fixtures import GoldenFamily, packaged_family
-from sdpo.parity.audit.audit import judge, judged
+from sdpo.fixtures import GoldenCase, GoldenFamily, packaged_family
+from sdpo.parity.audit.audit import judge
 from sdpo.parity.audit.request import Request
+from sdpo.parity.audit.run_loss_cases import judge_loss_case
 from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
 from sdpo.parity.cases.checked_call import Location, LossCandidate
 from sdpo.parity.cases.loss_case import LossCase, loss_cases
@@ -30,7 +31,7 @@ from sdpo.parity.faults.evaluate_fault import fault_trace, loss_from_log_probs, 
 from sdpo.parity.report.run_report import RunReport
 from sdpo.settings.determinism import deterministic
 
-TRACE, LOGITS, LOG_PROBS = "trace", "logits", "log-probs"
+_TRACE, _LOGITS, _LOG_PROBS = "trace", "logits", "log-probs"
 
 
 class FaultyTrace:
@@ -49,11 +50,27 @@ class FaultyTrace:
         return fault_trace(self.fault.parts, case)
 
 
-LIMITED_TAILS = {"near_one_hot", "peaked_tail_near_clamp"}
+_LIMITED_TAILS = {"near_one_hot", "peaked_tail_near_clamp"}
+
+
+class MutantRow(TypedDict):
+    """A fault in the report of the self-test; `bfloat16` is `found`, or why it is not found."""
+
+    id: str
+    name: str
+    group: str
+    stage: str
+    source: str
+    killed: bool
+    at_its_stage: bool
+    verdicts: dict[str, str]
+    stages: dict[str, str | None]
+    explained_by: dict[str, list[str]]
+    bfloat16: str
 
 
 @dataclass
-class Mutant:
+class _Mutant:
     """What the audits of one fault showed, by shape; `low` at bfloat16 is `found` or why not."""
 
     fault: Fault
@@ -64,16 +81,16 @@ class Mutant:
 
     @property
     def killed(self) -> bool:
-        """Whether each shape was found divergent, or failed where it cannot be compared."""
+        """Tell whether each shape was found divergent, or failed where it cannot be compared."""
         return all(verdict in FAILING for verdict in self.verdicts.values())
 
     @property
     def at_its_stage(self) -> bool:
-        """Whether the first stage named was the fault's own, in each shape."""
+        """Tell whether the first stage named was the fault's own, in each shape."""
         return all(stage == self.fault.stage for stage in self.stages.values())
 
-    def row(self) -> dict[str, Any]:
-        """The fault in the report."""
+    def row(self) -> MutantRow:
+        """Report the fault."""
         fault = self.fault
         return {
             "id": fault.id,
@@ -90,39 +107,40 @@ class Mutant:
         }
 
 
-def shapes_of(fault: Fault) -> dict[str, LossCandidate]:
-    """A fault in all shapes that it can take."""
+def _shapes_of(fault: Fault) -> dict[str, LossCandidate]:
+    """Make the candidates of a fault, in all shapes that it can take."""
     shapes: dict[str, LossCandidate] = {
-        TRACE: FaultyTrace(fault),
-        LOGITS: FromLogits(fault.id, loss_from_logits(fault.parts)),
+        _TRACE: FaultyTrace(fault),
+        _LOGITS: FromLogits(fault.id, loss_from_logits(fault.parts)),
     }
     if fault.after_log_probs:
-        shapes[LOG_PROBS] = FromLogProbs(fault.id, loss_from_log_probs(fault.parts))
+        shapes[_LOG_PROBS] = FromLogProbs(fault.id, loss_from_log_probs(fault.parts))
     return shapes
 
 
-def covering(family: GoldenFamily, dtype: str) -> list[str]:
-    """Ids of cases of a dtype that together show every pair of settings that matters."""
+def _covering(family: GoldenFamily, dtype: str) -> list[str]:
+    """Choose cases of a dtype that together show every pair of settings that matters, by id."""
     shown = {
-        golden.id: features(golden.entry, case)
+        golden.id: _features(golden, case)
         for golden, case in zip(family, loss_cases(family), strict=True)
         if golden.config["dtype"] == dtype
     }
-    cost = {golden.id: size(golden.entry) for golden in family}
+    cost = {golden.id: _size(golden) for golden in family}
     missing = set().union(*shown.values())
-    chosen: list[str] = []
+    covering: list[str] = []
     while missing:
         best = max(shown, key=lambda id_: (len(shown[id_] & missing), -cost[id_]))
-        chosen.append(best)
+        covering.append(best)
         missing -= shown[best]
-    return chosen
+    return covering
 
 
-def features(entry: Mapping[str, Any], case: LossCase) -> set[tuple[Any, ...]]:
-    """What a recorded case shows."""
-    config = entry["config"]
-    found = {(case.mode, name, config[name]) for name in ("alpha", "temperature")}
-    given = {
+def _features(golden: GoldenCase, case: LossCase) -> set[tuple[object, ...]]:
+    """List what a recorded case shows."""
+    config, tags = golden.config, golden.tags
+    features: set[tuple[object, ...]]
+    features = {(case.mode, name, config[name]) for name in ("alpha", "temperature")}
+    present = {
         "weights": case.rollout_is_weights is not None,
         "signal": case.self_distillation_mask is not None,
         "ragged": bool((case.loss_mask == 0).any()),
@@ -130,20 +148,21 @@ def features(entry: Mapping[str, Any], case: LossCase) -> set[tuple[Any, ...]]:
         "nothing counts": bool((case.loss_mask == 0).all()),
         "several rows": len(case.loss_mask) > 1,
     }
-    found |= {(feature, there, config["loss_agg_mode"]) for feature, there in given.items()}
-    found |= {("is_clip", config["is_clip"], given["weights"]), ("agg", config["loss_agg_mode"])}
-    found |= {(case.mode, tag) for tag in entry["tags"] if tag in ("huge_logits", "k_equals_vocab")}
-    return found | {("tag", tag) for tag in entry["tags"]}
+    mode = config["loss_agg_mode"]
+    features |= {(name, there, mode) for name, there in present.items()}
+    features |= {("is_clip", config["is_clip"], present["weights"]), ("agg", mode)}
+    features |= {(case.mode, tag) for tag in tags if tag in ("huge_logits", "k_equals_vocab")}
+    return features | {("tag", tag) for tag in tags}
 
 
-def size(entry: Mapping[str, Any]) -> int:
-    """Number of logits of a recorded case."""
-    dims = entry["dims"]
+def _size(golden: GoldenCase) -> int:
+    """Count the logits of a recorded case."""
+    dims = golden.entry["dims"]
     return dims["B"] * dims["T"] * dims["V"]
 
 
 def subset(family: GoldenFamily, ids: Sequence[str]) -> GoldenFamily:
-    """Some cases of a family, in its order."""
+    """Take some cases of a family, in its order."""
     entries = [entry for entry in family.manifest["cases"] if entry["id"] in ids]
     further = None if family.supplement is None else subset(family.supplement, ids)
     return replace(family, manifest={**family.manifest, "cases": entries}, supplement=further)
@@ -151,7 +170,7 @@ def subset(family: GoldenFamily, ids: Sequence[str]) -> GoldenFamily:
 
 @lru_cache(maxsize=1)
 def families() -> tuple[GoldenFamily, GoldenFamily]:
-    """The cases of the self-test, and those of bfloat16.
+    """Choose the cases of the self-test, and those of bfloat16.
 
     The first are of float32, and of float64 where a tail is at its limit: float32 cannot tell on
     which side of the limit such a tail lies.
@@ -160,16 +179,16 @@ def families() -> tuple[GoldenFamily, GoldenFamily]:
     limited = [
         golden.id
         for golden in family
-        if golden.config["dtype"] == "float64" and LIMITED_TAILS & set(golden.tags)
+        if golden.config["dtype"] == "float64" and _LIMITED_TAILS & set(golden.tags)
     ]
-    single = covering(family, "float32") + limited
-    return subset(family, single), subset(family, covering(family, "bfloat16"))
+    single = _covering(family, "float32") + limited
+    return subset(family, single), subset(family, _covering(family, "bfloat16"))
 
 
-def audited(fault: Fault, family: GoldenFamily) -> Mutant:
+def _audited(fault: Fault, family: GoldenFamily) -> _Mutant:
     """Audit a fault in all its shapes."""
-    mutant = Mutant(fault)
-    for shape, candidate in shapes_of(fault).items():
+    mutant = _Mutant(fault)
+    for shape, candidate in _shapes_of(fault).items():
         run = judged_here(candidate, family)
         mutant.verdicts[shape], mutant.stages[shape] = run.verdict, run.first_stage
         mutant.explained_by[shape] = run.explained_by
@@ -177,37 +196,38 @@ def audited(fault: Fault, family: GoldenFamily) -> Mutant:
 
 
 def judged_here(candidate: LossCandidate, family: GoldenFamily) -> RunReport:
-    """The audit of a candidate on some cases; a fault keeps no state that a process could hide."""
+    """Audit a candidate in this process: a fault keeps no state that another one could show."""
     request = Request(candidate.name)
     return judge(request, candidate, [family], [], lambda *_: None, isolation=False)
 
 
-def at_low_precision(fault: Fault, family: GoldenFamily) -> str:
-    """`found` if the stages at bfloat16 show a fault, else why not."""
+def _at_low_precision(fault: Fault, family: GoldenFamily) -> str:
+    """Say whether the stages at bfloat16 show a fault: `found`, or why not."""
     acts, candidate = False, FaultyTrace(fault)
     for case in loss_cases(family):
-        if judged(candidate, case).status in FAILING:
+        if judge_loss_case(candidate, case).status in FAILING:
             return "found"
-        evaluated, given = evaluate_case(case), evaluation((fault,), evaluate_case(case))
-        acts |= given is not None and any(
+        evaluated = evaluate_case(case)
+        faulty = evaluation((fault,), evaluated)
+        acts |= faulty is not None and any(
             not np.array_equal(value, evaluated.agreement.reference_values[name], equal_nan=True)
-            for name, value in given.values.items()
+            for name, value in faulty.values.items()
         )
     if acts:
         return "within the budget of bfloat16"
     return fault.inactive or "does nothing on the recorded cases of bfloat16"
 
 
-def row_of(fault_id: str) -> dict[str, Any]:
+def _row_of(fault_id: str) -> MutantRow:
     """Audit one fault; the function that a process of its own runs."""
     with deterministic():
         single, low = families()
-        mutant = audited(BY_ID[fault_id], single)
-        mutant.low = at_low_precision(BY_ID[fault_id], low)
+        mutant = _audited(BY_ID[fault_id], single)
+        mutant.low = _at_low_precision(BY_ID[fault_id], low)
     return mutant.row()
 
 
-def self_test(ids: Sequence[str], processes: int = 1) -> Iterator[dict[str, Any]]:
+def self_test(ids: Sequence[str], processes: int = 1) -> Iterator[MutantRow]:
     """Audit faults and yield a row for each, in order.
 
     Args:
@@ -215,31 +235,31 @@ def self_test(ids: Sequence[str], processes: int = 1) -> Iterator[dict[str, Any]
         processes: to share the work; 1 stays in this one.
     """
     if processes == 1:
-        yield from map(row_of, ids)
+        yield from map(_row_of, ids)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield from pool.map(row_of, ids, chunksize=4)
+        yield from pool.map(_row_of, ids, chunksize=4)
 
 
-def failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which faults survive, or were found at another stage without being told apart.
+def failures(rows: Sequence[MutantRow]) -> list[str]:
+    """Name the faults that survive, or that are found at another stage than their own.
 
     A stage that is not the fault's own is accepted where the explanation names the fault among
     others of several stages: these faults give the same numbers.
     """
-    found = []
+    failed = []
     for row in rows:
         label = f"{row['id']} {row['name']}"
         if not row["killed"]:
-            found.append(f"{label} survives")
-        elif wrong := [s for s in row["stages"] if not stage_accepted(row, s, label)]:
-            found.append(f"{label} found at {row['stages'][wrong[0]]}, not {row['stage']}")
-    return found
+            failed.append(f"{label} survives")
+        elif wrong := [s for s in row["stages"] if not _stage_accepted(row, s, label)]:
+            failed.append(f"{label} found at {row['stages'][wrong[0]]}, not {row['stage']}")
+    return failed
 
 
-def stage_accepted(row: Mapping[str, Any], shape: str, label: str) -> bool:
-    """Whether one shape of a fault was found at its stage, or as far as its numbers can tell."""
+def _stage_accepted(row: MutantRow, shape: str, label: str) -> bool:
+    """Tell whether a shape was found at its fault's stage, as far as the numbers can tell."""
     others = [name for name in row["explained_by"][shape] if name != label]
-    indistinguishable = shape != TRACE and label in row["explained_by"][shape] and bool(others)
+    indistinguishable = shape != _TRACE and label in row["explained_by"][shape] and bool(others)
     return row["stages"][shape] == row["stage"] or indistinguishable

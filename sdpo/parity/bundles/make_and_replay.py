@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from sdpo.fixtures import GoldenDataError
-from sdpo.parity.audit.audit import SEEDS, load_goldens, run_loss_case
+from sdpo.parity.audit.audit import load_goldens
 from sdpo.parity.audit.child_process import Crash, answer
 from sdpo.parity.audit.launch import BundlesMade, BundlesRequest
 from sdpo.parity.audit.load_candidate import load_candidate
@@ -24,6 +24,7 @@ from sdpo.parity.audit.rejudge_and_replay import (
     ReplayRequest,
     ReplayResult,
 )
+from sdpo.parity.audit.run_loss_cases import SEEDS, judge_loss_case, run_loss_case
 from sdpo.parity.bundles.archive import BundleError, Shrunk
 from sdpo.parity.bundles.loss_bundle import LossBundle, LossDocument, read, write
 from sdpo.parity.bundles.scenario_bundle import (
@@ -120,17 +121,17 @@ def bundle_of(
 
     A case that does not fail without the values that were recorded with it stays as it is.
     """
-    wanted = signature(run_loss_case(candidate, case)[0])
+    wanted = signature(judge_loss_case(candidate, case))
 
     def fails(smaller: LossCase) -> bool:
-        return signature(run_loss_case(candidate, smaller)[0]) == wanted
+        return signature(judge_loss_case(candidate, smaller)) == wanted
 
     bare = replace(case, recorded={})
     smallest, tries = case, 1
     if fails(bare):
         smallest, shrinking_tries = shrink_case(bare, fails)
         tries += shrinking_tries
-    row = run_loss_case(candidate, smallest)[0].row()
+    row = judge_loss_case(candidate, smallest).row()
     before, after = (list(each.student_logits.shape) for each in (case, smallest))
     document = LossDocument(
         schema_version=1,
@@ -164,7 +165,8 @@ def _replay_loss(bundle: LossBundle, candidate: str) -> ReplayResult:
             raise CandidateError(
                 "config", f"{name} is no loss function; this bundle replays only these"
             )
-        result, doubts, _ = run_loss_case(loss, bundle.case)
+        run = run_loss_case(loss, bundle.case)
+    result, doubts = run.result, run.doubts
     row = result.row()
     now = Seen(row["status"], row["first_stage"], "; ".join(doubts) or row["note"])
     rows, tokens, vocabulary = bundle.case.student_logits.shape

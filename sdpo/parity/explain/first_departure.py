@@ -1,4 +1,4 @@
-"""Where does a divergent candidate first depart, and which known fault explains it?
+"""Infers where a divergent candidate first departs, and which known faults explain it.
 
 The stage of the explaining faults comes first, where they agree; the ladder of interventions
 (`ladder.py`) is what remains for a callable that no known fault explains. Neither is believed
@@ -7,7 +7,6 @@ against what was seen: `Departure` alone decides, whoever inferred.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
@@ -17,22 +16,23 @@ from sdpo.parity.compare.evaluated_case import Observation
 from sdpo.parity.compare.loss_stages import ORDER
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
-from sdpo.parity.explain.explanations import Explained, ranked
+from sdpo.parity.explain.explanation_rows import Explanation, ExplanationSearch
+from sdpo.parity.explain.explanations import ranked
 from sdpo.parity.explain.ladder import RungOutcome, climb
 from sdpo.parity.explain.match_faults import Search, explain, stage_of
 from sdpo.parity.explain.rungs import RungResult, RungRow
 
 FROM_LOG_PROBS = "loss from log-probs"
-STAGE_FUNCTIONS = "stage functions"
+_STAGE_FUNCTIONS = "stage functions"
 WITHOUT_LOG_PROBS = {"log_probs": "divergence", "support": "tail"}
 """What the ladder's stages are in a loss that is given log-probs, and computes none of its own."""
 
-JudgeCase = Callable[[LossCase], CaseResult]
+_JudgeCase = Callable[[LossCase], CaseResult]
 
 
 @dataclass(frozen=True)
 class Departure:
-    """What is known about a divergent candidate's first departure.
+    """What is known of where a divergent candidate first departs.
 
     Attributes:
         observed: the first stage at which it was seen to depart.
@@ -46,9 +46,9 @@ class Departure:
     observed: str | None
     suspected: str | None = None
     held: str | None = None
-    explanations: list[Explained] = field(default_factory=list)
+    explanations: list[Explanation] = field(default_factory=list)
     rungs: list[RungRow] = field(default_factory=list)
-    search: dict[str, Any] | None = None
+    search: ExplanationSearch | None = None
 
     @property
     def possible(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def locate(
     shown: Sequence[str],
     observations: Sequence[Observation],
     observed: str | None,
-    judge: JudgeCase | None,
+    judge: _JudgeCase | None,
 ) -> Departure:
     """Explain a divergent candidate, and infer the first stage of one that does not show all.
 
@@ -90,63 +90,67 @@ def locate(
         observed: the first stage at which it was seen to diverge.
         judge: runs a further case; None for a candidate whose stages are all seen.
     """
-    if kind == STAGE_FUNCTIONS:
-        observations = [only_stage(observation, observed) for observation in observations]
+    if kind == _STAGE_FUNCTIONS:
+        observations = [_only_stage(observation, observed) for observation in observations]
     search = Search()
     # one that is given log-probs and shows none of its own can have no fault in them
     from_log_probs = kind == FROM_LOG_PROBS
-    given = from_log_probs and "log_probs" not in shown
-    found = explain(observations, after_log_probs=given, search=search)
-    cases = {explanation.label: explanation.cases for explanation in found}
+    after_log_probs = from_log_probs and "log_probs" not in shown
+    matches = explain(observations, after_log_probs=after_log_probs, search=search)
     diverging = {o.evaluated.case.id for o in observations if o.diverges}
-    told: dict[str, Any] = {
-        "explanations": ranked(cases, len(diverging)),
-        "search": search.row(),
-    }
+    explanations = ranked({match.label: match.cases for match in matches}, len(diverging))
+    departure = Departure(observed, explanations=explanations, search=search.row())
     if judge is None:
-        return Departure(observed, **told)
-    found_first = Departure(observed, stage_of(found), held_before(observed, shown), **told)
-    if found_first.inferred or len(found_first.possible) < 2:
-        return found_first
-    stage, rungs = by_ladder(judge, observations, observed)
+        return departure
+    held = held_before(observed, shown)
+    departure = replace(departure, suspected=stage_of(matches), held=held)
+    if departure.inferred or len(departure.possible) < 2:
+        return departure
+    stage, rungs = _by_ladder(judge, observations, observed)
     if from_log_probs and stage is not None:
         stage = WITHOUT_LOG_PROBS.get(stage, stage)
-    return replace(found_first, suspected=stage, rungs=rungs)
+    return replace(departure, suspected=stage, rungs=rungs)
 
 
 def held_before(observed: str | None, shown: Iterable[str]) -> str | None:
-    """The last shown stage before the first one that was seen to depart."""
+    """Find the last shown stage before the first one that was seen to depart."""
     before = [] if observed is None else NAMES[: NAMES.index(observed)]
     return next((stage for stage in reversed(before) if stage in shown), None)
 
 
-def only_stage(observation: Observation, stage: str | None) -> Observation:
-    """The values of one stage: stage functions start from the reference, faults from their own."""
+def _only_stage(observation: Observation, stage: str | None) -> Observation:
+    """Keep the values of one stage of stage functions, which all start from the reference.
+
+    A fault's later stages start from its own values, and cannot be compared with them.
+    """
     values = {n: v for n, v in observation.values.items() if n.split(".")[0] == stage}
     holds = observation.evaluated.agreement.with_reference(values)
     return replace(observation, values=values, diverges=not holds)
 
 
-def by_ladder(
-    judge: JudgeCase, observations: Sequence[Observation], observed: str | None
+def _by_ladder(
+    judge: _JudgeCase, observations: Sequence[Observation], observed: str | None
 ) -> tuple[str | None, list[RungRow]]:
-    """The stage that the ladder names, and its rungs, in the first dtype that shows a departure.
+    """Climb the ladder in one dtype after the other, up to the first that shows a departure.
 
     Where the loss itself was seen to depart, a ladder on which only gradients do says too little.
+
+    Returns:
+        The stage that the ladder names, and its rungs.
     """
-    found: list[tuple[str | None, list[RungRow]]] = []
+    climbed: list[tuple[str | None, list[RungRow]]] = []
     for dtype in dtypes_of(observations):
         stage, rungs = climb(lambda case: rung_outcome(judge(case)), dtype)
-        found.append((stage, rungs))
+        climbed.append((stage, rungs))
         if stage is not None and not (stage == "gradient" and observed != "gradient"):
             return stage, rungs
-    return next((tried for tried in found if tried[0] is not None), found[0])
+    return next((ladder for ladder in climbed if ladder[0] is not None), climbed[0])
 
 
 def dtypes_of(observations: Sequence[Observation]) -> list[torch.dtype]:
-    """The dtypes for the ladder, those of divergent cases: the next if one shows no departure."""
-    found = {o.evaluated.case.dtype for o in observations if o.diverges}
-    known = [d for d in (torch.float32, torch.float64, torch.bfloat16) if d in found]
+    """List the dtypes of divergent cases in the order in which the ladder tries them."""
+    dtypes = {o.evaluated.case.dtype for o in observations if o.diverges}
+    known = [d for d in (torch.float32, torch.float64, torch.bfloat16) if d in dtypes]
     return known or [torch.float32]
 
 

@@ -1,8 +1,8 @@
-"""Where does a callable that returns only a scalar first depart? A ladder of interventions.
+"""Finds where a callable that returns only a scalar first departs, by a ladder of generated cases.
 
-Each rung is a small generated case that adds one feature to rungs below it; everything else is
-neutral. A rung whose loss is over budget while the ones below hold names the stage of its feature.
-Where one feature shows a fault of several stages, the rungs are read together (`ladder_rules.py`).
+Each rung adds one feature to a case without any. If its loss departs while those of the rungs below
+hold, the stage of that feature is the first to depart. A feature that several stages have in common
+is told apart by several rungs together (`ladder_rules.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -29,8 +29,8 @@ class RungOutcome:
     factor: float | None = None
 
 
-JudgeRung = Callable[[LossCase], RungOutcome]
-Change = Callable[[LossCase], LossCase]
+_JudgeRung = Callable[[LossCase], RungOutcome]
+_Change = Callable[[LossCase], LossCase]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Row:
     feature: Feature
     settings: Mapping[str, object]
     size: tuple[int, int] = (1, 1)
-    changes: tuple[Change, ...] = ()
+    changes: tuple[_Change, ...] = ()
 
     def rung(self, dtype: torch.dtype) -> Rung:
         """Make the case, in a dtype."""
@@ -130,18 +130,19 @@ def _opposed(case: LossCase) -> LossCase:
     return replace(case, student_logits=student, teacher_logits=-student)
 
 
-def _ratio(shift: float | Tensor) -> Change:
+def _ratio(shift: float | Tensor) -> _Change:
     """Give old log-probs that lie `shift` below the present ones."""
 
     def change(case: LossCase) -> LossCase:
         z = case.student_logits / case.config.temperature
-        own = z.log_softmax(-1).gather(-1, case.responses.unsqueeze(-1)).squeeze(-1)
-        return replace(case, old_log_probs=(own - shift).detach())
+        log_probs = z.log_softmax(-1).gather(-1, case.responses.unsqueeze(-1)).squeeze(-1)
+        return replace(case, old_log_probs=(log_probs - shift).detach())
 
     return change
 
 
 def _rollout_weight(case: LossCase) -> LossCase:
+    """Weight the token as one of another sampler."""
     return replace(case, rollout_is_weights=torch.full((1, 1), 1.7))
 
 
@@ -167,7 +168,7 @@ def _signal(rows: tuple[float, ...], case: LossCase) -> LossCase:
 def _masks() -> list[_Row]:
     """Pad, leave rows without signal, in each aggregation."""
     no_signal = partial(_signal, (1.0, 0.0, 1.0))
-    ragged: dict[str, tuple[Change, ...]] = {
+    ragged: dict[str, tuple[_Change, ...]] = {
         "padding": (_padded,),
         "empty column": (_empty_column,),
         "row without signal": (_padded, no_signal),
@@ -220,9 +221,9 @@ _ROWS = (
     _Row("importance", Feature.RATIO_AND_WEIGHTS, _CAPPED, (1, 1), (_ratio(0.4), _rollout_weight)),
     *_masks(),
     _Row("aggregate", Feature.NOTHING_COUNTS, {}, (2, 2), (partial(_signal, (0.0, 0.0)),)),
-    # features together that a port may take for exclusive
+    # two features that a port may take for alternatives
     _Row("divergence", Feature.SAMPLED_WITH_RATIO, _SAMPLED | _CAPPED, changes=(_ratio(0.4),)),
-    # a cap of the divergence shows, a clamp of the logits, and what probabilities cannot hold
+    # these show a cap of the divergence, a clamp of logits, and probabilities that become zero
     _Row("divergence", Feature.FAR_OFF_ALPHA_0, {"alpha": 0.0}, changes=(_opposed,)),
     _Row("divergence", Feature.FAR_OFF_ALPHA_1, {"alpha": 1.0}, changes=(_opposed,)),
     _Row("log_probs", Feature.FAR_LOGITS_ALPHA_1, {"alpha": 1.0}, changes=(_far_logits,)),
@@ -237,7 +238,7 @@ def ladder(dtype: torch.dtype) -> tuple[Rung, ...]:
     return tuple(row.rung(dtype) for row in _ROWS)
 
 
-def climb(judge: JudgeRung, dtype: torch.dtype) -> tuple[str | None, list[RungRow]]:
+def climb(judge: _JudgeRung, dtype: torch.dtype) -> tuple[str | None, list[RungRow]]:
     """Find the stage where a callable first departs, and what every rung showed.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the rungs of the ladder say together: rules that name a stage from several of them."""
+"""Rules that infer the first stage to depart from several rungs of the ladder together."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,12 +12,12 @@ SINGLE_TOKEN = (
     Feature.ALPHA_QUARTER,
     Feature.SAMPLED,
 )
-DISTRIBUTIONS = SINGLE_TOKEN[:-1]
-AT_TEMPERATURE = (Feature.TEMPERATURE, Feature.TEMPERATURE_SAMPLED)
-SAME_RANKING = (Feature.RENORMALISED_SAME_RANKING, Feature.TAIL_SAME_RANKING)
-RENORMALISED = (Feature.RENORMALISED_SAME_RANKING, Feature.RENORMALISED)
-WITH_TAIL = (Feature.TAIL_SAME_RANKING, Feature.TAIL)
-RATIOS = (Feature.RATIO_BELOW_CAP, Feature.RATIO_BELOW_CAP_ABOVE_ONE, Feature.RATIOS)
+_DISTRIBUTIONS = SINGLE_TOKEN[:-1]
+_AT_TEMPERATURE = (Feature.TEMPERATURE, Feature.TEMPERATURE_SAMPLED)
+_SAME_RANKING = (Feature.RENORMALISED_SAME_RANKING, Feature.TAIL_SAME_RANKING)
+_RENORMALISED = (Feature.RENORMALISED_SAME_RANKING, Feature.RENORMALISED)
+_WITH_TAIL = (Feature.TAIL_SAME_RANKING, Feature.TAIL)
+_RATIOS = (Feature.RATIO_BELOW_CAP, Feature.RATIO_BELOW_CAP_ABOVE_ONE, Feature.RATIOS)
 
 _LOSS_DEPARTS = (RungResult.DEPARTS, RungResult.ONLY_LOSS_DEPARTS)
 
@@ -56,9 +56,9 @@ class LadderResults:
 
 
 def _every_token_is_scaled(rungs: LadderResults) -> bool:
-    """One factor in all forms of the divergence, or at a temperature alone."""
+    """The loss is off by one factor in all forms of the divergence, or at a temperature alone."""
     return rungs.one_factor(*SINGLE_TOKEN) or (
-        rungs.holds(*SINGLE_TOKEN) and rungs.one_factor(*AT_TEMPERATURE)
+        rungs.holds(*SINGLE_TOKEN) and rungs.one_factor(*_AT_TEMPERATURE)
     )
 
 
@@ -74,9 +74,9 @@ def _all_log_probs(rungs: LadderResults) -> bool:
 
 def _sampled_log_probs(rungs: LadderResults) -> bool:
     """The sampled token's log-prob is off, in its own mode and in the ratio, and no other's."""
-    if not rungs.holds(*DISTRIBUTIONS):
+    if not rungs.holds(*_DISTRIBUTIONS):
         return False
-    return rungs.loss_departs(Feature.SAMPLED) and any(map(rungs.loss_departs, RATIOS))
+    return rungs.loss_departs(Feature.SAMPLED) and any(map(rungs.loss_departs, _RATIOS))
 
 
 def _support_at_temperature(rungs: LadderResults) -> bool:
@@ -86,28 +86,28 @@ def _support_at_temperature(rungs: LadderResults) -> bool:
 
 
 def _support_is_another(rungs: LadderResults) -> bool:
-    """Top-k departs with and without tail, whatever the ranking, and not for want of a rest."""
+    """Top-k departs with and without tail, whatever the ranking, and the tail is not the cause."""
     return (
         rungs.holds(*SINGLE_TOKEN)
-        and rungs.loss_departs(*SAME_RANKING)
+        and rungs.loss_departs(*_SAME_RANKING)
         and (rungs.holds(Feature.TAIL_OF_ONE) or rungs.loss_departs(Feature.RENORMALISED_WHOLE))
     )
 
 
 def _renormalised_support_is_another(rungs: LadderResults) -> bool:
-    """Without a tail top-k departs whatever the ranking, and not where the choice is no matter."""
+    """Without a tail top-k departs whatever the ranking, but not where all choices are equal."""
     indifferent = (Feature.RENORMALISED_ONE, Feature.RENORMALISED_WHOLE)
-    holding = (*SINGLE_TOKEN, *indifferent, *WITH_TAIL)
-    return rungs.loss_departs(*RENORMALISED) and rungs.holds(*holding)
+    holding = (*SINGLE_TOKEN, *indifferent, *_WITH_TAIL)
+    return rungs.loss_departs(*_RENORMALISED) and rungs.holds(*holding)
 
 
 def _support_is_short_of_the_vocabulary(rungs: LadderResults) -> bool:
-    """Only where K reaches the vocabulary top-k departs, and there all entries are the support."""
-    holding = (*SINGLE_TOKEN, Feature.RENORMALISED_ONE, *RENORMALISED, *WITH_TAIL)
+    """Top-k departs only where K reaches the vocabulary, so that all entries are the support."""
+    holding = (*SINGLE_TOKEN, Feature.RENORMALISED_ONE, *_RENORMALISED, *_WITH_TAIL)
     return rungs.loss_departs(Feature.RENORMALISED_WHOLE) and rungs.holds(*holding)
 
 
-RULES: tuple[tuple[str, Callable[[LadderResults], bool]], ...] = (
+_RULES: tuple[tuple[str, Callable[[LadderResults], bool]], ...] = (
     ("aggregate", _every_token_is_scaled),
     ("aggregate", _only_values),
     ("log_probs", _all_log_probs),
@@ -130,5 +130,5 @@ def inferred_stage(rows: Sequence[RungRow]) -> str | None:
     if not departing:
         gradient = RungResult.ONLY_GRADIENT_DEPARTS in rungs.results.values()
         return "gradient" if gradient else None
-    by_rule = (stage for stage, rule in RULES if rule(rungs))
+    by_rule = (stage for stage, rule in _RULES if rule(rungs))
     return next(by_rule, rungs.stages[departing[0]])

@@ -1,19 +1,19 @@
-"""Which known fault gives a candidate's results? Single faults first, then pairs.
+"""Searches for the known faults that give a candidate's results: single faults, then pairs.
 
-A fault explains a candidate if, on every case, candidate and fault agree within what two correct
-evaluations may differ by: on the cases where the candidate diverges, of which the fault must change
-at least half itself, and on those where it holds. Faults that these cases cannot tell apart are all
-named. A fault that leaves the reference as it is on all cases explains nothing. Where no fault
-explains all cases, one may that the candidate has under one setting only (`one_setting_only.py`).
-Cases with infinite or undefined inputs are left out, and batches in which nothing counts where the
-candidate holds: implementations differ there whatever else they do.
+A fault matches a candidate if the reference with that fault gives the candidate's results, within
+what two correct evaluations may differ by, on every case: where the candidate diverges and where it
+holds. It must change the results of at least half of the diverging cases; a fault that changes none
+matches nothing. All faults that the cases cannot tell apart are named. If no fault matches on all
+cases, one may that the candidate has under a single setting only (`one_setting_only.py`).
+
+Left out are cases with infinite or undefined inputs, and batches without a token that counts where
+the candidate holds: correct implementations differ there.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,25 +22,29 @@ from sdpo.parity.cases.checked_call import BrokenGradientError, CandidateError
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.agreement import Values
 from sdpo.parity.compare.evaluated_case import EvaluatedCase, Observation
+from sdpo.parity.explain.explanation_rows import ExplanationSearch
 from sdpo.parity.explain.one_setting_only import condition
 from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
 from sdpo.parity.faults.evaluate_fault import fault_trace
 from sdpo.parity.faults.reference_parts import LossPart
 from sdpo.parity.truth.tolerances import TOLERANCES
 
-MOST_NAMED = 6
-CACHED_EVALUATIONS = 8192
+_MOST_NAMED = 6
+_CACHED_EVALUATIONS = 8192
 # Pairs are tried until their evaluations have cost this much, in elements of logits: seconds on
 # one core. A count, not a clock, so that two runs of an audit try the same pairs.
-MOST_WORK = 400_000_000
-WORK_OF_A_CALL = 20_000
+_MOST_WORK = 400_000_000
+_WORK_OF_A_CALL = 20_000
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """One fault, or two together, that give the candidate's results; `only` under this setting.
+class FaultMatch:
+    """One fault, or two together, that give the candidate's results.
 
-    `cases` are the diverging ones in which they show.
+    Attributes:
+        faults: the one or two.
+        only: the setting under which alone the candidate has the fault; empty if it always has.
+        cases: the diverging ones whose results the faults change.
     """
 
     faults: tuple[Fault, ...]
@@ -49,19 +53,26 @@ class Explanation:
 
     @property
     def label(self) -> str:
-        """What reports print."""
+        """Name the faults as reports do."""
         label = " + ".join(fault.label for fault in self.faults)
         return f"{label}, only with {self.only}" if self.only else label
 
     @property
     def stage(self) -> str:
-        """The first stage that departs."""
+        """Find the first stage that departs."""
         return min((fault.stage for fault in self.faults), key=NAMES.index)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a fault gives on a case; `changed` names the values that depart from the reference."""
+    """What the reference with some faults gives on a case.
+
+    Attributes:
+        values: its stage values.
+        complaint: how its gradient is broken; empty if it is not.
+        changed: the values that depart from the reference.
+        allowed: how far correct evaluations may be from `values`.
+    """
 
     values: Values
     complaint: str
@@ -70,28 +81,26 @@ class Evaluation:
 
     @property
     def changes(self) -> bool:
-        """Whether the fault departs from the reference."""
+        """Tell whether the fault departs from the reference."""
         return bool(self.complaint or self.changed)
 
     def shows_in(self, observation: Observation) -> bool:
-        """Whether the fault departs in what was observed."""
+        """Tell whether the fault departs in a value that was observed."""
         return bool(self.complaint or self.changed & observation.values.keys())
 
 
 @dataclass
 class Search:
-    """How far the search went: single faults and pairs tried, of how many."""
+    """Counts the single faults and pairs that were tried; `work_left` bounds the pairs."""
 
     faults: int = 0
     pairs: int = 0
     pairs_tried: int = 0
-    work_left: int = MOST_WORK
+    work_left: int = _MOST_WORK
 
-    def row(self) -> dict[str, Any]:
-        """The search in the report."""
-        found = asdict(self)
-        del found["work_left"]
-        return found
+    def row(self) -> ExplanationSearch:
+        """Count for the report."""
+        return ExplanationSearch(self.faults, self.pairs, self.pairs_tried)
 
 
 def explain(
@@ -99,8 +108,8 @@ def explain(
     *,
     after_log_probs: bool = False,
     search: Search | None = None,
-) -> list[Explanation]:
-    """The smallest explanations of a divergent candidate, at most `MOST_NAMED`.
+) -> list[FaultMatch]:
+    """Find the smallest sets of faults that match a divergent candidate, at most `_MOST_NAMED`.
 
     Args:
         observations: the candidate's results, on cases where it diverges and where it holds.
@@ -109,26 +118,27 @@ def explain(
             are always tried.
     """
     search = search or Search()
-    ordered = in_order(observations)
+    ordered = _in_order(observations)
     if not ordered or not ordered[0].diverges:
         return []
     faults = [f for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs]
     search.faults = len(faults)
-    alone = [((fault,), explains((fault,), ordered)) for fault in faults]
-    found = [Explanation(single, cases=cases) for single, cases in alone if cases]
-    if not found:
-        found = [part for fault in faults if (part := explains_in_part(fault, ordered)) is not None]
-    return (found or list(explaining_pairs(faults, ordered, search)))[:MOST_NAMED]
+    single = [((fault,), explains((fault,), ordered)) for fault in faults]
+    matches = [FaultMatch(fault, cases=cases) for fault, cases in single if cases]
+    if not matches:
+        partial = (_match_under_one_setting(fault, ordered) for fault in faults)
+        matches = [match for match in partial if match is not None]
+    return (matches or list(_matching_pairs(faults, ordered, search)))[:_MOST_NAMED]
 
 
-def stage_of(explanations: Sequence[Explanation]) -> str | None:
-    """The first stage that all explanations agree on."""
-    stages = {explanation.stage for explanation in explanations}
+def stage_of(matches: Sequence[FaultMatch]) -> str | None:
+    """Find the first stage that all matches agree on."""
+    stages = {match.stage for match in matches}
     return stages.pop() if len(stages) == 1 else None
 
 
-def in_order(observations: Sequence[Observation]) -> list[Observation]:
-    """Divergent cases first, those with the fewest features at the front; inputs all finite."""
+def _in_order(observations: Sequence[Observation]) -> list[Observation]:
+    """Order the usable cases: divergent ones first, then by the number of features."""
 
     def features(observation: Observation) -> tuple[bool, bool, int, int]:
         case = observation.evaluated.case
@@ -154,85 +164,85 @@ def in_order(observations: Sequence[Observation]) -> list[Observation]:
 def explains(
     faults: tuple[Fault, ...], ordered: Sequence[Observation], search: Search | None = None
 ) -> tuple[str, ...]:
-    """The diverging cases in which some faults show that give the results on all cases.
+    """List the diverging cases in which some faults show, if they give the results on all cases.
 
-    None where they do not, or show in less than half of the diverging cases.
+    Empty where they do not, or where they show in less than half of the diverging cases.
     """
     shown: list[str] = []
     diverging = 0
     for observation in ordered:
         if search is not None:
-            search.work_left -= WORK_OF_A_CALL + observation.evaluated.case.student_logits.numel()
+            search.work_left -= _WORK_OF_A_CALL + observation.evaluated.case.student_logits.numel()
         if not agrees_in_loss(observation, faults):
             return ()
-        given = evaluation(faults, observation.evaluated)
-        if given is None or not agrees(observation, given):
+        faulty = evaluation(faults, observation.evaluated)
+        if faulty is None or not agrees(observation, faulty):
             return ()
         if observation.diverges:
             diverging += 1
-            shown += [observation.evaluated.case.id] if given.shows_in(observation) else []
+            shown += [observation.evaluated.case.id] if faulty.shows_in(observation) else []
     return tuple(dict.fromkeys(shown)) if shows_enough(len(shown), diverging) else ()
 
 
 def shows_enough(shown: int, diverging: int) -> bool:
-    """Whether a fault shows on so many of the divergent cases that it may explain them all."""
+    """Tell whether a fault shows on so many of the divergent cases that it may explain them all."""
     return diverging > 0 and diverging - shown <= TOLERANCES.fault_hidden_share * diverging
 
 
-def explains_in_part(fault: Fault, ordered: Sequence[Observation]) -> Explanation | None:
-    """A fault that gives the candidate's results wherever it diverges, under one setting only."""
+def _match_under_one_setting(fault: Fault, ordered: Sequence[Observation]) -> FaultMatch | None:
+    """Match a fault that the candidate has wherever it diverges, and under one setting only."""
     shows, spared, diverging = [], [], 0
     for observation in ordered:
-        given = evaluation((fault,), observation.evaluated)
-        alike = given is not None and agrees(observation, given)
+        faulty = evaluation((fault,), observation.evaluated)
+        matches = faulty is not None and agrees(observation, faulty)
         diverging += observation.diverges
-        if given is not None and alike and observation.diverges:
-            # in half precision entry by entry a fault may hide in what the whole betrays
-            shows += [observation.evaluated.case] if given.shows_in(observation) else []
+        if faulty is not None and matches and observation.diverges:
+            # in half precision each entry of a faulty gradient may be within its budget, while the
+            # norm of the gradient is not
+            shows += [observation.evaluated.case] if faulty.shows_in(observation) else []
         elif observation.diverges:
             return None
-        elif not alike:
+        elif not matches:
             spared.append(observation.evaluated.case)
     only = condition(shows, spared) if shows_enough(len(shows), diverging) else ""
     cases = tuple(dict.fromkeys(case.id for case in shows))
-    return Explanation((fault,), only, cases) if only else None
+    return FaultMatch((fault,), only, cases) if only else None
 
 
-def agrees(observation: Observation, given: Evaluation) -> bool:
-    """Whether a fault gives the candidate's results on one case."""
-    if bool(observation.complaint) != bool(given.complaint):
+def agrees(observation: Observation, faulty: Evaluation) -> bool:
+    """Tell whether a fault gives the candidate's results on one case."""
+    if bool(observation.complaint) != bool(faulty.complaint):
         return False
-    room = lenient(given.allowed)
-    if "gradient" in room:
-        # where the reference has no gradient a fault shows roundings of the natural scale
+    allowed = lenient(faulty.allowed)
+    if "gradient" in allowed:
+        # where the reference's gradient is zero, that of a fault may be roundings of its terms
         few = TOLERANCES.agreement_roundings * torch.finfo(observation.evaluated.case.dtype).eps
-        room["gradient"] = np.maximum(
-            room["gradient"], few * observation.evaluated.truth.gradient_scale
-        )
-    return observation.evaluated.agreement.same(observation.values, given.values, room)
+        roundings = few * observation.evaluated.truth.gradient_scale
+        allowed["gradient"] = np.maximum(allowed["gradient"], roundings)
+    return observation.evaluated.agreement.same(observation.values, faulty.values, allowed)
 
 
 def lenient(allowed: Values) -> dict[str, np.ndarray]:
-    """How far candidate and fault may be apart: a fault may be worse conditioned."""
+    """Widen how far candidate and fault may be apart: a fault may be worse conditioned."""
     return {name: TOLERANCES.fault_agreement_slack * values for name, values in allowed.items()}
 
 
 def agrees_in_loss(observation: Observation, faults: tuple[Fault, ...]) -> bool:
-    """False if the loss alone rules some faults out, at a fraction of the cost of `evaluation`."""
+    """Rule some faults out by the loss alone, at a fraction of the cost of `evaluation`."""
     if "aggregate" not in observation.values:
         return True
-    given = loss_alone(faults, observation.evaluated)
-    if given is None:
+    faulty = loss_alone(faults, observation.evaluated)
+    if faulty is None:
         return True
     agreement = observation.evaluated.agreement
     loss = {"aggregate": observation.values["aggregate"]}
-    return agreement.same(loss, given, lenient(agreement.allowances(given)))
+    return agreement.same(loss, faulty, lenient(agreement.allowances(faulty)))
 
 
-def explaining_pairs(
+def _matching_pairs(
     faults: Sequence[Fault], ordered: Sequence[Observation], search: Search
-) -> Iterator[Explanation]:
-    """Pairs of faults in different parts of the loss, until the work is used up.
+) -> Iterator[FaultMatch]:
+    """Yield matching pairs of faults in different parts of the loss, until the work is used up.
 
     A pair of which one fault does nothing on the first case must agree there by the other alone.
     """
@@ -240,24 +250,24 @@ def explaining_pairs(
     search.pairs = len(pairs)
     first = ordered[0]
     single = {fault.id: evaluation((fault,), first.evaluated) for fault in faults}
-    alone = {id_ for id_, given in single.items() if given is not None and agrees(first, given)}
-    acting = {id_ for id_, given in single.items() if given is None or given.shows_in(first)}
+    agreeing = {id_ for id_, faulty in single.items() if faulty and agrees(first, faulty)}
+    acting = {id_ for id_, faulty in single.items() if not faulty or faulty.shows_in(first)}
     for pair in pairs:
         if search.work_left <= 0:
             return
         search.pairs_tried += 1
         both = {fault.id for fault in pair}
-        promising = both <= acting or (both & acting and both & acting <= alone)
+        promising = both <= acting or (both & acting and both & acting <= agreeing)
         if promising and (cases := explains(pair, ordered, search)):
-            yield Explanation(pair, cases=cases)
+            yield FaultMatch(pair, cases=cases)
 
 
-@lru_cache(maxsize=CACHED_EVALUATIONS)
+@lru_cache(maxsize=_CACHED_EVALUATIONS)
 def evaluation(faults: tuple[Fault, ...], evaluated: EvaluatedCase) -> Evaluation | None:
-    """What the reference with some faults gives on a case; None if they make it fail."""
+    """Evaluate the reference with some faults on a case; None if they make it fail."""
     complaint, trace = "", {}
     try:
-        trace = fault_trace(parts_of(faults), evaluated.case)
+        trace = fault_trace(_parts_of(faults), evaluated.case)
     except BrokenGradientError as error:
         complaint, trace = str(error), error.trace  # type: ignore[attr-defined]
     except CandidateError:
@@ -270,16 +280,16 @@ def evaluation(faults: tuple[Fault, ...], evaluated: EvaluatedCase) -> Evaluatio
     return Evaluation(values, complaint, changed, agreement.allowances(values))
 
 
-@lru_cache(maxsize=CACHED_EVALUATIONS)
+@lru_cache(maxsize=_CACHED_EVALUATIONS)
 def loss_alone(faults: tuple[Fault, ...], evaluated: EvaluatedCase) -> Values | None:
-    """The loss that the reference with some faults gives on a case; None if they make it fail."""
+    """Compute the loss of the reference with some faults on a case; None if they make it fail."""
     try:
-        trace = fault_trace(parts_of(faults), evaluated.case, gradient=False)
+        trace = fault_trace(_parts_of(faults), evaluated.case, gradient=False)
     except CandidateError:
         return None
     return evaluated.agreement.values_of({"aggregate": trace["aggregate"]})
 
 
-def parts_of(faults: tuple[Fault, ...]) -> dict[str, LossPart]:
-    """All parts that some faults exchange."""
+def _parts_of(faults: tuple[Fault, ...]) -> dict[str, LossPart]:
+    """Collect all parts of the loss that some faults exchange."""
     return {name: part for fault in faults for name, part in fault.parts.items()}

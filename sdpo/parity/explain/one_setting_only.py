@@ -1,4 +1,4 @@
-"""A known fault that a candidate has under some settings only.
+"""Finds the one setting under which alone a candidate has a known fault, or departs.
 
 Ports often are wrong in one branch: in one mode of aggregation, at one alpha, in one dtype. Such a
 candidate gives a fault's results where it diverges, and the reference's where it holds. The fault
@@ -7,17 +7,15 @@ explains it if one setting tells the two apart.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import Observation
+from sdpo.parity.explain.explanation_rows import OneDtypeOnly
 from sdpo.parity.truth.tolerances import TOLERANCES
 
-Setting = Callable[[LossCase], Any]
-
-SETTINGS: dict[str, Setting] = {
+_SETTINGS: dict[str, Callable[[LossCase], str]] = {
     "loss_agg_mode": lambda case: case.config.loss_agg_mode,
     "alpha": lambda case: f"{case.config.alpha:g}",
     "mode": lambda case: case.mode,
@@ -33,54 +31,49 @@ SETTINGS: dict[str, Setting] = {
 
 
 def condition(shows: Sequence[LossCase], spared: Sequence[LossCase]) -> str:
-    """The setting that tells cases with a fault from cases that it spares; empty if none does.
+    """Name the setting that tells cases with a fault from those that it spares; empty if none.
 
     Args:
         shows: cases on which the fault shows in the candidate.
         spared: cases on which the fault would show, and the candidate is as the reference.
     """
-    for name, setting in SETTINGS.items():
-        there, elsewhere = {setting(case) for case in shows}, {setting(case) for case in spared}
-        if not there & elsewhere:
-            return f"{name} {' or '.join(sorted(there))}"
+    for name, setting in _SETTINGS.items():
+        with_fault, without = {setting(case) for case in shows}, {setting(case) for case in spared}
+        if not with_fault & without:
+            return f"{name} {' or '.join(sorted(with_fault))}"
     return ""
 
 
-def departs_only(observations: Sequence[Observation]) -> dict[str, Any] | None:
-    """The one dtype in which a candidate departs, where that is due to the dtype; else None.
+def departs_only(observations: Sequence[Observation]) -> OneDtypeOnly | None:
+    """Name the one dtype in which a candidate departs, where that is due to the dtype.
 
     At least half of its divergent cases must have a counterpart in another dtype that holds: a case
     of the same mode, alpha and purpose.
 
     Returns:
-        `dtype`, `cases` that depart, `of` that dtype, and `holds`: cases of each other dtype.
+        The dtype with how many of its cases depart, and how many hold of each other one.
     """
-    given = [o for o in observations if o.given is not None]
-    dtypes = {o.given for o in given if o.diverges}
+    known = [o for o in observations if o.given is not None]
+    dtypes = {o.given for o in known if o.diverges}
     if len(dtypes) != 1:
         return None
     (dtype,) = dtypes
-    holding = [o for o in given if o.given != dtype]
-    kinds = {kind_of(o.evaluated.case) for o in holding}
-    departing = [o for o in given if o.diverges]
-    unmatched = sum(kind_of(o.evaluated.case) not in kinds for o in departing)
+    holding = [o for o in known if o.given != dtype]
+    kinds = {_kind_of(o.evaluated.case) for o in holding}
+    departing = [o for o in known if o.diverges]
+    unmatched = sum(_kind_of(o.evaluated.case) not in kinds for o in departing)
     if unmatched > TOLERANCES.dtype_unmatched_share * len(departing):
         return None
     counts = Counter(named(o.given) for o in holding)
-    of = sum(o.given == dtype for o in given)
-    return {
-        "dtype": named(dtype),
-        "cases": len(departing),
-        "of": of,
-        "holds": dict(sorted(counts.items())),
-    }
+    of_dtype = sum(o.given == dtype for o in known)
+    return OneDtypeOnly(named(dtype), len(departing), of_dtype, dict(sorted(counts.items())))
 
 
-def kind_of(case: LossCase) -> tuple[Any, ...]:
-    """What a case is about, whatever its dtype."""
+def _kind_of(case: LossCase) -> tuple[str, float, tuple[str, ...]]:
+    """Say what a case is about, whatever its dtype: its mode, alpha and purpose."""
     return case.mode, case.config.alpha, case.tags
 
 
 def named(dtype: torch.dtype | None) -> str:
-    """The name of a dtype in reports."""
+    """Name a dtype as reports do."""
     return str(dtype).removeprefix("torch.")

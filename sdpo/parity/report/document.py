@@ -17,7 +17,6 @@ from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.first_in_time import deciding, first_observed
 from sdpo.parity.compare.statuses import Status, Verdict
 from sdpo.parity.compare.verdict import CaseResult, improvement_rows, run_verdict, stage_rows
-from sdpo.parity.explain import explanations
 from sdpo.parity.explain.first_departure import Departure
 from sdpo.parity.report.declared_deviations import apply_declarations
 from sdpo.parity.report.report_context import Deviation, Environment, PolicyRow
@@ -123,7 +122,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> RunReport:
         "message": reasons[0] if verdict == Verdict.INCONCLUSIVE else _error_message(results),
         "reasons": reasons,
         "explained_by": [explained.fault for explained in departure.explanations],
-        "explanations": explanations.rows(departure.explanations),
+        "explanations": departure.explanations,
         "explanation_search": departure.search,
         "coverage": {"covered": covered, "not_covered": [n for n in NAMES if n not in covered]},
         "stages": rows,

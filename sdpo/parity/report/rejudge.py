@@ -9,7 +9,6 @@ from msgspec import structs
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status, Verdict
 from sdpo.parity.compare.verdict import CaseResult
-from sdpo.parity.explain.explanations import Explained
 from sdpo.parity.explain.first_departure import Departure
 from sdpo.parity.report.coverable_stages import beyond_families
 from sdpo.parity.report.document import Evidence, Policy, assemble
@@ -75,11 +74,9 @@ def regate(report: RunReport, policy: Policy) -> RunReport:
         return Departure(
             report.first_observed,
             report.first_stage if report.first_stage_inferred else None,
-            explanations=[
-                Explained(row.fault, tuple(row.cases), row.of) for row in report.explanations
-            ],
+            explanations=report.explanations,
             rungs=msgspec.to_builtins(report.ladder),
-            search=msgspec.to_builtins(report.explanation_search),
+            search=report.explanation_search,
         )
 
     return structs.replace(

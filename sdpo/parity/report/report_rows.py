@@ -11,6 +11,7 @@ from msgspec import Meta, field
 
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.statuses import Status
+from sdpo.parity.explain.explanation_rows import Certificate
 from sdpo.runtime.json_values import Count, Number, Positive, Row
 
 
@@ -148,33 +149,6 @@ class CaseRow(Row, frozen=True):
     comparisons: list[ComparisonRow]
 
 
-class Explanation(Row, frozen=True):
-    """A known fault that gives the candidate's results.
-
-    `explains` counts diverging cases, of a trainer diverging scenarios; one with `also` explains
-    less than a quarter of what the first one explains.
-    """
-
-    fault: str
-    explains: Count
-    of: Count
-    also: bool
-    cases: list[str]
-
-    @property
-    def share(self) -> str:
-        """How many cases it explains, for a reader: `39 of 40`."""
-        return f"{self.explains} of {self.of}"
-
-
-class ExplanationSearch(Row, frozen=True):
-    """How far known faults were searched for an explanation."""
-
-    faults: Count
-    pairs: Count
-    pairs_tried: Count
-
-
 class Rung(Row, frozen=True):
     """A generated case of the ladder of interventions, and what it showed."""
 
@@ -200,14 +174,6 @@ class Totals(Row, frozen=True, kw_only=True, omit_defaults=True):
     empty: Count | None = None
     bit_equal: Count
     elements: Count
-
-
-class Certificate(Row, frozen=True):
-    """How many known faults of the loss the cases show at the stages of the candidate."""
-
-    tested: Count
-    killed: Count
-    survivors: list[str]
 
 
 class Sensitivity(Row, frozen=True, omit_defaults=True):
@@ -280,15 +246,3 @@ class PrecisionRow(Row, frozen=True):
     cases: Positive
     of: Positive
     judged_by: Precision
-
-
-class OneDtypeOnly(Row, frozen=True):
-    """The one dtype of the loss cases in which the candidate departs, before any declaration.
-
-    Cases of the same kind in another dtype hold.
-    """
-
-    dtype: str
-    cases: Positive
-    of: Positive
-    holds: dict[str, Positive]

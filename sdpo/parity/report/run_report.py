@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.statuses import EXIT_CODES, FAILING, Status, Verdict
+from sdpo.parity.explain.explanation_rows import Explanation, ExplanationSearch, OneDtypeOnly
 from sdpo.parity.relations.catalogue import RELATION_NAMES, gravest
 from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.report.report_context import DeclaredRow, Environment, Location, PolicyRow
@@ -18,10 +19,7 @@ from sdpo.parity.report.report_rows import (
     BundleRow,
     CaseRow,
     Coverage,
-    Explanation,
-    ExplanationSearch,
     ImprovementRow,
-    OneDtypeOnly,
     PrecisionRow,
     Rung,
     Sensitivity,

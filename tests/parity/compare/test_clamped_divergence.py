@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sdpo.parity.audit.audit import run_loss_case
+from sdpo.parity.audit.run_loss_cases import judge_loss_case
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.faults.evaluate_fault import loss_from_logits
@@ -55,7 +55,7 @@ def each_clamped(run):
 
 def judged(part, case):
     candidate = FromLogits("port.py:loss", loss_from_logits({"divergence": part}))
-    return run_loss_case(candidate, case)[0]
+    return judge_loss_case(candidate, case)
 
 
 def vanishing(part, case):

@@ -11,7 +11,7 @@ from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.first_in_time import deciding, first_observed
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
-from sdpo.parity.explain.explanations import fewest, in_all, ranked, rows
+from sdpo.parity.explain.explanations import fewest, in_all, ranked
 from sdpo.parity.explain.first_departure import Departure, held_before
 from sdpo.parity.render.html import html_report
 from sdpo.parity.render.markdown import markdown_report
@@ -132,14 +132,14 @@ def test_a_report_whose_first_stage_is_behind_the_observed_one_is_refused():
 
 def test_explanations_are_ordered_by_their_cases_and_small_ones_told_apart():
     cases = {"one": ["T39"], "most": [f"T{n}" for n in range(39)], "some": ["T1"] * 2 + ["T2"]}
-    found = rows(ranked(cases | {"quarter": [f"T{n}" for n in range(10)]}, 40))
-    assert [(row["fault"], row["explains"], row["also"]) for row in found] == [
+    explanations = ranked(cases | {"quarter": [f"T{n}" for n in range(10)]}, 40)
+    assert [(row.fault, row.explains, row.also) for row in explanations] == [
         ("most", 39, False),
         ("quarter", 10, False),
         ("some", 2, True),
         ("one", 1, True),
     ]
-    assert {row["of"] for row in found} == {40}
+    assert {row.of for row in explanations} == {40}
 
 
 def test_few_faults_are_chosen_with_all_of_their_cases():

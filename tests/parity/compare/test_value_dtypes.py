@@ -11,7 +11,7 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.loss import aggregate, self_distillation
-from sdpo.parity.audit.audit import run_loss_case
+from sdpo.parity.audit.run_loss_cases import judge_loss_case
 from sdpo.parity.candidates.implementations import Own, Transcription
 from sdpo.parity.candidates.live_verl import LiveVerl
 from sdpo.parity.cases.loss_case import loss_case, transcription_trace
@@ -53,7 +53,7 @@ def case(case_id):
 
 
 def audited(candidate, case_id: str) -> CaseResult:
-    return run_loss_case(candidate, case(case_id))[0]
+    return judge_loss_case(candidate, case(case_id))
 
 
 @pytest.mark.parametrize("kind", [Own, Transcription])

@@ -1,24 +1,14 @@
 """Which faults explain which cases: counted by hand."""
 
-import msgspec
-
-from sdpo.parity.explain.explanations import (
-    Explained,
-    fewest,
-    in_all,
-    ranked,
-    rows,
-    united,
-)
-from sdpo.parity.report.report_rows import Explanation
+from sdpo.parity.explain.explanations import fewest, in_all, ranked, united
 
 
 def test_the_fault_of_most_cases_comes_first_and_equal_ones_stay_in_order():
-    found = ranked({"A": ["1"], "B": ["2", "1", "2"], "C": ["3"]}, of=4)
-    assert [(one.fault, one.cases) for one in found] == [
-        ("B", ("1", "2")),
-        ("A", ("1",)),
-        ("C", ("3",)),
+    explanations = ranked({"A": ["1"], "B": ["2", "1", "2"], "C": ["3"]}, of=4)
+    assert [(explanation.fault, explanation.cases) for explanation in explanations] == [
+        ("B", ["1", "2"]),
+        ("A", ["1"]),
+        ("C", ["3"]),
     ]
 
 
@@ -38,7 +28,7 @@ def test_few_faults_explain_every_case():
     assert fewest({"1": ["A", "B"], "2": ["B"]}) == {"B": {"1", "2"}}
 
 
-def test_a_row_says_how_many_cases_its_fault_explains():
-    (row,) = rows([Explained("A", ("1", "2"), 3)])
-    assert (row["explains"], row["also"]) == (2, False)
-    assert msgspec.convert(row, Explanation).share == "2 of 3"
+def test_an_explanation_says_how_many_cases_its_fault_explains():
+    (explanation,) = ranked({"A": ["1", "2"]}, of=3)
+    assert (explanation.explains, explanation.also) == (2, False)
+    assert explanation.share == "2 of 3"

@@ -15,7 +15,7 @@ from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.compare.evaluated_case import Observation, evaluate_case
 from sdpo.parity.explain.ladder import VOCABULARY
 from sdpo.parity.explain.match_faults import (
-    Explanation,
+    FaultMatch,
     Search,
     agrees,
     agrees_in_loss,
@@ -207,8 +207,8 @@ def test_noise_is_not_explained():
 
 
 def test_the_stage_is_named_only_if_all_explanations_agree():
-    one, other = (Explanation((BY_ID[id_],)) for id_ in ("M43", "M49"))
-    pair = Explanation((BY_ID["M49"], BY_ID["M23"]))
+    one, other = (FaultMatch((BY_ID[id_],)) for id_ in ("M43", "M49"))
+    pair = FaultMatch((BY_ID["M49"], BY_ID["M23"]))
     assert stage_of([other, pair]) == "tail"
     assert stage_of([one, other]) is None
     assert stage_of([]) is None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sdpo.parity.compare.evaluated_case import EvaluatedCase, Observation
+from sdpo.parity.explain.explanation_rows import OneDtypeOnly
 from sdpo.parity.explain.one_setting_only import condition, departs_only
 from sdpo.parity.relations.transformed_cases import generated
 
@@ -34,7 +35,7 @@ def test_one_dtype_is_blamed_where_half_of_its_cases_hold_in_another():
     found = departs_only(
         [observation(low, True), observation(low, False), observation(high, False)]
     )
-    assert found == {"dtype": "bfloat16", "cases": 1, "of": 2, "holds": {"float32": 1}}
+    assert found == OneDtypeOnly("bfloat16", 1, 2, {"float32": 1})
     half = [observation(low, True), observation(low, True, alpha=0.0), observation(high, False)]
     assert departs_only(half) is not None
     assert departs_only([*half, observation(low, True, alpha=1.0)]) is None

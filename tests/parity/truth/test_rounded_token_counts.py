@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdpo.parity.audit.audit import run_loss_case
+from sdpo.parity.audit.run_loss_cases import judge_loss_case
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import evaluate_case
@@ -67,7 +67,7 @@ def loss_alone_exact(state: LossState) -> torch.Tensor:
 
 def result_of(case: LossCase, part):
     with deterministic():
-        return run_loss_case(FromLogits("loss", loss_from_logits({"aggregate": part})), case)[0]
+        return judge_loss_case(FromLogits("loss", loss_from_logits({"aggregate": part})), case)
 
 
 CASES = {

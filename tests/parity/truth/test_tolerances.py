@@ -21,7 +21,7 @@ from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import EvaluatedCase, evaluate_case
 from sdpo.parity.compare.nondeterminism import believed
 from sdpo.parity.compare.statuses import Status
-from sdpo.parity.explain.explanations import Explained, rows
+from sdpo.parity.explain.explanations import ranked
 from sdpo.parity.explain.ladder_rules import LadderResults
 from sdpo.parity.explain.match_faults import lenient, shows_enough
 from sdpo.parity.explain.rungs import RungRow
@@ -185,9 +185,8 @@ def test_a_fault_shows_in_half_of_the_divergent_cases_at_least():
 
 def test_an_explanation_of_a_quarter_of_the_cases_stands_beside_the_best():
     def also(cases: int) -> bool:
-        found = [Explained("A", tuple(map(str, range(16))), 16)]
-        found += [Explained("B", tuple(map(str, range(cases))), 16)]
-        return rows(found)[1]["also"]
+        cases_by_fault = {"A": map(str, range(16)), "B": map(str, range(cases))}
+        return ranked(cases_by_fault, of=16)[1].also
 
     assert not also(4)
     assert also(3)

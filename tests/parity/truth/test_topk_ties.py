@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdpo.fixtures import packaged_family
-from sdpo.parity.audit.audit import run_loss_case
+from sdpo.parity.audit.run_loss_cases import judge_loss_case
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import LossCase, loss_cases
 from sdpo.parity.compare.evaluated_case import evaluate_case
@@ -48,7 +48,7 @@ HALF_SHARE = {"the teacher's": 0.8, "one more": 0.6, "one less": 0.3}
 
 def judged(case: LossCase, choice: LossPart, **parts: LossPart) -> CaseResult:
     function = loss_from_logits({"support_indices": choice, **parts})
-    return run_loss_case(FromLogits("candidate", function), case)[0]
+    return judge_loss_case(FromLogits("candidate", function), case)
 
 
 def chosen_by(case: LossCase, choice: LossPart) -> np.ndarray:
