@@ -57,12 +57,6 @@ class WatchOrder:
     halving: bool = False
     declared: Sequence[str] = ()
 
-    @property
-    def command(self) -> str:
-        """The command that repeats the watch, without its folders."""
-        words = ["sdpo watch", *self.upstreams, *(["--bisect"] if self.halving else [])]
-        return " ".join([*words, *(f"--with {text}" for text in self.workshop.chosen)])
-
 
 def watch_all(order: WatchOrder) -> int:
     """Audit releases, append them to the history, write the page, and return the exit code.
@@ -87,7 +81,7 @@ def watch_all(order: WatchOrder) -> int:
     for change in moved:
         print(change_line(change).replace("*", "").replace("`", ""))
     order.page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(order.page, page([*before, *lines], ledger, order.command))
+    write_atomically(order.page, page([*before, *lines], ledger, order.workshop.chosen))
     print(f"page: {order.page}; history: {history}")
     return _exit_code(lines, moved)
 
