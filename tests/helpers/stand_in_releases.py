@@ -7,8 +7,9 @@ from pathlib import Path
 from msgspec import structs
 
 from sdpo.parity.compare.statuses import Status, Verdict
+from sdpo.parity.explain.explanation_rows import Explanation
 from sdpo.parity.report.document import failed
-from sdpo.parity.report.report_rows import CaseRow, ComparisonRow, Explanation
+from sdpo.parity.report.report_rows import CaseRow, ComparisonRow
 from sdpo.parity.report.run_report import RunReport
 
 PACKAGE = "standin"
