@@ -1,24 +1,34 @@
 """Makes batches of lessons: each follows from the seed and the number of its step alone."""
 
 import random
-from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sdpo.benchmark.embedded import tokenizer as words
-from sdpo.benchmark.embedded.lessons import KINDS, draw_lesson, lesson_shapes
+from sdpo.benchmark.embedded.generate_problems import Shape
+from sdpo.benchmark.embedded.lessons import KINDS, draw_lesson
 from sdpo.benchmark.embedded.recipe import Recipe
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from sdpo.benchmark.embedded.generate_problems import Shape
-
 IGNORED = -100
 """The label of a token that is not learnt."""
+
+
+def batches_of(
+    recipe: Recipe, step: int, tokenizer: "Tokenizer", shapes: list[Shape]
+) -> dict[str, dict[str, Tensor]]:
+    """Draw the batches of a step, one for each kind of lesson: `input_ids` and `labels`."""
+    generator, batches = random.Random(f"{recipe.seed} {step}"), {}
+    counts = recipe.counts_at(step)
+    for kind in KINDS:
+        if count := counts.get(kind, 0):
+            lessons = [draw_lesson(kind, shapes, generator) for _ in range(count)]
+            batches[kind] = batch_of([encode(tokenizer, *lesson) for lesson in lessons])
+    return batches
 
 
 def encode(tokenizer: "Tokenizer", prompt: str, answer: str) -> tuple[list[int], list[int]]:
@@ -38,34 +48,3 @@ def batch_of(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         ids[row, :end] = torch.tensor(prompt + answer)
         labels[row, len(prompt) : end] = torch.tensor(answer)
     return {"input_ids": ids, "labels": labels}
-
-
-class Batches(torch.utils.data.Dataset):
-    """Holds the batches of some steps, one for each kind of lesson."""
-
-    def __init__(self, recipe: Recipe, steps: Sequence[int]):
-        self.recipe, self.steps = recipe, steps
-
-    @cached_property
-    def _tools(self) -> "tuple[Tokenizer, list[Shape]]":
-        return words.build(), lesson_shapes()
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, index: int) -> tuple[int, dict[str, dict[str, Tensor]]]:
-        step, (tokenizer, shapes) = self.steps[index], self._tools
-        generator, batches = random.Random(f"{self.recipe.seed} {step}"), {}
-        counts = self.recipe.counts_at(step)
-        for kind in KINDS:
-            if count := counts.get(kind, 0):
-                lessons = [draw_lesson(kind, shapes, generator) for _ in range(count)]
-                batches[kind] = batch_of([encode(tokenizer, *lesson) for lesson in lessons])
-        return step, batches
-
-    def loader(self, workers: int) -> torch.utils.data.DataLoader:
-        """Load all of them in order, prepared ahead by some processes."""
-        ahead = 8 if workers else None
-        return torch.utils.data.DataLoader(
-            self, batch_size=None, num_workers=workers, prefetch_factor=ahead
-        )

@@ -6,12 +6,9 @@ large the model is and what it is taught.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
-import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdpo.benchmark.embedded import tokenizer as words
-from sdpo.benchmark.embedded.batches import IGNORED, Batches
-from sdpo.benchmark.embedded.recipe import RECIPES, Recipe
+from sdpo.benchmark.embedded.batches import IGNORED, batches_of
+from sdpo.benchmark.embedded.lessons import lesson_shapes
+from sdpo.benchmark.embedded.recipe import PACKAGED, Recipe
 from sdpo.runtime.atomic_write import replacing
 from sdpo.runtime.progress import progress_bars
 from sdpo.settings.determinism import deterministic
@@ -62,8 +60,7 @@ def train_step(
     rows = sum(len(batch["input_ids"]) for batch in batches.values())
     losses = {}
     for kind, batch in batches.items():
-        there = {name: value.to(model.device) for name, value in batch.items()}
-        loss = loss_of(model, there)
+        loss = loss_of(model, batch)
         (loss * (len(batch["input_ids"]) / rows)).backward()
         losses[kind] = loss.detach()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -88,32 +85,30 @@ def load_state(path: Path, model: "Qwen2ForCausalLM", optimizer: torch.optim.Opt
     """Restore what `save_state` wrote; returns the number of steps done."""
     if not path.is_file():
         return 0
-    tensors = load_file(path, device=str(model.device))
+    tensors = load_file(path)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"weight.{name}"])
-            moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
-            # AdamW counts on the CPU.
-            moments["step"] = tensors[f"step.{name}"].cpu()
+            moments = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")}
             optimizer.state[parameter] = moments
     with safe_open(path, framework="pt") as file:
         return int(file.metadata()["step"])
 
 
-def write_model(model: "Qwen2ForCausalLM", folder: Path, recipe: Recipe, steps: int) -> None:
+def write_model(model: "Qwen2ForCausalLM", folder: Path, recipe: Recipe) -> None:
     """Write weights rounded to float16, configuration, tokenizer and their checksums."""
     words.save(folder)
     # The file's float16 is for size only.
     model.config.dtype, model.config.architectures = torch.float32, [type(model).__name__]
     model.config.save_pretrained(folder)
     # Tied output weights are left out.
-    halves = {n: p.detach().to("cpu", torch.float16) for n, p in model.named_parameters()}
+    halves = {n: p.detach().half() for n, p in model.named_parameters()}
     weights = {name: value.contiguous() for name, value in halves.items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     files = sorted(p for p in folder.iterdir() if p.name not in {"manifest.json", "problems.jsonl"})
     sums = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files if p.is_file()}
     manifest = {
-        "recipe": {**asdict(recipe), "steps": steps},
+        "recipe": asdict(recipe),
         "device": model.device.type,
         "parameters": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
@@ -122,85 +117,42 @@ def write_model(model: "Qwen2ForCausalLM", folder: Path, recipe: Recipe, steps: 
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _plain_attention(device: str) -> Iterator[None]:
-    """Use the plain attention on a GPU: the others add up in an order that may change."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH) if device == "cuda" else contextlib.nullcontext():
-        yield
-
-
-def pretrain(
-    folder: Path,
-    state: Path,
-    recipe: Recipe,
-    *,
-    device: str = "cpu",
-    workers: int = 0,
-    seconds: float | None = None,
-) -> int:
-    """Train, or go on training, and write the model.
+def pretrain(folder: Path, state: Path, recipe: Recipe) -> None:
+    """Train, or continue a training, and write the model.
 
     Args:
         folder: of the model.
         state: file to continue from, also written.
         recipe: what is trained, and how long.
-        device: `cpu` or `cuda`.
-        workers: processes that prepare lessons; their number changes nothing.
-        seconds: after this long the final fall of the learning rate begins, whatever the step. The
-            same weights are made again by the number of steps that is returned and recorded.
-
-    Returns:
-        Steps made in all.
     """
-    tokenizer, steps, began = words.build(), recipe.steps, time.perf_counter()
-    with deterministic(recipe.seed), _plain_attention(device), progress_bars() as bar:
-        model = new_model(recipe, tokenizer.get_vocab_size()).to(device)
+    tokenizer, shapes, steps = words.build(), lesson_shapes(), recipe.steps
+    with deterministic(recipe.seed), progress_bars() as bar:
+        model = new_model(recipe, tokenizer.get_vocab_size())
         optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
         done = load_state(state, model, optimizer)
         task = bar.add_task("pre-training", total=steps, completed=done)
-        for step, batches in Batches(recipe, range(done, steps)).loader(workers):
-            if step >= steps:
-                break
-            losses = train_step(model, optimizer, batches, recipe.rate_at(step, steps))
-            late = seconds is not None and time.perf_counter() - began > seconds
-            steps = min(steps, step + 1 + recipe.fall) if late else steps
-            seconds = None if late else seconds
+        for step in range(done, steps):
+            batches = batches_of(recipe, step, tokenizer, shapes)
+            losses = train_step(model, optimizer, batches, recipe.rate_at(step))
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 save_state(state, model, optimizer, step + 1)
                 shown = " ".join(f"{kind} {loss.item():.3f}" for kind, loss in losses.items())
                 bar.update(task, total=steps, completed=step + 1, description=f"loss: {shown}")
                 bar.console.print(f"step {step + 1} of {steps}: {shown}")
-        write_model(model, folder, recipe, steps)
-    return steps
+        write_model(model, folder, recipe)
 
 
 def main() -> None:
     """Pre-train and write the model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the model")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="small")
     parser.add_argument("--state", type=Path, help="file to continue from; default: OUT.state")
-    parser.add_argument("--steps", type=int, help="default: the recipe's")
-    parser.add_argument("--seconds", type=float, help="end the training after about this long")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare lessons")
+    parser.add_argument("--steps", type=int, default=PACKAGED.steps, help="%(default)s")
     chosen = parser.parse_args()
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no GPU here")
     chosen.out.mkdir(parents=True, exist_ok=True)
     state = chosen.state or chosen.out.with_suffix(".state")
-    recipe = RECIPES[chosen.recipe].lasting(chosen.steps)
-    steps = pretrain(
-        chosen.out,
-        state,
-        recipe,
-        device=chosen.device,
-        workers=chosen.workers,
-        seconds=chosen.seconds,
-    )
-    print(f"DONE {chosen.out} steps={steps}")
+    pretrain(chosen.out, state, replace(PACKAGED, steps=chosen.steps))
+    print(f"DONE {chosen.out} steps={chosen.steps}")
 
 
 if __name__ == "__main__":

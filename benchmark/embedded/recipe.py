@@ -1,11 +1,10 @@
 """Says how the embedded model is made: size, lessons, learning rate.
 
-`small` needs a quarter of an hour of one core. The others have so many more lessons that they need
-a GPU, for some minutes.
+The packaged one needs a quarter of an hour of one core.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 Counts = Mapping[str, int]
 Architecture = dict[str, float]
@@ -44,38 +43,26 @@ class Recipe:
     learning_rate: float = 2e-3
     seed: int = 7
 
-    def rate_at(self, step: int, steps: int) -> float:
+    def rate_at(self, step: int) -> float:
         """Compute the learning rate: warm-up, constant, and a linear fall at the end.
 
         Up to the fall it does not depend on `steps`, so that a saved state serves longer runs too.
         """
-        fall = max(0.02, (steps - step) / self.fall)
+        fall = max(0.02, (self.steps - step) / self.fall)
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up, fall)
 
     def counts_at(self, step: int) -> Counts:
         """Count the lessons of each kind in the batch of a step."""
         return next((counts for end, counts in self.stages if step < end), self.stages[-1][1])
 
-    def lasting(self, steps: int | None) -> "Recipe":
-        """Make the same recipe with another number of steps."""
-        return self if steps is None else replace(self, steps=steps)
 
-
-_LONG = (
-    (300, {"echo": 96, "plain": 48, "shown": 48, "told": 48}),
-    (20000, {"plain": 64, "shown": 64, "told": 192}),
-)
-RECIPES = {
-    "small": Recipe(
-        qwen2(128, 448, 4, 4),
-        (
-            (300, {"echo": 24, "plain": 6, "shown": 6}),
-            (2400, {"plain": 10, "shown": 8, "told": 4}),
-        ),
-        steps=2400,
-        warm_up=50,
-        fall=400,
+PACKAGED = Recipe(
+    qwen2(128, 448, 4, 4),
+    (
+        (300, {"echo": 24, "plain": 6, "shown": 6}),
+        (2400, {"plain": 10, "shown": 8, "told": 4}),
     ),
-    "wide": Recipe(qwen2(128, 448, 4, 4), _LONG, steps=20000, warm_up=100, fall=800),
-    "deep": Recipe(qwen2(160, 512, 6, 5), _LONG, steps=20000, warm_up=100, fall=800),
-}
+    steps=2400,
+    warm_up=50,
+    fall=400,
+)

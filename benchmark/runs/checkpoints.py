@@ -30,7 +30,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     }
 
 
-def is_complete(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     """Tell whether every file is there as it was sealed."""
     sealed = read_json(folder / _SEAL)
     return sealed is not None and sealed["files"] == _sizes(folder)
@@ -44,7 +44,7 @@ def latest(parent: Path) -> tuple[Path | None, int]:
     """
     complete: dict[int, Path] = {}
     for folder in parent.glob("checkpoint-*"):
-        if is_complete(folder):
+        if _is_complete(folder):
             complete[int(folder.name.rpartition("-")[2])] = folder
         else:
             shutil.rmtree(folder)

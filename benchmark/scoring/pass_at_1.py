@@ -1,6 +1,6 @@
 """Measures pass@1 of a model: completes problems, scores the completions, adds an interval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from msgspec import Meta, Struct
@@ -65,7 +65,6 @@ def complete(
     settings: EvalSettings,
     *,
     seed: int = 0,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> list[str]:
     """Complete each conversation; leaves the global random state and the mode as they were.
 
@@ -75,7 +74,6 @@ def complete(
         conversations: messages each, the last one the user's.
         settings: temperature, length and batch size are read.
         seed: of the sampling.
-        advance: told how many are done.
     """
     import torch
 
@@ -97,7 +95,6 @@ def complete(
             output = model.generate(**inputs, generation_config=generation)
             answers = output[:, inputs["input_ids"].shape[1] :]
             texts += tokenizer.batch_decode(answers, skip_special_tokens=True)
-            advance(len(batch))
     model.train(training)
     return texts
 
@@ -176,7 +173,6 @@ def evaluate(
     settings: EvalSettings,
     *,
     seed: int = 0,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> tuple[Summary, list[Scored]]:
     """Complete, score and summarize; returns the summary and every result.
 
@@ -188,11 +184,10 @@ def evaluate(
         data: how a problem becomes a prompt.
         settings: how completions are made.
         seed: of the sampling.
-        advance: told how many completions are done.
     """
     limit = settings.limit or len(problems)
     asked = [problem for problem in problems[:limit] for _ in range(settings.samples)]
     conversations = [messages(problem, data) for problem in asked]
-    texts = complete(model, tokenizer, conversations, settings, seed=seed, advance=advance)
+    texts = complete(model, tokenizer, conversations, settings, seed=seed)
     results = score(executor, asked, texts)
     return summarize(results, problems[:limit]), results

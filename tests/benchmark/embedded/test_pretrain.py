@@ -1,4 +1,4 @@
-"""Pre-training makes the same weights again, cut off or not, whoever prepares the lessons."""
+"""Pre-training makes the same weights again, cut off or not."""
 
 from dataclasses import replace
 
@@ -7,11 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from sdpo.benchmark.embedded import pretrain
-from sdpo.benchmark.embedded.batches import Batches
-from sdpo.benchmark.embedded.recipe import RECIPES, qwen2
+from sdpo.benchmark.embedded.recipe import PACKAGED, qwen2
 
 SMALL = {"echo": 2, "plain": 2, "shown": 2, "told": 1}
-TINY = replace(RECIPES["small"], architecture=qwen2(32, 64, 2, 2), stages=((9, SMALL),), steps=4)
+TINY = replace(PACKAGED, architecture=qwen2(32, 64, 2, 2), stages=((9, SMALL),), steps=4)
 
 
 def weights(folder):
@@ -58,36 +57,13 @@ def test_a_run_that_was_cut_off_continues(whole, tmp_path, monkeypatch):
     assert equal(weights(folder), whole)
 
 
-def test_lessons_do_not_depend_on_who_prepares_them():
-    def batches(workers):
-        return [
-            (step, kind, name, value.tolist())
-            for step, found in Batches(TINY, range(3)).loader(workers)
-            for kind, batch in found.items()
-            for name, value in batch.items()
-        ]
-
-    assert batches(0) == batches(1)
-
-
-def test_time_decides_only_when_the_rate_falls(tmp_path):
-    for name in ("timed", "counted"):
-        (tmp_path / name).mkdir()
-    recipe = replace(TINY, steps=9, fall=2)
-    timed, counted = tmp_path / "timed", tmp_path / "counted"
-    steps = pretrain.pretrain(timed, tmp_path / "timed.state", recipe, seconds=0.0)
-    assert steps == 3
-    pretrain.pretrain(counted, tmp_path / "counted.state", recipe.lasting(steps))
-    assert equal(weights(timed), weights(counted))
-
-
 @pytest.mark.slow
 def test_the_first_steps_of_the_packaged_recipe_repeat(tmp_path):
     found = []
     for name in ("one", "two"):
         folder = tmp_path / name
         folder.mkdir()
-        recipe = RECIPES["small"].lasting(20)
+        recipe = replace(PACKAGED, steps=20)
         pretrain.pretrain(folder, tmp_path / f"{name}.state", recipe)
         found.append((folder / "model.safetensors").read_bytes())
     assert found[0] == found[1]

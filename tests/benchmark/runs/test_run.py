@@ -14,7 +14,7 @@ from datasets import Dataset
 from msgspec.structs import replace
 
 from sdpo.benchmark.embedded import pretrain, tokenizer
-from sdpo.benchmark.embedded.recipe import RECIPES
+from sdpo.benchmark.embedded.recipe import PACKAGED
 from sdpo.benchmark.problems.dataset import DataError
 from sdpo.benchmark.runs import settings
 from sdpo.benchmark.runs.methods import build_trainer
@@ -57,8 +57,8 @@ def random_model(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("model")
     with deterministic(3):
-        model = pretrain.new_model(RECIPES["small"], tokenizer.build().get_vocab_size())
-    pretrain.write_model(model, folder, RECIPES["small"], steps=0)
+        model = pretrain.new_model(PACKAGED, tokenizer.build().get_vocab_size())
+    pretrain.write_model(model, folder, PACKAGED)
     # It never ends a completion by itself, and never solves a problem.
     suited = {"train.max_completion_length": 12, "eval.max_new_tokens": 12}
     suited["sdpo.include_environment_feedback"] = True
