@@ -108,30 +108,6 @@ def test_every_other_meaning_fails():
         assert {result.status for result in executor.map(cases)} == {"fail"}
 
 
-def test_feedback_of_lessons_is_the_executors():
-    generator, shapes = random.Random(5), lessons.lesson_shapes()
-    cases, texts = [], []
-    while len(cases) < 30:
-        program = generate_problems.draw_program(generator.choice(shapes), generator)
-        meanings = program.meanings()
-        if len(meanings) < 2:
-            continue
-        right, wrong = (program.code(m) for m in generator.sample(meanings, 2))
-        arguments = [generate_problems.draw_argument(program.kind, generator) for _ in range(3)]
-        values = [
-            generate_problems.value_of(c, program.name, a)
-            for c in (right, wrong)
-            for a in arguments
-        ]
-        if None in values or values[:3] == values[3:]:
-            continue
-        tests = tuple(generate_problems.asserts(program, right, arguments))
-        cases.append(Case(0, wrong, tests, "", ""))
-        texts.append(lessons.feedback_to(wrong, right, program, arguments))
-    with Executor(1) as executor:
-        assert [result.feedback for result in executor.map(cases)] == texts
-
-
 def test_readings_are_the_solution_and_its_misunderstandings():
     known = generate_problems.readings()
     assert all(record["code"] in known[record["text"]] for record in RECORDS)

@@ -1,10 +1,9 @@
-"""Records and checkpoints survive a kill at any place of a file."""
+"""Records survive a kill at any place of a file."""
 
 from typing import Any
 
 import pytest
 
-from sdpo.benchmark.runs import checkpoints
 from sdpo.benchmark.runs.records import BusyError, Records, locked, read_json, write_json
 
 
@@ -30,20 +29,6 @@ def test_a_line_cut_anywhere_is_dropped(tmp_path):
         records.truncate(2)
         kept = ends[min(complete, 2) - 1] if complete else 0
         assert records.steps.path.read_bytes() == whole[:kept]
-
-
-def test_a_checkpoint_counts_only_when_it_is_whole(tmp_path):
-    for step in (5, 10, 15):
-        folder = checkpoints.folder_of(tmp_path, step)
-        folder.mkdir()
-        (folder / "weights").write_text("x" * step)
-        if step < 15:
-            checkpoints.seal(folder)
-    (checkpoints.folder_of(tmp_path, 10) / "weights").write_text("x")
-    found = checkpoints.latest(tmp_path)
-    assert found == (checkpoints.folder_of(tmp_path, 5), 5)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
-    assert checkpoints.latest(tmp_path / "nothing") == (None, 0)
 
 
 def test_one_run_at_a_time(tmp_path):

@@ -3,27 +3,21 @@
 import errno
 import json
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import typer
-from datasets import Dataset
-from msgspec.structs import replace
 
 from sdpo.benchmark.embedded import pretrain, tokenizer
 from sdpo.benchmark.embedded.recipe import PACKAGED
 from sdpo.benchmark.problems.dataset import DataError
 from sdpo.benchmark.runs import settings
-from sdpo.benchmark.runs.methods import build_trainer
-from sdpo.benchmark.runs.models import load_model, load_tokenizer
 from sdpo.benchmark.runs.records import Records
 from sdpo.benchmark.runs.run import run
 from sdpo.benchmark.runs.settings import Settings, SettingsError
 from sdpo.cli.mbpp_run import reported
-from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
 SHORT = {
     "train.max_steps": 4,
@@ -138,37 +132,6 @@ def test_a_full_disk_is_named_before_work_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(SettingsError, match="only 0 MiB are free"):
         run(short(), tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("config", "wrong", "meant"),
-    [("sdpo", "train.learning_rte", "learning_rate"), ("grpo", "train.bta", "beta")],
-)
-def test_a_misspelt_field_is_named_with_the_right_one(config, wrong, meant, random_model, tmp_path):
-    chosen = short(config, **random_model, **{wrong: 1.0})
-    if config == "grpo":
-        chosen = replace(chosen, sdpo={})
-    with pytest.raises(
-        SettingsError, match=f"is not a field of GRPOConfig; did you mean '{meant}'"
-    ):
-        run(chosen, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("alfa", "'alfa' is not a setting; did you mean 'alpha'"), ("max_reprompt_length", None)],
-)
-def test_names_of_our_own_settings_are_those_of_the_trainer(name, said, random_model, tmp_path):
-    """Also the name that sdpo-rl has for one of them."""
-    chosen = short("sdpo", **random_model, **{f"sdpo.{name}": 512})
-    parts: Any = {"model": load_model(chosen.model), "reward_funcs": [len]}
-    parts |= {"processing_class": load_tokenizer(chosen.model.name)}
-    parts |= {"train_dataset": Dataset.from_list([{"prompt": "a"}] * 8)}
-    expected = pytest.raises(SettingsError, match=said) if said else nullcontext()
-    with expected:
-        trainer = build_trainer(chosen, tmp_path, parts)
-        assert isinstance(trainer, SDPOTrainer)
-        assert trainer.sdpo_config.max_reprompt_len == 512
 
 
 def test_a_disk_that_fills_up_is_explained(capsys):
