@@ -20,9 +20,10 @@ from sdpo.lockstep.replica import OneByOne, Replica, State, Weights, refreshed, 
 from sdpo.parity.cases.run_reference import TraceHooks, in_dtype, run_reference_updates
 from sdpo.parity.cases.stage_trace import NO_STAGE, SCALED_LOSS, Moment, StageTrace
 from sdpo.parity.cases.tensor_distances import Match, match
-from sdpo.parity.cases.value_names import POLICY_TERMS, UPDATE_SETTINGS
+from sdpo.parity.cases.value_names import UPDATE_SETTINGS
 from sdpo.reference.update import UpdateSettings
 from sdpo.settings.config import SDPOConfig
+from sdpo.settings.stage_settings import POLICY_TERMS
 
 REFERENCE_SETTINGS = (*UPDATE_SETTINGS, *POLICY_TERMS, "loss_agg_mode", "grad_clip")
 RandomState = list[Tensor]

@@ -5,7 +5,7 @@ their rules. A comment behind a field gives its default in the reference's three
 disagree: dataclass / actor.yaml / sdpo.yaml.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sdpo.settings.rules import DEFAULT_ALPHA, DEFAULT_KL_LOSS_COEF, DEFAULT_REPROMPT_LEN
 
@@ -48,6 +48,9 @@ class PolicySettings:
     """Factor of that estimate."""
     kl_loss_type: str = "low_var_kl"
     """Which estimate it is."""
+
+
+POLICY_TERMS = tuple(field.name for field in fields(PolicySettings))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdpo.parity.candidates.live_settings import written_layers
-from sdpo.parity.cases.value_names import POLICY_TERMS
 from sdpo.parity.live_fork.modules import PACKAGES
+from sdpo.settings.stage_settings import POLICY_TERMS
 
 HOME = Path(__file__).parent / "stand_in_fork"
 Replacements = Mapping[str, tuple[str, str]]

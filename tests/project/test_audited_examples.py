@@ -21,7 +21,14 @@ pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 FOLDER = Path(__file__).parents[2] / "examples"
 BY_ID = {scenario.id: scenario for scenario in SCENARIOS}
 OFF_POLICY = {"T05", "T06", "T29"}
-CANNOT = {"T17": "adapter", "T25": "mixed logits", "T41": "adapter", "T44": "adapter"}
+CANNOT = {
+    "T17": "adapter",
+    "T25": "mixed logits",
+    "T41": "adapter",
+    "T44": "adapter",
+    "T45": "policy_terms",
+    "T46": "policy_terms",
+}
 
 
 class Honest(example.MyAdapter):

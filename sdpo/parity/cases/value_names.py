@@ -69,9 +69,6 @@ UPDATE_SETTINGS = (
 )
 """Loss and teacher."""
 
-POLICY_TERMS = ("entropy_coeff", "use_kl_loss", "kl_loss_coef", "kl_loss_type")
-"""Entropy bonus and KL anchor."""
-
 PROMPT_SETTINGS = (
     "success_reward_threshold",
     "dont_reprompt_on_self_success",

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
-from sdpo.parity.cases.value_names import POLICY_TERMS
 from sdpo.parity.live_fork.checkout import CheckoutError
 from sdpo.parity.live_fork.modules import CONFIG, live_function
 from sdpo.parity.live_fork.settings import Settings
+from sdpo.settings.stage_settings import POLICY_TERMS
 
 OF_USERS = {"USER": "user", "TASK": "task", "EXPERIMENT": "experiment"}
 """Variables that the fork's files take names and folders from; no setting compared here."""

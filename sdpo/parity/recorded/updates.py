@@ -19,7 +19,6 @@ from sdpo.parity.cases.checked_call import CandidateError, guarded, same_bits
 from sdpo.parity.cases.run_reference import TraceHooks, in_dtype, run_reference_updates
 from sdpo.parity.cases.stage_trace import GRAD_NORM, NO_STAGE, SCALED_LOSS, Place, StageTrace
 from sdpo.parity.cases.tensor_distances import float32_error, largest_by_kind
-from sdpo.parity.cases.value_names import POLICY_TERMS
 from sdpo.parity.compare.comparison import Comparison, compare_exact
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.value_dtypes import other_dtypes
@@ -38,6 +37,7 @@ from sdpo.parity.recorded.recording_spread import a_little_over, round_anew, wid
 from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.reference.update import UpdateSettings
 from sdpo.settings.config import SDPOConfig
+from sdpo.settings.stage_settings import POLICY_TERMS
 from sdpo.update.actor_update import ForwardSettings, actor_update
 
 Progress = Callable[[str, int, int], None]

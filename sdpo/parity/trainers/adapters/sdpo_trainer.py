@@ -17,11 +17,12 @@ from sdpo.parity.trainers.recording.adapter_base import (
 from sdpo.parity.trainers.recording.hf_trainer import HFTrainerAdapter
 from sdpo.parity.trainers.recording.hooks import Arguments
 from sdpo.prompt.teacher_batch import PromptTrace
+from sdpo.settings.stage_settings import POLICY_TERMS
 from sdpo.update.actor_update import Batch
 from sdpo.update.observer import UpdateObserver
 from sdpo.update.rollouts import Rollouts
 
-SETTINGS = (*UPDATE_SETTINGS, *PROMPT_SETTINGS, "loss_agg_mode")
+SETTINGS = (*UPDATE_SETTINGS, *POLICY_TERMS, *PROMPT_SETTINGS, "loss_agg_mode")
 PEFT_PREFIX = "base_model.model."
 PROMPTS: tuple[Literal["feedback", "demonstration", "teacher_prompt"], ...] = (
     "feedback",
@@ -45,6 +46,7 @@ class OwnTrainer(HFTrainerAdapter):
     install = "'sdpo[train]'"
     imports = (*COMMON_IMPORTS, "sdpo.trainer.sdpo_trainer")
     teacher_adapter = "sdpo_teacher"
+    policy_terms = True
     further_inputs: ClassVar[Mapping[str, str]] = {
         "rollout_is_weights": "rollout_is_weights",
         "response_mask": "tool_mask",

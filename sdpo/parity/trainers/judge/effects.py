@@ -92,17 +92,20 @@ def mean_loss(micro_batches: Iterable[Mapping[str, Tensor]]) -> float | None:
     return sum(losses) / len(losses) if losses else None
 
 
-def optimised(scenario: Scenario, step: OptimizerStep, scales: Sequence[float]) -> float | None:
+def optimised(
+    scenario: Scenario, step: OptimizerStep, scales: Sequence[float], terms: Sequence[float]
+) -> float | None:
     """Sum the losses of an optimizer step, each times the scale of its gradient: what it followed.
 
-    None if the trainer does not show a loss; a scale that is not known counts as right.
+    `terms` are what entropy bonus and KL anchor add to each. None if the trainer does not show a
+    loss; a scale that is not known counts as right.
     """
     usual, loss = 1 / scenario.accumulation, 0.0
-    for micro_batch, scale in zip(step.micro_batches, scales, strict=True):
+    for micro_batch, scale, added in zip(step.micro_batches, scales, terms, strict=True):
         if "aggregate" not in micro_batch.values:
             return None
         weight = scale if math.isfinite(scale) else usual
-        loss += weight * micro_batch.values["aggregate"].item()
+        loss += weight * (micro_batch.values["aggregate"].item() + added)
     return loss / scenario.processes
 
 

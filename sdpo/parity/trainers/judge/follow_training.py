@@ -33,7 +33,12 @@ from sdpo.parity.trainers.judge.known_faults import (
     explained_scale,
     explained_teacher,
 )
-from sdpo.parity.trainers.judge.loss_stages import compare_micro_batch, loss_case
+from sdpo.parity.trainers.judge.loss_stages import (
+    ReferenceTerms,
+    compare_micro_batch,
+    loss_case,
+    reference_terms,
+)
 from sdpo.parity.trainers.judge.prompt_stages import compare_prompts, reference_inputs
 from sdpo.parity.trainers.judge.reference_run import log_probs, run_reference
 from sdpo.parity.trainers.judge.weight_stages import (
@@ -76,6 +81,7 @@ class FollowedTraining:
         self.observations: list[Observation] = []
         self.faults_tried: dict[str, list[list[str]]] = defaultdict(list)
         self.optimised: list[float | None] = []
+        self._terms: list[float] = []
         self._weights = WeightHistory({}, [])
         self._at = BEFORE
         self._teacher_tokens_inherit = ""
@@ -156,14 +162,14 @@ class FollowedTraining:
             batch: the reference's inputs of all rows.
             old: the reference's old log-probs; None on-policy.
         """
-        scales = []
+        scales, self._terms = [], []
         for place, micro_batch in enumerate(step.micro_batches):
             self._at = (*self._at[:2], place)
             mask = _distillation_mask(update, micro_batch, prompt)
             comparisons, scale = self._compare_micro_batch(micro_batch, batch, mask, old)
             scales.append(scale)
             yield from comparisons
-        self.optimised.append(optimised(self.scenario, step, scales))
+        self.optimised.append(optimised(self.scenario, step, scales, self._terms))
         if self.scenario.dropout:
             return  # the student's passes draw at random, and cannot be repeated
         comparisons = compare_gradient(self.scenario, self.student, step, scales)
@@ -176,10 +182,24 @@ class FollowedTraining:
         """Compute the reference's log-probs at the weights that generated; None on-policy."""
         if self.scenario.on_policy:
             return None
+        return self._log_probs_of(self.student, batch)
+
+    def _policy_terms(self, micro_batch: MicroBatch, batch: Tensors) -> ReferenceTerms | None:
+        """Compute what is added to the loss of a micro-batch; None if nothing is."""
+        if not self.scenario.policy_terms:
+            return None
+        anchor = None
+        if self.scenario.policy_terms.get("use_kl_loss"):
+            rows, width = micro_batch.rows, micro_batch.inputs["responses"].size(1)
+            anchor = self._log_probs_of(TwoPrecisions.of(self.model), batch).of(rows, width)
+        return reference_terms(self.scenario, micro_batch, anchor)
+
+    def _log_probs_of(self, student: TwoPrecisions, batch: Tensors) -> OldLogProbs:
+        """Compute the reference's log-probs of all rows in both precisions."""
         with torch.no_grad():
             return OldLogProbs(
-                log_probs(self.student.single, batch, self.scenario),
-                log_probs(self.student.double, batch, self.scenario, torch.float64),
+                log_probs(student.single, batch, self.scenario),
+                log_probs(student.double, batch, self.scenario, torch.float64),
             )
 
     def _compare_micro_batch(
@@ -205,7 +225,9 @@ class FollowedTraining:
             comparisons += self._compare_forward(micro_batch, case.loss_mask, batch)
             if old is not None and shown is not None:
                 comparisons.append(compare_old_log_probs(self.scenario, old, shown, case.loss_mask))
-        of_loss, observation, scale = compare_micro_batch(self.scenario, case, micro_batch)
+        terms = self._policy_terms(micro_batch, batch)
+        self._terms.append(0.0 if terms is None else terms.value)
+        of_loss, observation, scale = compare_micro_batch(self.scenario, case, micro_batch, terms)
         self.observations.append(observation)
         return comparisons + of_loss, scale
 

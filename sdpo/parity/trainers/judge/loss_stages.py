@@ -7,23 +7,29 @@ the loss a stage that follows from the trainer's value of the stage before is ma
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
+from sdpo.parity.cases.tensor_distances import float32_error, scale_of
 from sdpo.parity.compare.agreement import counted
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import EvaluatedCase, Observation, evaluate_case
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import Status
+from sdpo.parity.recorded.measured_budgets import budget_share
+from sdpo.parity.trainers.judge.forward_stages import OldLogProbs
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import MicroBatch
 from sdpo.parity.truth.budget import Truth
 from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.reference import loss as reference
+from sdpo.reference.forward import entropy_from_logits
+from sdpo.reference.update import low_var_kl
 from sdpo.settings.config import SDPOConfig
 
 _SIDES = ("student", "teacher")
@@ -100,10 +106,56 @@ def unscaled(gradient: Tensor, expected: Tensor, accumulation: int) -> tuple[Ten
     return (gradient.double() / fitted).to(gradient.dtype), fitted
 
 
+class ReferenceTerms(NamedTuple):
+    """Entropy bonus and KL anchor of a micro-batch by the reference, times their factors.
+
+    `gradient` and `truth` are what they add at the logits `(B, T, V)`, in float32 and in float64.
+    """
+
+    value: float
+    gradient: Tensor
+    truth: Tensor
+
+
+def reference_terms(
+    scenario: Scenario, micro_batch: MicroBatch, ref_log_prob: OldLogProbs | None
+) -> ReferenceTerms:
+    """Compute the terms from the trainer's logits.
+
+    Args:
+        scenario: the settings.
+        micro_batch: with the student's logits.
+        ref_log_prob: of the reference policy, for the micro-batch; None without an anchor.
+    """
+    settings, mask = scenario.policy_terms, micro_batch.inputs["response_mask"].long()
+    mode, gradients, total = scenario.loss_agg_mode, [], torch.zeros(())
+    for side, dtype in (("value", torch.float32), ("truth", torch.float64)):
+        logits = micro_batch.logits["student"].detach().to(dtype).requires_grad_(True)
+        scaled = logits / scenario.temperature
+        entropy = reference.agg_loss(entropy_from_logits(scaled), mask, mode)
+        total = entropy * -settings.get("entropy_coeff", 0.0)
+        if ref_log_prob is not None:
+            log_probs = reference.log_probs_from_logits(scaled, micro_batch.inputs["responses"])
+            estimate = low_var_kl(log_probs, getattr(ref_log_prob, side).to(dtype))
+            kl_loss = reference.agg_loss(estimate, mask, mode)
+            total = total + kl_loss * settings["kl_loss_coef"]
+        gradients += torch.autograd.grad(total, logits)
+    return ReferenceTerms(total.item(), *gradients)
+
+
 def compare_micro_batch(
-    scenario: Scenario, case: LossCase, micro_batch: MicroBatch
+    scenario: Scenario,
+    case: LossCase,
+    micro_batch: MicroBatch,
+    terms: ReferenceTerms | None = None,
 ) -> tuple[list[Comparison], Observation, float]:
     """Compare the stages that the trainer shows.
+
+    Args:
+        scenario: the settings.
+        case: of the loss, by `loss_case`.
+        micro_batch: what the trainer shows.
+        terms: what is added to the loss, if anything is; it is taken off the gradient first.
 
     Returns:
         Comparisons under the scenario's name, what was observed (for the explanation), and the
@@ -112,14 +164,19 @@ def compare_micro_batch(
     evaluated = evaluate_case(case)
     values = micro_batch.values | _assumed_choice(evaluated, micro_batch.values)
     trace = {name: value.detach() for name, value in values.items() if name in evaluated.reference}
-    raw = micro_batch.logits["gradient"]
+    raw, widen = micro_batch.logits["gradient"], []
+    if terms is not None:
+        raw = raw - terms.gradient.to(raw.dtype) / scenario.accumulation
+        widen.append(partial(_beside_terms, terms))
+    if torch.finfo(raw.dtype).eps > torch.finfo(torch.float32).eps:
+        widen.append(partial(_stored_in, raw.dtype))
     gradient, scale = unscaled(
         raw.to(case.dtype), evaluated.reference["gradient"], scenario.accumulation
     )
     trace["gradient"] = gradient
     judge = evaluated
-    if torch.finfo(raw.dtype).eps > torch.finfo(torch.float32).eps:
-        judge = EvaluatedCase(case, widen=partial(_stored_in, raw.dtype))
+    if widen:
+        judge = EvaluatedCase(case, widen=lambda truth: reduce(lambda t, f: f(t), widen, truth))
     compared = compare_loss(judge, trace)
     compared = [replace(comparison, case=scenario.id) for comparison in compared]
     divergent = {c.stage for c in compared if c.status == Status.DIVERGENT}
@@ -171,6 +228,14 @@ def _stored_in(dtype: torch.dtype, truth: Truth) -> Truth:
     """Widen the budgets for a gradient that was stored in a lower dtype."""
     size = np.abs(np.nan_to_num(truth.values["gradient"]))
     wider = truth.bounds["gradient"] + torch.finfo(dtype).eps * size
+    return replace(truth, bounds=truth.bounds | {"gradient": wider})
+
+
+def _beside_terms(terms: ReferenceTerms, truth: Truth) -> Truth:
+    """Widen the budgets for a gradient from which that of the terms was taken off, in float32."""
+    error = float32_error(terms.gradient, terms.truth)
+    share = budget_share(error, torch.finfo(terms.gradient.dtype).eps)
+    wider = truth.bounds["gradient"] + share * scale_of(terms.truth)
     return replace(truth, bounds=truth.bounds | {"gradient": wider})
 
 

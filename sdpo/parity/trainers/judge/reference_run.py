@@ -103,6 +103,7 @@ def run_reference(
     student = copy.deepcopy(model).to(dtype)
     teacher = (copy.deepcopy(student) if merged is None else merged(student)).eval()
     trainable = [p for p in student.parameters() if p.requires_grad]
+    anchor = copy.deepcopy(student) if scenario.policy_terms.get("use_kl_loss") else None
     hooks = TraceHooks() if merged is None else _MergedAdapters(merged)
 
     def batches() -> Iterator[tuple[Tensors, Groups]]:
@@ -110,6 +111,8 @@ def run_reference(
             batch, _ = reference_batch(scenario, generation, tokenizer)
             with torch.no_grad():
                 batch["old_log_probs"] = log_probs(student, batch, scenario, dtype)
+                if anchor is not None:
+                    batch["ref_log_prob"] = log_probs(anchor, batch, scenario, dtype)
             yield in_dtype(batch, dtype), _epochs_of(scenario, groups[number])
 
     run_reference_updates(
@@ -148,6 +151,7 @@ def _update_settings(scenario: Scenario, dtype: torch.dtype) -> UpdateSettings:
         use_dynamic_bsz=True,
         compute_dtype="float32" if dtype == torch.float64 else scenario.dtype,
         **of_loss,
+        **scenario.policy_terms,
     )
 
 

@@ -57,7 +57,7 @@ class TrainingPool:
         self.notes: list[str] = []
         self.scenarios: list[Scenario] = []
         for scenario in map(nameless, scenarios):
-            if scenario not in self.scenarios:
+            if scenario not in self.scenarios and self._takes(scenario):
                 self.scenarios.append(scenario)
 
     def __enter__(self) -> "TrainingPool":
@@ -92,6 +92,10 @@ class TrainingPool:
             NotCoveredError: as `run`.
             CandidateError: as `run`.
         """
+        if not self._takes(scenario):
+            raise NotCoveredError(
+                "an entropy bonus or a KL anchor, which the adapter does not claim (`policy_terms`)"
+            )
         number = self.scenarios.index(nameless(scenario))
         outcomes = [self._wait_for(path) for path in rank_files(self.files, number, scenario)]
         for outcome in outcomes:
@@ -109,6 +113,10 @@ class TrainingPool:
             self._learn_place(name, place)
         by_seed = zip(*(outcome.runs for outcome in outcomes), strict=True)
         return [joined(scenario, ranks) for ranks in by_seed]
+
+    def _takes(self, scenario: Scenario) -> bool:
+        """Say whether the trainer has the terms of a scenario's loss."""
+        return self.candidate.policy_terms or not scenario.policy_terms
 
     def _wait_for(self, path: Path) -> RankOutcome:
         """Wait for the outcome of a process.

@@ -95,6 +95,8 @@ class TrainerAdapter(ABC):
         package: the audited distribution, if it is one.
         versions: those that the adapter was written for, a specifier such as `>=1.16,<2`.
         install: what installs the package, if that is not its name.
+        policy_terms: whether the trainer has verl's entropy bonus and KL anchor; else scenarios
+            with one are not covered.
     """
 
     name: ClassVar[str]
@@ -102,6 +104,7 @@ class TrainerAdapter(ABC):
     package: ClassVar[str] = ""
     versions: ClassVar[str] = ""
     install: ClassVar[str] = ""
+    policy_terms: ClassVar[bool] = False
     stages: ClassVar[tuple[str, ...]] = ()
     imports: ClassVar[tuple[str, ...]] = ()
     """Modules that every run needs: they are imported once, before processes for runs fork."""

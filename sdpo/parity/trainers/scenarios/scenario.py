@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdpo.settings.stage_settings import POLICY_TERMS
+
 EXTRA_PADDING = 5
 """Columns of padding behind the responses under the disguise of that name."""
 
@@ -115,6 +117,12 @@ class Scenario:
                 f"scenario {self.id}: generations {wrong} do not have micro_batch_size * "
                 f"steps_per_generation * processes = {rows} rows"
             )
+
+    @property
+    def policy_terms(self) -> dict[str, Any]:
+        """The settings of an entropy bonus or a KL anchor; none in most scenarios."""
+        settings = self.self_distillation
+        return {name: settings[name] for name in POLICY_TERMS if name in settings}
 
     @property
     def on_policy(self) -> bool:

@@ -15,8 +15,8 @@ from sdpo.parity.trainers.scenarios.fragments import GENERATIONS, OPTIMIZERS, SE
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 
 
-def test_ids_are_the_44_of_the_contract_and_each_scenario_is_another_one():
-    assert sorted(BY_ID) == [f"T{number:02}" for number in range(1, 45)]
+def test_ids_are_the_46_of_the_contract_and_each_scenario_is_another_one():
+    assert sorted(BY_ID) == [f"T{number:02}" for number in range(1, 47)]
     assert len({scenario.description for scenario in SCENARIOS}) == len(SCENARIOS)
     trainings = {repr(replace(s, id="", description="", tags=())) for s in SCENARIOS}
     assert len(trainings) == len(SCENARIOS)
