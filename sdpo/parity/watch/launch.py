@@ -81,7 +81,7 @@ def watch_all(order: WatchOrder) -> int:
     for change in moved:
         print(change_line(change).replace("*", "").replace("`", ""))
     order.page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(order.page, page([*before, *lines], ledger, order.workshop.chosen))
+    write_atomically(order.page, page([*before, *lines], ledger))
     print(f"page: {order.page}; history: {history}")
     return _exit_code(lines, moved)
 

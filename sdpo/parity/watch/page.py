@@ -28,17 +28,14 @@ deviation that a release does not show, "?" one that it could not be judged by.
 MOST_CASES = 4
 
 
-def page(
-    lines: Sequence[WatchLine], ledger: Sequence[Deviation], chosen: Sequence[str] = ()
-) -> str:
+def page(lines: Sequence[WatchLine], ledger: Sequence[Deviation]) -> str:
     """Render all upstreams of a history.
 
     Args:
         lines: of the history, oldest audit first.
         ledger: names deviations.
-        chosen: requirements of the user, for every environment.
     """
-    sections = [_section(of_upstream, ledger, chosen) for of_upstream in by_upstream(lines)]
+    sections = [_section(of_upstream, ledger) for of_upstream in by_upstream(lines)]
     return "\n".join([HEAD, *sections])
 
 
@@ -78,7 +75,7 @@ def _age(line: WatchLine) -> tuple[int, datetime, Version]:
         return 1, start, zero
 
 
-def _section(lines: Sequence[WatchLine], ledger: Sequence[Deviation], chosen: Sequence[str]) -> str:
+def _section(lines: Sequence[WatchLine], ledger: Sequence[Deviation]) -> str:
     """One candidate over the releases of one upstream."""
     first = lines[0]
     kind = "commits of" if first.committed else "releases of"
@@ -87,7 +84,7 @@ def _section(lines: Sequence[WatchLine], ledger: Sequence[Deviation], chosen: Se
         [
             f"## {cell(first.candidate)} over {kind} {cell(first.upstream)}",
             "",
-            code(shlex.join(["sdpo", "watch", _as_written(lines), *_options(chosen)])),
+            code(shlex.join(["sdpo", "watch", _as_written(lines), *_options(lines)])),
             "",
             markdown_table(
                 ("release", "verdict", "first stage", "with", "deviations", "seconds"),
@@ -111,8 +108,9 @@ def _as_written(lines: Sequence[WatchLine]) -> str:
     return f"{candidate}{first.upstream}=={names}"
 
 
-def _options(chosen: Sequence[str]) -> list[str]:
-    """Requirements as options of the command."""
+def _options(lines: Sequence[WatchLine]) -> list[str]:
+    """The requirements of the user, as options of the command."""
+    chosen = dict.fromkeys(text for line in lines for text in line.chosen)
     return [word for text in chosen for word in ("--with", text)]
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from sdpo.parity.audit.request import folder_name
 from sdpo.parity.live_fork.checkout import VARIABLE
@@ -90,6 +91,11 @@ class Workshop:
         Raises:
             OSError: the cache or the folder of reports cannot be written.
         """
+        line = self._audited(upstream, release, committed)
+        return structs.replace(line, chosen=self.chosen)
+
+    def _audited(self, upstream: Upstream, release: str, committed: str) -> WatchLine:
+        """The line of an audit, or of what kept it from being made."""
         try:
             environment, variables = self.prepare(upstream, release)
         except InstallError as error:

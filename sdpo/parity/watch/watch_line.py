@@ -52,6 +52,7 @@ class WatchLine(Struct, frozen=True, forbid_unknown_fields=True):
         judged: the cases that were compared.
         departures: what departs by itself.
         versions: installed packages that decide how a candidate behaves.
+        chosen: requirements of the user, in place of the versions of this harness.
     """
 
     schema_version: Literal[1]
@@ -69,6 +70,7 @@ class WatchLine(Struct, frozen=True, forbid_unknown_fields=True):
     judged: tuple[str, ...]
     departures: tuple[Departure, ...]
     versions: Mapping[str, str]
+    chosen: tuple[str, ...] = ()
 
     @property
     def is_judged(self) -> bool:

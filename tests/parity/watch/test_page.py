@@ -32,7 +32,8 @@ def rows(text, title):
 
 
 def test_releases_stand_in_order_with_what_they_moved_and_what_could_not_be_judged():
-    text = page([line("1.11", NEW), BROKEN, line("1.9", OLD)], [], ("q<2",))
+    old = structs.replace(line("1.9", OLD), chosen=("q<2",))
+    text = page([line("1.11", NEW), BROKEN, old], [])
     releases = rows(text, "release")
     assert [row[0] for row in releases[2:]] == ["1.9", "1.10", "1.11"]
     assert releases[3][1:] == [
@@ -80,6 +81,6 @@ def test_commits_stand_in_the_order_of_their_dates_and_are_shortened():
 
 def test_where_nothing_moved_the_page_says_so():
     assert "No deviation moved between 1.9 and 1.10." in page(
-        [line("1.9", OLD), line("1.10", OLD)], [], ""
+        [line("1.9", OLD), line("1.10", OLD)], []
     )
     assert "Fewer than two releases could be judged" in page([line("1.9", OLD), BROKEN], [])
