@@ -47,7 +47,7 @@ def _byte_alphabet() -> dict[int, str]:
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     table = {byte: chr(byte) for byte in shown}
-    return table | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
+    return table | {byte: chr(256 + index) for index, byte in enumerate(hidden)}
 
 
 def build() -> "Tokenizer":
@@ -57,7 +57,7 @@ def build() -> "Tokenizer":
     table = _byte_alphabet()
     entries = [PAD, START, END, *table.values()]
     entries += ["".join(table[byte] for byte in word.encode()) for word in words()]
-    vocabulary = {entry: place for place, entry in enumerate(dict.fromkeys(entries))}
+    vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [

@@ -65,8 +65,8 @@ def _write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     named = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", "system"]
-    words = [*named, *(f"w{place}" for place in range(len(named), VOCABULARY))]
-    table = {word: place for place, word in enumerate(words)}
+    words = [*named, *(f"w{index}" for index in range(len(named), VOCABULARY))]
+    table = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
     tokenizer.add_special_tokens(["<pad>", "</s>"])

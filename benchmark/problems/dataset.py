@@ -86,12 +86,12 @@ class Dataset:
         return {"data_sha256": self.sha256, "split": self.split, "origin": self.origin}
 
 
-def _problem(record: object, place: str) -> Problem:
+def _problem(record: object, location: str) -> Problem:
     if not isinstance(record, Mapping):
-        raise DataError(f"{place}: expected an object")
+        raise DataError(f"{location}: expected an object")
     missing = [name for name in ("task_id", "code", "test_list") if name not in record]
     if missing:
-        raise DataError(f"{place}: {', '.join(missing)} missing; is this an MBPP file?")
+        raise DataError(f"{location}: {', '.join(missing)} missing; is this an MBPP file?")
     try:
         return Problem(
             task_id=int(record["task_id"]),
@@ -103,7 +103,7 @@ def _problem(record: object, place: str) -> Problem:
             test_setup_code=source(record.get("test_setup_code"), "test_setup_code"),
         )
     except (CaseError, TypeError, ValueError) as error:
-        raise DataError(f"{place}: {error}") from error
+        raise DataError(f"{location}: {error}") from error
 
 
 def load_file(path: Path) -> Dataset:
@@ -141,11 +141,11 @@ def _records(content: bytes, path: Path) -> list[Any]:
         raise DataError(f"{path} is neither JSON nor JSON lines: {error}") from error
 
 
-def _parse_line(line: str, place: str) -> Any:
+def _parse_line(line: str, location: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: {error}") from error
+        raise DataError(f"{location}: {error}") from error
 
 
 def load_hub(configuration: str = "sanitized") -> Dataset:

@@ -1,15 +1,15 @@
 """`sdpo mbpp`: confined scoring of MBPP completions."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdpo.cli import mbpp_bench, mbpp_run, mbpp_sweep
-from sdpo.cli.interrupts import INTERRUPTED, terminable
-from sdpo.runtime.progress import progress_bars
+from sdpo.cli.interrupts import reported
+from sdpo.runtime.progress import progress_bar
 
 if TYPE_CHECKING:
     from sdpo.benchmark.problems.dataset import Dataset
@@ -60,18 +60,18 @@ def exec_(
     """Score completions: one result line per case, in input order."""
     from sdpo.benchmark.scoring import score_file
 
-    with _reported():
+    with reported("here"):
         total = score_file.count_cases(cases)
         finished, size = (0, 0) if overwrite else score_file.finished_lines(out, cases)
         with (
             score_file.open_output(out, size) as output,
             _executor(workers, timeout, require_isolation) as executor,
-            _progress(total, finished) as advance,
+            progress_bar("cases", total, finished) as update,
         ):
             lines = score_file.read_cases(cases)
             for _ in range(finished):
                 next(lines)
-            counts = score_file.run(executor, lines, output, advance)
+            counts = score_file.run(executor, lines, output, lambda _: update(advance=1))
     summary = ", ".join(f"{counts[status]} {status}" for status in sorted(counts)) or "nothing new"
     resumed = f" ({finished} were there before)" if finished else ""
     print(f"DONE {total} cases{resumed}: {summary}")
@@ -100,13 +100,15 @@ def check(
     """
     from sdpo.benchmark.scoring.check_references import check_references
 
-    with _reported():
+    with reported("here"):
         dataset = _dataset(data, configuration, split)
         with (
             _executor(workers, timeout, require_isolation) as executor,
-            _progress(len(dataset.problems), 0) as advance,
+            progress_bar("cases", len(dataset.problems)) as update,
         ):
-            failures = check_references(executor, dataset, reverse=reverse, progress=advance)
+            failures = check_references(
+                executor, dataset, reverse=reverse, progress=lambda _: update(advance=1)
+            )
             isolation = ",".join(executor.isolation)
     total = len(dataset.problems)
     verdict = "FAIL" if failures else "PASS"
@@ -127,24 +129,6 @@ def _dataset(data: Path | None, configuration: str, split: str | None) -> "Datas
 
 
 @contextlib.contextmanager
-def _reported() -> Iterator[None]:
-    """Turn what can go wrong into one line starting with ERROR and an exit code."""
-    from sdpo.benchmark.problems.dataset import DataError
-    from sdpo.benchmark.sandbox.client import IsolationError, ServerError
-    from sdpo.benchmark.scoring.score_file import RunError
-
-    try:
-        with terminable():
-            yield
-    except (DataError, RunError, IsolationError, ServerError) as error:
-        print(f"ERROR {error}")
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        print("ERROR interrupted; the same command continues from here")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-@contextlib.contextmanager
 def _executor(workers: int | None, timeout: float, require: bool) -> Iterator["Executor"]:
     from sdpo.benchmark.sandbox.confinement.confine import CORE_LAYERS
     from sdpo.benchmark.scoring.executor import Executor
@@ -155,11 +139,3 @@ def _executor(workers: int | None, timeout: float, require: bool) -> Iterator["E
             message = f"WARNING isolation is incomplete, missing: {', '.join(missing)}"
             typer.echo(message, err=True)
         yield executor
-
-
-@contextlib.contextmanager
-def _progress(total: int, finished: int) -> Iterator[Callable[[object], None]]:
-    """Show a bar on standard error; the callback advances it by one."""
-    with progress_bars() as bars:
-        task = bars.add_task("cases", total=total, completed=finished)
-        yield lambda result: bars.advance(task)

@@ -1,14 +1,13 @@
 """`sdpo mbpp bench` and `sdpo mbpp report`: several runs, and the report of their records."""
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sdpo.cli.mbpp_run import Set, overrides, reported
-from sdpo.runtime.progress import progress_bars
+from sdpo.cli.interrupts import reported
+from sdpo.cli.mbpp_run import Set, overrides
+from sdpo.runtime.progress import progress_bar
 
 
 def bench(
@@ -39,8 +38,8 @@ def bench(
         options = [f"--set={text}" for text in set_ or []] + (["--quick"] if quick else [])
         folder = Path("reports/runs") / name
         todo = jobs_(chosen, numbers, folder, options, max(steps))
-        with bar(sum(job.steps for job in todo), name) as show:
-            run_all(todo, jobs, show)
+        with progress_bar(f"{name}: steps", sum(job.steps for job in todo)) as update:
+            run_all(todo, jobs, lambda done: update(completed=done))
         _report(folder, name)
 
 
@@ -66,11 +65,3 @@ def _report(runs: Path, name: str, out: Path | None = None) -> None:
     folder = out or Path("reports/benchmark") / name
     print(write_report(runs, folder, f"Benchmark `{name}`"))
     print(f"DONE report={folder / 'report.html'}")
-
-
-@contextlib.contextmanager
-def bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error with the time left, set to a number of steps."""
-    with progress_bars() as bars:
-        task = bars.add_task(f"{name}: steps", total=total)
-        yield lambda done: bars.update(task, completed=done)

@@ -1,20 +1,18 @@
 """`sdpo mbpp run` and `sdpo mbpp eval`: benchmark runs, and pass@1 of a model."""
 
 import contextlib
-import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdpo.cli.interrupts import INTERRUPTED, terminable
-from sdpo.runtime.progress import progress_bars
+from sdpo.cli.interrupts import reported
+from sdpo.runtime.progress import progress_bar
 
 if TYPE_CHECKING:
     from sdpo.benchmark.runs.records import Metrics, RunSummary
 
-_FULL = ": the disk is full; make room, then the same command continues from the last checkpoint"
 # What --quick changes: a short look at a curve, no claim.
 QUICK = {"train.max_steps": 12, "eval.every": 6, "eval.limit": 90, "records.checkpoint_every": 6}
 
@@ -130,42 +128,13 @@ def _line(summary: "RunSummary") -> str:
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Turn what can go wrong into one line starting with ERROR and an exit code."""
-    from sdpo.benchmark.problems.dataset import DataError
-    from sdpo.benchmark.results.load_runs import ResultsError
-    from sdpo.benchmark.runs.records import BusyError
-    from sdpo.benchmark.runs.run_many import BenchError
-    from sdpo.benchmark.runs.settings import SettingsError
-    from sdpo.benchmark.sandbox.client import IsolationError, ServerError
-
-    known = (DataError, SettingsError, ResultsError, BenchError, BusyError)
-    known = (*known, IsolationError, ServerError, OSError)
-    try:
-        with terminable():
-            yield
-    except known as error:
-        fix = _FULL if isinstance(error, OSError) and error.errno == errno.ENOSPC else ""
-        print(f"ERROR {' '.join(str(error).split())}{fix}")
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        print("ERROR interrupted; the same command continues from the last checkpoint")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-@contextlib.contextmanager
 def _progress(total: int, name: str) -> Iterator[Callable[["Metrics"], None]]:
     """Show a bar on standard error with the time left; the callback takes a step's log row."""
-    with progress_bars() as bars:
-        task = bars.add_task(name, total=total)
+    with progress_bar(name, total) as update:
 
         def advance(row: "Metrics") -> None:
             done = int(row.get("step", 0)) or None
-            bars.update(
-                task,
-                advance=1,
-                completed=done,
-                description=f"{name} reward {row.get('reward', 0):.2f}",
-            )
+            text = f"{name} reward {row.get('reward', 0):.2f}"
+            update(advance=1, completed=done, description=text)
 
         yield advance

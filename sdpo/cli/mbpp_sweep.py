@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from sdpo.cli.mbpp_bench import bar
-from sdpo.cli.mbpp_run import Set, reported
+from sdpo.cli.interrupts import reported
+from sdpo.cli.mbpp_run import Set
+from sdpo.runtime.progress import progress_bar
 
 
 def sweep(
@@ -30,8 +31,8 @@ def sweep(
         from sdpo.benchmark.runs.run_many import Job, run_all
 
         def run(todo: list[Job]) -> None:
-            with bar(sum(job.steps for job in todo), "sweep") as show:
-                run_all(todo, jobs, show)
+            with progress_bar("sweep: steps", sum(job.steps for job in todo)) as update:
+                run_all(todo, jobs, lambda done: update(completed=done))
 
         numbers = [int(text) for text in seeds.split(",")]
         results = search.sweep(methods.split(","), numbers, out, set_ or [], run, stages)

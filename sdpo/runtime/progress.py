@@ -1,7 +1,8 @@
 """Progress bars on standard error."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,3 +35,10 @@ def progress_bars(*, transient: bool = False) -> Iterator["Progress"]:
     disabled = not console.is_terminal
     with Progress(*columns, console=console, transient=transient, disable=disabled) as bars:
         yield bars
+
+
+@contextmanager
+def progress_bar(name: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
+    """Show one bar; gives what updates it, with the keywords of `rich.progress.Progress.update`."""
+    with progress_bars() as bars:
+        yield partial(bars.update, bars.add_task(name, total=total, completed=completed))

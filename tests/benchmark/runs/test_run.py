@@ -17,7 +17,7 @@ from sdpo.benchmark.runs import settings
 from sdpo.benchmark.runs.records import Records
 from sdpo.benchmark.runs.run import run
 from sdpo.benchmark.runs.settings import Settings, SettingsError
-from sdpo.cli.mbpp_run import reported
+from sdpo.cli.interrupts import reported
 
 SHORT = {
     "train.max_steps": 4,
