@@ -1,6 +1,5 @@
 """Scenarios as JSON, read without trust: every field is checked, and nothing in it is executed."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -9,14 +8,13 @@ import msgspec
 from msgspec import Meta
 
 from sdpo.parity.trainers.scenarios.scenario import Generation, Rollout, Scenario
+from sdpo.runtime.json_values import Json, Number, json_safe
 from sdpo.settings.config import SDPOConfig
 
 MOST_ROWS, MOST_TEXT, MOST_STEPS = 64, 20_000, 64
 
 Text = Annotated[str, Meta(max_length=MOST_TEXT)]
 Count = Annotated[int, Meta(ge=1, le=MOST_STEPS)]
-Number = float | Literal["nan", "inf", "-inf"]
-"""A number; those that JSON lacks are texts."""
 
 
 class ScenarioError(Exception):
@@ -72,9 +70,9 @@ class _Scenario(msgspec.Struct, forbid_unknown_fields=True):
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(_Scenario)}
 
 
-def as_json(scenario: Scenario) -> dict[str, Any]:
+def as_json(scenario: Scenario) -> Json:
     """Write a scenario as a document; numbers that are not finite become texts."""
-    return _without_tuples(asdict(scenario))
+    return json_safe(asdict(scenario))
 
 
 def from_json(document: object) -> Scenario:
@@ -95,13 +93,13 @@ def from_json(document: object) -> Scenario:
         raise ScenarioError(f"no scenario: {error}") from error
 
 
-def checked_fields(fields: Mapping[str, object]) -> dict[str, Any]:
+def checked_fields(fields: Mapping[str, object]) -> dict[str, object]:
     """Check some fields of a scenario by themselves, and convert them.
 
     Raises:
         ValueError: a field that a scenario does not have, or a value that it cannot have.
     """
-    checked: dict[str, Any] = {}
+    checked: dict[str, object] = {}
     for name, value in fields.items():
         if name not in _TYPES:
             raise ValueError(f"unknown field {name!r}")
@@ -131,12 +129,3 @@ def _generation(entry: _Generation) -> Generation:
         for row in entry.rollouts
     )
     return Generation(conversations, rollouts)
-
-
-def _without_tuples(value: Any) -> Any:
-    """Replace tuples by lists, and numbers that JSON lacks by texts."""
-    if isinstance(value, Mapping):
-        return {key: _without_tuples(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_tuples(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

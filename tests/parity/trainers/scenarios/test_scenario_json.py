@@ -10,26 +10,31 @@ from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.scenario_json import ScenarioError, as_json, from_json
 
 
+def document_of(scenario: Scenario) -> dict[str, Any]:
+    """The scenario as JSON has it."""
+    return json.loads(json.dumps(as_json(scenario), allow_nan=False))
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.id)
 def test_a_scenario_is_read_as_it_was_written(scenario):
-    document = json.loads(json.dumps(as_json(scenario), allow_nan=False))
+    document = document_of(scenario)
     found = from_json(document)
-    assert as_json(found) == as_json(scenario)
+    assert document_of(found) == document
     assert replace(found, generations=()) == replace(scenario, generations=())
 
 
 def changed(**changes):
-    return as_json(PLAIN) | changes
+    return document_of(PLAIN) | changes
 
 
 def with_rows(count, conversations=1):
-    generation = as_json(PLAIN)["generations"][0]
+    generation = document_of(PLAIN)["generations"][0]
     questions, row = generation["conversations"][:1] * conversations, generation["rollouts"][0]
     return changed(generations=[{"conversations": questions, "rollouts": [row] * count}])
 
 
 def with_row(**changes):
-    document = as_json(PLAIN)
+    document = document_of(PLAIN)
     document["generations"][0]["rollouts"][0] |= changes
     return document
 
@@ -67,7 +72,7 @@ def test_a_document_that_is_no_scenario_is_refused(document, message):
 
 
 def test_a_reward_that_is_not_a_number_is_a_text_in_json():
-    document = as_json(BY_ID["T39"])
+    document = document_of(BY_ID["T39"])
     rewards = [row["reward"] for row in document["generations"][0]["rollouts"]]
     assert rewards == [1.0, "nan", 1.0, "nan"]
     read = [row.reward for row in from_json(document).generations[0].rollouts]
@@ -75,4 +80,4 @@ def test_a_reward_that_is_not_a_number_is_a_text_in_json():
 
 
 def test_documents_have_the_fields_of_scenarios():
-    assert as_json(PLAIN).keys() == {field.name for field in fields(Scenario)}
+    assert document_of(PLAIN).keys() == {field.name for field in fields(Scenario)}
