@@ -18,8 +18,8 @@ from sdpo.parity.cases.failure import described
 from sdpo.runtime.atomic_write import write_atomically
 from sdpo.runtime.json_values import json_safe
 
-Request = TypeVar("Request", bound=Struct)
-Result = TypeVar("Result", bound=Struct)
+_Request = TypeVar("_Request", bound=Struct)
+_Result = TypeVar("_Result", bound=Struct)
 
 
 class Crash(Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +43,7 @@ class Ended(NamedTuple):
 
 
 def run_child(
-    arguments: Sequence[str], request: Struct, log: Path, result_type: type[Result]
+    arguments: Sequence[str], request: Struct, log: Path, result_type: type[_Result]
 ) -> Ended:
     """Run a module in a process of its own.
 
@@ -70,8 +70,8 @@ def run_child(
 def answer(
     request_file: str,
     result_file: str,
-    request_type: type[Request],
-    work: Callable[[Request], Struct],
+    request_type: type[_Request],
+    work: Callable[[_Request], Struct],
 ) -> None:
     """Read the request, do the work, write its result; of a failure of ours `Crash` says what.
 

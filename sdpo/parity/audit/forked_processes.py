@@ -27,7 +27,7 @@ FEWEST = 8
 """Cases from which a process of their own pays: it imports what this one may import as well."""
 
 
-def can_fork() -> bool:
+def _can_fork() -> bool:
     """Tell whether the system can fork."""
     return "fork" in multiprocessing.get_all_start_methods()
 
@@ -37,7 +37,7 @@ def worth_forking(cases: int) -> bool:
     return (
         cases >= FEWEST
         and (os.cpu_count() or 1) > 1
-        and can_fork()
+        and _can_fork()
         and not torch.cuda.is_initialized()
     )
 
@@ -115,7 +115,7 @@ class FreshProcessCheck:
     def __init__(self, candidate: LossCandidate, case: LossCase) -> None:
         self.candidate, self.case = candidate, case
         traced = partial(_trace_as_bytes, candidate, case)
-        self._forked = _ForkedWork(traced, daemon=False) if can_fork() else None
+        self._forked = _ForkedWork(traced, daemon=False) if _can_fork() else None
 
     def doubt(self) -> list[str]:
         """Say why the candidate's results cannot be trusted; empty if a run here gives the same."""

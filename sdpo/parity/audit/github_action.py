@@ -19,14 +19,14 @@ from sdpo.parity.render.sarif import address, message, repository_root
 from sdpo.parity.render.text import first_line
 from sdpo.parity.report.run_report import RunReport
 
-MOST = 65_000
-COMMANDS = {
+_MOST = 65_000
+_COMMANDS = {
     Verdict.DIVERGENT: "error",
     Verdict.ERROR: "error",
     Verdict.INCONCLUSIVE: "warning",
     Verdict.DECLARED: "notice",
 }
-BUNDLES = 3
+_BUNDLES = 3
 
 
 def main(environ: Mapping[str, str] = os.environ) -> int:
@@ -51,7 +51,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
         )
         for candidate in candidates
     ]
-    outputs = Outputs(out, history=Path(history) if history else None, bundles=BUNDLES)
+    outputs = Outputs(out, history=Path(history) if history else None, bundles=_BUNDLES)
     runs: list[RunReport] = []
     code = audit_all(requests, outputs, runs.append)
     for run in runs:
@@ -74,9 +74,9 @@ def names(text: str) -> list[str]:
 def annotations(run: RunReport) -> list[str]:
     """Workflow commands that mark the candidate's line, for the verdict and each failing stage."""
     found = []
-    if run.verdict in COMMANDS:
+    if run.verdict in _COMMANDS:
         texts = "; ".join([first_line(run), *run.reasons[:3]])
-        found.append(annotation(COMMANDS[run.verdict], run, None, texts))
+        found.append(annotation(_COMMANDS[run.verdict], run, None, texts))
     for row in run.stages:
         if row.status in FAILING:
             text = message(run, row)
@@ -106,11 +106,11 @@ def comment(runs: Sequence[RunReport]) -> str:
     """All reports as one Markdown text that fits a comment; plots are left out."""
     reports = [markdown_report(run) for run in runs]
     text = "\n\n".join(reports)
-    if len(text) <= MOST:
+    if len(text) <= _MOST:
         return text
     heads = [f"- `{first_line(run).replace('`', chr(39))[:500]}`" for run in runs]
     note = "The reports are too long for a comment; they are among the files of this run."
-    return "\n".join([*heads, "", note])[:MOST]
+    return "\n".join([*heads, "", note])[:_MOST]
 
 
 def tell(runs: Sequence[RunReport], code: int, out: Path, environ: Mapping[str, str]) -> None:

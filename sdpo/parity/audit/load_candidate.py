@@ -35,7 +35,7 @@ def load_candidate(name: str) -> LossCandidate | TrainerAdapter:
         return BUILT_IN[name]()
     if name in TRAINERS:
         return find(TRAINERS[name])()
-    return adapt(name, find(name))
+    return _adapt(name, find(name))
 
 
 def packaged_bases(candidate: LossCandidate | TrainerAdapter) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ def find(name: str) -> Any:
     target, _, attribute = name.rpartition(":") if ":" in name else (name, "", "")
     path = Path(target)
     is_file = path.suffix == ".py" or path.is_file()
-    module = import_file(path) if is_file else import_module(target)
+    module = _import_file(path) if is_file else _import_module(target)
     value: Any = module
     for part in filter(None, attribute.split(".")):
         if not hasattr(value, part):
@@ -68,7 +68,7 @@ def find(name: str) -> Any:
     return value
 
 
-def import_file(path: Path) -> ModuleType:
+def _import_file(path: Path) -> ModuleType:
     """Import a file, with its folder first on the path so that its own imports are found.
 
     Raises:
@@ -86,7 +86,7 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
-def import_module(name: str) -> ModuleType:
+def _import_module(name: str) -> ModuleType:
     """Import a module by name, from the present folder too.
 
     Raises:
@@ -105,7 +105,7 @@ def import_module(name: str) -> ModuleType:
     return guarded("config", importlib.import_module, name)
 
 
-def adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
+def _adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
     """Wrap a function, callable object or module by what it looks like; a trainer adapter stays.
 
     Raises:
@@ -121,7 +121,7 @@ def adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
         return shape(name, value)
     if any(callable(getattr(value, stage, None)) for stage in NAMES):
         return StageFunctions(name, value)
-    own = functions_of(value)
+    own = _functions_of(value)
     such = f", such as {name.rstrip(':')}:{own[-1]}" if own else ""
     raise CandidateError(
         "config",
@@ -130,7 +130,7 @@ def adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
     )
 
 
-def functions_of(value: Any) -> list[str]:
+def _functions_of(value: Any) -> list[str]:
     """Names of the public functions that a module defines itself; none of anything else."""
     if not inspect.ismodule(value):
         return []

@@ -12,7 +12,7 @@ from sdpo.parity.render.plots import FILES
 from sdpo.parity.report.run_report import RunReport
 
 RENDERED = ("report.json", "report.md", "report.html", "report.junit.xml", "report.sarif")
-ENDED = "the candidate ended the process ({how}) before the audit was complete"
+_ENDED = "the candidate ended the process ({how}) before the audit was complete"
 
 
 def unstarted(request: Request, message: str) -> RunReport:
@@ -27,7 +27,7 @@ def lost(request: Request, ended: Ended) -> RunReport:
     if isinstance(ended.result, Crash):
         return unstarted(request, ended.result.crash)
     how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
-    return unstarted(request, ENDED.format(how=how))
+    return unstarted(request, _ENDED.format(how=how))
 
 
 def cleared(run: RunReport, folder: Path) -> RunReport:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from sdpo.parity.report.report_context import Seen
 from sdpo.parity.report.report_rows import Shape
 
-EPOCH = (1980, 1, 1, 0, 0, 0)
+_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class BundleError(Exception):
@@ -42,7 +42,7 @@ class BundleDocument(Struct, frozen=True, forbid_unknown_fields=True):
     command: str
 
 
-Document = TypeVar("Document", bound=BundleDocument)
+_Document = TypeVar("_Document", bound=BundleDocument)
 
 
 def write_archive(path: Path, members: Mapping[str, bytes]) -> None:
@@ -50,7 +50,7 @@ def write_archive(path: Path, members: Mapping[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in members.items():
-            member = zipfile.ZipInfo(name, date_time=EPOCH)
+            member = zipfile.ZipInfo(name, date_time=_EPOCH)
             archive.writestr(member, data, zipfile.ZIP_DEFLATED)
 
 
@@ -102,7 +102,7 @@ def document_bytes(document: BundleDocument) -> bytes:
     return json.dumps(msgspec.to_builtins(document), ensure_ascii=False, indent=1).encode()
 
 
-def read_document(path: Path, data: bytes, document_type: type[Document]) -> Document:
+def read_document(path: Path, data: bytes, document_type: type[_Document]) -> _Document:
     """The document of a member.
 
     Raises:

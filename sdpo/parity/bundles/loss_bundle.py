@@ -24,9 +24,9 @@ from sdpo.settings.config import SDPOConfig
 
 DOCUMENT, TENSORS = "bundle.json", "tensors.safetensors"
 LARGEST = {DOCUMENT: 4 * 2**20, TENSORS: 2**30}
-REQUIRED = ("student_logits", "teacher_logits", "responses", "response_mask")
-OPTIONAL = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
-RECORDED = "recorded."
+_REQUIRED = ("student_logits", "teacher_logits", "responses", "response_mask")
+_OPTIONAL = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
+_RECORDED = "recorded."
 
 
 class LossDocument(BundleDocument, frozen=True):
@@ -49,8 +49,8 @@ class LossBundle:
 def write(path: Path, bundle: LossBundle) -> None:
     """Write a bundle; the same bundle gives the same bytes."""
     case = bundle.case
-    tensors = {name: getattr(case, name) for name in (*REQUIRED, *OPTIONAL)}
-    tensors |= {f"{RECORDED}{name}": value for name, value in case.recorded.items()}
+    tensors = {name: getattr(case, name) for name in (*_REQUIRED, *_OPTIONAL)}
+    tensors |= {f"{_RECORDED}{name}": value for name, value in case.recorded.items()}
     copies = {name: t.detach().clone().contiguous() for name, t in tensors.items() if t is not None}
     write_archive(path, {DOCUMENT: document_bytes(bundle.document), TENSORS: save(copies)})
 
@@ -79,13 +79,13 @@ def _case(document: LossDocument, tensors: Mapping[str, Tensor]) -> LossCase:
         ValueError: settings that make no sense.
         KeyError: a part is missing.
     """
-    inputs = {name: tensors[name] for name in REQUIRED}
-    inputs |= {name: tensors[name] for name in OPTIONAL if name in tensors}
+    inputs = {name: tensors[name] for name in _REQUIRED}
+    inputs |= {name: tensors[name] for name in _OPTIONAL if name in tensors}
     _check_shapes(inputs)
     recorded = {
-        name.removeprefix(RECORDED): value
+        name.removeprefix(_RECORDED): value
         for name, value in tensors.items()
-        if name.startswith(RECORDED)
+        if name.startswith(_RECORDED)
     }
     return LossCase(
         id=document.case,

@@ -54,10 +54,10 @@ from sdpo.parity.trainers.scenarios.catalogue import SCENARIOS
 from sdpo.runtime.json_values import json_safe
 from sdpo.settings.determinism import deterministic
 
-Signature = frozenset[tuple[str, str, str]]
+_Signature = frozenset[tuple[str, str, str]]
 
 
-def signature(result: CaseResult) -> Signature:
+def _signature(result: CaseResult) -> _Signature:
     """In which way a case fails: which stages, and what kind of effect or error each shows."""
     return frozenset(
         (c.stage, c.status, c.effect if c.status != Status.ERROR else c.note.partition(":")[0])
@@ -87,7 +87,7 @@ def _of_loss_cases(
     failing.sort(key=lambda case: case.student_logits.numel())
     rows = []
     for case in failing[: request.count]:
-        bundle = bundle_of(candidate, case, environment, request.command)
+        bundle = _bundle_of(candidate, case, environment, request.command)
         file = Path(request.folder) / (re.sub(r"[^\w.-]+", "-", case.id) + ".zip")
         write(file, bundle)
         rows.append(_row(case.id, file, bundle.document.shrunk))
@@ -114,17 +114,17 @@ def _row(case: str, file: Path, shrunk: Shrunk) -> BundleRow:
     return BundleRow(case, f"bundles/{file.name}", shrunk.before, shrunk.after, shrunk.tries)
 
 
-def bundle_of(
+def _bundle_of(
     candidate: LossFunction, case: LossCase, environment: Environment, command: str
 ) -> LossBundle:
     """A failing case, shrunk as far as it fails in the same way.
 
     A case that does not fail without the values that were recorded with it stays as it is.
     """
-    wanted = signature(judge_loss_case(candidate, case))
+    wanted = _signature(judge_loss_case(candidate, case))
 
     def fails(smaller: LossCase) -> bool:
-        return signature(judge_loss_case(candidate, smaller)) == wanted
+        return _signature(judge_loss_case(candidate, smaller)) == wanted
 
     bare = replace(case, recorded={})
     smallest, tries = case, 1

@@ -8,16 +8,16 @@ draws nothing at random, so that it repeats.
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-AnyCase = TypeVar("AnyCase")
-Reductions = Generator[AnyCase, bool, None]
+_AnyCase = TypeVar("_AnyCase")
+Reductions = Generator[_AnyCase, bool, None]
 
 
 def shrink(
-    case: AnyCase,
-    reductions: Reductions[AnyCase],
-    fails: Callable[[AnyCase], bool],
+    case: _AnyCase,
+    reductions: Reductions[_AnyCase],
+    fails: Callable[[_AnyCase], bool],
     most_tries: int,
-) -> tuple[AnyCase, int]:
+) -> tuple[_AnyCase, int]:
     """Take the first smaller case that fails, and go on from there.
 
     Args:

@@ -18,7 +18,7 @@ from sdpo.parity.explain.rungs import Feature, RungResult, RungRow
 from sdpo.settings.config import SDPOConfig
 
 VOCABULARY, TOPK = 24, 6
-FAR_OFF = 9.0
+_FAR_OFF = 9.0
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def _far_logits(case: LossCase) -> LossCase:
 
 
 def _opposed(case: LossCase) -> LossCase:
-    """Limit logits to `FAR_OFF`, the teacher's against the student's."""
-    student = case.student_logits / case.student_logits.abs().max() * FAR_OFF
+    """Limit logits to `_FAR_OFF`, the teacher's against the student's."""
+    student = case.student_logits / case.student_logits.abs().max() * _FAR_OFF
     return replace(case, student_logits=student, teacher_logits=-student)
 
 

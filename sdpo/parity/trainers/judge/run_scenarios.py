@@ -89,7 +89,7 @@ def _run_scenario(
     _add_new(findings.notes, [*run.notes, *_other_rows(scenario, run)])
 
 
-def failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Comparison:
+def _failure(scenario: Scenario, error: CandidateError, *, trains: bool) -> Comparison:
     """Report a training that failed: an error, since nothing can be said of the trainer.
 
     One that trains, but fails or hangs as soon as there are several processes, deviates from the
@@ -128,7 +128,7 @@ def follow(
         result.note = f"not covered: {error}"
         return result, None
     except CandidateError as error:
-        result.comparisons.append(failure(scenario, error, trains=trains))
+        result.comparisons.append(_failure(scenario, error, trains=trains))
         if (
             result.status == Status.DIVERGENT
             and (so_far := getattr(error, "run", None)) is not None

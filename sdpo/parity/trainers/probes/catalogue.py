@@ -14,8 +14,8 @@ from sdpo.parity.trainers.scenarios.catalogue import BY_ID, with_settings
 from sdpo.parity.trainers.scenarios.scenario import Rollout, Scenario
 
 _TABLE = Path(__file__).with_name("catalogue.toml")
-BOTH_LOGITS = ("student_logits", "teacher_logits")
-VALUES = {*NAMES, *BOTH_LOGITS, "parameters"}
+_BOTH_LOGITS = ("student_logits", "teacher_logits")
+VALUES = {*NAMES, *_BOTH_LOGITS, "parameters"}
 """Values of an update that a probe may look at."""
 
 
@@ -95,7 +95,7 @@ def _probe(id_: str, fields: Mapping[str, object]) -> Probe:
 
 def _both_sides(names: tuple[str, ...]) -> tuple[str, ...]:
     """Write `logits` out as those of student and teacher."""
-    sides = (BOTH_LOGITS if name == "logits" else (name,) for name in names)
+    sides = (_BOTH_LOGITS if name == "logits" else (name,) for name in names)
     return tuple(name for side in sides for name in side)
 
 

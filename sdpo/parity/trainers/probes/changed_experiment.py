@@ -17,7 +17,7 @@ from sdpo.parity.trainers.recording.fingerprints import PARTS
 from sdpo.parity.trainers.scenarios.scenario import Scenario
 from sdpo.parity.trainers.scenarios.training_record import Tensors, TrainerRun
 
-INPUTS = ("input_ids", "attention_mask", "responses", "response_mask")
+_INPUTS = ("input_ids", "attention_mask", "responses", "response_mask")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def why_one_experiment(
         note = "the changed script hands the trainer nothing else, so that nothing is tested"
         return Refusal(Status.ERROR, note)
     world = [getattr(after, n) for n in ("disguise", "nudge") if getattr(after, n)]
-    if world and not recorded_change(ours, theirs):
+    if world and not _recorded_change(ours, theirs):
         note = (
             f"nothing that the adapter records is changed by {world[0]!r}: its `run` does not play "
             "it, or does not say so in `TrainerRun.given`"
@@ -83,13 +83,13 @@ def _equal(ours: object, theirs: object) -> bool:
     return ours is theirs or (type(ours) is type(theirs) and ours == theirs)
 
 
-def recorded_change(ours: TrainerRun, theirs: TrainerRun) -> bool:
+def _recorded_change(ours: TrainerRun, theirs: TrainerRun) -> bool:
     """Whether a record shows that the trainer began with or was asked something else."""
-    return any(changed(*pair) for pair in zip(seen_in(ours), seen_in(theirs), strict=True))
+    return any(changed(*pair) for pair in zip(_seen_in(ours), _seen_in(theirs), strict=True))
 
 
-def seen_in(run: TrainerRun) -> tuple[Tensors, Tensors, Tensors]:
+def _seen_in(run: TrainerRun) -> tuple[Tensors, Tensors, Tensors]:
     """Return both sides' first weights, and the inputs of the first micro-batch."""
     steps = [step for update in run.updates for step in update.steps]
     first = steps[0].micro_batches[0].inputs if steps and steps[0].micro_batches else {}
-    return run.initial, run.initial_teacher, {n: first[n] for n in INPUTS if n in first}
+    return run.initial, run.initial_teacher, {n: first[n] for n in _INPUTS if n in first}

@@ -13,10 +13,10 @@ from sdpo.parity.trainers.scenarios.scenario import Generation, Rollout, Scenari
 from sdpo.parity.trainers.scenarios.tiny_model import EXCHANGED
 from sdpo.parity.trainers.scenarios.training_record import Tensors
 
-Place = Callable[[Tensors], Tensors]
+_Place = Callable[[Tensors], Tensors]
 
 
-def as_it_is(gradient: Tensors) -> Tensors:
+def _as_it_is(gradient: Tensors) -> Tensors:
     """Return the gradient as it is."""
     return gradient
 
@@ -35,39 +35,39 @@ class Pair:
     case: str
     left: Scenario
     right: Scenario | None
-    place: Place = as_it_is
+    place: _Place = _as_it_is
 
 
-NUMBERS = (1, 2, 5, 6, 8, 9, 30, 31)
-EVEN = tuple(Rollout(f"The answer is {n}.", float(n in (1, 2, 8, 9))) for n in NUMBERS)
+_NUMBERS = (1, 2, 5, 6, 8, 9, 30, 31)
+EVEN = tuple(Rollout(f"The answer is {n}.", float(n in (1, 2, 8, 9))) for n in _NUMBERS)
 """Eight rows of equally many tokens; with two successes in each group all have a signal."""
 
-ONE_BATCH = {"micro_batch_size": 8}
-HALVES = {"micro_batch_size": 4, "accumulation": 2, "steps_per_generation": 2}
-QUARTERS = {"micro_batch_size": 2, "accumulation": 4, "steps_per_generation": 4}
-PROCESSES = {"micro_batch_size": 4, "processes": 2}
+_ONE_BATCH = {"micro_batch_size": 8}
+_HALVES = {"micro_batch_size": 4, "accumulation": 2, "steps_per_generation": 2}
+_QUARTERS = {"micro_batch_size": 2, "accumulation": 4, "steps_per_generation": 4}
+_PROCESSES = {"micro_batch_size": 4, "processes": 2}
 
 
-def split(case: str, generation: Generation, parts: dict[str, int]) -> Pair:
+def _split(case: str, generation: Generation, parts: dict[str, int]) -> Pair:
     """Pair a generation in one batch with the same in parts."""
     left, right = (
-        replace(PLAIN, id="", generations=(generation,), **sizes) for sizes in (ONE_BATCH, parts)
+        replace(PLAIN, id="", generations=(generation,), **sizes) for sizes in (_ONE_BATCH, parts)
     )
     return Pair(case, left, right)
 
 
-def splits(parts: dict[str, int]) -> list[Pair]:
+def _splits(parts: dict[str, int]) -> list[Pair]:
     """Equally long rows, where every way of counting agrees, and ragged ones."""
     even = Generation(SUMS[:2], EVEN)
-    return [split("even", even, parts), split("ragged", TWO_GROUPS, parts)]
+    return [_split("even", even, parts), _split("ragged", TWO_GROUPS, parts)]
 
 
-def disguised(disguise: str, place: Place = as_it_is) -> list[Pair]:
+def _disguised(disguise: str, place: _Place = _as_it_is) -> list[Pair]:
     """Pair the plain script with the same in a world that is changed without effect."""
     return [Pair("plain", PLAIN, replace(PLAIN, disguise=disguise), place)]
 
 
-def row_order() -> list[Pair]:
+def _row_order() -> list[Pair]:
     """Reorder the rows of a group, but not its successes among each other; exchange two groups."""
     rows = Generation(SUMS[:1], tuple(MIXED[row] for row in (1, 0, 3, 2)))
     groups = Generation((SUMS[1], SUMS[0]), OTHERS + MIXED)
@@ -78,7 +78,7 @@ def row_order() -> list[Pair]:
     ]
 
 
-def exchanged(gradient: Tensors) -> Tensors:
+def _exchanged(gradient: Tensors) -> Tensors:
     """Exchange the gradients of the two entries of the vocabulary that changed places."""
     first, second = EXCHANGED
     head = gradient["lm_head.weight"].clone()
@@ -86,24 +86,24 @@ def exchanged(gradient: Tensors) -> Tensors:
     return {**gradient, "lm_head.weight": head}
 
 
-def equal_sides() -> list[Pair]:
+def _equal_sides() -> list[Pair]:
     """Ask the teacher what the student is asked, before the first update."""
     same = with_settings(PLAIN, {"reprompt_template": "{prompt}"})
     return [Pair("plain", same, None)]
 
 
 PAIRS: dict[str, list[Pair]] = {
-    "micro-batch split": splits(HALVES),
-    "process split": splits(PROCESSES),
-    "gradient accumulation": splits(QUARTERS),
-    "padding side": disguised("left padding"),
-    "extra padding": disguised("extra padding"),
-    "row order": row_order(),
+    "micro-batch split": _splits(_HALVES),
+    "process split": _splits(_PROCESSES),
+    "gradient accumulation": _splits(_QUARTERS),
+    "padding side": _disguised("left padding"),
+    "extra padding": _disguised("extra padding"),
+    "row order": _row_order(),
     "masked row": [Pair("group", BY_ID["T10"], PLAIN)],
     "nothing counts": [Pair("group", BY_ID["T11"], None)],
-    "logit shift": disguised("shifted head"),
-    "vocabulary order": disguised("exchanged head", exchanged),
-    "equal sides": equal_sides(),
+    "logit shift": _disguised("shifted head"),
+    "vocabulary order": _disguised("exchanged head", _exchanged),
+    "equal sides": _equal_sides(),
 }
 
 SCALE_OF_ZERO = PLAIN

@@ -29,6 +29,7 @@ from sdpo.parity.trainers.judge.reference_run import run_reference
 from sdpo.parity.trainers.judge.weight_stages import merged
 from sdpo.parity.trainers.probes.changed_experiment import Refusal, why_one_experiment
 from sdpo.parity.trainers.probes.relation_pairs import PAIRS, SCALE_OF_ZERO, Pair
+from sdpo.parity.trainers.probes.run_probes import train
 from sdpo.parity.trainers.recording.adapter_base import ScenarioRunner
 from sdpo.parity.trainers.recording.quiet_packages import quiet
 from sdpo.parity.trainers.scenarios.scenario import Scenario
@@ -37,11 +38,11 @@ from sdpo.parity.trainers.scenarios.training_record import Tensors, TrainerRun
 from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
 
-EPSILON = torch.finfo(torch.float32).eps
-CONTINUITY = "a matter of the loss alone: a trainer passes alpha on"
-NO_DIVERGENCE = "the trainer does not show the divergence of its tokens"
+_EPSILON = torch.finfo(torch.float32).eps
+_CONTINUITY = "a matter of the loss alone: a trainer passes alpha on"
+_NO_DIVERGENCE = "the trainer does not show the divergence of its tokens"
 NEVER_LEARNS = "the trainer's gradient is zero whatever it is given"
-SHARED = "the trainer does not show gradients of the teacher"
+_SHARED = "the trainer does not show gradients of the teacher"
 NEVER_NEGATIVE, TEACHER = "never negative", "teacher gets no gradient"
 
 
@@ -57,7 +58,7 @@ class FirstUpdate:
     run: TrainerRun | None = None
 
 
-FirstUpdateOf = Callable[[Scenario], FirstUpdate]
+_FirstUpdateOf = Callable[[Scenario], FirstUpdate]
 
 
 def trainer_relations(
@@ -80,33 +81,19 @@ def row_of(
     if relation.name in PAIRS:
         pairs = PAIRS[relation.name]
         reference = [outcome_of(reference_first, pair) for pair in pairs]
-        own = [outcome_of(lambda s: first_of(train(candidate, s)), pair) for pair in pairs]
-        found = [blamed(*both) for both in zip(own, reference, strict=True)]
-        return relation_row(relation, found, reference)
+        trained = [outcome_of(lambda s: _first_of(train(candidate, s)), pair) for pair in pairs]
+        outcomes = [blamed(*sides) for sides in zip(trained, reference, strict=True)]
+        return relation_row(relation, outcomes, reference)
+    holds = [ClaimOutcome(RelationStatus.HOLDS, "scenarios")]
     if relation.name == NEVER_NEGATIVE:
-        return relation_row(
-            relation, never_negative(runs), [ClaimOutcome(RelationStatus.HOLDS, "scenarios")]
-        )
+        return relation_row(relation, never_negative(runs), holds)
     if relation.name == TEACHER:
-        return relation_row(
-            relation, teacher_gradient(runs), [ClaimOutcome(RelationStatus.HOLDS, "scenarios")]
-        )
-    untested = [ClaimOutcome(RelationStatus.NOT_COVERED, "", note=CONTINUITY)]
+        return relation_row(relation, teacher_gradient(runs), holds)
+    untested = [ClaimOutcome(RelationStatus.NOT_COVERED, "", note=_CONTINUITY)]
     return relation_row(relation, untested, untested)
 
 
-def train(candidate: ScenarioRunner, scenario: Scenario) -> TrainerRun:
-    """Train through one scenario.
-
-    Raises:
-        NotCoveredError: the trainer cannot express the scenario.
-        CandidateError: the trainer failed.
-    """
-    with TemporaryDirectory(prefix="sdpo-relation-") as folder:
-        return candidate.run(scenario, Path(folder))
-
-
-def first_of(run: TrainerRun) -> FirstUpdate:
+def _first_of(run: TrainerRun) -> FirstUpdate:
     """Take loss and gradient of a trainer's first optimizer step."""
     step = run.updates[0].steps[0]
     return FirstUpdate(mean_loss(m.values for m in step.micro_batches), step.gradient, run)
@@ -147,12 +134,12 @@ def spread_of(scenario: Scenario) -> float:
     return max(float32_error(value, double[name]) for name, value in single.items())
 
 
-def outcome_of(first: FirstUpdateOf, pair: Pair) -> ClaimOutcome:
+def outcome_of(first: _FirstUpdateOf, pair: Pair) -> ClaimOutcome:
     """Test one pair on a trainer, or on the reference."""
     try:
         left = first(pair.left)
         right = None if pair.right is None else first(pair.right)
-        refused = nothing_tested(first, pair, left, right)
+        refused = _nothing_tested(first, pair, left, right)
     except NotCoveredError as error:
         return ClaimOutcome(RelationStatus.NOT_COVERED, pair.case, note=str(error))
     except CandidateError as error:
@@ -177,13 +164,13 @@ def _distances(
         The outcomes, and the budget ÷ size of a value.
     """
     scale_from = SCALE_OF_ZERO if right is None else pair.left
-    relative_budget = 2 * budget_share(spread_of(scale_from), EPSILON)
+    relative_budget = 2 * budget_share(spread_of(scale_from), _EPSILON)
     usual = reference_first(scale_from)
     outcomes = [
         measured(
             "gradient",
             pair.case,
-            largest_difference(left.gradient[name], right and pair.place(right.gradient)[name]),
+            _largest_difference(left.gradient[name], right and pair.place(right.gradient)[name]),
             relative_budget * max(scale_of(usual.gradient[name]), scale_of(left.gradient[name])),
         )
         for name in usual.gradient
@@ -196,8 +183,8 @@ def _distances(
     return outcomes, relative_budget
 
 
-def nothing_tested(
-    first: FirstUpdateOf, pair: Pair, left: FirstUpdate, right: FirstUpdate | None
+def _nothing_tested(
+    first: _FirstUpdateOf, pair: Pair, left: FirstUpdate, right: FirstUpdate | None
 ) -> Refusal | None:
     """Tell why two updates say nothing: one experiment, or a trainer that does not learn.
 
@@ -219,7 +206,7 @@ def learns(update: FirstUpdate) -> bool:
     return any(bool((value != 0).any()) for value in update.gradient.values())
 
 
-def largest_difference(left: torch.Tensor, right: torch.Tensor | None) -> float:
+def _largest_difference(left: torch.Tensor, right: torch.Tensor | None) -> float:
     """Measure the largest difference of two gradients, or of one from zero; NaN is infinite."""
     difference = (left if right is None else left - right).double().abs().max().item()
     return difference if math.isfinite(difference) else math.inf
@@ -236,7 +223,7 @@ def measured(
 
 def never_negative(runs: Mapping[str, TrainerRun]) -> list[ClaimOutcome]:
     """Check the smallest divergence of a token in each scenario that compares distributions."""
-    found = []
+    outcomes = []
     for name, run in runs.items():
         values = [
             micro.values["divergence"]
@@ -245,23 +232,23 @@ def never_negative(runs: Mapping[str, TrainerRun]) -> list[ClaimOutcome]:
             for micro in step.micro_batches
             if "divergence" in micro.values
         ]
-        whole = run.settings.get("full_logit_distillation", True)
+        of_distributions = run.settings.get("full_logit_distillation", True)
         finite = [value[value.isfinite()] for value in values]
-        if whole and (sizes := [value for value in finite if value.numel()]):
+        if of_distributions and (sizes := [value for value in finite if value.numel()]):
             lowest = min(value.min().item() for value in sizes)
             largest = max(value.abs().max().item() for value in sizes)
-            budget = 2 * TOLERANCES.update_roundings * EPSILON * max(largest, 1.0)
-            found.append(measured("loss", name, max(-lowest, 0.0), budget))
-    return found or [ClaimOutcome(RelationStatus.NOT_COVERED, "", note=NO_DIVERGENCE)]
+            budget = 2 * TOLERANCES.update_roundings * _EPSILON * max(largest, 1.0)
+            outcomes.append(measured("loss", name, max(-lowest, 0.0), budget))
+    return outcomes or [ClaimOutcome(RelationStatus.NOT_COVERED, "", note=_NO_DIVERGENCE)]
 
 
 def teacher_gradient(runs: Mapping[str, TrainerRun]) -> list[ClaimOutcome]:
     """Check in each scenario that no gradient was found on the teacher's weights."""
-    found = [
+    outcomes = [
         ClaimOutcome(
             RelationStatus.VIOLATED if run.teacher_gradient else RelationStatus.HOLDS, name
         )
         for name, run in runs.items()
         if run.teacher_gradient is not None
     ]
-    return found or [ClaimOutcome(RelationStatus.NOT_COVERED, "", note=SHARED)]
+    return outcomes or [ClaimOutcome(RelationStatus.NOT_COVERED, "", note=_SHARED)]

@@ -1,9 +1,9 @@
-"""Causal probes: change one input alone, and see what moves in a trainer and what does not.
+"""Runs the causal probes: each changes one input alone, and checks what moves in a trainer.
 
-What must matter has to move the named values, by more than rounding; what must not matter has to
-leave them bit-equal. So a part that is computed but has no effect shows, and an effect that nobody
-declared. How far a value moves is compared with the reference in the scenarios; a probe compares
-the side to which the loss moves, and the order of size.
+An input that matters must move the named values by more than rounding, one that does not must leave
+them bit-equal. This finds a part that is computed but has no effect, and an effect that nobody
+declared. The scenarios compare how far a value moves; a probe compares the direction in which the
+loss moves, and the order of magnitude.
 """
 
 from collections.abc import Iterable, Iterator
@@ -63,10 +63,10 @@ def run_probe(candidate: ScenarioRunner, probe: Probe, runs: dict[str, TrainerRu
     refused = why_one_experiment(base, probe.change(base), runs[probe.base], changed)
     if refused is None and not probe.moves:
         refused = unseen_settings(base, probe.change(base), changed)
-    if refused is None and probe.moves and not shows(probe.moves, runs[probe.base], changed):
+    if refused is None and probe.moves and not _shows(probe.moves, runs[probe.base], changed):
         refused = Refusal(Status.NOT_COVERED, f"the trainer shows none of {', '.join(probe.moves)}")
     if refused is None:
-        result.comparisons.extend(compare_values(probe, runs[probe.base], changed))
+        result.comparisons.extend(_compare_values(probe, runs[probe.base], changed))
     elif refused.status == Status.NOT_COVERED:
         result.note = f"not covered: {probe.question} {refused.note}"
     else:
@@ -76,39 +76,37 @@ def run_probe(candidate: ScenarioRunner, probe: Probe, runs: dict[str, TrainerRu
     return result
 
 
-def shows(names: Iterable[str], *runs: TrainerRun) -> bool:
+def _shows(names: Iterable[str], *runs: TrainerRun) -> bool:
     """Whether all runs show some of the named values, so that a move of it would be seen."""
-    return any(all(value_of(run, name) is not None for run in runs) for name in names)
+    return any(all(_value_of(run, name) is not None for run in runs) for name in names)
 
 
-def moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:
+def _moves_to(scenario: Scenario, run: TrainerRun) -> tuple[float, float] | None:
     """Take the loss of the first optimizer step: the trainer's, and the reference's on its logits.
 
     None if the trainer shows no loss.
     """
     update = run.updates[0]
     step = update.steps[0]
-    own, mask = (
-        mean_loss(m.values for m in step.micro_batches),
-        update.prompt.get("distillation_mask"),
-    )
-    if own is None or mask is None:
+    loss = mean_loss(m.values for m in step.micro_batches)
+    mask = update.prompt.get("distillation_mask")
+    if loss is None or mask is None:
         return None
-    found = []
+    reference_losses = []
     for micro in step.micro_batches:
         signal = torch.tensor([float(mask[row]) for row in micro.rows])
         old = None if scenario.on_policy else micro.inputs.get("old_log_probs")
         if old is None and not scenario.on_policy:
             return None
         case = loss_case(scenario, scenario.id, micro, old, signal)
-        found.append(evaluate_case(case).reference["aggregate"].item())
-    return own, sum(found) / len(found)
+        reference_losses.append(evaluate_case(case).reference["aggregate"].item())
+    return loss, sum(reference_losses) / len(reference_losses)
 
 
 def wrong_way(probe: Probe, before: TrainerRun, after: TrainerRun) -> list[str]:
     """Tell how the change of the loss differs from the reference's, if it does by far."""
     base = BY_ID[probe.base]
-    points = [moves_to(base, before), moves_to(probe.change(base), after)]
+    points = [_moves_to(base, before), _moves_to(probe.change(base), after)]
     if points[0] is None or points[1] is None:
         return []
     ours, theirs = (now - then for then, now in zip(*points, strict=True))
@@ -130,12 +128,12 @@ def train(candidate: ScenarioRunner, scenario: Scenario) -> TrainerRun:
         return candidate.run(scenario, Path(folder))
 
 
-def compare_values(probe: Probe, before: TrainerRun, after: TrainerRun) -> Iterator[Comparison]:
+def _compare_values(probe: Probe, before: TrainerRun, after: TrainerRun) -> Iterator[Comparison]:
     """Compare what had to move and what had to stay; one comparison per probe."""
     wrong, compared = [], 0
     for names, must_move in ((probe.moves, True), (probe.stays, False)):
         for name in names:
-            ours, theirs = value_of(before, name), value_of(after, name)
+            ours, theirs = _value_of(before, name), _value_of(after, name)
             if ours is None or theirs is None:
                 continue
             compared += 1
@@ -161,28 +159,28 @@ def compare_values(probe: Probe, before: TrainerRun, after: TrainerRun) -> Itera
         yield Comparison(probe.stage, Status.MATCH, probe.id, compared)
 
 
-def value_of(run: TrainerRun, name: str) -> Any:
+def _value_of(run: TrainerRun, name: str) -> Any:
     """Read a named value of an update; None if the trainer does not show it."""
     name, _, number = name.partition("@")
     update = run.updates[int(number or 0)]
     if name in update.prompt:
         return update.prompt[name]
-    return of_weights(update, name) if name in WEIGHTS else of_micro_batches(update, name)
+    return _of_weights(update, name) if name in _WEIGHTS else _of_micro_batches(update, name)
 
 
-WEIGHTS = ("accumulate", "parameters", "teacher_update")
+_WEIGHTS = ("accumulate", "parameters", "teacher_update")
 
 
-def of_weights(update: Update, name: str) -> Any:
+def _of_weights(update: Update, name: str) -> Any:
     """Read the first gradient, the last weights, or the teacher of an update."""
     if name == "accumulate":
         return update.steps[0].gradient
     return update.steps[-1].parameters if name == "parameters" else update.teacher or None
 
 
-def of_micro_batches(update: Update, name: str) -> list[Tensor] | None:
+def _of_micro_batches(update: Update, name: str) -> list[Tensor] | None:
     """Read a value of all micro-batches of an update, at the tokens of the responses."""
-    found = []
+    values = []
     for step in update.steps:
         for micro_batch in step.micro_batches:
             if name.endswith("_logits"):
@@ -193,5 +191,5 @@ def of_micro_batches(update: Update, name: str) -> list[Tensor] | None:
                 value = micro_batch.values.get(name)
             if value is None:
                 return None
-            found.append(value)
-    return found
+            values.append(value)
+    return values

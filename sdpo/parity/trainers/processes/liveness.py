@@ -10,9 +10,9 @@ from pathlib import Path
 
 IDLE_LIMIT = 10.0
 """Seconds without work after which several processes are known to wait for each other."""
-STATES_TO_WAIT_FOR = "T?"
+_STATES_TO_WAIT_FOR = "T?"
 """States of a process that was stopped, or that cannot be read: it counts as working."""
-WAKING_SECONDS = 0.3
+_WAKING_SECONDS = 0.3
 """Processor time within `IDLE_LIMIT` that is no work: threads of a waiting process wake up."""
 
 
@@ -27,8 +27,8 @@ class IdleClock:
         """Whether none of the processes has worked for longer than the limit."""
         now, clocks = time.monotonic(), [processor_time(process.pid) for process in processes]
         computed = sum(seconds for seconds, _ in clocks)
-        unknown = any(state in STATES_TO_WAIT_FOR for _, state in clocks)
-        if unknown or computed - self.computed > WAKING_SECONDS:
+        unknown = any(state in _STATES_TO_WAIT_FOR for _, state in clocks)
+        if unknown or computed - self.computed > _WAKING_SECONDS:
             self.last_worked, self.computed = now, computed
         return now - self.last_worked > IDLE_LIMIT
 

@@ -13,7 +13,7 @@ from sdpo.runtime.atomic_write import replacing
 
 Place = dict[str, Any]
 """The fields of a `Location`."""
-Places = dict[str, Place | None]
+_Places = dict[str, Place | None]
 """Fields of the location of each stage; that of the trainer has the empty name."""
 
 
@@ -27,7 +27,7 @@ class RankOutcome:
     """
 
     runs: list[TrainerRun] = field(default_factory=list)
-    places: Places = field(default_factory=dict)
+    places: _Places = field(default_factory=dict)
     second_attempt: str = ""
     not_covered: str = ""
     error: str = ""
@@ -68,6 +68,6 @@ def rank_files(folder: Path, number: int, scenario: Scenario) -> list[Path]:
     return [folder / f"{number}.{rank}" for rank in range(scenario.processes)]
 
 
-def places_of(location: Location | None, locations: dict[str, Location]) -> Places:
+def places_of(location: Location | None, locations: dict[str, Location]) -> _Places:
     """Write down where a trainer and its stages are defined."""
     return {name: place and vars(place) for name, place in {"": location, **locations}.items()}

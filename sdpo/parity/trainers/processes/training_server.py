@@ -75,7 +75,7 @@ def serve(orders: Orders) -> None:
     running: list[Training] = []
     signal.signal(signal.SIGTERM, lambda *_: _stop(running))
     while waiting or running:
-        while waiting and len(running) < trainings_at_a_time():
+        while waiting and len(running) < _trainings_at_a_time():
             running.append(_start(orders, *waiting.pop(0)))
         time.sleep(POLL)
         running[:] = [_start_again(orders, t) if _deserves_retry(t) else t for t in running]
@@ -84,7 +84,7 @@ def serve(orders: Orders) -> None:
             _stop(running)
 
 
-def trainings_at_a_time() -> int:
+def _trainings_at_a_time() -> int:
     """Count the trainings that run side by side: one for each core, two at most."""
     return min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 

@@ -34,15 +34,15 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "AdamW, fast": {"name": "AdamW", "lr": 0.05, "weight_decay": 0.01},
 }
 
-LONG_QUESTION = "Add the numbers " + " and ".join(str(n) for n in range(3, 40)) + "."
+_LONG_QUESTION = "Add the numbers " + " and ".join(str(n) for n in range(3, 40)) + "."
 
 
-def asked(question: str) -> Conversation:
+def _asked(question: str) -> Conversation:
     """Make a conversation of one question."""
     return ({"role": "user", "content": question},)
 
 
-SUMS = tuple(asked(f"What is {a} + {b}?") for a, b in ((2, 3), (4, 1), (5, 7), (8, 6)))
+SUMS = tuple(_asked(f"What is {a} + {b}?") for a, b in ((2, 3), (4, 1), (5, 7), (8, 6)))
 
 MIXED = (
     Rollout("The answer is 5.", 1.0),
@@ -56,20 +56,20 @@ OTHERS = (
     Rollout("Perhaps 41, as one writes them side by side.", 0.0),
     Rollout("It must be 3.", 0.0),
 )
-FAILED = (
+_FAILED = (
     Rollout("12 minus something", 0.0),
     Rollout("No idea at all, sorry.", 0.0),
     Rollout("57", 0.0),
     Rollout("Maybe 11 or 13, hard to say", 0.0),
 )
-SPACED = (
+_SPACED = (
     Rollout("  The answer is 5. ", 1.0),
     Rollout("It is 4", 0.0),
     Rollout("5 <|im_start|>it is, I say\n", 1.0),
     Rollout("No number <|endoftext|> at all", 0.0),
 )
 """White space at both ends, and special tokens inside."""
-CONVERSATIONS: tuple[Conversation, ...] = (
+_CONVERSATIONS: tuple[Conversation, ...] = (
     (
         {"role": "system", "content": "You are terse. {braces} stay."},
         {"role": "user", "content": "What is 2 + 3?"},
@@ -81,12 +81,12 @@ CONVERSATIONS: tuple[Conversation, ...] = (
         {"role": "user", "content": "And 4 + 1?"},
     ),
 )
-ENDS_WITH_TOOL: Conversation = (
+_ENDS_WITH_TOOL: Conversation = (
     {"role": "user", "content": "What is 2 + 3?"},
     {"role": "assistant", "content": "Let me look."},
     {"role": "tool", "content": "adder: 5"},
 )
-WITH_FEEDBACK = (
+_WITH_FEEDBACK = (
     (
         Rollout("The answer is 5.", 0.6, "all tests passed"),
         Rollout("It is 4", 0.4, "expected 5, got 4"),
@@ -100,11 +100,11 @@ WITH_FEEDBACK = (
         Rollout("It must be 3.", 0.49, "   "),
     ),
 )
-SAME_FEEDBACK = tuple(
+_SAME_FEEDBACK = tuple(
     tuple(replace(rollout, feedback=f"the sum is not {n}") for rollout in group)
-    for n, group in enumerate((FAILED, OTHERS))
+    for n, group in enumerate((_FAILED, OTHERS))
 )
-THINKING = (
+_THINKING = (
     Rollout("So: <think>2 and 3\nis 5</think>  The answer is 5. ", 1.0),
     Rollout("It is 4", 0.0),
     Rollout("<think>a</think><think>b</think>5 it is", 1.0),
@@ -112,7 +112,7 @@ THINKING = (
 )
 
 
-def with_rewards(change: Callable[[float], float]) -> tuple[Rollout, ...]:
+def _with_rewards(change: Callable[[float], float]) -> tuple[Rollout, ...]:
     """Change the rewards of `MIXED`, which are 1 for successes and 0 for failures."""
     return tuple(replace(rollout, reward=change(rollout.reward)) for rollout in MIXED)
 
@@ -122,7 +122,7 @@ def generation(groups: tuple[tuple[Rollout, ...], ...], first: int = 0) -> Gener
     return Generation(SUMS[first : first + len(groups)], tuple(r for g in groups for r in g))
 
 
-def distinct(generation: Generation, number: int) -> Generation:
+def _distinct(generation: Generation, number: int) -> Generation:
     """Number the completions of a generation, so that each row can be told apart."""
     rollouts = (replace(r, completion=f"{r.completion} ({number})") for r in generation.rollouts)
     return replace(generation, rollouts=tuple(rollouts))
@@ -130,32 +130,32 @@ def distinct(generation: Generation, number: int) -> Generation:
 
 def times(generation: Generation, count: int) -> tuple[Generation, ...]:
     """Repeat a generation with other completions each time."""
-    return tuple(distinct(generation, number) for number in range(count))
+    return tuple(_distinct(generation, number) for number in range(count))
 
 
-ONE_GROUP = generation((MIXED,))
+_ONE_GROUP = generation((MIXED,))
 TWO_GROUPS = generation((MIXED, OTHERS))
 
 GENERATIONS: Mapping[str, tuple[Generation, ...]] = {
-    "one group": (ONE_GROUP,),
-    "one group, twice": times(ONE_GROUP, 2),
-    "one group, three times": times(ONE_GROUP, 3),
+    "one group": (_ONE_GROUP,),
+    "one group, twice": times(_ONE_GROUP, 2),
+    "one group, three times": times(_ONE_GROUP, 3),
     "two groups": (TWO_GROUPS,),
     "two groups, twice": times(TWO_GROUPS, 2),
-    "second group failed": (generation((MIXED, FAILED)),),
-    "all failed": (generation((FAILED,), 2),),
-    "failed, then mixed": (Generation(SUMS[:2], FAILED[:2] + MIXED[:2]),),
-    "conversations": (Generation(CONVERSATIONS, MIXED + OTHERS),),
-    "conversations with feedback": (Generation(CONVERSATIONS, sum(WITH_FEEDBACK, ())),),
-    "ends with a tool": (Generation((ENDS_WITH_TOOL,), MIXED),),
-    "feedback of groups": (generation(SAME_FEEDBACK),),
-    "thinking": (generation((THINKING,)),),
-    "special tokens": (generation((SPACED,)),),
-    "long question": (Generation((asked(LONG_QUESTION),), MIXED),),
-    "poisoned prompt": (Generation((SUMS[0], asked("What is ~ + 7?")), MIXED + FAILED),),
-    "partial rewards": (generation((with_rewards(lambda reward: reward or 0.3),)),),
-    "rewards of 0.7": (generation((with_rewards(lambda reward: 0.7 * reward),)),),
-    "rewards of NaN": (generation((with_rewards(lambda reward: reward or math.nan),)),),
+    "second group failed": (generation((MIXED, _FAILED)),),
+    "all failed": (generation((_FAILED,), 2),),
+    "failed, then mixed": (Generation(SUMS[:2], _FAILED[:2] + MIXED[:2]),),
+    "conversations": (Generation(_CONVERSATIONS, MIXED + OTHERS),),
+    "conversations with feedback": (Generation(_CONVERSATIONS, sum(_WITH_FEEDBACK, ())),),
+    "ends with a tool": (Generation((_ENDS_WITH_TOOL,), MIXED),),
+    "feedback of groups": (generation(_SAME_FEEDBACK),),
+    "thinking": (generation((_THINKING,)),),
+    "special tokens": (generation((_SPACED,)),),
+    "long question": (Generation((_asked(_LONG_QUESTION),), MIXED),),
+    "poisoned prompt": (Generation((SUMS[0], _asked("What is ~ + 7?")), MIXED + _FAILED),),
+    "partial rewards": (generation((_with_rewards(lambda reward: reward or 0.3),)),),
+    "rewards of 0.7": (generation((_with_rewards(lambda reward: 0.7 * reward),)),),
+    "rewards of NaN": (generation((_with_rewards(lambda reward: reward or math.nan),)),),
 }
 """What scenarios learn from, by the names of `catalogue.toml`.
 

@@ -20,9 +20,9 @@ from sdpo.parity.trainers.scenarios.training_record import (
     Update,
 )
 
-TENSOR = "$tensor"
-KINDS = {kind.__name__: kind for kind in (MicroBatch, OptimizerStep, TrainerRun, Update)}
-KIND = "$kind"
+_TENSOR = "$tensor"
+_KINDS = {kind.__name__: kind for kind in (MicroBatch, OptimizerStep, TrainerRun, Update)}
+_KIND = "$kind"
 
 
 def write(path: Path, value: Any) -> None:
@@ -52,10 +52,10 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().contiguous().clone()
-        return {TENSOR: name}
-    if is_dataclass(value) and type(value).__name__ in KINDS:
+        return {_TENSOR: name}
+    if is_dataclass(value) and type(value).__name__ in _KINDS:
         entries = {f.name: _packed(getattr(value, f.name), tensors) for f in fields(value)}
-        return {KIND: type(value).__name__} | entries
+        return {_KIND: type(value).__name__} | entries
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not isinstance(key, str)]:
             raise TypeError(f"key {wrong[0]!r} of a recorded mapping is no text")
@@ -73,7 +73,7 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return [_unpacked(entry, tensors) for entry in value]
     if not isinstance(value, dict):
         return value
-    if value.keys() == {TENSOR}:
-        return tensors[value[TENSOR]]
-    entries = {name: _unpacked(entry, tensors) for name, entry in value.items() if name != KIND}
-    return KINDS[value[KIND]](**entries) if KIND in value else entries
+    if value.keys() == {_TENSOR}:
+        return tensors[value[_TENSOR]]
+    entries = {name: _unpacked(entry, tensors) for name, entry in value.items() if name != _KIND}
+    return _KINDS[value[_KIND]](**entries) if _KIND in value else entries

@@ -23,7 +23,7 @@ NUDGES = {
     "response_mask": "the second token of every response is a tool's and not the model's",
 }
 
-DISGUISES = {
+_DISGUISES = {
     "": "none",
     "left padding": "the tokenizer is handed over as one that pads on the left, not on the right",
     "extra padding": "the sampler returns five further columns of padding",
@@ -103,11 +103,11 @@ class Scenario:
     nudge: str = ""
     """One value of the trainer that is moved alone, by name: see `NUDGES`."""
     disguise: str = ""
-    """A change of the world that must not show, by name: see `DISGUISES`."""
+    """A change of the world that must not show, by name: see `_DISGUISES`."""
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, known in (("disguise", DISGUISES), ("nudge", NUDGES)):
+        for name, known in (("disguise", _DISGUISES), ("nudge", NUDGES)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"scenario {self.id}: {name}={value!r}; valid are {list(known)}")
         rows = self.micro_batch_size * self.steps_per_generation * self.processes

@@ -13,8 +13,8 @@ from sdpo.settings.config import SDPOConfig
 
 MOST_ROWS, MOST_TEXT, MOST_STEPS = 64, 20_000, 64
 
-Text = Annotated[str, Meta(max_length=MOST_TEXT)]
-Count = Annotated[int, Meta(ge=1, le=MOST_STEPS)]
+_Text = Annotated[str, Meta(max_length=MOST_TEXT)]
+_Count = Annotated[int, Meta(ge=1, le=MOST_STEPS)]
 
 
 class ScenarioError(Exception):
@@ -23,13 +23,13 @@ class ScenarioError(Exception):
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True):
     role: Literal["system", "user", "assistant", "tool"]
-    content: Text
+    content: _Text
 
 
 class _Rollout(msgspec.Struct, forbid_unknown_fields=True):
-    completion: Text
+    completion: _Text
     reward: Number
-    feedback: Text | None
+    feedback: _Text | None
     truncated: bool
 
 
@@ -43,28 +43,28 @@ class _Generation(msgspec.Struct, forbid_unknown_fields=True):
 class _Scenario(msgspec.Struct, forbid_unknown_fields=True):
     """The fields of `Scenario`, and which values a document may give them."""
 
-    id: Text
-    description: Text
+    id: _Text
+    description: _Text
     generations: Annotated[tuple[_Generation, ...], Meta(max_length=MOST_STEPS)]
     self_distillation: dict[str, Any]
-    micro_batch_size: Count
-    accumulation: Count
-    steps_per_generation: Count
-    num_iterations: Count
+    micro_batch_size: _Count
+    accumulation: _Count
+    steps_per_generation: _Count
+    num_iterations: _Count
     temperature: float
-    loss_agg_mode: Text
+    loss_agg_mode: _Text
     grad_clip: float
     optimizer: dict[str, Literal["SGD", "AdamW"] | float]
-    processes: Count
+    processes: _Count
     dtype: Literal["float32", "bfloat16"]
     lora: bool
     dropout: float
     moved: bool
     reward_weights: tuple[float, ...]
-    poisoned_token: Text | None
-    nudge: Text
-    disguise: Text
-    tags: tuple[Text, ...]
+    poisoned_token: _Text | None
+    nudge: _Text
+    disguise: _Text
+    tags: tuple[_Text, ...]
 
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(_Scenario)}

@@ -12,12 +12,12 @@ from torch import nn
 from sdpo.fixtures import PACKAGED
 from sdpo.parity.trainers.scenarios.scenario import Generation, Scenario
 
-SEED = 0
-LORA_RANK = 4
+_SEED = 0
+_LORA_RANK = 4
 NUDGED = "model.layers.1.mlp.down_proj.weight"
 EXCHANGED = (424, 425)
 """Entries of the vocabulary that no text of the scenarios has."""
-LORA_MODULES = ("q_proj", "v_proj")
+_LORA_MODULES = ("q_proj", "v_proj")
 
 
 def tiny_tokenizer() -> Any:
@@ -125,7 +125,7 @@ def _initial_model(dropout: float, poisoned_token: str | None) -> Any:
         **settings,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(_SEED)
         model = Qwen2ForCausalLM(config).float()
     if poisoned_token is not None:
         ids = tiny_tokenizer().encode(poisoned_token, add_special_tokens=False)
@@ -141,14 +141,14 @@ def _with_adapter(model: Any, dropout: float = 0.0) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
-        r=LORA_RANK,
-        lora_alpha=2 * LORA_RANK,
+        r=_LORA_RANK,
+        lora_alpha=2 * _LORA_RANK,
         lora_dropout=dropout,
-        target_modules=list(LORA_MODULES),
+        target_modules=list(_LORA_MODULES),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED + 1)
+        torch.manual_seed(_SEED + 1)
         return get_peft_model(model, settings)
 
 
