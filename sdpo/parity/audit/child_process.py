@@ -36,7 +36,7 @@ class Ended(NamedTuple):
 
     @property
     def problem(self) -> str:
-        """Why there is no result; empty if there is one."""
+        """Say why there is no result; empty if there is one."""
         if self.result is None:
             return f"the process ended with exit code {self.code}"
         return self.result.crash if isinstance(self.result, Crash) else ""

@@ -62,17 +62,17 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def lines(text: str) -> list[str]:
-    """The lines of a text that say something."""
+    """List the lines of a text that are not blank."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def names(text: str) -> list[str]:
-    """The names in a list with commas."""
+    """Split a list of names at its commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def annotations(run: RunReport) -> list[str]:
-    """Workflow commands that mark the candidate's line, for the verdict and each failing stage."""
+    """Make the workflow commands that mark the candidate's line, for verdict and failing stages."""
     found = []
     if run.verdict in _COMMANDS:
         texts = "; ".join([first_line(run), *run.reasons[:3]])
@@ -85,7 +85,7 @@ def annotations(run: RunReport) -> list[str]:
 
 
 def annotation(command: str, run: RunReport, stage: str | None, text: str) -> str:
-    """One workflow command."""
+    """Make one workflow command."""
     place = run.location_of(stage)
     fields = {"title": f"SDPO parity: {stage or run.verdict}"}
     if place is not None:
@@ -96,14 +96,14 @@ def annotation(command: str, run: RunReport, stage: str | None, text: str) -> st
 
 
 def escaped(text: str, also: str = "") -> str:
-    """A text that cannot end a workflow command or start another one."""
+    """Escape a text, so that it cannot end a workflow command or start another one."""
     for sign in "%\r\n" + also:
         text = text.replace(sign, f"%{ord(sign):02X}")
     return text
 
 
 def comment(runs: Sequence[RunReport]) -> str:
-    """All reports as one Markdown text that fits a comment; plots are left out."""
+    """Join all reports to one Markdown text that fits a comment; plots are left out."""
     reports = [markdown_report(run) for run in runs]
     text = "\n\n".join(reports)
     if len(text) <= _MOST:

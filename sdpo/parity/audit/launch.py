@@ -219,7 +219,7 @@ def _with_bundles(run: RunReport, request: Request, folder: Path, count: int) ->
 
 
 def document(runs: Sequence[RunReport], *, error: str = "") -> str:
-    """The one JSON document of some runs, in ASCII; `error` is what could not be written."""
+    """Make the one JSON document of some runs, in ASCII; `error` is what could not be written."""
     report = Report(schema_version=SCHEMA_VERSION, runs=list(runs), error=error)
     return report.text(ascii_only=True)
 

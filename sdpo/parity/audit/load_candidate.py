@@ -26,7 +26,7 @@ TRAINERS = {
 
 
 def load_candidate(name: str) -> LossCandidate | TrainerAdapter:
-    """The candidate called `name`: built in, `FILE.py:attr`, `pkg.mod:attr`, or a module alone.
+    """Load the candidate `name`: built in, `FILE.py:attr`, `pkg.mod:attr`, or a module alone.
 
     Raises:
         CandidateError: it cannot be found, imported, or used as a candidate.
@@ -39,7 +39,7 @@ def load_candidate(name: str) -> LossCandidate | TrainerAdapter:
 
 
 def packaged_bases(candidate: LossCandidate | TrainerAdapter) -> tuple[str, ...]:
-    """The packaged trainers whose adapter a candidate's class is or derives from, by name."""
+    """Name the packaged trainers whose adapter a candidate's class is or derives from."""
     classes = {f"{kind.__module__}:{kind.__qualname__}" for kind in type(candidate).__mro__}
     return tuple(name for name, path in TRAINERS.items() if path in classes)
 
@@ -131,7 +131,7 @@ def _adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
 
 
 def _functions_of(value: Any) -> list[str]:
-    """Names of the public functions that a module defines itself; none of anything else."""
+    """Name the public functions that a module defines itself; none of anything else."""
     if not inspect.ismodule(value):
         return []
     found = inspect.getmembers_static(value, inspect.isfunction)

@@ -146,7 +146,7 @@ def replay_one(bundle: Path, candidate: str, *, as_json: bool, log: Path | None 
 
 
 def _unreadable(bundle: Path) -> str:
-    """Why a file cannot be an archive, before a process is started for it; empty if it may be."""
+    """Say why a file cannot be an archive, before a process is started; empty if it may be."""
     try:
         with bundle.open("rb") as file:
             archive = zipfile.is_zipfile(file)
@@ -156,7 +156,7 @@ def _unreadable(bundle: Path) -> str:
 
 
 def replay_text(result: ReplayResult) -> str:
-    """The result of a replay; the verdict comes first, as everywhere."""
+    """Print the result of a replay to a text; the verdict comes first."""
     first = [result.verdict, f"candidate={result.candidate}", f"case={result.case}"]
     first += [f"first={result.first_stage}"] if result.first_stage else []
     first += [f"replay={result.replay}"]

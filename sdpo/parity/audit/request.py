@@ -34,7 +34,7 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def command(self) -> str:
-        """The command that repeats the audit."""
+        """Write the command that repeats the audit."""
         words = ["sdpo", "audit", self.candidate]
         words += ["--stages", ",".join(self.stages)] if self.stages else []
         words += ["--require", ",".join(self.require)] if self.require else []
@@ -47,7 +47,7 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def folder(self) -> str:
-        """A folder name for the candidate."""
+        """Make a folder name for the candidate."""
         return folder_name(self.candidate)
 
     def check(self) -> None:
@@ -61,7 +61,7 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def folder_name(candidate: str) -> str:
-    """A folder name for a candidate."""
+    """Make a folder name for a candidate."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", candidate).strip("-.") or "candidate"
 
 

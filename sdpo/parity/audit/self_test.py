@@ -46,7 +46,7 @@ class FaultyTrace:
         self.name, self.fault = fault.id, fault
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
-        """Stage values of the fault; those computed before a broken gradient are kept."""
+        """Compute the stage values of the fault; before a broken gradient those that there are."""
         return fault_trace(self.fault.parts, case)
 
 

@@ -16,14 +16,14 @@ _ENDED = "the candidate ended the process ({how}) before the audit was complete"
 
 
 def unstarted(request: Request, message: str) -> RunReport:
-    """The report of an audit of which there is only a failure."""
+    """Report an audit of which there is only a failure."""
     from sdpo.parity.report.document import failed  # imports torch, which the command avoids
 
     return failed(request.candidate, request.command, message)
 
 
 def lost(request: Request, ended: Ended) -> RunReport:
-    """The report of an audit whose process ended without one."""
+    """Report an audit whose process ended without a report."""
     if isinstance(ended.result, Crash):
         return unstarted(request, ended.result.crash)
     how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
@@ -46,7 +46,7 @@ def cleared(run: RunReport, folder: Path) -> RunReport:
 
 
 def absent(folder: Path) -> list[Path]:
-    """The folder and those above it that do not exist, innermost first."""
+    """List the folder and those above it that do not exist, innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 

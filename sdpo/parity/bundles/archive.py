@@ -55,7 +55,7 @@ def write_archive(path: Path, members: Mapping[str, bytes]) -> None:
 
 
 def read_archive(path: Path, largest: Mapping[str, int]) -> dict[str, bytes]:
-    """The members of an archive.
+    """Read the members of an archive.
 
     Args:
         path: of the file.
@@ -89,7 +89,7 @@ def _member(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
 
 
 def member_names(path: Path) -> list[str]:
-    """The names of an archive's members; none of a file that is no archive."""
+    """List the names of an archive's members; none of a file that is no archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -98,12 +98,12 @@ def member_names(path: Path) -> list[str]:
 
 
 def document_bytes(document: BundleDocument) -> bytes:
-    """A document as a member of an archive."""
+    """Encode a document as a member of an archive."""
     return json.dumps(msgspec.to_builtins(document), ensure_ascii=False, indent=1).encode()
 
 
 def read_document(path: Path, data: bytes, document_type: type[_Document]) -> _Document:
-    """The document of a member.
+    """Read the document of a member.
 
     Raises:
         BundleError: not JSON, or not in the format.

@@ -72,7 +72,7 @@ def read(path: Path) -> LossBundle:
 
 
 def _case(document: LossDocument, tensors: Mapping[str, Tensor]) -> LossCase:
-    """The case of a document and its tensors.
+    """Make the case of a document and its tensors.
 
     Raises:
         BundleError: tensors that do not fit together.

@@ -57,8 +57,8 @@ from sdpo.settings.determinism import deterministic
 _Signature = frozenset[tuple[str, str, str]]
 
 
-def _signature(result: CaseResult) -> _Signature:
-    """In which way a case fails: which stages, and what kind of effect or error each shows."""
+def failure_signature(result: CaseResult) -> _Signature:
+    """Say in which way a case fails: at which stages, and what effect or error each shows."""
     return frozenset(
         (c.stage, c.status, c.effect if c.status != Status.ERROR else c.note.partition(":")[0])
         for c in result.comparisons
@@ -67,7 +67,7 @@ def _signature(result: CaseResult) -> _Signature:
 
 
 def make(request: BundlesRequest) -> BundlesMade:
-    """Bundles of the failing cases with the smallest inputs."""
+    """Make bundles of the failing cases with the smallest inputs."""
     with deterministic(SEEDS[0]) as settings:
         candidate = load_candidate(request.candidate)
         environment = describe_environment(settings, SEEDS)
@@ -117,14 +117,14 @@ def _row(case: str, file: Path, shrunk: Shrunk) -> BundleRow:
 def _bundle_of(
     candidate: LossFunction, case: LossCase, environment: Environment, command: str
 ) -> LossBundle:
-    """A failing case, shrunk as far as it fails in the same way.
+    """Shrink a failing case as far as it fails in the same way, and pack it.
 
     A case that does not fail without the values that were recorded with it stays as it is.
     """
-    wanted = _signature(judge_loss_case(candidate, case))
+    wanted = failure_signature(judge_loss_case(candidate, case))
 
     def fails(smaller: LossCase) -> bool:
-        return _signature(judge_loss_case(candidate, smaller)) == wanted
+        return failure_signature(judge_loss_case(candidate, smaller)) == wanted
 
     bare = replace(case, recorded={})
     smallest, tries = case, 1
@@ -200,7 +200,7 @@ def _result(
     environment: Environment,
     size: str,
 ) -> ReplayResult:
-    """The verdict of now beside that of then.
+    """Put the verdict of now beside that of then.
 
     Args:
         name: of the candidate.
@@ -247,7 +247,7 @@ def _result(
 def _differences(
     then: Mapping[str, object], now: Mapping[str, object]
 ) -> dict[str, tuple[object, object]]:
-    """Settings of the environment that changed: then and now."""
+    """List the settings of the environment that changed: then and now."""
     names = [name for name in now if name in then and then[name] != now[name]]
     return {name: (then[name], now[name]) for name in names}
 

@@ -53,7 +53,7 @@ class ScenarioBundle:
 
 
 def is_scenario_bundle(path: Path) -> bool:
-    """Whether a file is an archive with a scenario in it; a damaged one is not."""
+    """Tell whether a file is an archive with a scenario in it; a damaged one is not."""
     return member_names(path) == [DOCUMENT]
 
 
@@ -94,7 +94,7 @@ def pack(
     environment: Environment,
     command: str,
 ) -> ScenarioBundle:
-    """A failing scenario, shrunk as far as it fails first at the same stage with that status.
+    """Shrink a failing scenario as far as its first stage and status stay, and pack it.
 
     Args:
         candidate: a trainer that fails in the scenario.
@@ -127,20 +127,20 @@ def pack(
 
 
 def seen_in(result: CaseResult) -> Seen:
-    """What a bundle keeps of a result: of stages those that do not follow from earlier ones."""
+    """Keep of a result what a bundle says: stages that do not follow from earlier ones."""
     own = [c for c in result.comparisons if not c.inherits]
     row = CaseResult(result.id, result.family, result.tags, own, result.note).row()
     return Seen(row["status"], row["first_stage"], row["note"])
 
 
 def size_of(scenario: Scenario) -> list[int]:
-    """Updates, groups and rows of a scenario."""
+    """Count the updates, groups and rows of a scenario."""
     first = scenario.generations[0]
     return [len(scenario.generations), len(first.conversations), len(first.rollouts)]
 
 
 def first_weights(scenario: Scenario) -> str:
-    """SHA-256 of the weights that the tiny model starts from."""
+    """Compute the SHA-256 of the weights that the tiny model starts from."""
     with TemporaryDirectory(prefix="sdpo-trainer-") as folder:
         model = tiny_model(scenario, Path(folder))
     digest = hashlib.sha256()
@@ -150,7 +150,7 @@ def first_weights(scenario: Scenario) -> str:
 
 
 def smallest_first(failing: Sequence[tuple[Scenario, str]]) -> list[Scenario]:
-    """The scenarios to pack: for each first stage the smallest one, then the others."""
+    """Order scenarios for packing: for each first stage the smallest one, then the others."""
     ordered = sorted(failing, key=lambda entry: size_of(entry[0]))
     firsts = {stage: scenario for scenario, stage in reversed(ordered)}
     chosen = [s for s, stage in ordered if firsts[stage] is s]

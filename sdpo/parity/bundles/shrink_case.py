@@ -39,7 +39,7 @@ def _reductions(case: LossCase) -> Reductions[LossCase]:
 
 
 def without(case: LossCase, axis: int, removed: range) -> LossCase | None:
-    """The case without some rows (axis 0), tokens (1) or vocabulary entries (2).
+    """Take rows (axis 0), tokens (1) or vocabulary entries (2) out of a case.
 
     Entries that responses name stay, and two entries at least. None if nothing can be removed.
     """

@@ -58,7 +58,7 @@ def _with_one_part_less(scenario: Scenario) -> Iterator[Scenario]:
 
 
 def _in_one_batch(scenario: Scenario) -> Scenario | None:
-    """All rows in one micro-batch of one process; None if they are already."""
+    """Put all rows in one micro-batch of one process; None if they are already."""
     rows = len(scenario.generations[0].rollouts)
     if scenario.micro_batch_size == rows and scenario.num_iterations == 1:
         return None
@@ -67,7 +67,7 @@ def _in_one_batch(scenario: Scenario) -> Scenario | None:
 
 
 def _with_fewer_rows(scenario: Scenario) -> Iterator[Scenario]:
-    """Fewer groups, then fewer rows in each; only where all rows are one micro-batch."""
+    """Yield fewer groups, then fewer rows in each; only where all rows are one micro-batch."""
     if _in_one_batch(scenario) is not None:
         return
     first = scenario.generations[0]
@@ -82,7 +82,7 @@ def _with_fewer_rows(scenario: Scenario) -> Iterator[Scenario]:
 
 
 def _cut(scenario: Scenario, groups: list[int], rows: list[int]) -> Scenario:
-    """The scenario with some groups, and of each group some rows."""
+    """Keep some groups of a scenario, and of each group some rows."""
     generations = tuple(
         Generation(
             tuple(generation.conversations[group] for group in groups),
@@ -98,7 +98,7 @@ def _cut(scenario: Scenario, groups: list[int], rows: list[int]) -> Scenario:
 
 
 def _plain_settings(scenario: Scenario) -> dict[str, object]:
-    """The settings in which a scenario differs from the plain one, with their plain values."""
+    """List the settings in which a scenario differs from the plain one, with plain values."""
     changes: dict[str, object] = {
         name: getattr(PLAIN, name)
         for name in _PLAIN_FIELDS

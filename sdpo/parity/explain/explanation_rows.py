@@ -18,7 +18,7 @@ class Explanation(Row, frozen=True):
 
     @property
     def share(self) -> str:
-        """How many cases it explains, for a reader: `39 of 40`."""
+        """Say how many cases it explains: `39 of 40`."""
         return f"{self.explains} of {self.of}"
 
 

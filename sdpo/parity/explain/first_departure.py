@@ -52,7 +52,7 @@ class Departure:
 
     @property
     def possible(self) -> tuple[str, ...]:
-        """The stages that may be the first one, in order, the observed one last.
+        """List the stages that may be the first one, in order, the observed one last.
 
         None is behind the observed one, nor before a stage that was seen to hold: values that are
         right have only right ones before them. A gradient may be wrong by any of the stages.
@@ -65,12 +65,12 @@ class Departure:
 
     @property
     def inferred(self) -> bool:
-        """Whether the inferred stage may be the first one, and not all stages were seen."""
+        """Tell whether the inferred stage may be the first one, and not all stages were seen."""
         return len(self.possible) > 1 and self.suspected in self.possible
 
     @property
     def stage(self) -> str | None:
-        """The first stage: the inferred one where it can be, else the observed one."""
+        """Return the first stage: the inferred one where it can be, else the observed one."""
         return self.suspected if self.inferred else self.observed
 
 

@@ -76,7 +76,7 @@ class _MergedAdapters(TraceHooks):
         self.merged = merged
 
     def averaged(self, teacher: nn.Module, actor: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The teacher, and a plain copy of the student."""
+        """Return the teacher, and a plain copy of the student."""
         return teacher, self.merged(actor)
 
 

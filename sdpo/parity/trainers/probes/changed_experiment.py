@@ -57,7 +57,7 @@ def why_one_experiment(
 
 
 def unseen_settings(before: Scenario, after: Scenario, run: TrainerRun) -> Refusal | None:
-    """Whether settings that were changed are in effect, where nothing else would show it."""
+    """Tell whether settings that were changed are in effect, where nothing else would show it."""
     wanted = {
         name: value
         for name, value in after.self_distillation.items()
@@ -77,14 +77,14 @@ def changed(ours: Mapping[str, object], theirs: Mapping[str, object]) -> set[str
 
 
 def _equal(ours: object, theirs: object) -> bool:
-    """Whether two values are equal; tensors to the bit."""
+    """Tell whether two values are equal; tensors to the bit."""
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         return same_bits(ours, theirs)
     return ours is theirs or (type(ours) is type(theirs) and ours == theirs)
 
 
 def _recorded_change(ours: TrainerRun, theirs: TrainerRun) -> bool:
-    """Whether a record shows that the trainer began with or was asked something else."""
+    """Tell whether a record shows that the trainer began with or was asked something else."""
     return any(changed(*pair) for pair in zip(_seen_in(ours), _seen_in(theirs), strict=True))
 
 

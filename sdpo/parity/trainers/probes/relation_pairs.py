@@ -57,7 +57,7 @@ def _split(case: str, generation: Generation, parts: dict[str, int]) -> Pair:
 
 
 def _splits(parts: dict[str, int]) -> list[Pair]:
-    """Equally long rows, where every way of counting agrees, and ragged ones."""
+    """Pair equally long rows, where every way of counting agrees, and ragged ones."""
     even = Generation(SUMS[:2], EVEN)
     return [_split("even", even, parts), _split("ragged", TWO_GROUPS, parts)]
 

@@ -202,7 +202,7 @@ def _nothing_tested(
 
 
 def learns(update: FirstUpdate) -> bool:
-    """Whether a gradient has any entry that is not zero."""
+    """Tell whether a gradient has any entry that is not zero."""
     return any(bool((value != 0).any()) for value in update.gradient.values())
 
 

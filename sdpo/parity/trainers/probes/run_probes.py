@@ -77,7 +77,7 @@ def run_probe(candidate: ScenarioRunner, probe: Probe, runs: dict[str, TrainerRu
 
 
 def _shows(names: Iterable[str], *runs: TrainerRun) -> bool:
-    """Whether all runs show some of the named values, so that a move of it would be seen."""
+    """Tell whether all runs show some of the named values, so that a move of it would be seen."""
     return any(all(_value_of(run, name) is not None for run in runs) for name in names)
 
 

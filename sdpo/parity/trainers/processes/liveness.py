@@ -24,7 +24,7 @@ class IdleClock:
         self.computed = 0.0
 
     def is_idle(self, processes: Sequence[BaseProcess]) -> bool:
-        """Whether none of the processes has worked for longer than the limit."""
+        """Tell whether none of the processes has worked for longer than the limit."""
         now, clocks = time.monotonic(), [processor_time(process.pid) for process in processes]
         computed = sum(seconds for seconds, _ in clocks)
         unknown = any(state in _STATES_TO_WAIT_FOR for _, state in clocks)

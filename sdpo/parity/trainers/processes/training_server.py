@@ -116,7 +116,7 @@ def _start(
 
 
 def _deserves_retry(training: Training) -> bool:
-    """Whether a training of one process stands still or was ended by a signal, for the first time.
+    """Tell whether a training of one process stands still or was ended, for the first time.
 
     A process that was forked may inherit a lock that nobody releases, or the state of threads that
     it does not have; it is then run once more.
@@ -142,7 +142,7 @@ def _start_again(orders: Orders, training: Training) -> Training:
 
 
 def _is_over(orders: Orders, training: Training) -> bool:
-    """Whether a training is over; one that fails or hangs is brought to an end."""
+    """Tell whether a training is over; one that fails or hangs is brought to an end."""
     ranks = list(zip(training.processes, training.paths, strict=True))
     alive = [process for process, _ in ranks if process.is_alive()]
     if not alive:
@@ -181,7 +181,7 @@ def _how_it_ended(code: int | None) -> str:
 
 
 def _failed(path: Path) -> bool:
-    """Whether a rank left a failure, or nothing."""
+    """Tell whether a rank left a failure, or nothing."""
     return not path.exists() or not RankOutcome.read(path).runs
 
 

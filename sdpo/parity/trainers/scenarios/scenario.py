@@ -126,5 +126,5 @@ class Scenario:
 
     @property
     def on_policy(self) -> bool:
-        """Whether the one gradient of an update is taken at the weights that generated."""
+        """Tell whether the one gradient of an update is taken at the weights that generated."""
         return self.steps_per_generation == self.accumulation and self.num_iterations == 1

@@ -1,0 +1,67 @@
+"""From a name to a candidate, by what the name leads to."""
+
+import sys
+
+import pytest
+
+from sdpo.parity.audit.load_candidate import find, load_candidate, packaged_bases
+from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.candidates.stage_functions import StageFunctions
+from sdpo.parity.cases.checked_call import CandidateError
+
+SOURCE = """
+def loss(student_logits, teacher_logits, responses, response_mask):
+    return (student_logits - teacher_logits).sum()
+
+def loss_of_log_probs(student_log_probs, teacher_log_probs):
+    return (student_log_probs - teacher_log_probs).sum()
+
+class Stages:
+    def divergence(self, student, teacher):
+        return student - teacher
+
+number = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """A file of candidates; importing it leaves no trace behind."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "loaded_by_a_test", None)
+    path = tmp_path / "loaded_by_a_test.py"
+    path.write_text(SOURCE, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("attribute", "kind"),
+    [("loss", FromLogits), ("loss_of_log_probs", FromLogProbs), ("Stages", StageFunctions)],
+)
+def test_an_attribute_is_wrapped_by_what_it_looks_like(file, attribute, kind):
+    assert type(load_candidate(f"{file}:{attribute}")) is kind
+
+
+def test_a_built_in_name_needs_no_file():
+    candidate = load_candidate("sdpo")
+    assert isinstance(candidate, Own)
+    assert packaged_bases(candidate) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{file}::loss", "write .*loaded_by_a_test.py:loss"),
+        ("{file}:absent", r"has no attribute 'absent'; it has \['loss'"),
+        ("{file}:number", "int is no candidate"),
+        ("{file}", r"module is no candidate: give a loss function, such as .*:loss_of_log_probs"),
+    ],
+)
+def test_what_is_no_candidate_is_refused_with_the_fix(file, name, message):
+    with pytest.raises(CandidateError, match=message):
+        load_candidate(name.format(file=file))
+
+
+def test_an_attribute_of_an_attribute_is_reached(file):
+    assert find(f"{file}:Stages.divergence").__name__ == "divergence"
