@@ -9,7 +9,7 @@ Out of scope: several ranks, fused kernels, flash-attention cross-entropy.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,15 @@ Batch = dict[str, Tensor]
 PADDED = ("log_probs", "all_log_probs", "topk", "entropy")
 PACKED = ("all_log_probs", "log_probs", "entropy", "topk")
 """In which order the outputs are computed, which is the order that their gradients add up in."""
+
+
+class LogitOptions(TypedDict, total=False):
+    """Which outputs of `logit_outputs` are asked for, beside the log-probs of the labels."""
+
+    topk: int | None
+    all_log_probs: bool
+    entropy: bool
+
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 

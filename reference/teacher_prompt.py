@@ -9,15 +9,34 @@ implementation is `sdpo/prompt/teacher_prompt.py`.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 Message = dict[str, Any]
 Settings = Mapping[str, Any]
+RewardExtraInfos = Mapping[str, Sequence[object]]
+"""What reward functions say beside the rewards, by column."""
 
 THINKING = re.compile(r"<think>.*?</think>\s*", flags=re.DOTALL)
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer."""
+
+    padding_side: str
+    truncation_side: str
+
+    def decode(self, ids: Tensor, /, *, skip_special_tokens: bool) -> str:
+        """Text of some ids."""
+        ...
+
+    def apply_chat_template(
+        self, conversations: Sequence[Sequence[Message]], /, **options: Any
+    ) -> Mapping[str, Tensor]:
+        """Ids and attention mask of several conversations."""
+        ...
 
 
 class Demonstration(NamedTuple):
@@ -50,7 +69,7 @@ class TeacherBatch(NamedTuple):
     trace: PromptTrace
 
 
-def set_tokenizer_sides(tokenizer: Any, settings: Settings) -> None:
+def set_tokenizer_sides(tokenizer: Tokenizer, settings: Settings) -> None:
     """What the trainer does once at start-up, before any batch: it changes the tokenizer for good.
 
     Quirk: a missing `reprompt_truncation` means `"error"`, which is no direction the tokenizer
@@ -60,13 +79,13 @@ def set_tokenizer_sides(tokenizer: Any, settings: Settings) -> None:
     tokenizer.truncation_side = settings.get("reprompt_truncation", "error")
 
 
-def decode_responses(responses: Tensor, tokenizer: Any) -> list[str]:
+def decode_responses(responses: Tensor, tokenizer: Tokenizer) -> list[str]:
     """Text of each row of `(B, R)` ids. Quirk: all ids, also those outside the response mask."""
     return [tokenizer.decode(row, skip_special_tokens=True) for row in responses]
 
 
 def collect_feedback(
-    reward_extra_infos: Mapping[str, Any] | None, batch_size: int, settings: Settings
+    reward_extra_infos: RewardExtraInfos | None, batch_size: int, settings: Settings
 ) -> list[str | None]:
     """The feedback that counts, per row.
 
@@ -165,9 +184,9 @@ def build_messages(
 
 def encode_prompts(
     messages: Sequence[Sequence[Message]],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     settings: Settings,
-    apply_chat_template_kwargs: Mapping[str, Any] | None,
+    apply_chat_template_kwargs: Mapping[str, object] | None,
 ) -> tuple[Tensor, Tensor]:
     """Ids and attention mask `(B, L)` of all prompts, from one batched call.
 
@@ -234,12 +253,12 @@ def build_teacher_batch(
     token_level_rewards: Tensor,
     raw_prompt: Sequence[Sequence[Message]],
     uids: Sequence[Any],
-    reward_extra_infos: Mapping[str, Any] | None,
-    tokenizer: Any,
+    reward_extra_infos: RewardExtraInfos | None,
+    tokenizer: Tokenizer,
     *,
     loss_mode: str,
     self_distillation: Settings,
-    apply_chat_template_kwargs: Mapping[str, Any] | None = None,
+    apply_chat_template_kwargs: Mapping[str, object] | None = None,
 ) -> TeacherBatch | None:
     """Build the teacher's inputs for a batch; None unless `loss_mode` is exactly `"sdpo"`.
 

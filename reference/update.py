@@ -26,6 +26,7 @@ from sdpo.reference.loss import (
 )
 
 Groups = Sequence[Sequence[int]]
+Metrics = dict[str, float | list[float]]
 
 OTHERS = ("responses", "response_mask", "old_log_probs", "advantages")
 LOSS_SETTINGS = ("distillation_topk", "distillation_add_tail", "alpha", "is_clip", "loss_agg_mode")
@@ -147,11 +148,17 @@ class Actor:
     teacher_module: nn.Module | None = None
     hooks: Hooks = field(default_factory=Hooks, repr=False)
     outputs: Callable[..., dict[str, Tensor]] = logit_outputs
-    metrics: dict[str, Any] = field(default_factory=dict, init=False)
+    sums: dict[str, float] = field(default_factory=dict, init=False)
+    logged: dict[str, list[float]] = field(default_factory=dict, init=False)
+
+    @property
+    def metrics(self) -> Metrics:
+        """Metrics of the last update: sums over its micro-batches, and lists of values."""
+        return {**self.sums, **self.logged}
 
     def update_policy(
         self, batch: Batch, temperature: float, dynamic_groups: Sequence[Groups] | None = None
-    ) -> dict[str, Any]:
+    ) -> Metrics:
         """All epochs and mini-batches, then the teacher; changes actor, optimizer and teacher.
 
         `batch` holds the tensors named in `REQUIRED`, optionally `rollout_is_weights`,
@@ -172,7 +179,7 @@ class Actor:
         all_rows, size = range(batch["responses"].size(0)), self.settings.ppo_mini_batch_size
         mini_batches = [all_rows[start : start + size] for start in all_rows[::size]]
         on_policy = len(mini_batches) == 1 and self.settings.ppo_epochs == 1
-        self.metrics = {"actor/pg_loss": 0.0, "actor/kl_loss": 0.0}
+        self.sums, self.logged = {"actor/pg_loss": 0.0, "actor/kl_loss": 0.0}, {}
         grad_norms: list[float] = []
         for mini_batch in mini_batches * self.settings.ppo_epochs:
             step = len(grad_norms)
@@ -183,7 +190,7 @@ class Actor:
                 with self.hooks.micro_batch(step, number):
                     self._micro_batch(part, temperature, on_policy, scale, (step, number))
             grad_norms.append(self._optimizer_step(step))
-        self.metrics["actor/grad_norm"] = grad_norms
+        self.logged["actor/grad_norm"] = grad_norms
         self.actor_optimizer.zero_grad()
         if any(math.isfinite(norm) for norm in grad_norms):
             self._update_teacher()
@@ -276,7 +283,7 @@ class Actor:
         policy_loss = self._with_entropy_and_kl(pg_loss, student, batch, scale)
         policy_loss = self.hooks.loss(place[0], policy_loss)
         (policy_loss * scale).backward()
-        self.metrics["actor/pg_loss"] += pg_loss.detach().item() * scale
+        self.sums["actor/pg_loss"] += pg_loss.detach().item() * scale
 
     def _with_entropy_and_kl(
         self, pg_loss: Tensor, student: dict[str, Tensor], batch: Batch, scale: float
@@ -293,7 +300,7 @@ class Actor:
             kl = low_var_kl(student["log_probs"], batch["ref_log_prob"])
             kl_loss = agg_loss(kl, mask, settings.loss_agg_mode)
             policy_loss = policy_loss + kl_loss * settings.kl_loss_coef
-            self.metrics["actor/kl_loss"] += kl_loss.item() * scale
+            self.sums["actor/kl_loss"] += kl_loss.item() * scale
             self._log({"actor/kl_coef": settings.kl_loss_coef})
         return policy_loss
 
@@ -318,9 +325,9 @@ class Actor:
             raise ValueError("EMA needs a teacher module of its own")
         ema_update(*self.hooks.averaged(teacher, self.actor_module), settings.teacher_update_rate)
 
-    def _log(self, values: Mapping[str, Any]) -> None:
+    def _log(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self.metrics.setdefault(name, []).append(value)
+            self.logged.setdefault(name, []).append(value)
 
 
 def ema_update(teacher: nn.Module, student: nn.Module, rate: float) -> None:

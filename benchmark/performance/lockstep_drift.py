@@ -57,7 +57,7 @@ def drift(
     )
     trainer.train()
     assert trainer.audit is not None
-    return [row["weights"] for row in trainer.audit.drift.rows]
+    return [float(row["weights"]) for row in trainer.audit.drift.rows]
 
 
 def main() -> None:

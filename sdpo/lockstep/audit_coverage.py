@@ -1,13 +1,16 @@
 """Which runs the lockstep audit covers: those in which the reference can make the same updates."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from sdpo.settings.config import ConfigError
 
+if TYPE_CHECKING:
+    from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
-def check_audited(trainer: Any) -> None:
+
+def check_audited(trainer: "SDPOTrainer") -> None:
     """Check that the lockstep audit covers a run.
 
     Raises:

@@ -6,32 +6,38 @@ many tokens at a time as the processor's cache holds.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import EllipsisType
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdpo.reference.forward import entropy_from_logits, logit_outputs
+from sdpo.reference.forward import LogitOptions, entropy_from_logits, logit_outputs
 from sdpo.reference.loss import log_probs_from_logits, topk_log_probs
 
 CACHE_BYTES, GPU_BYTES = 4 * 2**20, 256 * 2**20
-Piece = tuple[Any, ...]
-Again = Callable[[Tensor, Tensor, Tensor], Tensor]
+TokenIndex = tuple[int | slice | EllipsisType, ...]
+"""Indexes some tokens of `(B, T, …)`."""
+Recompute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-AGAIN: dict[str, Again] = {
+RECOMPUTE: dict[str, Recompute] = {
     "log_probs": lambda logits, labels, indices: log_probs_from_logits(logits, labels),
     "topk_log_probs": lambda logits, labels, indices: topk_log_probs(logits, 0, indices)[0],
     "all_log_probs": lambda logits, labels, indices: F.log_softmax(logits, dim=-1),
     "entropy": lambda logits, labels, indices: entropy_from_logits(logits),
 }
-"""Each value that has a gradient."""
+"""Computes each value that has a gradient again, from logits, labels and indices."""
 
 
 def outputs_by_piece(
-    logits: Tensor, labels: Tensor, *, topk_indices: Tensor | None = None, **options: Any
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    topk_indices: Tensor | None = None,
+    **options: Unpack[LogitOptions],
 ) -> dict[str, Tensor]:
-    """`logit_outputs` of the reference, equal to the last bit where a row has two tokens or more.
+    """Compute the reference's `logit_outputs`, bit for bit where a row has two tokens or more.
 
     Args:
         logits: `(B, T, V)` floating, after temperature.
@@ -57,18 +63,18 @@ class _ByPiece(torch.autograd.Function):
         logits: Tensor,
         labels: Tensor,
         topk_indices: Tensor | None,
-        options: dict[str, Any],
+        options: LogitOptions,
         names: list[str],
     ) -> tuple[Tensor, ...]:
-        """The values in the order of `names`, which is filled."""
-        found = [
+        """Compute the values in the order of `names`, which is filled."""
+        pieces = [
             logit_outputs(z, label, topk_indices=indices, **options)
-            for _, z, label, indices in pieces(logits, labels, topk_indices)
+            for _, z, label, indices in _pieces(logits, labels, topk_indices)
         ]
-        names += found[0]
+        names += pieces[0]
         shape = logits.shape[:-1]
         values = {
-            name: torch.cat([part[name].flatten(0, 1) for part in found]).unflatten(0, shape)
+            name: torch.cat([piece[name].flatten(0, 1) for piece in pieces]).unflatten(0, shape)
             for name in names
         }
         indices = values.get("topk_indices")
@@ -82,30 +88,30 @@ class _ByPiece(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Autograd's derivative of the values that have one, computed again piece by piece."""
+        """Differentiate the values that have a gradient, computed again piece by piece."""
         named = zip(ctx.names, grad_outputs, strict=True)
-        given = {name: grad for name, grad in named if grad is not None}
+        grads_of = {name: grad for name, grad in named if grad is not None}
         logits = ctx.saved_tensors[0]
         by_logits = torch.empty_like(logits)
-        for place, z, labels, indices in pieces(*ctx.saved_tensors):
+        for index, z, labels, indices in _pieces(*ctx.saved_tensors):
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
-                values = [AGAIN[name](leaf, labels, indices) for name in given]
-            grads = [g[place].view_as(v) for g, v in zip(given.values(), values, strict=True)]
-            (by_logits[place],) = torch.autograd.grad(values, leaf, grads)
+                values = [RECOMPUTE[name](leaf, labels, indices) for name in grads_of]
+            grads = [g[index].view_as(v) for g, v in zip(grads_of.values(), values, strict=True)]
+            (by_logits[index],) = torch.autograd.grad(values, leaf, grads)
         return by_logits, None, None, None, None
 
 
-def pieces(
+def _pieces(
     logits: Tensor, labels: Tensor, indices: Tensor | None
-) -> Iterator[tuple[Piece, Tensor, Tensor, Any]]:
-    """Places, and logits, labels and indices there, with the three dimensions that they had."""
-    for place in _places(logits):
-        chosen = None if indices is None else rows(indices[place], 3)
-        yield place, rows(logits[place], 3), rows(labels[place], 2), chosen
+) -> Iterator[tuple[TokenIndex, Tensor, Tensor, Tensor | None]]:
+    """Cut logits, labels and indices into pieces, which keep their dimensions, with their index."""
+    for index in _token_indices(logits):
+        chosen = None if indices is None else _as_rows(indices[index], 3)
+        yield index, _as_rows(logits[index], 3), _as_rows(labels[index], 2), chosen
 
 
-def _places(logits: Tensor) -> Iterator[Piece]:
+def _token_indices(logits: Tensor) -> Iterator[TokenIndex]:
     """Index all tokens, or consecutive ones of a row that fit into the cache, but two at least.
 
     A single token's sum would be taken in another order.
@@ -121,6 +127,6 @@ def _places(logits: Tensor) -> Iterator[Piece]:
     yield from ((row, slice(*ends[n : n + 2])) for row in range(rows) for n in range(count))
 
 
-def rows(tensor: Tensor, dimensions: int) -> Tensor:
-    """A piece of one row with the dimension of the rows."""
+def _as_rows(tensor: Tensor, dimensions: int) -> Tensor:
+    """Give a piece of one row the dimension of the rows."""
     return tensor if tensor.dim() == dimensions else tensor.unsqueeze(0)

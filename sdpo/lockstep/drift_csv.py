@@ -3,26 +3,31 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sdpo.lockstep.update_distances import Delta, refused
 from sdpo.parity.cases.stages import STAGES
 
-Row = dict[str, Any]
+Row = dict[str, float | str]
+"""A line of a CSV file by column; steps are whole numbers."""
 
-SMALLEST = 1e-17
+_SMALLEST = 1e-17
 """What is drawn for a distance of zero."""
 
-DRIFTS = {"weights": ("student", "o-", "black"), "teacher": ("teacher", "s--", "0.5")}
+_DRIFTS = {"weights": ("student", "o-", "black"), "teacher": ("teacher", "s--", "0.5")}
 
 
-REPORTED = {"aggregate": "loss", "gradient": "gradient", "weights": "weights", "teacher": "teacher"}
+_REPORTED = {
+    "aggregate": "loss",
+    "gradient": "gradient",
+    "weights": "weights",
+    "teacher": "teacher",
+}
 COLUMNS = (
     *("step", "loss", "reference_loss", "delta_loss", "gradient_cosine"),
-    *(f"{label}_{kind}" for label in REPORTED.values() for kind in ("relative", "budget")),
+    *(f"{label}_{kind}" for label in _REPORTED.values() for kind in ("relative", "budget")),
     *("verdict", "reason", "first_moved", "first_value", "first_step", "audited", "seconds"),
 )
-RESUMED_INSIDE = "nothing: the run was resumed inside this update"
+_RESUMED_INSIDE = "nothing: the run was resumed inside this update"
 
 
 class RowFile:
@@ -43,14 +48,14 @@ class RowFile:
         Step 0 begins a new file.
         """
         kept = [row for row in self.read() if int(row["step"]) <= step] if step else []
-        self.rows = [{name: number(text) for name, text in row.items()} for row in kept]
+        self.rows = [{name: _number(text) for name, text in row.items()} for row in kept]
         if self.writes and self.path.is_file():
             self.path.unlink()
             for row in kept:
                 self._write(row)
 
     def read(self) -> list[dict[str, str]]:
-        """The rows on the disk."""
+        """Read the rows on the disk."""
         if not self.path.is_file():
             return []
         with self.path.open(encoding="utf-8", newline="") as file:
@@ -62,7 +67,7 @@ class RowFile:
         if self.writes:
             self._write(row)
 
-    def _write(self, row: Row) -> None:
+    def _write(self, row: Mapping[str, float | str]) -> None:
         new = not self.path.is_file()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(row))
@@ -75,26 +80,26 @@ def check_row(
     step: int,
     losses: Sequence[float],
     cosine: float,
-    found: Sequence[Delta],
+    distances: Sequence[Delta],
     allowed: Mapping[str, float],
     first: Delta | None,
 ) -> Row:
-    """The row of a checked update, but for what was audited and how long it took.
+    """Make the row of a checked update, but for what was audited and how long it took.
 
     Args:
         step: the optimizer step after it.
         losses: of trainer and reference.
         cosine: the smallest between their gradients.
-        found: all distances.
+        distances: of all values.
         allowed: the budget of each kind of value.
         first: the earliest distance beyond its budget.
     """
     row: Row = {"step": step, "loss": losses[0], "reference_loss": losses[1]}
     row |= {"delta_loss": abs(losses[0] - losses[1]), "gradient_cosine": cosine}
-    for name, label in REPORTED.items():
-        row[f"{label}_relative"] = max(delta.value for delta in found if delta.name == name)
+    for name, label in _REPORTED.items():
+        row[f"{label}_relative"] = max(delta.value for delta in distances if delta.name == name)
         row[f"{label}_budget"] = allowed[name]
-    row["reason"] = refused(found, allowed)
+    row["reason"] = refused(distances, allowed)
     row["verdict"] = "DIVERGENT" if first else "INCONCLUSIVE" if row["reason"] else "PASS"
     row["first_moved"] = first.stage if first else ""
     row["first_value"] = first.name if first else ""
@@ -103,22 +108,22 @@ def check_row(
 
 
 def unchecked_row(step: int) -> Row:
-    """The row of an update whose beginning is not known."""
-    known = {"step": step, "audited": RESUMED_INSIDE, "verdict": "INCONCLUSIVE"}
+    """Make the row of an update whose beginning is not known."""
+    known = {"step": step, "audited": _RESUMED_INSIDE, "verdict": "INCONCLUSIVE"}
     return dict.fromkeys(COLUMNS, "") | known
 
 
 def logged(row: Row) -> dict[str, float]:
-    """The numbers of a row that go to the trainer's log; of the first stage its number."""
-    first = row["first_moved"]
+    """Pick the numbers of a row for the trainer's log; of the first stage its number."""
+    first = str(row["first_moved"])
     return {name: v for name, v in row.items() if isinstance(v, float) and name != "seconds"} | {
         "first_moved": STAGES[first].number if first else 0,
         "inconclusive": float(row["verdict"] == "INCONCLUSIVE"),
     }
 
 
-def number(text: str) -> Any:
-    """A value as it was before it was written."""
+def _number(text: str) -> float | str:
+    """Read a value as it was before it was written."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -127,8 +132,8 @@ def number(text: str) -> Any:
     return text
 
 
-def plot_drift(rows: list[Row], checks: list[Row], path: Path) -> None:
-    """Distance between the trained model and its lockstep replica over steps, on a log scale.
+def plot_drift(rows: Sequence[Row], checks: Sequence[Row], path: Path) -> None:
+    """Plot the distance between the trained model and its lockstep replica, on a log scale.
 
     Lines differ by marker and dashes, so that the plot can be read in grey.
 
@@ -143,8 +148,8 @@ def plot_drift(rows: list[Row], checks: list[Row], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     steps = [row["step"] for row in rows]
-    for name, (label, style, color) in DRIFTS.items():
-        values = [max(row[name], SMALLEST) for row in rows]
+    for name, (label, style, color) in _DRIFTS.items():
+        values = [max(row[name], _SMALLEST) for row in rows]
         axes.plot(steps, values, style, color=color, markersize=4, label=label)
     measured = [row for row in checks if row["loss"] != ""]
     if measured:

@@ -6,11 +6,15 @@ adapted layer. The verl fork itself averages an adapter's factors (`docs/trainer
 is shared with the trainer's own teacher. Knows PEFT's layers by their attributes only.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import Linear
 
 
 class DenseTeacher(nn.Module):
@@ -21,45 +25,47 @@ class DenseTeacher(nn.Module):
         student: the PEFT model that is followed, with the same layers.
     """
 
-    def __init__(self, whole: Any, student: Any):
+    def __init__(self, whole: nn.Module, student: nn.Module):
         super().__init__()
-        self.whole = whole
+        self.whole = cast("PeftModel", whole)
         self.averages = {name: nn.Parameter(t) for name, t in effective(student).items()}
-        layers = _adapted(whole)
+        layers = _adapted(self.whole)
         for name, average in self.averages.items():
             layers[name].register_forward_hook(_adding(average))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the base model answers with the averages added."""
+        """Answer as the base model does with the averages added."""
         with self.whole.disable_adapter():
             return self.whole(*args, **kwargs)
 
     def sides(self, student: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The averages and the student's effective weights, for a function over all parameters."""
+        """Give the averages and the student's effective weights, in the same order."""
         live = effective(student)
         ordered = [nn.Parameter(live[name]) for name in self.averages]
         return nn.ParameterList(list(self.averages.values())), nn.ParameterList(ordered)
 
 
-def _adapted(model: Any) -> dict[str, Any]:
-    """Layers with a linear adapter, by name."""
+def _adapted(model: "PeftModel") -> dict[str, "Linear"]:
+    """Collect the layers with a linear adapter, by name."""
     adapter = model.active_adapter
-    return {n: m for n, m in model.named_modules() if adapter in getattr(m, "lora_A", ())}
+    layers = cast("Iterable[tuple[str, Linear]]", model.named_modules())
+    return {name: layer for name, layer in layers if adapter in getattr(layer, "lora_A", ())}
 
 
 @torch.no_grad()
-def effective(model: Any) -> dict[str, Tensor]:
-    """What the active adapter adds to each layer's weight, `(out, in)`, in float32 or wider."""
-    adapter, found = model.active_adapter, {}
-    for name, layer in _adapted(model).items():
+def effective(model: nn.Module) -> dict[str, Tensor]:
+    """Multiply out what the adapter adds to each weight, `(out, in)`, in float32 or wider."""
+    peft_model, added = cast("PeftModel", model), {}
+    adapter = peft_model.active_adapter
+    for name, layer in _adapted(peft_model).items():
         up, down = (getattr(layer, f"lora_{side}")[adapter].weight for side in "BA")
         wide = torch.promote_types(up.dtype, torch.float32)
-        found[name] = (up.to(wide) @ down.to(wide)) * layer.scaling[adapter]
-    return found
+        added[name] = (up.to(wide) @ down.to(wide)) * layer.scaling[adapter]
+    return added
 
 
-def _adding(average: Tensor) -> Any:
-    """A hook that adds a matrix's product with a layer's input to its output."""
+def _adding(average: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """Make a hook that adds a matrix's product with a layer's input to its output."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + (inputs[0].to(average.dtype) @ average.T).to(output.dtype)
@@ -68,7 +74,7 @@ def _adding(average: Tensor) -> Any:
 
 
 def tensors_of(teacher: nn.Module) -> Mapping[str, Tensor]:
-    """The weights of a teacher by the names under which the candidate's are filed."""
+    """Give the weights of a teacher by the names under which the candidate's are filed."""
     if isinstance(teacher, DenseTeacher):
         return teacher.averages
     return dict(teacher.named_parameters())

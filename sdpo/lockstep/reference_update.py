@@ -8,7 +8,7 @@ computes does. Nothing here knows of TRL. Symbols: `B` rows, `T` response width.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from sdpo.reference.update import UpdateSettings
 from sdpo.settings.config import SDPOConfig
 from sdpo.settings.stage_settings import POLICY_TERMS
 
-REFERENCE_SETTINGS = (*UPDATE_SETTINGS, *POLICY_TERMS, "loss_agg_mode", "grad_clip")
+_REFERENCE_SETTINGS = (*UPDATE_SETTINGS, *POLICY_TERMS, "loss_agg_mode", "grad_clip")
 RandomState = list[Tensor]
 
 
@@ -64,8 +64,21 @@ class Surroundings:
     before_step: Callable[[nn.Module, int], None] = lambda model, number: None
 
     def weight(self, number: int) -> float:
-        """Factor of the loss at an optimizer step."""
+        """Return the factor of the loss at an optimizer step."""
         return self.weights[number] if self.weights else 1.0
+
+
+class BatchSizes(NamedTuple):
+    """How an update goes through its batch.
+
+    `mini_batch_size` rows for each optimizer step, `micro_batch_size` for each forward pass,
+    `epochs` passes; responses are padded to `width`, which `seq-mean-token-sum-norm` divides by.
+    """
+
+    mini_batch_size: int
+    micro_batch_size: int
+    epochs: int
+    width: int | None = None
 
 
 class LockstepHooks(TraceHooks):
@@ -102,7 +115,7 @@ class LockstepHooks(TraceHooks):
         super().values(step, micro_batch, real)
 
     def loss(self, step: int, loss: Tensor) -> Tensor:
-        """The SDPO loss with its factors in the candidate's."""
+        """Give the SDPO loss its factors in the candidate's."""
         factor = self.surroundings.share * self.surroundings.weight(step)
         return loss if factor == 1 else loss * factor
 
@@ -126,22 +139,22 @@ class LockstepHooks(TraceHooks):
         self.trace.put(self.at, weights_of(actor, copied=not last), "optimizer")
 
     def averaged(self, teacher: nn.Module, actor: nn.Module) -> tuple[nn.Module, nn.Module]:
-        """The trained weights alone: replicas share the frozen ones."""
+        """Average the trained weights alone: replicas share the frozen ones."""
         if isinstance(teacher, DenseTeacher):
             return teacher.sides(actor)
-        return trained(teacher), trained(actor)
+        return _trained(teacher), _trained(actor)
 
     def after_update(self, actor: nn.Module, teacher: nn.Module | None) -> None:
-        """Nothing: the replica's own weights are looked at, without a copy."""
+        """Copy nothing: the replica's own weights are looked at."""
 
 
-def trained(module: nn.Module) -> nn.Module:
-    """The trained weights of a module, for functions that go through all parameters."""
+def _trained(module: nn.Module) -> nn.Module:
+    """Collect the trained weights of a module, for functions that go through all parameters."""
     return nn.ParameterList([p for p in module.parameters() if p.requires_grad])
 
 
 def random_state() -> RandomState:
-    """States of the generators that dropout draws from."""
+    """Read the states of the generators that dropout draws from."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return [torch.get_rng_state(), *cuda]
 
@@ -163,42 +176,36 @@ def reference_update(
     replica: Replica,
     batch: Mapping[str, Tensor],
     config: SDPOConfig,
+    sizes: BatchSizes,
     *,
-    mini_batch_size: int,
-    micro_batch_size: int,
-    epochs: int,
     surroundings: Surroundings,
     start: State,
-    width: int | None = None,
     against: StageTrace | None = None,
 ) -> RepeatedUpdate:
-    """One update by the reference; changes the replica, whose tensors the result refers to.
+    """Make one update by the reference; it changes the replica, which the result refers to.
 
     Args:
         replica: whose weights are updated.
         batch: rows of the whole update under the reference's names.
         config: settings; `temperature` included, `is_clip` as the user gave it.
-        mini_batch_size: rows per optimizer step.
-        micro_batch_size: rows per forward pass.
-        epochs: passes over the batch.
+        sizes: how the update goes through the batch.
         surroundings: what else is done to the candidate.
         start: the state before the update.
-        width: responses are padded to it, which `seq-mean-token-sum-norm` divides by.
         against: see `LockstepHooks`.
     """
     settings = UpdateSettings(
-        ppo_mini_batch_size=mini_batch_size,
-        ppo_micro_batch_size_per_gpu=micro_batch_size,
-        ppo_epochs=epochs,
-        **{name: getattr(config, name) for name in REFERENCE_SETTINGS},
+        ppo_mini_batch_size=sizes.mini_batch_size,
+        ppo_micro_batch_size_per_gpu=sizes.micro_batch_size,
+        ppo_epochs=sizes.epochs,
+        **{name: getattr(config, name) for name in _REFERENCE_SETTINGS},
     )
     if isinstance(replica.optimizer, OneByOne):
         replica.optimizer.steps = len(surroundings.rates)
     dense = isinstance(replica.teacher, DenseTeacher)
     followed = effective(replica.student) if dense else start.student
-    real = batch["responses"].shape[1]
-    hooks = LockstepHooks(surroundings, replica, real, against)
-    replica.answers(real if width is None else width)
+    width = batch["responses"].shape[1]
+    hooks = LockstepHooks(surroundings, replica, width, against)
+    replica.answers(width if sizes.width is None else sizes.width)
     optimizer: Any = replica.optimizer
     run_reference_updates(
         replica.student,
@@ -206,11 +213,11 @@ def reference_update(
         optimizer,
         settings,
         config.temperature,
-        [(in_dtype(_reference_rows(batch, width), replica.dtype), None)],
+        [(in_dtype(_reference_rows(batch, sizes.width), replica.dtype), None)],
         hooks=hooks,
         outputs=outputs_by_piece,
     )
-    trace, scale = hooks.trace, 1 / (mini_batch_size // micro_batch_size)
+    trace, scale = hooks.trace, 1 / (sizes.mini_batch_size // sizes.micro_batch_size)
     for step in trace.steps():
         losses = [values["aggregate"].item() for values in trace.micro_batches(0, step)]
         scaled = sum(losses) * scale * surroundings.weight(step)
@@ -220,7 +227,7 @@ def reference_update(
 
 
 def _reference_rows(batch: Mapping[str, Tensor], width: int | None) -> dict[str, Tensor]:
-    """The rows as the reference takes them: all tensors present, padded to a width."""
+    """Prepare the rows as the reference takes them: all tensors present, padded to a width."""
     blank = torch.zeros_like(batch["responses"]).float()
     rows = {"old_log_probs": blank, "advantages": blank, **batch}
     more = 0 if width is None else width - batch["responses"].shape[1]

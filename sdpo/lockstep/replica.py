@@ -5,7 +5,7 @@ with a `State` again and again. Nothing here knows of TRL.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -16,16 +16,20 @@ from torch import Tensor, nn
 from sdpo.lockstep.lora_reference_teacher import DenseTeacher, tensors_of
 
 Weights = dict[str, Tensor]
+Moments = dict[str, Tensor | float]
+"""What an optimizer remembers of one weight, by name."""
+ParameterGroups = list[dict[str, Any]]
+"""As torch's optimizers hold them: `params`, and the settings of these by name."""
 
 
 def weights_of(module: nn.Module, *, copied: bool = True) -> Weights:
-    """The trained weights by name; copies of them, or themselves."""
+    """Collect the trained weights by name; copies of them, or themselves."""
     named = [(name, p.detach()) for name, p in module.named_parameters() if p.requires_grad]
     return {name: p.clone() if copied else p for name, p in named}
 
 
 def refreshed(old: Weights | None, new: Mapping[str, Tensor]) -> Weights:
-    """Copies, in the memory of older copies where it fits: fresh memory costs more than copying."""
+    """Copy tensors, into older copies where they fit: fresh memory costs more than copying."""
     fits = old is not None and all(n in old and old[n].shape == t.shape for n, t in new.items())
     if old is None or not fits:
         return {name: tensor.detach().clone() for name, tensor in new.items()}
@@ -41,14 +45,14 @@ class State:
 
     student: Weights
     teacher: Weights
-    optimizer: dict[str, dict[str, Any]]
+    optimizer: dict[str, Moments]
 
     @classmethod
     def of(
         cls,
         student: nn.Module,
         teacher: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: "torch.optim.Optimizer | OneByOne",
         *,
         into: "State | None" = None,
     ) -> "State":
@@ -66,20 +70,23 @@ class State:
         return cls(
             refreshed(old.student, weights_of(student, copied=False)),
             refreshed(old.teacher, teacher),
-            {n: _copied_memory(values, old.optimizer.get(n)) for n, values in memories.items()},
+            {n: _copied_moments(values, old.optimizer.get(n)) for n, values in memories.items()},
         )
 
     def flat(self, prefix: str) -> dict[str, Tensor]:
-        """All tensors under names of one level, for a file; see `from_flat`."""
-        found = {f"{prefix}:student:{name}": tensor for name, tensor in self.student.items()}
-        found |= {f"{prefix}:teacher:{name}": tensor for name, tensor in self.teacher.items()}
-        for name, values in self.optimizer.items():
-            found |= {f"{prefix}:optimizer:{name}:{k}": _as_tensor(v) for k, v in values.items()}
-        return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
+        """Put all tensors under names of one level, for a file; see `from_flat`."""
+        flat = {f"{prefix}:student:{name}": tensor for name, tensor in self.student.items()}
+        flat |= {f"{prefix}:teacher:{name}": tensor for name, tensor in self.teacher.items()}
+        for name, moments in self.optimizer.items():
+            flat |= {
+                f"{prefix}:optimizer:{name}:{key}": torch.as_tensor(value)
+                for key, value in moments.items()
+            }
+        return {name: tensor.contiguous().cpu() for name, tensor in flat.items()}
 
     @classmethod
     def from_flat(cls, tensors: Mapping[str, Tensor], prefix: str) -> "State":
-        """The inverse of `flat`."""
+        """Invert `flat`."""
         state = cls({}, {}, {})
         for place, tensor in tensors.items():
             owner, part, *name = place.split(":")
@@ -90,26 +97,20 @@ class State:
         return state
 
 
-def _as_tensor(value: Any) -> Tensor:
-    """A tensor, or a number as one."""
-    return value if isinstance(value, Tensor) else torch.tensor(value)
-
-
-def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same shape and dtype."""
-    return one.shape == other.shape and one.dtype == other.dtype
-
-
-def _copied_memory(values: Mapping[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of what an optimizer remembers of one weight, in older memory where it fits."""
-    old, found = old or {}, {}
+def _copied_moments(values: Moments, old: Moments | None) -> Moments:
+    """Copy what an optimizer remembers of one weight, into older memory where it fits."""
+    old, copied = old or {}, {}
     for name, value in values.items():
         before = old.get(name)
-        if isinstance(value, Tensor) and isinstance(before, Tensor) and alike(before, value):
-            found[name] = before.copy_(value)
+        if (
+            isinstance(value, Tensor)
+            and isinstance(before, Tensor)
+            and (before.shape, before.dtype) == (value.shape, value.dtype)
+        ):
+            copied[name] = before.copy_(value)
         else:
-            found[name] = copy.deepcopy(value)
-    return found
+            copied[name] = copy.deepcopy(value)
+    return copied
 
 
 @dataclass
@@ -121,7 +122,7 @@ class Replica:
 
     student: nn.Module
     teacher: nn.Module
-    optimizer: Any
+    optimizer: "torch.optim.Optimizer | OneByOne"
     dtype: torch.dtype
     gradients: dict[int, Weights] = field(default_factory=dict)
     """Memory for the gradients of each optimizer step."""
@@ -142,7 +143,7 @@ class Replica:
         *,
         exact: bool = False,
         autocast: torch.dtype | None = None,
-        prepare: Callable[[Any], None] = lambda student: None,
+        prepare: Callable[[nn.Module], None] = lambda student: None,
         effective: bool = False,
     ) -> "Replica":
         """Build a replica; `load` gives it a state.
@@ -171,9 +172,9 @@ class Replica:
                 _answer_in(module, dtype, autocast)
             elif _can_answer_shortly(module):
                 _answer_shortly(module)
-        own = dict(student.named_parameters())
+        parameters = dict(student.named_parameters())
         kind = OneByOne if widened else type(optimizer)
-        twin: Any = kind(_twin_groups(optimizer, model, own))  # pyright: ignore[reportCallIssue]
+        twin: Any = kind(_twin_groups(optimizer, model, parameters))  # pyright: ignore[reportCallIssue]
         if isinstance(twin, OneByOne):
             twin.kind = type(optimizer)
         if effective:
@@ -184,26 +185,26 @@ class Replica:
     def load(self, state: State) -> "Replica":
         """Take over weights and the optimizer's state."""
         for module, weights in ((self.student, state.student), (self.teacher, state.teacher)):
-            own = tensors_of(module)
+            tensors = tensors_of(module)
             for name, tensor in weights.items():
-                own[name].copy_(tensor)
-        own = dict(self.student.named_parameters())
+                tensors[name].copy_(tensor)
+        parameters = dict(self.student.named_parameters())
         before = dict(self.optimizer.state)
         self.optimizer.state.clear()
         for name, values in state.optimizer.items():
             shared = isinstance(self.optimizer, OneByOne)  # it does not write into them
-            copied = values if shared else _copied_memory(values, before.get(own[name]))
-            self.optimizer.state[own[name]] = copied
+            copied = values if shared else _copied_moments(values, before.get(parameters[name]))
+            self.optimizer.state[parameters[name]] = copied
         return self
 
-    def teacher_weights(self, names: Mapping[str, Any]) -> Weights:
-        """The teacher's own tensors of the given names."""
-        own = tensors_of(self.teacher)
-        return {name: own[name].detach() for name in names}
+    def teacher_weights(self, names: Iterable[str]) -> Weights:
+        """Give the teacher's own tensors of some names."""
+        tensors = tensors_of(self.teacher)
+        return {name: tensors[name].detach() for name in names}
 
 
 def _twin_of(model: nn.Module, *, share_frozen: bool) -> nn.Module:
-    """A copy of a model, without gradients; weights that are not trained may be shared with it.
+    """Copy a model, without gradients; weights that are not trained may be shared with it.
 
     A `forward` that was put on a live module holds that module and would answer with its weights:
     the copy has the one of its class. Nothing of this is shared with the trainer that is judged.
@@ -218,22 +219,22 @@ def _twin_of(model: nn.Module, *, share_frozen: bool) -> nn.Module:
 
 
 def _can_answer_shortly(module: Any) -> bool:
-    """Whether a model, inside PEFT or not, can leave out logits of the prompt."""
+    """Tell whether a model, inside PEFT or not, can leave out logits of the prompt."""
     model = module.get_base_model() if hasattr(module, "get_base_model") else module
     return "logits_to_keep" in signature(model.forward).parameters
 
 
 def _twin_groups(
-    optimizer: torch.optim.Optimizer, model: nn.Module, own: Mapping[str, Tensor]
-) -> list[dict[str, Any]]:
-    """An optimizer's groups over other parameters.
+    optimizer: torch.optim.Optimizer, model: nn.Module, parameters: Mapping[str, Tensor]
+) -> ParameterGroups:
+    """Copy an optimizer's groups, over other parameters.
 
     A learning-rate schedule replaces `step` on the live instance by a function that holds it, so
     that the optimizer itself cannot be copied.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [
-        {**group, "params": [own[names[parameter]] for parameter in group["params"]]}
+        {**group, "params": [parameters[names[parameter]] for parameter in group["params"]]}
         for group in optimizer.param_groups
     ]
 
@@ -248,9 +249,9 @@ class OneByOne:
     kind: Any = torch.optim.AdamW
     steps = 1
 
-    def __init__(self, groups: list[dict[str, Any]]):
+    def __init__(self, groups: ParameterGroups):
         self.param_groups = groups
-        self.state: dict[Tensor, dict[str, Any]] = {}
+        self.state: dict[Tensor, Moments] = {}
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -259,7 +260,7 @@ class OneByOne:
                 parameter.grad = None
 
     def step(self) -> None:
-        """One step of every parameter that has a gradient."""
+        """Step every parameter that has a gradient."""
         self.steps -= 1
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -267,14 +268,14 @@ class OneByOne:
                     continue
                 single = self.kind([{**group, "params": [parameter]}])
                 if before := self.state.pop(parameter, None):
-                    single.state[parameter] = {n: widened(v) for n, v in before.items()}
+                    single.state[parameter] = {n: _widened(v) for n, v in before.items()}
                 single.step()
                 if self.steps:
                     self.state[parameter] = single.state[parameter]
 
 
-def widened(value: Any) -> Any:
-    """Moments in float64; counters and everything else as they are."""
+def _widened(value: Tensor | float) -> Tensor | float:
+    """Widen a moment to float64; counters stay as they are."""
     if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
         return value.double()
     return copy.deepcopy(value)

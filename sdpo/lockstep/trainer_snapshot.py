@@ -3,30 +3,36 @@
 Each function reads the trainer and leaves it as it was.
 """
 
-import copy
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
-from torch import Tensor, nn
-from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from sdpo.lockstep.reference_inputs import (
-    log_probs_of,
-    reference_corrections,
+    TEACHER_KEYS,
     reference_prompts,
 )
-from sdpo.lockstep.reference_update import RandomState, replayed
+from sdpo.lockstep.reference_update import BatchSizes, RandomState
 from sdpo.lockstep.replica import Replica, State, Weights, weights_of
-from sdpo.lockstep.rollout_source import TEACHER_KEYS, Taken
+from sdpo.lockstep.rollout_source import Rollouts, Taken, tokenizer_of
 from sdpo.parity.cases.stages import PROMPT_STAGES
+from sdpo.reference.teacher_prompt import Message, Tokenizer
 from sdpo.settings.config import SDPOConfig
+
+if TYPE_CHECKING:
+    from sdpo.prompt.teacher_batch import PromptTrace
+    from sdpo.trainer.sdpo_trainer import SDPOTrainer
+    from sdpo.update.rollouts import TRLBatch
+
+
+_SAMPLES = 64
+"""Entries of a weight in the teacher's fingerprint."""
 
 
 @dataclass
@@ -37,27 +43,34 @@ class StepInputs:
     where nothing draws.
     """
 
-    inputs: list[Any] = field(default_factory=list)
+    inputs: "list[TRLBatch]" = field(default_factory=list)
     random: list[tuple[RandomState | None, RandomState | None]] = field(default_factory=list)
 
 
-def teacher_weights(trainer: Any) -> dict[str, Tensor]:
-    """The teacher's weights under the student's names; the tensors themselves."""
+def teacher_weights(trainer: "SDPOTrainer") -> dict[str, Tensor]:
+    """Return the teacher's weights under the student's names; the tensors themselves."""
     return trainer.teacher.named_parameters()
 
 
-def _optimizer_of(trainer: Any) -> torch.optim.Optimizer:
-    """The optimizer itself, not accelerate's wrapper."""
-    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+def optimizer_of(trainer: "SDPOTrainer") -> torch.optim.Optimizer:
+    """Return the optimizer itself, not accelerate's wrapper."""
+    optimizer: Any = trainer.optimizer
+    return getattr(optimizer, "optimizer", optimizer)
 
 
-def state_of(trainer: Any, into: State | None = None) -> State:
-    """A copy of the training's present state, in the memory of an older one."""
-    return State.of(trainer.model, teacher_weights(trainer), _optimizer_of(trainer), into=into)
+def teacher_fingerprint(trainer: "SDPOTrainer") -> Tensor:
+    """Take some entries of every weight of the teacher, which tell whether it was moved."""
+    rows = [weight.detach().flatten() for weight in teacher_weights(trainer).values()]
+    return torch.cat([row[:: max(1, len(row) // _SAMPLES)].float() for row in rows])
 
 
-def replica_of(trainer: Any, *, exact: bool = False) -> Replica:
-    """A replica that computes as the trainer does, or in float64."""
+def state_of(trainer: "SDPOTrainer", into: State | None = None) -> State:
+    """Copy the training's present state, into the memory of an older copy."""
+    return State.of(trainer.model, teacher_weights(trainer), optimizer_of(trainer), into=into)
+
+
+def replica_of(trainer: "SDPOTrainer", *, exact: bool = False) -> Replica:
+    """Build a replica that computes as the trainer does, or in float64."""
     autocast = torch.bfloat16 if trainer.args.bf16 else None
 
     def prepare(student: Any) -> None:
@@ -71,7 +84,7 @@ def replica_of(trainer: Any, *, exact: bool = False) -> Replica:
                 outputs=("log_probs", "entropy"),
             )
 
-    optimizer = _optimizer_of(trainer)
+    optimizer = optimizer_of(trainer)
     return Replica.like(
         trainer.model,
         optimizer,
@@ -82,44 +95,58 @@ def replica_of(trainer: Any, *, exact: bool = False) -> Replica:
     )
 
 
-def reference_config(trainer: Any) -> SDPOConfig:
-    """The settings of a run as the reference needs them: TRL's where TRL's rule."""
+def reference_config(trainer: "SDPOTrainer") -> SDPOConfig:
+    """Return the settings of a run as the reference needs them: TRL's where TRL's rule."""
     limit = trainer.args.max_grad_norm or sys.float_info.max
     config, temperature = trainer.sdpo_config, trainer.args.temperature
     return replace(config, temperature=temperature, grad_clip=limit)
 
 
-def micro_batches_per_update(trainer: Any) -> int:
-    """How many micro-batches are processed between two generations."""
+def micro_batches_per_update(trainer: "SDPOTrainer") -> int:
+    """Count the micro-batches that are processed between two generations."""
     return trainer.args.steps_per_generation * trainer.args.num_iterations
 
 
-def sizes(trainer: Any) -> dict[str, Any]:
-    """The reference's batch settings; with `exact` a mini-batch is not split."""
+def sizes(trainer: "SDPOTrainer") -> BatchSizes:
+    """Return how the reference goes through a batch; with `exact` a mini-batch is not split."""
     micro = trainer.args.per_device_train_batch_size
     mini = micro * trainer.args.gradient_accumulation_steps
     exact = trainer.sdpo_config.micro_batch_semantics == "exact"
     padded = trainer.sdpo_config.loss_agg_mode == "seq-mean-token-sum-norm"
-    return {
-        "mini_batch_size": mini,
-        "micro_batch_size": mini if exact else micro,
-        "epochs": trainer.args.num_iterations,
-        "width": trainer.max_completion_length if padded else None,
-    }
+    return BatchSizes(
+        mini_batch_size=mini,
+        micro_batch_size=mini if exact else micro,
+        epochs=trainer.args.num_iterations,
+        width=trainer.max_completion_length if padded else None,
+    )
 
 
 # --- teacher prompts ------------------------------------------------------------------------
 
 
-def _template_arguments(trainer: Any) -> dict[str, Any]:
-    """Chat-template arguments by TRL's own attributes, those for the teacher added."""
-    own = {"tools": trainer.tools or None, "chat_template": trainer.chat_template}
-    given = {name: value for name, value in own.items() if value is not None}
-    return given | trainer.chat_template_kwargs | trainer.sdpo_config.apply_chat_template_kwargs
+def _template_arguments(trainer: "SDPOTrainer") -> dict[str, object]:
+    """Collect the chat template's arguments from TRL's attributes, those for the teacher added."""
+    of_trl = {"tools": trainer.tools or None, "chat_template": trainer.chat_template}
+    return {
+        **{name: value for name, value in of_trl.items() if value is not None},
+        **trainer.chat_template_kwargs,
+        **trainer.sdpo_config.apply_chat_template_kwargs,
+    }
 
 
-def expected_prompts(trainer: Any, taken: Taken) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The reference's stage values and teacher inputs of this process's rows.
+class ExpectedPrompts(NamedTuple):
+    """What the reference makes of the rows of this process.
+
+    `stages` are its values by stage, to be compared for equality; `tensors` the teacher's inputs
+    and the mask of the rows with a signal.
+    """
+
+    stages: Mapping[str, object]
+    tensors: dict[str, Tensor]
+
+
+def expected_prompts(trainer: "SDPOTrainer", taken: Taken) -> ExpectedPrompts:
+    """Build the teacher prompts of this process's rows by the reference.
 
     Where the reference cannot render prompts as the trainer does (plain text, or template arguments
     that it does not have) both lack the tokens.
@@ -128,43 +155,44 @@ def expected_prompts(trainer: Any, taken: Taken) -> tuple[dict[str, Any], dict[s
     plain = isinstance(rollouts.prompts[0], str)
     rendered = not plain and not arguments.keys() - {"enable_thinking"}
     everyone = _everyones_rows(trainer, rollouts)
-    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    tensors, trace = reference_prompts(
-        everyone["responses"],
-        everyone["response_mask"],
+    tokenizer = tokenizer_of(trainer)
+    batch = reference_prompts(
+        everyone.responses,
+        everyone.response_mask,
         rollouts.rewards,
-        [_messages_of(prompt) for prompt in everyone["prompts"]],
-        everyone["feedbacks"],
+        [_messages_of(prompt) for prompt in everyone.prompts],
+        everyone.feedbacks,
         tokenizer if rendered else _Unrendered(tokenizer),
         trainer.sdpo_config,
         uids=taken.uids,
         template_kwargs=arguments,
     )
+    tensors, trace = batch.tensors, dict[str, Any](batch.trace)
     if not rendered:
         tensors = {"self_distillation_mask": tensors["self_distillation_mask"]}
         del trace["teacher_tokens"]
     if trainer.accelerator.num_processes == 1:
-        return comparable(trace), tensors
+        return ExpectedPrompts(comparable(trace), tensors)
     rows, width = rollouts.responses.shape
     first = trainer.accelerator.process_index * rows
-    own = {name: tensor[first : first + rows] for name, tensor in tensors.items()}
+    here = {name: tensor[first : first + rows] for name, tensor in tensors.items()}
     names = [name for name in PROMPT_STAGES if name in trace and name != "teacher_tokens"]
     trace = {name: trace[name][first : first + rows] for name in names}
     if rendered:
-        own |= _without_padding(own, everyone["responses"].shape[1], width)
-        trace["teacher_tokens"] = own
-    return comparable(trace), own
+        here |= _without_padding(here, everyone.responses.shape[1], width)
+        trace["teacher_tokens"] = here
+    return ExpectedPrompts(comparable(trace), here)
 
 
-def _messages_of(prompt: Any) -> list[dict[str, Any]]:
-    """A prompt as the messages that the reference takes, whose content is text."""
+def _messages_of(prompt: str | Sequence[Message]) -> list[Message]:
+    """Turn a prompt into the messages that the reference takes, whose content is text."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     return [{**message, "content": _text_of(message.get("content"))} for message in prompt]
 
 
-def _text_of(content: Any) -> Any:
-    """The text of a message's content, if it is text or a list of texts; else the content."""
+def _text_of(content: object) -> object:
+    """Return the text of a content that is text or a list of texts, else the content."""
     if not isinstance(content, list) or any(part.get("type") != "text" for part in content):
         return content
     return "".join(part["text"] for part in content)
@@ -173,70 +201,74 @@ def _text_of(content: Any) -> Any:
 class _Unrendered:
     """A tokenizer that decodes, and renders nothing: for the stages before the tokens."""
 
-    def __init__(self, tokenizer: Any):
+    padding_side = truncation_side = "left"
+
+    def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
 
-    def decode(self, ids: Any, **options: Any) -> str:
-        """Text of some ids."""
-        return self.tokenizer.decode(ids, **options)
+    def decode(self, ids: Tensor, /, *, skip_special_tokens: bool) -> str:
+        """Decode some ids."""
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def apply_chat_template(self, conversations: Any, **options: Any) -> dict[str, Tensor]:
-        """A token of no meaning for each prompt."""
+    def apply_chat_template(
+        self, conversations: Sequence[Sequence[Message]], /, **options: object
+    ) -> dict[str, Tensor]:
+        """Return a token of no meaning for each prompt."""
         blank = torch.zeros(len(conversations), 1, dtype=torch.long)
         return {"input_ids": blank, "attention_mask": blank}
 
 
-def trained_on(trainer: Any, steps: Sequence[StepInputs]) -> dict[str, Tensor]:
-    """The rows that the trainer's own micro-batches of one pass held, in their order."""
-    parts = [inputs for step in steps for inputs in step.inputs]
-    return joined_rows(parts[: trainer.args.steps_per_generation])
+def trained_on(trainer: "SDPOTrainer", steps: Sequence[StepInputs]) -> dict[str, Tensor]:
+    """Join the rows that the trainer's own micro-batches of one pass held, in their order."""
+    micro_batches = [inputs for step in steps for inputs in step.inputs]
+    return joined_rows(micro_batches[: trainer.args.steps_per_generation])
 
 
-def joined_rows(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The rows of a whole update from its micro-batches, which have one width."""
-    names = [name for name, value in parts[0].items() if isinstance(value, Tensor) and value.dim()]
-    return {name: torch.cat([part[name] for part in parts]) for name in names}
+def joined_rows(micro_batches: "Sequence[TRLBatch]") -> dict[str, Tensor]:
+    """Join the rows of a whole update from its micro-batches, which have one width."""
+    first = micro_batches[0]
+    names = [name for name, value in first.items() if isinstance(value, Tensor) and value.dim()]
+    return {name: torch.cat([inputs[name] for inputs in micro_batches]) for name in names}
 
 
-def _everyones_rows(trainer: Any, rollouts: Any) -> dict[str, Any]:
-    """Rows of all processes, in their order, with responses padded to the longest."""
+def _everyones_rows(trainer: "SDPOTrainer", rollouts: Rollouts) -> Rollouts:
+    """Collect the rows of all processes, in their order, responses padded to the longest."""
     if trainer.accelerator.num_processes == 1:
-        return rollouts._asdict()
+        return rollouts
     width = max(gather_object([rollouts.responses.shape[1]]))
     more = (0, width - rollouts.responses.shape[1])
-    pad = getattr(trainer.processing_class, "tokenizer", trainer.processing_class).pad_token_id
-    responses = F.pad(rollouts.responses, more, value=pad)
-    mask = F.pad(rollouts.response_mask, more)
-    return {
-        "responses": trainer.accelerator.gather(responses),
-        "response_mask": trainer.accelerator.gather(mask),
-        "prompts": gather_object(list(rollouts.prompts)),
-        "feedbacks": gather_object(list(rollouts.feedbacks)),
-    }
+    responses = F.pad(rollouts.responses, more, value=tokenizer_of(trainer).pad_token_id)
+    mask, gather = F.pad(rollouts.response_mask, more), trainer.accelerator.gather
+    return rollouts._replace(
+        responses=gather(responses),
+        response_mask=gather(mask),
+        prompts=gather_object(list(rollouts.prompts)),
+        feedbacks=gather_object(list(rollouts.feedbacks)),
+    )
 
 
-def _without_padding(own: Mapping[str, Tensor], common: int, width: int) -> dict[str, Tensor]:
-    """Teacher inputs without the columns that only rows of other processes need."""
-    end = own["teacher_input_ids"].shape[1] - (common - width)
-    attended = own["teacher_attention_mask"][:, : end - width].any(0)
+def _without_padding(rows: Mapping[str, Tensor], common: int, width: int) -> dict[str, Tensor]:
+    """Cut teacher inputs to the columns that not only rows of other processes need."""
+    end = rows["teacher_input_ids"].shape[1] - (common - width)
+    attended = rows["teacher_attention_mask"][:, : end - width].any(0)
     begin = int(attended.int().argmax())
-    return {name: own[name][:, begin:end] for name in TEACHER_KEYS}
+    return {name: rows[name][:, begin:end] for name in TEACHER_KEYS}
 
 
-def comparable(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """Stage values of the teacher prompt as plain values, under the stages' names."""
-    found = {name: trace[name] for name in PROMPT_STAGES if name in trace}
-    tokens = found.get("teacher_tokens")
+def comparable(trace: "Mapping[str, object] | PromptTrace") -> dict[str, object]:
+    """Put the stage values of the teacher prompt under the stages' names, as plain values."""
+    values: dict[str, object] = {name: trace[name] for name in PROMPT_STAGES if name in trace}
+    tokens = values.get("teacher_tokens")
     if isinstance(tokens, dict):
-        found["teacher_tokens"] = [tokens[name] for name in TEACHER_KEYS]
-    return found
+        values["teacher_tokens"] = [tokens[name] for name in TEACHER_KEYS]
+    return values
 
 
 # --- around the loss ------------------------------------------------------------------------
 
 
-def step_weights(trainer: Any, batch: Mapping[str, Tensor]) -> list[float]:
-    """Factor of this process's loss at each optimizer step of `exact` over several processes.
+def step_weights(trainer: "SDPOTrainer", batch: Mapping[str, Tensor]) -> list[float]:
+    """Weigh this process's loss at each optimizer step of `exact` over several processes.
 
     A mean over all processes' tokens, or rows, is the mean of the processes' means weighted by
     their numbers of tokens or rows. Empty where every factor is 1.
@@ -247,74 +279,18 @@ def step_weights(trainer: Any, batch: Mapping[str, Tensor]) -> list[float]:
     mask = batch["response_mask"] * batch["self_distillation_mask"].unsqueeze(-1)
     tokens = mask.sum(-1)
     per_row = tokens if config.loss_agg_mode == "token-mean" else tokens > 0
-    own = torch.stack([p.float().sum() for p in per_row.split(sizes(trainer)["mini_batch_size"])])
+    minis = per_row.split(sizes(trainer).mini_batch_size)
+    local = torch.stack([mini.float().sum() for mini in minis])
     if config.loss_agg_mode == "seq-mean-token-sum-norm":  # sums add up, nothing is shared out
-        return [float(ranks)] * len(own) * trainer.args.num_iterations
-    total: Any = trainer.accelerator.reduce(own.clone(), reduction="sum")
-    shares = ranks * own / total.clamp(min=1)
+        return [float(ranks)] * len(local) * trainer.args.num_iterations
+    total: Any = trainer.accelerator.reduce(local.clone(), reduction="sum")
+    shares = ranks * local / total.clamp(min=1)
     return shares.tolist() * trainer.args.num_iterations
 
 
-def anchor_of(trainer: Any) -> Weights | None:
-    """The reference policy's weights, if the loss has a KL term to one: a copy of the student's.
+def anchor_of(trainer: "SDPOTrainer") -> Weights | None:
+    """Copy the student's weights as the reference policy's, if the loss has a KL term to one.
 
     Called when the trainer has just been built, before any training or resuming.
     """
     return weights_of(trainer.model) if trainer.sdpo_config.use_kl_loss else None
-
-
-def before_update(
-    trainer: Any,
-    replica: Replica,
-    batch: Mapping[str, Tensor],
-    sampled: Tensor | None,
-    anchor: Weights | None,
-) -> dict[str, Tensor]:
-    """What the reference itself computes before an update, where the settings need it.
-
-    Args:
-        trainer: is read.
-        replica: at the state before the update.
-        batch: rows of the whole update under the reference's names.
-        sampled: the sampler's log-probs `(B, T)`, if they are known.
-        anchor: weights of the reference policy, if there is one.
-    """
-    found = _corrections(trainer, replica, batch, sampled)
-    if anchor is not None:
-        size = trainer.args.per_device_train_batch_size
-        config = reference_config(trainer)
-        found["ref_log_prob"] = log_probs_of(replica, batch, config, size, anchor)
-    return found
-
-
-def _corrections(
-    trainer: Any, replica: Replica, batch: Mapping[str, Tensor], sampled: Tensor | None
-) -> dict[str, Tensor]:
-    """Old log-probs and rollout weights, where the settings need them."""
-    config = reference_config(trainer)
-    weighted = sampled is not None and config.rollout_is_threshold is not None
-    # one optimizer step, or several updates' worth of one, sees the weights that generated
-    steps_apart = trainer.args.gradient_accumulation_steps % micro_batches_per_update(trainer)
-    off_policy = config.is_clip is not None and steps_apart != 0
-    if not off_policy and not weighted:
-        return {}
-    size = trainer.args.per_device_train_batch_size
-    return reference_corrections(replica, batch, config, size, sampled=sampled)
-
-
-def add_grpo(trainer: Any, model: nn.Module, step: StepInputs) -> None:
-    """Add the gradient of TRL's own GRPO loss, for all micro-batches of an optimizer step."""
-    shadow = copy.copy(trainer)
-    shadow._metrics = {mode: defaultdict(list) for mode in trainer._metrics}
-    for inputs, (_, random) in zip(step.inputs, step.random, strict=True):
-        with replayed(random):
-            loss = GRPOTrainer._compute_loss(shadow, model, inputs)
-        (trainer.sdpo_config.hybrid_lambda * loss).backward()
-
-
-def average_gradients(trainer: Any, model: nn.Module) -> None:
-    """Replace every gradient by its mean over all processes."""
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= trainer.accelerator.num_processes

@@ -95,7 +95,7 @@ def _gradient_matches(actual: StageTrace, expected: StageTrace) -> list[Match]:
     ]
 
 
-def _same_value(actual: Any, expected: Any) -> bool:
+def _same_value(actual: object, expected: object) -> bool:
     """Equality of lists, texts and tensors inside tuples or lists."""
     if isinstance(actual, Tensor) or isinstance(expected, Tensor):
         return torch.equal(torch.as_tensor(actual).cpu(), torch.as_tensor(expected).cpu())
@@ -107,16 +107,16 @@ def _same_value(actual: Any, expected: Any) -> bool:
 
 def _token_deltas(mine: MicroBatches, theirs: MicroBatches, step: int) -> Iterator[Delta]:
     """Distances of the per-token stages, at the tokens that the reference counts."""
-    counted = rows(theirs, "loss_mask") != 0
+    counted = _rows(theirs, "loss_mask") != 0
     for name in PER_TOKEN:
         if name in mine[0] and name in theirs[0]:
-            actual, expected = rows(mine, name), rows(theirs, name)
+            actual, expected = _rows(mine, name), _rows(theirs, name)
             fits = actual.shape == expected.shape
             value = relative(actual[counted], expected[counted]) if fits else math.inf
             yield Delta(stage_of(name), name, value, step)
 
 
-def rows(micro_batches: MicroBatches, name: str) -> Tensor:
+def _rows(micro_batches: MicroBatches, name: str) -> Tensor:
     """A per-token value of all micro-batches, `(B, …)`."""
     return torch.cat([values[name] for values in micro_batches])
 
@@ -183,7 +183,7 @@ def sizeless(expected: RepeatedUpdate) -> dict[str, float]:
     one_is_zero = Match(math.inf, 0.0)
     nothing = any(
         agreement == one_is_zero
-        and bool(rows(expected.trace.micro_batches(0, step), "loss_mask").any())
+        and bool(_rows(expected.trace.micro_batches(0, step), "loss_mask").any())
         for step, agreement in enumerate(expected.matches)
     )
     return dict.fromkeys(("gradient", "weights", "teacher"), math.inf) if nothing else {}

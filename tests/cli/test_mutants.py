@@ -5,8 +5,8 @@ import json
 import pytest
 
 from sdpo.cli import main
+from sdpo.cli.mutants import mutants_text
 from sdpo.parity.faults.catalogue import CATALOGUE, LOSS_FAULTS
-from sdpo.parity.render.mutants import text_of
 from tests.helpers.run_documents import passing
 
 
@@ -39,7 +39,7 @@ def test_one_json_document(capsys):
 
 def test_faults_that_are_not_run_are_counted_apart():
     outside = [fault for fault in CATALOGUE if not fault.in_loss]
-    text = text_of([], outside, [])
+    text = mutants_text([], outside, [])
     assert text.splitlines()[0] == "PASS killed=0/0 faults of the loss"
     assert f"not run here ({len(outside)})" in text
     assert all(f"{f.id:<5} {f.name} [{f.stage}] {f.proof}" in text for f in outside)
@@ -59,7 +59,7 @@ def test_a_survivor_is_named_on_the_first_line(capsys, monkeypatch):
     code, text = run(capsys, "--only", "M23")
     assert code == 4
     assert text.startswith("FAILED M23 loss right, gradient zero survives killed=0/1")
-    assert text_of([], [], []).startswith("PASS killed=0/0")
+    assert mutants_text([], [], []).startswith("PASS killed=0/0")
 
 
 SURVIVED = passing()

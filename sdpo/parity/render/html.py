@@ -12,36 +12,37 @@ from markupsafe import Markup, escape
 from sdpo.parity.render.plots import Plot
 from sdpo.parity.render.sections import sections
 from sdpo.parity.render.templates import compiled
+from sdpo.parity.render.text import number
 from sdpo.parity.report.run_report import RunReport
 
 
 def html_report(run: RunReport, plots: Sequence[Plot] = ()) -> str:
-    """Render a run.
+    """Render a run as one HTML file.
 
     Args:
         run: the report of one candidate.
         plots: pictures to embed.
     """
-    return template().render(sections(run), plots=plots)
+    return _template().render(vars(sections(run)), plots=plots)
 
 
 @cache
-def template() -> Template:
-    """The template with its filters."""
-    filters = {"marked": marked, "data_uri": data_uri, "breakable": breakable}
+def _template() -> Template:
+    """Compile the template with its filters, once."""
+    filters = {"marked": marked, "data_uri": data_uri, "breakable": _breakable, "number": number}
     return compiled(Path(__file__).with_name("report.html.j2"), filters)
 
 
 def marked(sentence: str) -> Markup:
-    """A sentence of ours, `names` in it set as code; escaped before."""
+    """Escape a sentence of ours, then set `names` in it as code."""
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(sentence))))
 
 
-def breakable(name: str) -> Markup:
-    """A long name that may break after `_`, `/` and `:`; escaped before."""
+def _breakable(name: str) -> Markup:
+    """Escape a long name, then let it break after `_`, `/` and `:`."""
     return Markup(re.sub(r"([_/:])", r"\1<wbr>", str(escape(name))))
 
 
 def data_uri(png: bytes) -> str:
-    """A picture as an address that needs no file."""
+    """Turn a picture into an address that needs no file."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -7,7 +7,6 @@ the repository that the audit ran in have relative addresses.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from sdpo.parity.cases.stages import STAGES
@@ -17,15 +16,17 @@ from sdpo.parity.render.text import explanations, first_line, number
 from sdpo.parity.report.judgement import improvement_lines, judgement
 from sdpo.parity.report.report_rows import StageRow
 from sdpo.parity.report.run_report import RunReport
+from sdpo.runtime.json_values import Json
 from sdpo.settings.version import __version__
 
-SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-ROOT, REFERENCE = "%SRCROOT%", "REFERENCE"
-LEVELS = {Status.DIVERGENT: "error", Status.ERROR: "error", Status.DECLARED: "note"}
+_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+_ROOT, _REFERENCE = "%SRCROOT%", "REFERENCE"
+JsonObject = dict[str, Json]
+_LEVELS = {Status.DIVERGENT: "error", Status.ERROR: "error", Status.DECLARED: "note"}
 
 
 def sarif_report(run: RunReport, folder: Path | None = None) -> str:
-    """Render a run.
+    """Render a run as SARIF.
 
     Args:
         run: the report of one candidate.
@@ -33,14 +34,14 @@ def sarif_report(run: RunReport, folder: Path | None = None) -> str:
     """
     root = repository_root(folder or Path.cwd())
     commit = run.reference_commit
-    results = [result(run, row, root, commit) for row in run.stages if row.status in LEVELS]
+    results = [_result(run, row, root, commit) for row in run.stages if row.status in _LEVELS]
     if run.verdict != Verdict.PASS and not any(r["level"] == "error" for r in results):
-        results += verdict_result(run, root)
-    document: dict[str, Any] = {
-        "tool": {"driver": driver()},
+        results += _verdict_result(run, root)
+    document: JsonObject = {
+        "tool": {"driver": _driver()},
         "results": results,
         "columnKind": "unicodeCodePoints",
-        "invocations": [invocation(run)],
+        "invocations": [_invocation(run)],
         "properties": {
             "candidate": run.candidate,
             "verdict": run.verdict,
@@ -50,13 +51,13 @@ def sarif_report(run: RunReport, folder: Path | None = None) -> str:
     }
     if commit is not None:
         base = {"uri": f"{REPOSITORY}/blob/{commit}/"}
-        document["originalUriBaseIds"] = {REFERENCE: base}
-    report = {"$schema": SCHEMA, "version": "2.1.0", "runs": [document]}
+        document["originalUriBaseIds"] = {_REFERENCE: base}
+    report = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [document]}
     return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
 
 
-def driver() -> dict[str, Any]:
-    """This tool, with a rule for the verdict and one for each stage."""
+def _driver() -> JsonObject:
+    """Describe this tool, with a rule for the verdict and one for each stage."""
     rules = [
         {
             "id": f"sdpo/{stage.name}",
@@ -77,32 +78,32 @@ def driver() -> dict[str, Any]:
     return {"name": "sdpo", "version": __version__, "rules": [*rules, verdict]}
 
 
-def result(run: RunReport, row: StageRow, root: Path, commit: str | None) -> dict[str, Any]:
-    """A stage that does not agree."""
+def _result(run: RunReport, row: StageRow, root: Path, commit: str | None) -> JsonObject:
+    """Report a stage that does not agree."""
     stage = STAGES[row.name]
-    found: dict[str, Any] = {
+    entry: JsonObject = {
         "ruleId": f"sdpo/{stage.name}",
         "ruleIndex": stage.number - 1,
-        "level": LEVELS[row.status],
+        "level": _LEVELS[row.status],
         "message": {"text": message(run, row)},
-        "locations": locations(run, row.name, root),
-        "partialFingerprints": fingerprint(run, stage.name),
+        "locations": _locations(run, row.name, root),
+        "partialFingerprints": _fingerprint(run, stage.name),
     }
     if row.status == Status.DECLARED:
-        found["suppressions"] = [{"kind": "external", "justification": row.note}]
+        entry["suppressions"] = [{"kind": "external", "justification": row.note}]
     if commit is not None:
         first = run.first_stage if row.name == run.first_observed else None
         names = dict.fromkeys(name for name in (row.name, first) if name)
-        found["relatedLocations"] = [related(n, name) for n, name in enumerate(names, start=1)]
-    return found
+        entry["relatedLocations"] = [_related(n, name) for n, name in enumerate(names, start=1)]
+    return entry
 
 
-def related(number: int, name: str) -> dict[str, Any]:
-    """Where the reference computes a stage."""
+def _related(number: int, name: str) -> JsonObject:
+    """Say where the reference computes a stage."""
     path, _, lines = STAGES[name].source.partition(":")
     first, _, last = lines.partition("-")
     place = {
-        "artifactLocation": {"uri": path, "uriBaseId": REFERENCE},
+        "artifactLocation": {"uri": path, "uriBaseId": _REFERENCE},
         "region": {"startLine": int(first), "endLine": int(last or first)},
     }
     text = f"the reference computes {name} here"
@@ -110,7 +111,7 @@ def related(number: int, name: str) -> dict[str, Any]:
 
 
 def message(run: RunReport, row: StageRow) -> str:
-    """What is wrong at a stage, for someone who sees only this."""
+    """Say what is wrong at a stage, to someone who sees only this."""
     parts = [f"{row.status} at stage {row.name}"]
     parts += [row.note] if row.note else []
     if row.worst:
@@ -127,8 +128,8 @@ def message(run: RunReport, row: StageRow) -> str:
     return "; ".join(parts)
 
 
-def verdict_result(run: RunReport, root: Path) -> list[dict[str, Any]]:
-    """A verdict that no stage shows: INCONCLUSIVE, a ledger that no longer holds, no audit."""
+def _verdict_result(run: RunReport, root: Path) -> list[JsonObject]:
+    """Report a verdict that no stage shows: INCONCLUSIVE, a ledger that no longer holds, none."""
     if run.verdict == Verdict.DECLARED:
         return []
     return [
@@ -137,27 +138,27 @@ def verdict_result(run: RunReport, root: Path) -> list[dict[str, Any]]:
             "ruleIndex": len(STAGES),
             "level": "warning" if run.verdict == Verdict.INCONCLUSIVE else "error",
             "message": {"text": "; ".join([first_line(run), *run.reasons[:6]])},
-            "locations": locations(run, None, root),
-            "partialFingerprints": fingerprint(run, "verdict"),
+            "locations": _locations(run, None, root),
+            "partialFingerprints": _fingerprint(run, "verdict"),
         }
     ]
 
 
-def invocation(run: RunReport) -> dict[str, Any]:
-    """The audit as a process; one that could not be carried out was not successful."""
-    found: dict[str, Any] = {
+def _invocation(run: RunReport) -> JsonObject:
+    """Describe the audit as a process; one that could not be carried out was not successful."""
+    process: JsonObject = {
         "executionSuccessful": bool(run.cases),
         "exitCode": run.exit_code,
     }
     if run.repro:
-        found["commandLine"] = run.repro
+        process["commandLine"] = run.repro
     if run.created:
-        found["endTimeUtc"] = run.created.replace("+00:00", "Z")
-    return found
+        process["endTimeUtc"] = run.created.replace("+00:00", "Z")
+    return process
 
 
-def locations(run: RunReport, stage: str | None, root: Path) -> list[dict[str, Any]]:
-    """Where the candidate computes a stage, as far as it is known."""
+def _locations(run: RunReport, stage: str | None, root: Path) -> list[JsonObject]:
+    """Say where the candidate computes a stage, as far as it is known."""
     location = run.location_of(stage)
     if location is None:
         return []
@@ -166,20 +167,20 @@ def locations(run: RunReport, stage: str | None, root: Path) -> list[dict[str, A
 
 
 def address(file: Path, root: Path) -> dict[str, str]:
-    """A file relative to the root of the repository, or in full if it lies elsewhere."""
+    """Name a file relative to the root of the repository, or in full if it lies elsewhere."""
     file = (root / file).resolve()
     if file.is_relative_to(root):
-        return {"uri": quote(file.relative_to(root).as_posix()), "uriBaseId": ROOT}
+        return {"uri": quote(file.relative_to(root).as_posix()), "uriBaseId": _ROOT}
     return {"uri": file.as_uri()}
 
 
 def repository_root(folder: Path) -> Path:
-    """The closest folder upwards that has a `.git`; the folder itself if there is none."""
+    """Find the closest folder upwards that has a `.git`; the folder itself if there is none."""
     folder = folder.resolve()
     return next((path for path in (folder, *folder.parents) if (path / ".git").exists()), folder)
 
 
-def fingerprint(run: RunReport, what: str) -> dict[str, str]:
-    """What makes two results the same in the eyes of a viewer: candidate and stage."""
+def _fingerprint(run: RunReport, what: str) -> dict[str, str]:
+    """Say what makes two results the same in the eyes of a viewer: candidate and stage."""
     text = f"{Path(run.candidate).name}/{what}"
     return {"sdpo/v1": hashlib.sha256(text.encode()).hexdigest()[:16]}

@@ -1,14 +1,17 @@
-"""One stage of a report as texts: figures, worst place, source lines of the reference."""
+"""A stage of a report as texts: figures, worst place, source lines; the first divergent one."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from sdpo.parity.cases.stages import STAGES, Stage
 from sdpo.parity.compare.statuses import FAILING, Status
-from sdpo.parity.render.text import number
-from sdpo.parity.report.report_rows import StageRow
+from sdpo.parity.render.sentences import shows
+from sdpo.parity.render.text import first_places, number
+from sdpo.parity.report.report_rows import Rung, StageRow
+from sdpo.parity.report.run_report import RunReport
 
 REPOSITORY = "https://github.com/lasgroup/SDPO"
-NOT_PLACES = ("case", "value", "actual", "expected", "budget")
+_NOT_PLACES = ("case", "value", "actual", "expected", "budget")
 
 
 class WorstPlace(NamedTuple):
@@ -41,6 +44,23 @@ class StageView(NamedTuple):
     url: str | None
 
 
+class FirstDivergence(NamedTuple):
+    """The first divergent stage: how it was found, its worst place, and the ladder."""
+
+    stage: str
+    compares: str
+    source: str
+    url: str | None
+    inferred: bool
+    observed: str | None
+    shows: str
+    places: str
+    row: StageView | None
+    ladder: Sequence[Rung]
+    failing: bool
+    departing: int
+
+
 def stage_view(row: StageRow, commit: str | None) -> StageView:
     """Put a stage into texts; addresses are pinned to the reference's commit."""
     stage = STAGES[row.name]
@@ -65,7 +85,7 @@ def stage_view(row: StageRow, commit: str | None) -> StageView:
 
 
 def permalink(stage: Stage, commit: str | None) -> str | None:
-    """Where the reference computes a stage, pinned to a commit."""
+    """Give the address where the reference computes a stage, pinned to a commit."""
     if commit is None:
         return None
     path, _, lines = stage.source.partition(":")
@@ -74,7 +94,7 @@ def permalink(stage: Stage, commit: str | None) -> str | None:
 
 
 def budget_share(row: StageRow) -> str:
-    """Budget used, in per cent; what has no finite difference is said in words.
+    """Say how much of its budget a stage used, in per cent; in words without finite difference.
 
     Where a stage fails, also how large the difference is beside the value itself.
     """
@@ -93,11 +113,11 @@ def budget_share(row: StageRow) -> str:
 
 
 def worst_place(row: StageRow) -> WorstPlace | None:
-    """The worst place of a stage as texts; None where nothing departs."""
+    """Put the worst place of a stage into texts; None where nothing departs."""
     worst = row.worst
     if not worst:
         return None
-    places = [f"{key.replace('_', ' ')} {worst[key]}" for key in worst if key not in NOT_PLACES]
+    places = [f"{key.replace('_', ' ')} {worst[key]}" for key in worst if key not in _NOT_PLACES]
     actual, expected = digits(worst.get("actual"), worst.get("expected"))
     return WorstPlace(
         case=str(worst.get("case", "")),
@@ -109,18 +129,39 @@ def worst_place(row: StageRow) -> WorstPlace | None:
     )
 
 
-def _single(value: Any) -> str:
+def _single(value: object) -> str:
     """One value on its own."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def digits(actual: Any, expected: Any) -> tuple[str, str]:
-    """Two values with as few digits as show their difference."""
-    pair = (actual, expected)
-    if not all(isinstance(value, float) for value in pair):
+def digits(actual: object, expected: object) -> tuple[str, str]:
+    """Write two values with as few digits as show their difference."""
+    if not isinstance(actual, float) or not isinstance(expected, float):
         return _single(actual), _single(expected)
     for precision in (4, 6, 9, 12):
-        left, right = (f"{value:.{precision}g}" for value in pair)
+        left, right = (f"{value:.{precision}g}" for value in (actual, expected))
         if left != right:
             return left, right
     return repr(actual), repr(expected)
+
+
+def first_divergence(run: RunReport, commit: str | None) -> FirstDivergence | None:
+    """Describe the first divergent stage, if there is one."""
+    row = run.first_row
+    if run.first_stage is None:
+        return None
+    stage = STAGES[run.first_stage]
+    return FirstDivergence(
+        stage=run.first_stage,
+        compares=stage.compares,
+        source=stage.source,
+        url=permalink(stage, commit),
+        inferred=run.first_stage_inferred,
+        observed=run.first_observed,
+        shows=shows(run),
+        places=first_places(run),
+        row=stage_view(row, commit) if row else None,
+        ladder=run.ladder,
+        failing=row is not None and row.status == Status.ERROR,
+        departing=sum("departs" in rung.result for rung in run.ladder),
+    )

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
-def compiled(path: Path, filters: Mapping[str, Callable[..., Any]]) -> Template:
-    """A template; a name in it that is not given is an error when it is rendered.
+def compiled(path: Path, filters: Mapping[str, Callable[..., str]]) -> Template:
+    """Compile a template; a name in it that is not given is an error when it is rendered.
 
     Args:
         path: of its file; in one whose name tells of HTML values are escaped.

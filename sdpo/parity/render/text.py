@@ -1,21 +1,20 @@
 """The report as text for a terminal or a CI log. The first line is contract."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sdpo.parity.compare.statuses import RelationStatus, Verdict
 from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.report.judgement import improvement_lines, judgement
-from sdpo.parity.report.report_rows import TrainerEffect
+from sdpo.parity.report.report_rows import Place, TrainerEffect
 from sdpo.parity.report.run_report import RunReport
 
-MOST_CASES = 8
-MOST_SURVIVORS = 6
+_MOST_CASES = 8
+_MOST_SURVIVORS = 6
 
 
-def number(value: Any) -> str:
-    """A figure for a table: three significant digits, `-` for none."""
+def number(value: object) -> str:
+    """Format a figure for a table: three significant digits, `-` for none."""
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -48,7 +47,7 @@ def error_line(candidate: str, message: str) -> str:
     return f'ERROR candidate={candidate} message="{one_line(message)}"'
 
 
-def _introduced(worst: Mapping[str, Any]) -> list[str]:
+def _introduced(worst: Place) -> list[str]:
     """Error and budget of the worst element, where both are numbers, and the relative size."""
     values = [worst.get(name) for name in ("actual", "expected", "budget")]
     numbers = [value for value in values if isinstance(value, float) and math.isfinite(value)]
@@ -124,7 +123,7 @@ def text_report(run: RunReport) -> str:
     lines.extend(f"  reason: {one_line(reason)}" for reason in run.reasons)
     lines.extend(
         f"  {case.status} {case.id}: {one_line(case.note)}"
-        for case in run.failing_cases[:MOST_CASES]
+        for case in run.failing_cases[:_MOST_CASES]
     )
     return "\n".join(lines)
 
@@ -167,8 +166,8 @@ def certificate(run: RunReport) -> str:
     sentence = f"certificate: {row.killed} of {row.tested} known faults show on these cases"
     if not (left := row.survivors):
         return sentence
-    more = f" and {len(left) - MOST_SURVIVORS} more" if len(left) > MOST_SURVIVORS else ""
-    return f"{sentence}; not {'; '.join(left[:MOST_SURVIVORS])}{more}"
+    more = f" and {len(left) - _MOST_SURVIVORS} more" if len(left) > _MOST_SURVIVORS else ""
+    return f"{sentence}; not {'; '.join(left[:_MOST_SURVIVORS])}{more}"
 
 
 def _relation_lines(rows: Sequence[RelationRow]) -> list[str]:

@@ -79,7 +79,7 @@ def test_html_of_a_verdict(name, file_regression):
 def test_sections_say_what_the_document_says(name, data_regression):
     found = sections(run_documents.ALL[name]())
     keys = ("headline", "summary", "covers", "legend", "totals", "reasons", "declared", "goldens")
-    data_regression.check({key: found[key] for key in keys})
+    data_regression.check({key: msgspec.to_builtins(getattr(found, key)) for key in keys})
 
 
 @pytest.mark.parametrize("name", run_documents.ALL)

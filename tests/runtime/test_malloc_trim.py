@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from sdpo.lockstep import malloc_trim
+from sdpo.runtime import malloc_trim
 
 pytestmark = pytest.mark.usefixtures("packages_are_looked_up_once")
 
 PROGRAM = """
 import ctypes, resource
-from sdpo.lockstep import malloc_trim as allocator
+from sdpo.runtime import malloc_trim as allocator
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
