@@ -13,7 +13,7 @@ from typing import ClassVar
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage]
 
 import sdpo.trainer.sdpo_trainer
-from sdpo.parity.trainers.recording import HFTrainerAdapter, NotCoveredError, TrainerParts
+from sdpo.parity import HFTrainerAdapter, NotCoveredError, TrainerParts
 from sdpo.trainer import micro_batch_loss
 
 

@@ -16,7 +16,7 @@ from sdpo.loss.aggregate import aggregate
 from sdpo.loss.divergence import divergence
 from sdpo.loss.importance import importance
 from sdpo.loss.support import log_probs, support, tail
-from sdpo.parity.trainers.recording import (
+from sdpo.parity import (
     STAGES,
     Generation,
     MicroBatch,

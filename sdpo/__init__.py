@@ -1,8 +1,8 @@
 """SDPO: a readable implementation with a reference-parity harness; names load when asked for."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sdpo.runtime.lazy_names import lazy_names
 from sdpo.settings.version import __version__
 
 if TYPE_CHECKING:
@@ -30,15 +30,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module.
-
-    Raises:
-        AttributeError: there is no such name.
-    """
-    if name not in _HOMES:
-        raise AttributeError(f"module 'sdpo' has no attribute {name!r}; it has {__all__}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
