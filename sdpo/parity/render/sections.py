@@ -14,12 +14,13 @@ import msgspec
 from msgspec import structs
 
 from sdpo.parity.compare.statuses import RelationStatus, Status, Verdict
+from sdpo.parity.explain.explanation_rows import Explanation
 from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.render import sentences
 from sdpo.parity.render.stage_view import FirstDivergence, StageView, first_divergence, stage_view
 from sdpo.parity.render.text import certificate, chosen_faults, number, totals_line
 from sdpo.parity.report.judgement import case_count
-from sdpo.parity.report.report_rows import BundleRow, CaseRow, Explanation, TrainerEffect
+from sdpo.parity.report.report_rows import BundleRow, CaseRow, TrainerEffect
 from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.truth.tolerances import MEANINGS
 
