@@ -37,7 +37,7 @@ def aggregate(
     Numerics: a mean of rows is taken in float32 at least, whatever the losses' dtype; `1.0` as a
     limit makes a count of integers float32.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1027-1082 at 0e6d5106.
+    Source: `verl/trainer/ppo/core_algos.py` 1057-1080 at 0e6d5106.
     """
     check_alike(per_token_loss=per_token_loss, loss_mask=loss_mask)
     weighted = torch.where(loss_mask != 0, per_token_loss * loss_mask, 0.0)

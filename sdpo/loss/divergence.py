@@ -30,7 +30,7 @@ def divergence(student: Tensor, teacher: Tensor, *, alpha: float) -> Tensor:
     Raises:
         ValueError: shapes differ.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106; paper equation for the
+    Source: `verl/trainer/ppo/core_algos.py` 1138-1162 at 0e6d5106; paper equation for the
     generalised Jensen-Shannon divergence.
     """
     check_alike(student=student, teacher=teacher)
@@ -73,7 +73,7 @@ def sampled_token_divergence(student_log_probs: Tensor, teacher_log_probs: Tenso
     Raises:
         ValueError: shapes differ.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
+    Source: `verl/trainer/ppo/core_algos.py` 1164-1166 at 0e6d5106.
     """
     check_alike(student_log_probs=student_log_probs, teacher_log_probs=teacher_log_probs)
     return (student_log_probs - teacher_log_probs).detach() * student_log_probs

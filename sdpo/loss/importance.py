@@ -37,7 +37,7 @@ def importance(
     Raises:
         ValueError: `is_clip` is set and `old_log_probs` is missing, or shapes differ.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
+    Source: `verl/trainer/ppo/core_algos.py` 1168-1180 at 0e6d5106.
     """
     check_alike(per_token_loss=per_token_loss, student_log_probs=student_log_probs)
     check_alike(per_token_loss=per_token_loss, old_log_probs=old_log_probs)
@@ -81,7 +81,7 @@ def rollout_is_weights(
     Raises:
         ValueError: the threshold is not above 0, no token counts, or shapes differ.
 
-    Source: `verl/trainer/ppo/rollout_corr_helper.py` 481-598 at 0e6d5106.
+    Source: `verl/trainer/ppo/rollout_corr_helper.py` 529-566 at 0e6d5106.
     """
     check_alike(old_log_probs=old_log_probs, rollout_log_probs=rollout_log_probs)
     check_alike(old_log_probs=old_log_probs, response_mask=response_mask)

@@ -69,7 +69,7 @@ def support(
     Raises:
         ValueError: shapes differ.
 
-    Source: `verl/workers/actor/dp_actor.py` 174-560 at 0e6d5106; paper section 3 (top-K
+    Source: `verl/workers/actor/dp_actor.py` 526-535 at 0e6d5106; paper section 3 (top-K
     distillation).
     """
     student = normalized(student_logits, temperature)
@@ -94,7 +94,7 @@ def tail(log_probs: Tensor, *, distillation_add_tail: bool = True) -> Tensor:
     Numerics: the log of the tail loses about unit roundoff ÷ tail mass. The left-over mass is kept
     at 1e-7 or more, as in the reference; where that limit is active no gradient passes.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1085-1188 at 0e6d5106.
+    Source: `verl/trainer/ppo/core_algos.py` 1112-1131 at 0e6d5106.
     """
     log_mass = log_probs.logsumexp(-1, keepdim=True)
     if not distillation_add_tail:

@@ -1,8 +1,7 @@
-"""The parity harness: cases, truth, comparison, explanation, reports, audits.
+"""The parity harness: cases, truth, comparison, explanation, reports, audits."""
 
-Its public names serve authors of adapters (`docs/trainer_adapters.md`) and readers of reports
-(`docs/audit.md`); they load when asked for. `sdpo.audit` runs an audit.
-"""
+# Public names for authors of adapters (docs/trainer_adapters.md) and readers of reports
+# (docs/audit.md). `sdpo.audit` runs an audit: `audit` is a folder here.
 
 from typing import TYPE_CHECKING
 

@@ -45,7 +45,7 @@ def response_texts(responses: Tensor, tokenizer: Decoder) -> list[str]:
     Returns:
         One text per row.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 686-686 at 0e6d5106.
     """
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in responses.tolist()]
 

@@ -212,7 +212,7 @@ def reprompt_metrics(
 
     Numerics: the last metric is a float32 mean, the others are float64 quotients.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 780-790 at 0e6d5106.
     """
     groups = group_ids(uids)
     check_rows(uids=groups, succeeded=succeeded, demonstrations=demonstrations, feedbacks=feedbacks)

@@ -35,7 +35,7 @@ def used_feedback(
     Raises:
         ValueError: the arguments differ in length.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 713-717 at 0e6d5106.
     """
     check_rows(demonstrations=demonstrations, feedbacks=feedbacks)
     return [
@@ -76,7 +76,7 @@ def teacher_prompt(
         TypeError: a message's content is a list (multimodal), or the last one's is not text.
         ValueError: the arguments disagree on B, or a row has no message.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 710-745 at 0e6d5106.
     """
     check_template("reprompt_template", reprompt_template)
     check_template("solution_template", solution_template)
@@ -141,7 +141,7 @@ def distillation_mask(
     Raises:
         ValueError: the arguments differ in length.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 766-778 at 0e6d5106.
     """
     used = used_feedback(
         demonstrations,

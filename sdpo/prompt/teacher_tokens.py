@@ -89,7 +89,7 @@ def teacher_tokens(
         RepromptWarning: a prompt was cut, or `chat_template_kwargs` has keys that are not passed
             on.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 748-764 at 0e6d5106.
     """
     _check_options(tokenizer, max_reprompt_len, reprompt_truncation)
     _check_responses(messages, responses, response_mask)
@@ -132,7 +132,7 @@ def prompt_ids(
     Warns:
         RepromptWarning: there are other keys.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 749-761 at 0e6d5106.
     """
     arguments = dict(chat_template_kwargs or {})
     enable_thinking = arguments.pop("enable_thinking", True)
@@ -172,7 +172,7 @@ def cut_prompts(
     Warns:
         RepromptWarning: a prompt was cut, with what such a cut removes.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106.
+    Source: `verl/trainer/ppo/ray_trainer.py` 749-761 at 0e6d5106.
     """
     too_long = [row for row, ids in enumerate(prompts) if len(ids) > max_reprompt_len]
     if not too_long:

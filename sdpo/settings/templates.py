@@ -34,7 +34,7 @@ def check_template(name: str, template: object) -> None:
             specification that does not suit text. The message names the template, the slot and
             the allowed slots.
 
-    Source: `verl/trainer/ppo/ray_trainer.py` 672-796 at 0e6d5106, which fills unchecked.
+    Source: `verl/trainer/ppo/ray_trainer.py` 719-739 at 0e6d5106, which fills unchecked.
     """
     if not isinstance(template, str):
         raise TemplateError(f"{name} must be text, not {type(template).__name__}")

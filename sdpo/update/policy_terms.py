@@ -59,7 +59,7 @@ def policy_terms(
     Raises:
         ValueError: `use_kl_loss` without `ref_log_prob`.
 
-    Source: `verl/workers/actor/dp_actor.py` 675-921 at 0e6d5106.
+    Source: `verl/workers/actor/dp_actor.py` 881-898 at 0e6d5106.
     """
     counts, mode = response_mask != 0, config.loss_agg_mode
     entropy = kl_loss = None
@@ -98,7 +98,7 @@ def low_variance_kl(log_probs: Tensor, ref_log_prob: Tensor) -> Tensor:
     Numerics: as in the reference, d is limited to ±20 and the estimate to 10; beyond these limits
     no gradient passes.
 
-    Source: `verl/trainer/ppo/core_algos.py` 1975-2010 at 0e6d5106, `low_var_kl`.
+    Source: `verl/trainer/ppo/core_algos.py` 1998-2004 at 0e6d5106, `low_var_kl`.
     """
     log_ratio = (ref_log_prob - log_probs).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     return (log_ratio.exp() - log_ratio - 1).clamp(-LARGEST_KL, LARGEST_KL)

@@ -122,7 +122,7 @@ def micro_batch_scale(
         mini_batch_weight: of its mini-batch over all ranks.
         ranks: number of processes, whose gradients are averaged afterwards.
 
-    Source: `verl/workers/actor/dp_actor.py` 675-921 at 0e6d5106 for `verl`.
+    Source: `verl/workers/actor/dp_actor.py` 769-772 at 0e6d5106 for `verl`.
     """
     if config.micro_batch_semantics == "verl":
         return 1 / schedule.gradient_accumulation_steps

@@ -1,10 +1,12 @@
 """Every range of lines of the reference that this project names is where it says it is.
 
-`reference/PROVENANCE.toml` has a table of definitions and their lines. Everything else that names
-lines must agree with it; with a checkout (`SDPO_VERL_CHECKOUT`) so must the reference itself.
+`reference/PROVENANCE.toml` has tables of definitions and of parts of them, with their lines.
+Everything else that names lines must agree with them; with a checkout (`SDPO_VERL_CHECKOUT`) so
+must the reference itself: a part by the hashes of its first and last line.
 """
 
 import ast
+import hashlib
 import os
 import re
 import tomllib
@@ -18,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 CHECKOUT = os.environ.get("SDPO_VERL_CHECKOUT", "")
 PROVENANCE = tomllib.loads((ROOT / "reference" / "PROVENANCE.toml").read_text("utf-8"))
 DEFINITIONS: dict[str, dict[str, str]] = PROVENANCE["definitions"]
+PARTS: dict[str, dict[str, dict[str, str]]] = PROVENANCE["parts"]
 FUNCTIONS = [entry for file in PROVENANCE["files"].values() for entry in file["functions"]]
 NAMED = re.compile(r"`?(verl/[\w/]+\.py)`?[ :](\d+-\d+)")
 
@@ -44,27 +47,48 @@ def test_the_table_is_large_enough_to_say_something():
     assert len(named_ranges()) > 30
 
 
-def test_each_function_of_the_transcription_comes_from_a_definition():
+def known_ranges() -> set[tuple[str, str]]:
+    """Path and lines of all definitions and of all parts."""
+    definitions = {(path, lines) for path, named in DEFINITIONS.items() for lines in named.values()}
+    return definitions | {(path, lines) for path, parts in PARTS.items() for lines in parts}
+
+
+def line_hash(line: str) -> str:
+    return hashlib.sha256(line.strip().encode()).hexdigest()[:8]
+
+
+def test_each_part_lies_in_its_definition_and_is_short_enough_to_read():
+    for path, parts in PARTS.items():
+        for lines, part in parts.items():
+            definition, named = span(DEFINITIONS[path][part["of"]]), span(lines)
+            assert named[0] in definition, (path, lines)
+            assert named[-1] in definition, (path, lines)
+            assert len(named) <= 60, (path, lines)
+
+
+def test_each_part_is_named_somewhere():
+    named = {place[1:] for place in named_ranges() if place[0] != "reference/PROVENANCE.toml"}
+    named |= {(entry["path"], entry["lines"]) for entry in FUNCTIONS}
+    named |= {tuple(stage.source.split(":")) for stage in STAGES.values()}
+    unused = {(path, lines) for path, parts in PARTS.items() for lines in parts} - named
+    assert unused == set()
+
+
+def test_each_function_of_the_transcription_comes_from_its_definition_or_a_part_of_it():
     for entry in FUNCTIONS:
-        whole = span(DEFINITIONS[entry["path"]][entry["definition"]])
-        part = span(entry["lines"])
-        assert part[0] in whole, entry
-        assert part[-1] in whole, entry
+        path, lines = entry["path"], entry["lines"]
+        part = PARTS.get(path, {}).get(lines)
+        assert part is not None or lines == DEFINITIONS[path][entry["definition"]], entry
+        assert part is None or part["of"] == entry["definition"], entry
 
 
-def test_each_range_in_code_and_documents_is_a_definition_of_the_table():
-    known = {(path, lines) for path, named in DEFINITIONS.items() for lines in named.values()}
-    wrong = [place for place in named_ranges() if place[1:] not in known]
+def test_each_range_in_code_and_documents_is_a_definition_or_a_part_of_the_tables():
+    wrong = [place for place in named_ranges() if place[1:] not in known_ranges()]
     assert wrong == []
 
 
-def test_each_stage_names_lines_of_a_definition_and_few_enough_to_read():
-    for stage in STAGES.values():
-        path, _, lines = stage.source.partition(":")
-        named = span(lines)
-        wholes = [span(whole) for whole in DEFINITIONS[path].values()]
-        assert any(named[0] in whole and named[-1] in whole for whole in wholes), stage
-        assert len(named) <= 60 or lines in DEFINITIONS[path].values(), stage
+def test_each_stage_names_a_definition_or_a_part_of_the_tables():
+    assert {tuple(stage.source.split(":")) for stage in STAGES.values()} <= known_ranges()
 
 
 def lines_of_definitions(text: str) -> dict[str, str]:
@@ -84,6 +108,10 @@ def lines_of_definitions(text: str) -> dict[str, str]:
     return found
 
 
+def test_a_line_is_known_by_its_text_without_white_space_around_it():
+    assert line_hash("    return 1\n") == line_hash("return 1") != line_hash("return 2")
+
+
 def test_lines_are_counted_with_decorators_and_inside_of_functions():
     text = "@d\n@e\ndef f():\n    if 1:\n        def g():\n            pass\nclass C:\n    x = 1\n"
     assert lines_of_definitions(text) == {"f": "1-6", "f.g": "5-6", "C": "7-8"}
@@ -97,9 +125,9 @@ def test_the_checkout_has_each_definition_at_its_lines(path):
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="SDPO_VERL_CHECKOUT names no checkout of lasgroup/SDPO")
-def test_the_checkout_sets_the_tokenizers_sides_at_the_lines_named():
-    (entry,) = (entry for entry in FUNCTIONS if entry["name"] == "set_tokenizer_sides")
-    lines = (Path(CHECKOUT) / entry["path"]).read_text("utf-8").splitlines()
-    first, last = span(entry["lines"])[0], span(entry["lines"])[-1]
-    assert all("tokenizer." in lines[number - 1] for number in (first, last))
-    assert all("_side = " in lines[number - 1] for number in (first, last))
+@pytest.mark.parametrize("path", PARTS)
+def test_the_checkout_begins_and_ends_each_part_as_recorded(path):
+    text = (Path(CHECKOUT) / path).read_text("utf-8").splitlines()
+    ends = {lines: (text[span(lines)[0] - 1], text[span(lines)[-1] - 1]) for lines in PARTS[path]}
+    found = {lines: tuple(map(line_hash, pair)) for lines, pair in ends.items()}
+    assert found == {lines: (part["first"], part["last"]) for lines, part in PARTS[path].items()}
