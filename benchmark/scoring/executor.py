@@ -219,7 +219,7 @@ def _feedback(case: Case, outcomes: list[TestOutcome], refusal: str, passed: int
     total = len(case.test_list)
     if not outcomes:
         return feedback.compose(passed, total, [[refusal]])
-    if len(set(outcomes)) == 1 and outcomes[0].whole:
+    if len(set(outcomes)) == 1 and outcomes[0].for_all_tests:
         return feedback.compose(passed, total, [outcomes[0].lines])
     parts = [
         (feedback.heading(number, "failed", case.test_list[number - 1]), *outcome.lines)

@@ -37,14 +37,14 @@ _SMALL_REPLY = 1 << 16
 class TestOutcome:
     """Says what became of one test.
 
-    `lines` say why it did not pass; `whole` marks that this holds for the submission as a whole.
+    `lines` say why it did not pass; `for_all_tests` marks that the submission as a whole failed.
     """
 
     __test__ = False
 
     kind: Literal["pass", "fail", "error", "timeout"]
     lines: tuple[str, ...] = ()
-    whole: bool = False
+    for_all_tests: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _run_in_one_process(
     try:
         process.define(waiting[::-1], clock.deadline(len(waiting)))
     except NotDefinedError as error:
-        outcome = TestOutcome(error.kind, error.lines, whole=True)
+        outcome = TestOutcome(error.kind, error.lines, for_all_tests=True)
         outcomes = dict.fromkeys(waiting, outcome)
         waiting.clear()
     while waiting and process.alive:
@@ -167,7 +167,7 @@ class _Process:
         missing = self._missing.intersection(planned.names)
         if missing:
             line = f"NameError: the submission does not define {', '.join(sorted(missing))}"
-            return TestOutcome("error", (line,), whole=missing == set(self._plan.names))
+            return TestOutcome("error", (line,), for_all_tests=missing == set(self._plan.names))
         try:
             if isinstance(planned, Program):
                 return self._program(planned, self._tests[index], deadline)

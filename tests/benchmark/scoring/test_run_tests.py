@@ -32,15 +32,15 @@ def test_outcomes_come_in_the_order_of_the_tests(server: ForkServer) -> None:
     assert [outcome.kind for outcome in found] == ["pass", "fail", "fail", "error"]
     assert found[1].lines == ("Expected: 21", "Actual: 20")
     assert found[2].lines[0] == "IndexError: list index out of range"
-    assert not any(outcome.whole for outcome in found)
+    assert not any(outcome.for_all_tests for outcome in found)
 
 
 def test_a_missing_function_holds_for_the_whole_submission(server: ForkServer) -> None:
     found = outcomes(server, "def g():\n    return 1", "assert f(0) == 10", "assert f(1) == 1")
     line = "NameError: the submission does not define f"
-    assert found == [run_tests.TestOutcome("error", (line,), whole=True)] * 2
+    assert found == [run_tests.TestOutcome("error", (line,), for_all_tests=True)] * 2
     mixed = outcomes(server, "def g():\n    return 1", "assert f(0) == 10", "assert g() == 1")
-    assert [(outcome.kind, outcome.whole) for outcome in mixed] == [
+    assert [(outcome.kind, outcome.for_all_tests) for outcome in mixed] == [
         ("error", False),
         ("pass", False),
     ]
