@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from sdpo.loss.self_distillation import self_distillation_loss
-from sdpo.parity.audit.audit import run_loss_case
+from sdpo.parity.audit.run_loss_cases import run_loss_case
 from sdpo.parity.candidates.implementations import reference_loss
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import LossCase
@@ -44,7 +44,8 @@ def failures(case: LossCase, programs: list[str]) -> Iterator[Failure]:
     """The programs that are blamed on a case."""
     for name in programs:
         if name not in VARIANTS or applies(name, case):
-            result, doubts, _ = run_loss_case(FromLogits(name, PROGRAMS[name]), case)
+            run = run_loss_case(FromLogits(name, PROGRAMS[name]), case)
+            result, doubts = run.result, run.doubts
             if result.status in FAILING or doubts:
                 stage = f"{result.first_stage}: {result.row()['note']}"
                 yield name, case.id, doubts[0] if doubts else stage, case.tags

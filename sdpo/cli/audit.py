@@ -62,6 +62,17 @@ def audit(
     declared: Declared = None,
     require: Require = "",
     coverage: Coverage = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the cases that are generated between the recorded ones.")
+    ] = 0,
+    explore: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Generate further cases at random for so long, and shrink what is found.",
+            metavar="SECONDS",
+        ),
+    ] = 0.0,
     out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path("reports/audit"),
     history: Annotated[
         Path | None,
@@ -113,6 +124,8 @@ def audit(
             stages=tuple(names(stages)),
             require=tuple(names(require)),
             coverage=coverage,
+            seed=seed,
+            explore=explore,
         )
         for candidate in candidates or ["sdpo"]
     ]

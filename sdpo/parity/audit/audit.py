@@ -17,6 +17,7 @@ from sdpo.fixtures import (
     packaged_family,
 )
 from sdpo.parity.audit.forked_processes import ForkedResults, worth_forking
+from sdpo.parity.audit.generated_cases import explore, run_generated
 from sdpo.parity.audit.load_candidate import load_candidate, packaged_bases
 from sdpo.parity.audit.request import Request
 from sdpo.parity.audit.run_loss_cases import SEEDS, judge_loss_case, run_loss_family
@@ -30,6 +31,7 @@ from sdpo.parity.cases.checked_call import (
 from sdpo.parity.cases.loss_case import LossCase, loss_cases
 from sdpo.parity.cases.stages import NAMES, PROMPT_STAGES, STAGES
 from sdpo.parity.compare.evaluated_case import Observation
+from sdpo.parity.compare.loss_stages import ORDER
 from sdpo.parity.compare.own_precision import (
     precision_rows,
 )
@@ -130,6 +132,8 @@ def judge(
     else:
         forked = _fork_updates(candidate, families) if isolation else {}
         _run_recorded(candidate, families, findings, progress, isolation, forked)
+        if isolation and request.generates and set(candidate.stages) & set(ORDER):
+            _run_generated_cases(candidate, request, findings, progress)
         findings.invariants.extend(invariants(candidate, progress) if isolation else [])
     faults_shown = _certified(candidate, families) if isolation else None
     _collect_updates(forked, families, findings, progress)
@@ -209,6 +213,20 @@ def _run_recorded(
             _run_prompt_stages(candidate, family, findings, progress)
         elif family.name == "update" and isinstance(candidate, WHOLE) and place not in forked:
             findings.results.extend(run_update_family(candidate, family, progress))
+
+
+def _run_generated_cases(
+    candidate: LossCandidate, request: Request, findings: _Findings, progress: _Progress
+) -> None:
+    """Run the cases between the recorded ones, and further ones for as long as was asked."""
+    runs = [run_generated(candidate, request.seed, progress)]
+    if request.explore:
+        runs.append(explore(candidate, request.seed, request.explore, progress))
+    for run in runs:
+        findings.results.extend(run.results)
+        findings.doubts.extend(run.doubts)
+        findings.observations.extend(run.observations)
+        findings.notes.extend(run.notes)
 
 
 def _collect_updates(

@@ -23,6 +23,8 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
         stages: only these are judged; all if empty.
         require: stages without which no pass is given, beside those the candidate claims.
         coverage: how many stages must be covered at least.
+        seed: of the generated cases.
+        explore: seconds for which further cases are generated at random.
     """
 
     candidate: str
@@ -31,6 +33,13 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
     stages: tuple[str, ...] = ()
     require: tuple[str, ...] = ()
     coverage: int = 0
+    seed: int = 0
+    explore: float = 0.0
+
+    @property
+    def generates(self) -> bool:
+        """Whether cases are generated: beside the packaged golden data, or to explore."""
+        return not self.goldens or self.explore > 0
 
     @property
     def command(self) -> str:
@@ -39,6 +48,8 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
         words += ["--stages", ",".join(self.stages)] if self.stages else []
         words += ["--require", ",".join(self.require)] if self.require else []
         words += ["--coverage", str(self.coverage)] if self.coverage else []
+        words += ["--seed", str(self.seed)] if self.seed else []
+        words += ["--explore", f"{self.explore:g}"] if self.explore else []
         for path in self.goldens:
             words += ["--goldens", path]
         for path in self.declared:

@@ -46,6 +46,7 @@ from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase, loss_cases
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult, run_verdict
+from sdpo.parity.generated.make_case import is_generated, make_again
 from sdpo.parity.report.environment import describe_environment
 from sdpo.parity.report.report_context import Environment, Seen
 from sdpo.parity.report.report_rows import BundleRow
@@ -84,6 +85,7 @@ def _of_loss_cases(
     families = [f for f in load_goldens(request.goldens) if f.name == "loss"]
     cases = [case for family in families for case in loss_cases(family)]
     failing = [case for case in cases if case.id in dict(request.cases)]
+    failing += [make_again(name) for name, _ in request.cases if is_generated(name)]
     failing.sort(key=lambda case: case.student_logits.numel())
     rows = []
     for case in failing[: request.count]:

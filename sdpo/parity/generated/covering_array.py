@@ -1,5 +1,7 @@
 """The rows of the generated cases: each pair of values, and each set in `together`, is in a row.
 
+Each pair of telling values is also in a row that has only telling ones.
+
 `covering_array.csv` holds them, as making them takes seconds; after a change of `factors.toml`
 `python -m sdpo.parity.generated.covering_array` makes them again, by the package covertable.
 """
@@ -60,11 +62,9 @@ def write_rows() -> None:
     """Make the covering array and write it; the same table gives the same file."""
     from covertable import make
 
-    rows = make(
-        table().factors,
-        presets=table().together,
-        constraints=[_constraint(rule) for rule in table().rules],
-    )
+    rules = [_constraint(rule) for rule in table().rules]
+    rows = make(table().factors, presets=table().together, constraints=rules)
+    rows += make({**table().factors, **table().telling}, constraints=rules)
     with _ARRAY.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(table().factors), lineterminator="\n")
         writer.writeheader()

@@ -33,11 +33,12 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Table(Struct, frozen=True, forbid_unknown_fields=True):
-    """The table: factors in three groups, sets of values that stand together, and the rules."""
+    """The table: factors in three groups, values that hide nothing, sets of values, the rules."""
 
     problem: dict[str, list[Value]]
     form: dict[str, list[Value]]
     call: dict[str, list[Value]]
+    telling: dict[str, list[Value]]
     together: list[dict[str, Value]]
     rules: list[Rule]
 

@@ -1,11 +1,14 @@
 """From a row of factors and a seed to a loss case; its name says both, to make it again."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from sdpo.fixtures.loader import DTYPES
 from sdpo.parity.cases.call_conditions import CallConditions
 from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.generated.covering_array import covering_rows
 from sdpo.parity.generated.factors import Row, table
 from sdpo.parity.generated.make_logits import make_logits
 from sdpo.settings.config import SDPOConfig
@@ -78,6 +81,12 @@ def make_case(row: Row, seed: int) -> LossCase:
         tags=(GENERATED, *varied(row)),
         call=call_of(row),
     )
+
+
+@lru_cache(maxsize=1)
+def covering_cases(seed: int) -> tuple[LossCase, ...]:
+    """The cases of the covering array; the same objects for the same seed as before."""
+    return tuple(make_case(row, seed) for row in covering_rows())
 
 
 def hash_of(name: str) -> int:

@@ -5,14 +5,16 @@ from collections.abc import Iterable, Iterator
 
 from sdpo.parity.generated.factors import Row, Settings, Value, settings_of, table
 
-DRAWN = 8
+DRAWN = 3
 """Rows that are drawn for each that is taken."""
 STRENGTH = 3
+TELLING = 0.75
+"""The share of rows that have only values which hide nothing."""
 
 
-def random_row(chance: random.Random) -> Row:
-    """Draw a row that keeps the rules."""
-    factors = table().factors
+def random_row(chance: random.Random, *, telling: bool = False) -> Row:
+    """Draw a row that keeps the rules; of `telling` values only where asked."""
+    factors = {**table().factors, **(table().telling if telling else {})}
     while True:
         row: dict[str, Value] = {}
         for factor in chance.sample(list(factors), len(factors)):
@@ -21,7 +23,7 @@ def random_row(chance: random.Random) -> Row:
                 break
             row[factor] = chance.choice(fitting)
         else:
-            return {factor: row[factor] for factor in factors}
+            return {factor: row[factor] for factor in table().factors}
 
 
 def exploring_rows(seed: int, before: Iterable[Row] = ()) -> Iterator[Row]:
@@ -34,7 +36,8 @@ def exploring_rows(seed: int, before: Iterable[Row] = ()) -> Iterator[Row]:
     for row in before:
         seen.update(settings_of(row, STRENGTH))
     while True:
-        drawn = [random_row(chance) for _ in range(DRAWN)]
+        telling = chance.random() < TELLING
+        drawn = [random_row(chance, telling=telling) for _ in range(DRAWN)]
         sets = [set(settings_of(row, STRENGTH)) for row in drawn]
         fresh = [len(each - seen) for each in sets]
         best = fresh.index(max(fresh))

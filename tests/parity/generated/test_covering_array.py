@@ -11,6 +11,17 @@ def test_every_possible_pair_is_in_a_row():
     assert shown == possible_pairs()
 
 
+def test_every_pair_of_telling_values_is_in_a_row_of_telling_ones():
+    telling = table().telling
+
+    def tells(factor, value):
+        return value in telling.get(factor, [value])
+
+    rows = [row for row in covering_rows() if all(tells(*item) for item in row.items())]
+    shown = {pair for row in rows for pair in settings_of(row)}
+    assert {pair for pair in possible_pairs() if all(tells(*one) for one in pair)} == shown
+
+
 def test_every_set_that_stands_together_is_in_a_row():
     for together in table().together:
         assert any(together.items() <= row.items() for row in covering_rows()), together

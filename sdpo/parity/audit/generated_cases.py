@@ -1,0 +1,112 @@
+"""Generated cases in an audit: those of the covering array, then further ones at random.
+
+What a candidate refuses is no fault: where it raises on a case and not on the same values in their
+plainest form, in float32, with an int64 mask, called plainly, the case is NOT_COVERED. Whatever it
+raises on the plain form is an ERROR as ever.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+
+from sdpo.parity.audit.run_loss_cases import run_loss_case
+from sdpo.parity.cases.call_conditions import PLAIN_CALL
+from sdpo.parity.cases.checked_call import LossCandidate
+from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.compare.evaluated_case import Observation
+from sdpo.parity.compare.nondeterminism import withdrawn
+from sdpo.parity.compare.statuses import FAILING, Status
+from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.generated.covering_array import covering_rows
+from sdpo.parity.generated.make_case import covering_cases, make_case
+from sdpo.parity.generated.random_rows import exploring_rows
+
+MOST_FOUND = 3
+"""Failing cases after which exploring ends."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class GeneratedRun:
+    """What a candidate did on generated cases."""
+
+    results: list[CaseResult] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def run_generated(candidate: LossCandidate, seed: int, progress: Progress) -> GeneratedRun:
+    """Run the cases of the covering array; the same seed gives the same cases."""
+    found, cases = GeneratedRun(), covering_cases(seed)
+
+    def counted() -> Iterator[LossCase]:
+        for number, case in enumerate(cases):
+            progress("generated", number, len(cases))
+            yield case
+
+    _run(candidate, counted(), found)
+    progress("generated", len(cases), len(cases))
+    return found
+
+
+def explore(
+    candidate: LossCandidate, seed: int, seconds: float, progress: Progress
+) -> GeneratedRun:
+    """Run random cases for some seconds, led by sets of three values that were not shown.
+
+    Ends when `MOST_FOUND` fail. Of the results those that fail are kept.
+    """
+    end, tried = time.monotonic() + seconds, 0
+    found = GeneratedRun()
+    rows = takewhile(lambda _: time.monotonic() < end, exploring_rows(seed, covering_rows()))
+    for row in rows:
+        single = GeneratedRun()
+        _run(candidate, [make_case(row, seed)], single)
+        tried += 1
+        progress("explored", int(seconds - max(0.0, end - time.monotonic())), int(seconds))
+        if single.doubts or single.results[0].status in FAILING:
+            found.results += single.results
+            found.doubts += single.doubts
+            found.observations += single.observations
+        if len(found.results) >= MOST_FOUND:
+            break
+    spent = seconds - max(0.0, end - time.monotonic())
+    found.notes.append(
+        f"explored {tried} further cases at random (seed {seed}) in {spent:.0f} s: "
+        f"{len(found.results)} fail"
+    )
+    return found
+
+
+def _run(candidate: LossCandidate, cases: Iterable[LossCase], found: GeneratedRun) -> None:
+    """Run cases and add what they show; values that differ between two runs are withdrawn."""
+    runs = []
+    for case in cases:
+        run = run_loss_case(candidate, case)
+        if run.result.status == Status.ERROR and not _fails_plainly(candidate, case):
+            run.result = _refused(run.result)
+        runs.append(run)
+    found.results += withdrawn([run.result for run in runs], [run.scatter for run in runs])
+    found.doubts += [doubt for run in runs for doubt in run.doubts]
+    found.observations += [run.observation for run in runs if run.observation is not None]
+
+
+def _fails_plainly(candidate: LossCandidate, case: LossCase) -> bool:
+    """Whether a candidate also fails on the plainest form of a case."""
+    plain = replace(
+        case,
+        student_logits=case.student_logits.float(),
+        teacher_logits=case.teacher_logits.float(),
+        response_mask=case.response_mask.long(),
+        call=PLAIN_CALL,
+    )
+    return run_loss_case(candidate, plain).result.status == Status.ERROR
+
+
+def _refused(result: CaseResult) -> CaseResult:
+    """A case that is not covered because the candidate refuses its form."""
+    notes = [c.note for c in result.comparisons if c.status == Status.ERROR]
+    return CaseResult(result.id, result.family, result.tags, note=f"refuses this form: {notes[0]}")
