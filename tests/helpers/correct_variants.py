@@ -209,9 +209,12 @@ def applies(name: str, case: LossCase) -> bool:
 
     1 - exp loses the tail where it is near its limit (the catalogue's M06 in another guise), and in
     half precision altogether; centring rounds such logits, which may change the choice of top-k.
-    Half precision is accumulated in float32: one after the other, thousands of terms no longer add
-    up in it. Under autocast a product is rounded to bfloat16.
+    Half precision is accumulated in float32: one after the other, many terms no longer add
+    up in it. Under autocast a product is rounded to bfloat16. Probabilities of float16 underflow
+    before their ratio does.
     """
+    if name == RATIO_BY_DIVISION and case.dtype == torch.float16:
+        return False
     if name == EINSUM and case.call.autocast:
         return False
     if name in ONE_BY_ONE and case.student_logits.shape[-1] > LONG:
@@ -223,8 +226,9 @@ def applies(name: str, case: LossCase) -> bool:
 
 HALF = (torch.bfloat16, torch.float16)
 TAIL_BY_LOG1P, CENTRED, EINSUM = "tail by log1p", "logits centred", "sums by einsum"
+RATIO_BY_DIVISION = "ratio by division"
 ONE_BY_ONE = ("sums in order", "sums from the end")
-LONG = 512
+LONG = 48
 SMALL_TAILS = {
     "near_one_hot",
     "peaked_tail_near_clamp",
@@ -247,5 +251,5 @@ VARIANTS: Mapping[str, Mapping[str, LossPart]] = {
     "everything in float64": {"scaled_logits": upcast},
     CENTRED: {"scaled_logits": centred},
     "tokens gathered by index": {"aggregate": by_index},
-    "ratio by division": {"importance_ratio": ratio_by_division},
+    RATIO_BY_DIVISION: {"importance_ratio": ratio_by_division},
 }

@@ -24,6 +24,7 @@ from sdpo.parity.truth.oracle import Array, array_of
 from sdpo.parity.truth.tolerances import TOLERANCES
 
 
+@np.errstate(invalid="ignore")  # what is infinite has no limit
 def norm_limit(
     name: str, case: LossCase, truth: Truth, reference: Mapping[str, Tensor]
 ) -> float | None:
