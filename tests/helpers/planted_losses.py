@@ -149,6 +149,7 @@ class OwnBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *incoming):
         gradient = ctx.saved_tensors[0] if ctx.keeps_apart else OwnBackward.kept
+        assert gradient is not None
         return gradient * (incoming[0] if ctx.arrives else 1.0), None, None, None
 
 
