@@ -17,10 +17,14 @@ from sdpo.fixtures import (
     packaged_family,
 )
 from sdpo.parity.audit.forked_processes import ForkedResults, worth_forking
-from sdpo.parity.audit.generated_cases import explore, run_generated
 from sdpo.parity.audit.load_candidate import load_candidate, packaged_bases
 from sdpo.parity.audit.request import Request
-from sdpo.parity.audit.run_loss_cases import SEEDS, judge_loss_case, run_loss_family
+from sdpo.parity.audit.run_loss_cases import (
+    SEEDS,
+    judge_loss_case,
+    run_loss_case,
+    run_loss_family,
+)
 from sdpo.parity.candidates.implementations import WHOLE, Own
 from sdpo.parity.candidates.live_verl import LiveVerl
 from sdpo.parity.candidates.loss_functions import LossFunction
@@ -42,6 +46,7 @@ from sdpo.parity.explain.explanations import ranked, united
 from sdpo.parity.explain.fault_coverage import certificate
 from sdpo.parity.explain.first_departure import FROM_LOG_PROBS, Departure, locate
 from sdpo.parity.explain.one_setting_only import departs_only
+from sdpo.parity.generated_runs.run_generated import explore, run_generated
 from sdpo.parity.recorded.teacher_prompts import run_reprompt_family
 from sdpo.parity.recorded.updates import run_update_family
 from sdpo.parity.relations.check import invariants
@@ -219,9 +224,10 @@ def _run_generated_cases(
     candidate: LossCandidate, request: Request, findings: _Findings, progress: _Progress
 ) -> None:
     """Run the cases between the recorded ones, and further ones for as long as was asked."""
-    runs = [run_generated(candidate, request.seed, progress)]
+    run_case = partial(run_loss_case, candidate)
+    runs = [run_generated(run_case, request.seed, progress)]
     if request.explore:
-        runs.append(explore(candidate, request.seed, request.explore, progress))
+        runs.append(explore(run_case, request.seed, request.explore, progress))
     for run in runs:
         findings.results.extend(run.results)
         findings.doubts.extend(run.doubts)

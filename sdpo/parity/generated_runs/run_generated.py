@@ -1,4 +1,4 @@
-"""Generated cases in an audit: those of the covering array, then further ones at random.
+"""Runs a candidate on generated cases: those of the covering array, then further ones at random.
 
 What a candidate refuses is no fault: where it raises on a case and not on the same values in their
 plainest form, in float32, with an int64 mask, called plainly, the case is NOT_COVERED. Whatever it
@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from typing import Protocol
 
-from sdpo.parity.audit.run_loss_cases import run_loss_case
 from sdpo.parity.cases.call_conditions import PLAIN_CALL
-from sdpo.parity.cases.checked_call import LossCandidate
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import Observation
-from sdpo.parity.compare.nondeterminism import withdrawn
+from sdpo.parity.compare.nondeterminism import Scatter, withdrawn
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.generated.covering_array import covering_rows
@@ -25,6 +24,17 @@ from sdpo.parity.generated.random_rows import exploring_rows
 MOST_FOUND = 3
 """Failing cases after which exploring ends."""
 
+
+class CaseRun(Protocol):
+    """What a candidate did on one case: comparisons, doubts, scatter of two runs, values."""
+
+    result: CaseResult
+    doubts: list[str]
+    scatter: Scatter
+    observation: Observation | None
+
+
+RunCase = Callable[[LossCase], CaseRun]
 Progress = Callable[[str, int, int], None]
 
 
@@ -38,7 +48,7 @@ class GeneratedRun:
     notes: list[str] = field(default_factory=list)
 
 
-def run_generated(candidate: LossCandidate, seed: int, progress: Progress) -> GeneratedRun:
+def run_generated(run_case: RunCase, seed: int, progress: Progress) -> GeneratedRun:
     """Run the cases of the covering array; the same seed gives the same cases."""
     found, cases = GeneratedRun(), covering_cases(seed)
 
@@ -47,14 +57,12 @@ def run_generated(candidate: LossCandidate, seed: int, progress: Progress) -> Ge
             progress("generated", number, len(cases))
             yield case
 
-    _run(candidate, counted(), found)
+    _run(run_case, counted(), found)
     progress("generated", len(cases), len(cases))
     return found
 
 
-def explore(
-    candidate: LossCandidate, seed: int, seconds: float, progress: Progress
-) -> GeneratedRun:
+def explore(run_case: RunCase, seed: int, seconds: float, progress: Progress) -> GeneratedRun:
     """Run random cases for some seconds, led by sets of three values that were not shown.
 
     Ends when `MOST_FOUND` fail. Of the results those that fail are kept.
@@ -64,7 +72,7 @@ def explore(
     rows = takewhile(lambda _: time.monotonic() < end, exploring_rows(seed, covering_rows()))
     for row in rows:
         single = GeneratedRun()
-        _run(candidate, [make_case(row, seed)], single)
+        _run(run_case, [make_case(row, seed)], single)
         tried += 1
         progress("explored", int(seconds - max(0.0, end - time.monotonic())), int(seconds))
         if single.doubts or single.results[0].status in FAILING:
@@ -81,12 +89,12 @@ def explore(
     return found
 
 
-def _run(candidate: LossCandidate, cases: Iterable[LossCase], found: GeneratedRun) -> None:
+def _run(run_case: RunCase, cases: Iterable[LossCase], found: GeneratedRun) -> None:
     """Run cases and add what they show; values that differ between two runs are withdrawn."""
     runs = []
     for case in cases:
-        run = run_loss_case(candidate, case)
-        if run.result.status == Status.ERROR and not _fails_plainly(candidate, case):
+        run = run_case(case)
+        if run.result.status == Status.ERROR and not _fails_plainly(run_case, case):
             run.result = _refused(run.result)
         runs.append(run)
     found.results += withdrawn([run.result for run in runs], [run.scatter for run in runs])
@@ -94,7 +102,7 @@ def _run(candidate: LossCandidate, cases: Iterable[LossCase], found: GeneratedRu
     found.observations += [run.observation for run in runs if run.observation is not None]
 
 
-def _fails_plainly(candidate: LossCandidate, case: LossCase) -> bool:
+def _fails_plainly(run_case: RunCase, case: LossCase) -> bool:
     """Whether a candidate also fails on the plainest form of a case."""
     plain = replace(
         case,
@@ -103,7 +111,7 @@ def _fails_plainly(candidate: LossCandidate, case: LossCase) -> bool:
         response_mask=case.response_mask.long(),
         call=PLAIN_CALL,
     )
-    return run_loss_case(candidate, plain).result.status == Status.ERROR
+    return run_case(plain).result.status == Status.ERROR
 
 
 def _refused(result: CaseResult) -> CaseResult:

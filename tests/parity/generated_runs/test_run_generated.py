@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from sdpo.fixtures import packaged_family
-from sdpo.parity.audit.generated_cases import explore, run_generated
-from sdpo.parity.audit.run_loss_cases import judge_loss_case
+from sdpo.parity.audit.run_loss_cases import judge_loss_case, run_loss_case
 from sdpo.parity.candidates.implementations import reference_loss
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.compare.first_in_time import first_observed
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.explain.first_departure import locate
+from sdpo.parity.generated_runs.run_generated import explore, run_generated
 from tests.helpers.planted_losses import PLANTED, RIGHT
 from tests.helpers.spread import one_in
 
@@ -24,7 +24,7 @@ def ignore(*_):
 
 def generated(loss, seed=0):
     candidate = FromLogits("planted", loss)
-    return candidate, run_generated(candidate, seed, ignore)
+    return candidate, run_generated(partial(run_loss_case, candidate), seed, ignore)
 
 
 def failing(found):
@@ -93,7 +93,7 @@ def test_exploring_finds_a_fault_of_three_conditions_and_ends():
         return reference_loss(student_logits, teacher_logits, responses, response_mask, **others)
 
     candidate = FromLogits("planted", loss)
-    found = explore(candidate, 0, 60.0, ignore)
+    found = explore(partial(run_loss_case, candidate), 0, 60.0, ignore)
     assert failing(found)
     assert all(
         {"rows 1", "tokens 9", "temperature 2.0"} <= set(result.tags) for result in failing(found)

@@ -1,0 +1,1 @@
+"""A candidate on generated cases: what fails, what was not varied, which faults would show."""
