@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.truth import error_bounds, oracle
@@ -78,9 +79,13 @@ class Bounded(NamedTuple):
 
 
 def distribution_of(case: LossCase) -> Distribution:
-    """Mode and alpha of a case, and its coarser unit roundoff times the calibrated constant."""
-    u = TOLERANCES.loss_roundings * error_bounds.unit_roundoff(case.coarsest_dtype)
-    return Distribution(case.mode, case.config.alpha, u)
+    """Mode and alpha of a case, and the unit roundoff of what combines both sides."""
+    return Distribution(case.mode, case.config.alpha, _roundoff(case.coarsest_dtype))
+
+
+def _roundoff(dtype: torch.dtype) -> float:
+    """The unit roundoff times the calibrated constant."""
+    return TOLERANCES.loss_roundings * error_bounds.unit_roundoff(dtype)
 
 
 def truth(case: LossCase, *, all_choices: bool = True) -> Truth:
@@ -95,14 +100,17 @@ def truth(case: LossCase, *, all_choices: bool = True) -> Truth:
         token = oracle.evaluate(case, _reference_choice(case, counts))
         ties = _ties_at_edge(case, student_z, token.log_p) if all_choices else settled(token.chosen)
         divided = case.config.temperature != 1.0
-        student = error_bounds.log_prob_bounds(student_z, token.log_p, divided, u)
-        teacher = error_bounds.log_prob_bounds(teacher_z, token.log_q, divided, u)
+        of_student, of_teacher = (
+            _roundoff(logits.dtype) for logits in (case.student_logits, case.teacher_logits)
+        )
+        student = error_bounds.log_prob_bounds(student_z, token.log_p, divided, of_student)
+        teacher = error_bounds.log_prob_bounds(teacher_z, token.log_q, divided, of_teacher)
         logits = ((student_z, token.log_p), (teacher_z, token.log_q))
         rounded = np.stack([error_bounds.largest_rounded(*side) for side in logits], axis=-1)
         stages = _sampled_log_probs(case, counts, student, teacher)
         divergence = _divergence(case, token, student, teacher, ties)
         stages |= divergence.stages
-        weights = _token_weights(case, counts, stages["log_probs.student"], u)
+        weights = _token_weights(case, counts, stages["log_probs.student"], of_student)
         importance = _importance(stages["divergence"], weights, u)
         stages["importance"] = importance
         stages["aggregate"] = _aggregate(importance, divergence.tie_spread, weights, u)

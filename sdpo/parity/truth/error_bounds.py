@@ -57,12 +57,14 @@ class LogProbs:
     """Log-probabilities of one side `(N, V)` with the bounds of their errors.
 
     `entry_error` `(N, V)` is independent from entry to entry; `token_error` `(N, 1)`, from the
-    normalizer, is the same for all entries of a token.
+    normalizer, is the same for all entries of a token. `u` is the unit roundoff of the side's
+    dtype, in which all that depends on this side alone is computed.
     """
 
     value: Array
     entry_error: Array
     token_error: Array
+    u: float
 
     @property
     def bound(self) -> Array:
@@ -71,7 +73,8 @@ class LogProbs:
 
     def rows(self, tokens: Array) -> "LogProbs":
         """Return the same of some tokens, by their numbers."""
-        return LogProbs(self.value[tokens], self.entry_error[tokens], self.token_error[tokens])
+        of_tokens = (a[tokens] for a in (self.value, self.entry_error, self.token_error))
+        return LogProbs(*of_tokens, self.u)
 
 
 def log_prob_bounds(z: Array, log_p: Array, divided: bool, u: float) -> LogProbs:
@@ -93,7 +96,7 @@ def log_prob_bounds(z: Array, log_p: Array, divided: bool, u: float) -> LogProbs
     size = np.abs(np.where(finite, normalizer, 0)).max(axis=-1, keepdims=True)
     token_error = average + u * (roundings_of_sum(p.shape[-1], u) + 1 + size)
     entry_error = np.where(finite, of_division + 2 * u * np.abs(log_p), 0)
-    return LogProbs(log_p, entry_error, token_error)
+    return LogProbs(log_p, entry_error, token_error, u)
 
 
 def largest_rounded(z: Array, log_p: Array) -> Array:
@@ -139,7 +142,7 @@ class SupportBounds:
 
 
 def support_bounds(
-    log_on_support: Array, side: LogProbs, chosen: Array, mode: str, u: float
+    log_on_support: Array, side: LogProbs, chosen: Array, mode: str
 ) -> SupportBounds:
     """Bound one side's log-probabilities on the support, tail or renormalisation included.
 
@@ -148,8 +151,8 @@ def support_bounds(
         side: over the vocabulary.
         chosen: `(N, V)`, the entries of the support.
         mode: of the case.
-        u: unit roundoff.
     """
+    u = side.u
     inside = np.where(chosen, side.value, -np.inf)
     top = inside.max(axis=-1, keepdims=True, initial=-np.finfo(float).max)
     relative = np.exp(inside - finite_or_zero(top))
@@ -319,8 +322,8 @@ def distribution_bounds(
     token: Token, student: LogProbs, teacher: LogProbs, of: Distribution
 ) -> DivergenceBounds:
     """Bound what compares two distributions, on the support that the tokens have chosen."""
-    a = support_bounds(token.log_a, student, token.chosen, of.mode, of.u)
-    b = support_bounds(token.log_b, teacher, token.chosen, of.mode, of.u)
+    a = support_bounds(token.log_a, student, token.chosen, of.mode)
+    b = support_bounds(token.log_b, teacher, token.chosen, of.mode)
     bound = divergence_bound(a, b, token.g, of.alpha, of.u)
     if of.mode == "topk_tail":
         bound = bound + tail_movement(a, b, of.alpha)[0]

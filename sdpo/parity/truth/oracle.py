@@ -66,9 +66,10 @@ def array_of(tensor: torch.Tensor) -> Array:
     return tensor.detach().double().numpy()
 
 
-def arithmetic_for(dtype: torch.dtype) -> Arithmetic:
-    """Enough precision to judge results of a dtype."""
-    return PRECISE if dtype == torch.float64 else FLOAT64
+def _arithmetic_for(case: LossCase) -> Arithmetic:
+    """Enough precision to judge results of a case, of both sides."""
+    dtypes = (case.student_logits.dtype, case.teacher_logits.dtype)
+    return PRECISE if torch.float64 in dtypes else FLOAT64
 
 
 def log_probabilities(scaled: Array, numbers: Arithmetic) -> Array:
@@ -223,7 +224,7 @@ def evaluate(case: LossCase, chosen: Array | None = None) -> Token:
         case: the inputs, rounded to the case's dtype.
         chosen: `(N, V)` support to use instead of the student's K largest entries.
     """
-    numbers = arithmetic_for(case.dtype)
+    numbers = _arithmetic_for(case)
     with np.errstate(all="ignore"), mpmath.workdps(40):
         counts, student, teacher = scaled_logits(case, numbers)
         if case.mode == "sampled":

@@ -171,6 +171,7 @@ def _with_rest(side: LogProbs, token: int, possible: Array) -> LogProbs:
         np.append(value[possible], rest)[None],
         np.append(error[possible], largest)[None],
         side.token_error[token : token + 1],
+        side.u,
     )
 
 

@@ -5,6 +5,7 @@ Where a tail is near its limit the log of the tail may be anything between two r
 the interval ends at the limit: there, and at bfloat16, a budget must merely not be exceeded.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -17,6 +18,7 @@ from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import compare_loss
 from sdpo.parity.compare.statuses import FAILING
+from sdpo.parity.faults.catalogue import BY_ID
 from sdpo.parity.faults.evaluate_fault import fault_trace
 from sdpo.parity.truth.budget import truth
 from sdpo.parity.truth.oracle import array_of
@@ -92,3 +94,51 @@ def test_a_tie_leaves_room_for_the_roundings_of_each_choice():
         for name in ("divergence", "gradient"):
             away = abs(array_of(trace[name]).ravel() - true.values[name].ravel())
             assert (away <= true.bounds[name].ravel()).all(), (chosen, name)
+
+
+SINGLE, LOW, DOUBLE = torch.float32, torch.bfloat16, torch.float64
+SMALL = ("P-L001", "P-L043", "P-L085", "P-L129")
+"""Float32 cases of a few thousand logits: each kind of support, and the sampled token alone."""
+
+
+def in_two_dtypes(case: LossCase, student: torch.dtype, teacher: torch.dtype) -> LossCase:
+    """The case with its logits rounded to bfloat16, in which each dtype can hold them."""
+    sides = case.student_logits.to(LOW).to(student), case.teacher_logits.to(LOW).to(teacher)
+    return replace(case, student_logits=sides[0], teacher_logits=sides[1], recorded={})
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), [(SINGLE, LOW), (LOW, SINGLE), (SINGLE, DOUBLE), (DOUBLE, SINGLE)]
+)
+def test_a_correct_evaluation_of_two_dtypes_stays_inside_the_roundings_of_each(student, teacher):
+    """What depends on one side alone uses half of a budget at most, whatever the other's dtype."""
+    compared = 0
+    for case in (case for case in cases() if case.id in SMALL):
+        mixed = in_two_dtypes(case, student, teacher)
+        evaluated = evaluate_case(mixed)
+        for name in (name for name in EVALUATIONS if name == OWN or applies(name, mixed)):
+            trace = Own().trace(mixed) if name == OWN else fault_trace(VARIANTS[name], mixed)
+            for comparison in compare_loss(evaluated, trace):
+                of_one_side = comparison.stage in ("log_probs", "support")
+                most = 1.0 if LOW in (student, teacher) and not of_one_side else HALF
+                assert comparison.status not in FAILING, (name, comparison)
+                assert comparison.budget_used <= most, (name, comparison)
+                compared += 1
+    assert compared > 100
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_one_side_in_the_others_lower_precision_shows_at_that_side_alone(side):
+    """Its log-probs were within the coarser roundoff, which both sides had before."""
+    rounded = BY_ID["M32"].parts
+    for case in (case for case in cases() if case.id in SMALL):
+        dtypes = (SINGLE, LOW) if side == "student" else (LOW, SINGLE)
+        mixed, low = in_two_dtypes(case, *dtypes), in_two_dtypes(case, LOW, LOW)
+        name, trace = f"log_probs.{side}", fault_trace(rounded, mixed)
+        compared = compare_loss(evaluate_case(mixed), trace)
+        departing = {c.stage for c in compared if c.status in FAILING}
+        assert departing >= {"log_probs"}
+        counts = evaluate_case(mixed).truth.counts
+        away = abs(array_of(trace[name])[counts] - evaluate_case(mixed).truth.values[name])
+        assert (away <= evaluate_case(low).truth.bounds[name]).all()
+        assert (away > 10 * evaluate_case(mixed).truth.bounds[name]).any()

@@ -42,7 +42,7 @@ def logs(*probabilities: float) -> np.ndarray:
 
 def exact(log_p: np.ndarray) -> LogProbs:
     """Log-probs without any error."""
-    return LogProbs(log_p, np.zeros_like(log_p), np.zeros((1, 1)))
+    return LogProbs(log_p, np.zeros_like(log_p), np.zeros((1, 1)), U)
 
 
 def on_support(log: np.ndarray, entry_error: float = 0.0, token_error: float = 0.0):
@@ -103,10 +103,10 @@ def test_the_largest_number_on_the_way_is_a_logit_an_exponential_or_the_normaliz
 
 def test_renormalised_the_normalizers_error_cancels():
     """Half and a quarter chosen: M = 3/4, so that the shares are 2/3 and 1/3."""
-    side = LogProbs(logs(0.5, 0.25, 0.25), np.full((1, 3), 3 * U), np.full((1, 1), 1e9))
+    side = LogProbs(logs(0.5, 0.25, 0.25), np.full((1, 3), 3 * U), np.full((1, 1), 1e9), U)
     chosen = np.array([[True, True, False]])
     log_a, _ = oracle.on_support(side.value, chosen, "topk_renorm", oracle.FLOAT64)
-    found = support_bounds(log_a, side, chosen, "topk_renorm", U)
+    found = support_bounds(log_a, side, chosen, "topk_renorm")
     # (2/3 + 1/3) · 3u from the entries; the sum of two, the exponentials, the logarithm
     of_sum = U * (math.sqrt(2) + 1 + math.log(4 / 3))
     assert found.token_error.item() == pytest.approx(3 * U + of_sum)
@@ -119,7 +119,7 @@ def test_the_tail_of_one_half_moves_by_as_much_as_the_mass_inside():
     side = exact(logs(0.5, 0.25, 0.25))
     chosen = np.array([[True, False, False]])
     log_a, _ = oracle.on_support(side.value, chosen, "topk_tail", oracle.FLOAT64)
-    found = support_bounds(log_a, side, chosen, "topk_tail", U)
+    found = support_bounds(log_a, side, chosen, "topk_tail")
     away = U * (2 + LOG2) + 2 * U * (1 + LOG2)
     assert found.tail[0] + LOG2 == pytest.approx(np.array([-away, away]), rel=1e-4)
     assert found.tail_bound == pytest.approx(away, rel=1e-4)
