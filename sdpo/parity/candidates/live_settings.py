@@ -13,10 +13,10 @@ from sdpo.parity.live_fork.composed_settings import live_layers
 from sdpo.parity.live_fork.settings import Settings
 from sdpo.parity.recorded.settings import null
 
-RECORDED = {"defaults_yaml": "sdpo_yaml", "defaults_dataclass": "dataclass"}
+_RECORDED = {"defaults_yaml": "sdpo_yaml", "defaults_dataclass": "dataclass"}
 """Defaults recorded with the teacher prompts, and the layer that they are of."""
 
-ABSENT = "no such setting"
+_ABSENT = "no such setting"
 
 
 def run_live_config_family(root: Path, family: GoldenFamily) -> list[CaseResult]:
@@ -31,12 +31,12 @@ def run_live_config_family(root: Path, family: GoldenFamily) -> list[CaseResult]
     """
     live = live_layers(root)
     results = [
-        compare_layer(f"settings of {layer}", live[layer], settings)
+        _compare_layer(f"settings of {layer}", live[layer], settings)
         for layer, settings in written_layers().items()
     ]
-    for name, layer in RECORDED.items():
+    for name, layer in _RECORDED.items():
         if name in family.manifest:
-            results.append(compare_layer(name, live[layer], family.manifest[name]))
+            results.append(_compare_layer(name, live[layer], family.manifest[name]))
     return results
 
 
@@ -58,10 +58,10 @@ def written_layers() -> dict[str, Settings]:
     }
 
 
-def compare_layer(name: str, live: Settings, written: Settings) -> CaseResult:
+def _compare_layer(name: str, live: Settings, written: Settings) -> CaseResult:
     """Compare the settings that are written down of a layer."""
     result = CaseResult(name, "config")
     for setting, value in written.items():
-        actual = live.get(setting, ABSENT)
+        actual = live.get(setting, _ABSENT)
         result.comparisons.append(compare_exact("config", name, setting, actual, value))
     return result

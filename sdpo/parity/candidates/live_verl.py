@@ -43,7 +43,7 @@ from sdpo.parity.recorded.golden_updates import batches, build
 from sdpo.parity.recorded.teacher_prompts import Record
 from sdpo.settings.config import SDPOConfig
 
-FUNCTIONS = {
+_FUNCTIONS = {
     "config": (CONFIG, "SelfDistillationConfig"),
     "feedback": (RAY_TRAINER, "RayPPOTrainer._collect_feedback"),
     "demonstration": (RAY_TRAINER, "RayPPOTrainer._get_solution"),
@@ -82,15 +82,15 @@ class LiveVerl:
         try:
             self.root = find_checkout()
             check_packages()
-            functions = {stage: live_function(*path) for stage, path in FUNCTIONS.items()}
+            functions = {stage: live_function(*path) for stage, path in _FUNCTIONS.items()}
         except CheckoutError as error:
             raise CandidateError("config", str(error)) from error
         self.notes = (f"verl: {inspect_checkout(self.root).described()}",)
-        found = {stage: location_of(function) for stage, function in functions.items()}
+        locations = {stage: location_of(function) for stage, function in functions.items()}
         self.locations: dict[str, Location] = {
-            stage: place for stage, place in found.items() if place is not None
+            stage: place for stage, place in locations.items() if place is not None
         }
-        self.location = found["importance"]
+        self.location = locations["importance"]
 
     def config_results(self, family: GoldenFamily) -> list[CaseResult]:
         """What the checkout's files set, against what is written down of the recorded commit.

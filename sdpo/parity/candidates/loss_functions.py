@@ -11,10 +11,10 @@ from sdpo.parity.cases.fresh_inputs import another, as_called
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
 from sdpo.reference.loss import log_probs_from_logits, topk_log_probs
 
-OBSERVED = ("aggregate", "gradient")
-LOGITS_ARGUMENTS = ("student_logits", "teacher_logits", "responses", "response_mask")
-OPTIONAL_TENSORS = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
-LOG_PROB_ARGUMENTS = (
+_OBSERVED = ("aggregate", "gradient")
+_LOGITS_ARGUMENTS = ("student_logits", "teacher_logits", "responses", "response_mask")
+_OPTIONAL_TENSORS = ("old_log_probs", "self_distillation_mask", "rollout_is_weights")
+_LOG_PROB_ARGUMENTS = (
     "student_log_probs",
     "teacher_log_probs",
     "student_topk_log_probs",
@@ -22,15 +22,15 @@ LOG_PROB_ARGUMENTS = (
     "student_all_log_probs",
     "teacher_all_log_probs",
 )
-BEFORE_LOG_PROBS = {"temperature", "distillation_topk"}
+_BEFORE_LOG_PROBS = {"temperature", "distillation_topk"}
 NEEDED = {
-    "sampled": LOG_PROB_ARGUMENTS[:2],
-    "topk_tail": LOG_PROB_ARGUMENTS[2:4],
-    "topk_renorm": LOG_PROB_ARGUMENTS[2:4],
-    "full_vocab": LOG_PROB_ARGUMENTS[4:],
+    "sampled": _LOG_PROB_ARGUMENTS[:2],
+    "topk_tail": _LOG_PROB_ARGUMENTS[2:4],
+    "topk_renorm": _LOG_PROB_ARGUMENTS[2:4],
+    "full_vocab": _LOG_PROB_ARGUMENTS[4:],
 }
-CONFIG_NAMES = ("config", "self_distillation_config")
-ABSENT_MEANS = {
+_CONFIG_NAMES = ("config", "self_distillation_config")
+_ABSENT_MEANS = {
     "full_logit_distillation": True,
     "alpha": 0.5,
     "distillation_topk": 100,
@@ -39,7 +39,7 @@ ABSENT_MEANS = {
     "loss_agg_mode": "token-mean",
     "temperature": 1.0,
 }
-ALIASES = {
+_ALIASES = {
     "add_tail": "distillation_add_tail",
     "topk": "distillation_topk",
     "top_k": "distillation_topk",
@@ -51,25 +51,25 @@ ALIASES = {
     "kl_alpha": "alpha",
     "tau": "temperature",
 }
-OFFERED = {
-    *LOGITS_ARGUMENTS,
-    *OPTIONAL_TENSORS,
-    *LOG_PROB_ARGUMENTS,
-    *CONFIG_NAMES,
+_OFFERED = {
+    *_LOGITS_ARGUMENTS,
+    *_OPTIONAL_TENSORS,
+    *_LOG_PROB_ARGUMENTS,
+    *_CONFIG_NAMES,
     *LOSS_SETTINGS,
-    *ALIASES,
+    *_ALIASES,
 }
 
 
 def is_from_log_probs(function: Callable[..., Any]) -> bool:
     """Whether the parameters have the reference's log-prob names."""
-    return any(name in signature_of(function).parameters for name in LOG_PROB_ARGUMENTS)
+    return any(name in signature_of(function).parameters for name in _LOG_PROB_ARGUMENTS)
 
 
 class LossFunction:
     """What both shapes share: which arguments the function takes, and how settings reach it."""
 
-    stages: tuple[str, ...] = OBSERVED
+    stages: tuple[str, ...] = _OBSERVED
     inputs: tuple[str, ...] = ()
 
     def __init__(self, name: str, kind: str, function: Callable[..., Any]) -> None:
@@ -86,7 +86,7 @@ class LossFunction:
         self.check_parameters()
         self.aliases = {
             alias: setting
-            for alias, setting in ALIASES.items()
+            for alias, setting in _ALIASES.items()
             if alias in self.parameters and setting not in self.parameters
         }
         self.notes = tuple(
@@ -100,7 +100,7 @@ class LossFunction:
             CandidateError: there is such an argument.
         """
         for name, p in self.parameters.items():
-            needed = p.default is p.empty and name not in OFFERED
+            needed = p.default is p.empty and name not in _OFFERED
             if needed and not self.is_positional_input(name):
                 raise CandidateError(
                     "config",
@@ -157,7 +157,7 @@ class LossFunction:
             NotCoveredError: a setting that differs from the default has no argument.
         """
         arguments: dict[str, Any] = {}
-        for name in CONFIG_NAMES:
+        for name in _CONFIG_NAMES:
             if name in self.parameters or (self.takes_anything and name == "config"):
                 arguments[name] = case.config
         for name in names:
@@ -166,7 +166,7 @@ class LossFunction:
         for alias, name in self.aliases.items():
             if name in names:
                 arguments[alias] = getattr(case.config, name)
-        if not any(name in arguments for name in CONFIG_NAMES):
+        if not any(name in arguments for name in _CONFIG_NAMES):
             given = set(arguments) | {self.aliases.get(name, name) for name in arguments}
             self.refuse_hidden_settings(case, tuple(n for n in names if n not in given))
         return arguments
@@ -175,7 +175,7 @@ class LossFunction:
         """A setting without an argument is covered where it is off, or at its usual value."""
         for name in names:
             value = getattr(case.config, name)
-            if value != ABSENT_MEANS[name]:
+            if value != _ABSENT_MEANS[name]:
                 raise NotCoveredError(f"takes no {name}, the case needs {name}={value!r}")
 
     def optional_tensors(self, case: LossCase) -> dict[str, Tensor | None]:
@@ -187,7 +187,7 @@ class LossFunction:
             NotCoveredError: one that has an effect on the case has no argument.
         """
         given: dict[str, Tensor | None] = {}
-        for name in OPTIONAL_TENSORS:
+        for name in _OPTIONAL_TENSORS:
             value = getattr(case, name)
             if value is None:
                 parameter = self.parameters.get(name)
@@ -195,12 +195,12 @@ class LossFunction:
                     given[name] = None
             elif self.takes(name):
                 given[name] = value
-            elif has_effect(case, name, value):
+            elif _has_effect(case, name, value):
                 raise NotCoveredError(f"takes no {name}, the case needs it")
         return given
 
 
-def has_effect(case: LossCase, name: str, value: Tensor) -> bool:
+def _has_effect(case: LossCase, name: str, value: Tensor) -> bool:
     """Whether leaving out an optional tensor would change the loss."""
     if name == "old_log_probs":
         return case.config.is_clip is not None
@@ -213,34 +213,34 @@ class FromLogits(LossFunction):
     The four inputs are passed by position where they have other names.
     """
 
-    inputs = LOGITS_ARGUMENTS
+    inputs = _LOGITS_ARGUMENTS
 
     def is_positional_input(self, name: str) -> bool:
         """The first four positional parameters are the inputs, whatever their names."""
         places = [n for n, p in self.parameters.items() if p.kind is not p.KEYWORD_ONLY]
-        return name in places[: len(LOGITS_ARGUMENTS)]
+        return name in places[: len(_LOGITS_ARGUMENTS)]
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name, "loss from logits", function)
         places = [p for p in self.parameters.values() if p.kind is not p.KEYWORD_ONLY]
-        self.keeps_positions = [p.name for p in places[:4]] == list(LOGITS_ARGUMENTS)
-        named = all(argument in self.parameters for argument in LOGITS_ARGUMENTS)
-        if len(places) < len(LOGITS_ARGUMENTS) and not (named or self.takes_positions):
+        self.keeps_positions = [p.name for p in places[:4]] == list(_LOGITS_ARGUMENTS)
+        named = all(argument in self.parameters for argument in _LOGITS_ARGUMENTS)
+        if len(places) < len(_LOGITS_ARGUMENTS) and not (named or self.takes_positions):
             raise CandidateError(
                 "config",
                 f"takes {len(places)} arguments by position; a loss from logits takes "
-                f"{', '.join(LOGITS_ARGUMENTS)}",
+                f"{', '.join(_LOGITS_ARGUMENTS)}",
             )
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Loss and gradient on fresh copies of the inputs."""
         given = as_called(case)
-        required = tuple(getattr(given, name) for name in LOGITS_ARGUMENTS)
+        required = tuple(getattr(given, name) for name in _LOGITS_ARGUMENTS)
         optional = self.optional_tensors(given)
         arguments: dict[str, Any] = {**optional, **self.settings(case, LOSS_SETTINGS)}
-        named = dict(zip(LOGITS_ARGUMENTS, required, strict=True))
+        named = dict(zip(_LOGITS_ARGUMENTS, required, strict=True))
         positional: tuple[Any, ...] = required
-        by_name = all(name in self.parameters for name in LOGITS_ARGUMENTS)
+        by_name = all(name in self.parameters for name in _LOGITS_ARGUMENTS)
         if by_name and not (case.call.by_position and self.keeps_positions):
             arguments |= named
             positional = ()
@@ -261,7 +261,7 @@ class FromLogProbs(LossFunction):
     teacher's arrive without gradient, as in the reference.
     """
 
-    inputs = (*LOG_PROB_ARGUMENTS, "response_mask")
+    inputs = (*_LOG_PROB_ARGUMENTS, "response_mask")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name, "loss from log-probs", function)
@@ -278,10 +278,10 @@ class FromLogProbs(LossFunction):
         optional = self.optional_tensors(given)
         tensors["response_mask"] = given.response_mask
         # temperature and K are already in the log-probs
-        elsewhere = {"temperature"} if self.gives("distillation_topk") else BEFORE_LOG_PROBS
+        elsewhere = {"temperature"} if self.gives("distillation_topk") else _BEFORE_LOG_PROBS
         names = tuple(name for name in LOSS_SETTINGS if name not in elsewhere)
         arguments = {**tensors, **optional, **self.settings(case, names)}
-        for name in LOG_PROB_ARGUMENTS:
+        for name in _LOG_PROB_ARGUMENTS:
             parameter = self.parameters.get(name)
             if parameter is None or name in arguments:
                 continue

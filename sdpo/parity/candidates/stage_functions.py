@@ -25,11 +25,11 @@ from sdpo.parity.cases.loss_case import LossCase, reference_trace
 from sdpo.parity.cases.returned_values import no_indices, no_tensor
 from sdpo.parity.cases.stages import PROMPT_STAGES
 
-LOSS_STAGES = ("log_probs", "support", "tail", "divergence", "importance", "aggregate")
-EXPOSED = PROMPT_STAGES + LOSS_STAGES
+_LOSS_STAGES = ("log_probs", "support", "tail", "divergence", "importance", "aggregate")
+_EXPOSED = PROMPT_STAGES + _LOSS_STAGES
 
 
-def tensor_of(stage: str, value: Any) -> Tensor:
+def _tensor_of(stage: str, value: Any) -> Tensor:
     """A stage's result as a tensor.
 
     Raises:
@@ -49,23 +49,23 @@ class StageFunctions:
     def __init__(self, name: str, owner: Any) -> None:
         self.name, self.owner = name, owner
         self.location: Location | None = location_of(owner)
-        self.stages = tuple(s for s in EXPOSED if callable(getattr(owner, s, None)))
+        self.stages = tuple(s for s in _EXPOSED if callable(getattr(owner, s, None)))
         places = {stage: location_of(getattr(owner, stage)) for stage in self.stages}
         self.locations = {stage: place for stage, place in places.items() if place is not None}
-        self.loss_stages = tuple(s for s in self.stages if s in LOSS_STAGES)
+        self.loss_stages = tuple(s for s in self.stages if s in _LOSS_STAGES)
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Value of every exposed stage, each from the reference's value of the stage before."""
         reference = reference_trace(case)
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         for stage in self.loss_stages:
             function = getattr(self.owner, stage)
             if stage == "support":
-                found |= self.support(function, case)
+                values |= self.support(function, case)
                 continue
-            for name, offered in offers(stage, case, reference).items():
-                found[name] = tensor_of(stage, call_by_name(stage, function, offered))
-        return found
+            for name, offered in _offers(stage, case, reference).items():
+                values[name] = _tensor_of(stage, call_by_name(stage, function, offered))
+        return values
 
     def support(self, function: Callable[..., Any], case: LossCase) -> dict[str, Tensor]:
         """Result of the stage `support`: indices and both sides' log-probs."""
@@ -85,27 +85,27 @@ class StageFunctions:
             raise CandidateError("support", "expected (indices or None, student, teacher)")
         indices, student, teacher = result
         sides = {
-            "support.student": tensor_of("support", student),
-            "support.teacher": tensor_of("support", teacher),
+            "support.student": _tensor_of("support", student),
+            "support.teacher": _tensor_of("support", teacher),
         }
         if indices is None and case.config.distillation_topk is None:
             return sides
         if indices is None:
             raise CandidateError("support", "returned no indices; distillation_topk needs them")
-        chosen = tensor_of("support", indices)
+        chosen = _tensor_of("support", indices)
         if problem := no_indices(chosen, case.student_logits):
             raise CandidateError("support", f"returned {problem}")
         if case.config.distillation_topk is not None:
             return sides | {"support.indices": chosen}
-        return {name: in_vocabulary_order(value, chosen) for name, value in sides.items()}
+        return {name: _in_vocabulary_order(value, chosen) for name, value in sides.items()}
 
 
-def in_vocabulary_order(values: Tensor, indices: Tensor) -> Tensor:
+def _in_vocabulary_order(values: Tensor, indices: Tensor) -> Tensor:
     """Values of the whole vocabulary, `(B, T, V)`, in its order; others stay as they are."""
     return values.gather(-1, indices.argsort(-1)) if values.shape == indices.shape else values
 
 
-def offers(
+def _offers(
     stage: str, case: LossCase, reference: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Any]]:
     """For each value of a stage, the arguments it is computed from."""

@@ -14,15 +14,15 @@ import traceback
 from collections.abc import Callable
 
 FAILED, INTERRUPTED = 2, 130
-FULL = "; the disk is full: make room, and repeat the command"
-DEFECT = "; a defect of sdpo: please report it, SDPO_TRACEBACK=1 shows all of it"
-EXTRAS = {
+_FULL = "; the disk is full: make room, and repeat the command"
+_DEFECT = "; a defect of sdpo: please report it, SDPO_TRACEBACK=1 shows all of it"
+_EXTRAS = {
     "train": ("transformers", "trl", "peft", "accelerate", "datasets"),
     "peers": ("sdpo_rl",),
 }
 """Packages by the extra of ours that installs them."""
 
-UNENCODABLE = ("strict", "surrogateescape")
+_UNENCODABLE = ("strict", "surrogateescape")
 """Handlers of an output stream that fail at a character which its encoding lacks."""
 
 
@@ -38,7 +38,7 @@ def missing(module: str) -> str:
             f"there is no module {module!r} in the package {package!r}, which is installed: check "
             "the name, or install a version that has it"
         )
-    extra = next((extra for extra, names in EXTRAS.items() if package in names), "")
+    extra = next((extra for extra, names in _EXTRAS.items() if package in names), "")
     fix = f"pip install 'sdpo[{extra}]'" if extra else "install it"
     return f"needs the package {module!r}, which is not installed: {fix}"
 
@@ -52,18 +52,18 @@ def described(error: BaseException) -> str:
         file = (
             f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         )
-        return f"{file}{error.strerror}{FULL if error.errno == errno.ENOSPC else ''}"
+        return f"{file}{error.strerror}{_FULL if error.errno == errno.ENOSPC else ''}"
     where = place(error)
     return f"{type(error).__name__}: {text or 'no message'}{f' (at {where})' if where else ''}"
 
 
 def place(error: BaseException) -> str:
     """Module and line of our code in which an exception was raised; empty if it was elsewhere."""
-    found = ""
+    where = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         name = frame.f_globals.get("__name__", "")
-        found = f"{name}:{line}" if name.split(".")[0] == "sdpo" else found
-    return found
+        where = f"{name}:{line}" if name.split(".")[0] == "sdpo" else where
+    return where
 
 
 def ended(run: Callable[[], int | None], *, as_json: bool = False) -> int:
@@ -75,7 +75,7 @@ def ended(run: Callable[[], int | None], *, as_json: bool = False) -> int:
         run: does the work, prints, and returns an exit code; None stands for 0.
         as_json: the line is a JSON document with the field `error`.
     """
-    tolerant()
+    _tolerant()
     try:
         code = run() or 0
     except CrashError as crash:
@@ -89,9 +89,9 @@ def ended(run: Callable[[], int | None], *, as_json: bool = False) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        hush()
+        _hush()
     except OSError as error:
-        hush()
+        _hush()
         return refuse(described(error), as_json, to_stderr=True)
     return code
 
@@ -101,13 +101,13 @@ def failure(error: BaseException, as_json: bool) -> int:
     if isinstance(error, KeyboardInterrupt):
         refuse("interrupted", as_json)
         return INTERRUPTED
-    if isinstance(error, BrokenPipeError) and read_by_nobody():
-        hush()
+    if isinstance(error, BrokenPipeError) and _read_by_nobody():
+        _hush()
         return FAILED
     if os.environ.get("SDPO_TRACEBACK"):
         traceback.print_exception(error)
     environment = isinstance(error, (OSError, ImportError, MemoryError))
-    return refuse(described(error) + ("" if environment else DEFECT), as_json)
+    return refuse(described(error) + ("" if environment else _DEFECT), as_json)
 
 
 def refuse(message: str, as_json: bool, *, to_stderr: bool = False) -> int:
@@ -118,20 +118,20 @@ def refuse(message: str, as_json: bool, *, to_stderr: bool = False) -> int:
     try:
         print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
     except OSError:
-        hush()
+        _hush()
         with contextlib.suppress(OSError):  # nothing is left to tell it to
             print(line, file=sys.stderr, flush=True)
     return FAILED
 
 
-def tolerant() -> None:
+def _tolerant() -> None:
     """Characters that an output's encoding lacks become question marks instead of an exception."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors in UNENCODABLE:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in _UNENCODABLE:
             stream.reconfigure(errors="replace")
 
 
-def read_by_nobody() -> bool:
+def _read_by_nobody() -> bool:
     """Whether standard output is a pipe that nobody reads any more."""
     try:
         descriptor = sys.stdout.fileno()
@@ -142,7 +142,7 @@ def read_by_nobody() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def hush() -> None:
+def _hush() -> None:
     """Standard output goes nowhere from now on: what is still to be written would fail again."""
     with contextlib.suppress(OSError, ValueError):  # a stream of a test has no descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -77,7 +77,7 @@ class LossCase:
         return self.response_mask * self.self_distillation_mask.unsqueeze(1)
 
 
-def from_golden(golden: GoldenCase) -> LossCase:
+def _from_golden(golden: GoldenCase) -> LossCase:
     """A recorded loss case.
 
     Raises:
@@ -123,11 +123,11 @@ def loss_case(golden: GoldenCase) -> LossCase:
     """A recorded case of the loss; the same object for the same entry of a manifest.
 
     Raises:
-        GoldenDataError: as `from_golden`.
+        GoldenDataError: as `_from_golden`.
     """
     known = _CASES.get(id(golden.entry))
     if known is None or known[0].entry is not golden.entry or known[0].folder != golden.folder:
-        known = _CASES[id(golden.entry)] = (golden, from_golden(golden))
+        known = _CASES[id(golden.entry)] = (golden, _from_golden(golden))
     return known[1]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SCALAR = "expected a scalar tensor with a graph to student_logits, alone or first in a tuple"
+_SCALAR = "expected a scalar tensor with a graph to student_logits, alone or first in a tuple"
 CPU = torch.device("cpu")
 
 
@@ -28,7 +28,7 @@ def no_scalar(result: Any, device: torch.device = CPU) -> str:
     """
     value, place = loss_in(result)
     if problem := no_tensor(value, device):
-        return f"returned {place}{problem}; {SCALAR}"
+        return f"returned {place}{problem}; {_SCALAR}"
     if value.dim() != 0:
         return f"returned {place}shape {tuple(value.shape)}; expected a scalar, shape ()"
     if not value.is_floating_point():

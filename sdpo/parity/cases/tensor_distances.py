@@ -10,8 +10,8 @@ from torch import Tensor
 PIECE = 2**18
 """Entries that are compared at a time on a CPU: what fits its cache is read from memory once."""
 
-GPU_PIECE = 2**26
-SMALLEST = 1e-12
+_GPU_PIECE = 2**26
+_SMALLEST = 1e-12
 """Below it the squares of a float32 norm may underflow."""
 
 Weights = Mapping[str, Tensor]
@@ -49,13 +49,13 @@ def norms(sides: Sequence[Weights], wanted: Sequence[tuple[int, int | None]]) ->
         sides: the sets, with the same names and shapes.
         wanted: pairs `(i, j)` for the norm of `sides[i] - sides[j]`, `(i, None)` for `sides[i]`'s.
     """
-    found: list[list[Tensor]] = [[] for _ in wanted]
+    of_pieces: list[list[Tensor]] = [[] for _ in wanted]
     for name, tensor in sides[0].items():
-        size = GPU_PIECE if tensor.is_cuda else PIECE
+        size = _GPU_PIECE if tensor.is_cuda else PIECE
         for parts in zip(*(s[name].detach().flatten().split(size) for s in sides), strict=True):
-            for row, (i, j) in zip(found, wanted, strict=True):
+            for row, (i, j) in zip(of_pieces, wanted, strict=True):
                 row.append(_tensor_norm(parts[i] if j is None else parts[i] - parts[j]))
-    return [math.hypot(*torch.stack(row).tolist()) if row else 0.0 for row in found]
+    return [math.hypot(*torch.stack(row).tolist()) if row else 0.0 for row in of_pieces]
 
 
 def _tensor_norm(tensor: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ def _tensor_norm(tensor: Tensor) -> Tensor:
     waited for to see that.
     """
     if tensor.dtype == torch.float32 and not tensor.is_cuda:
-        found = torch.linalg.vector_norm(tensor)
-        if SMALLEST < found < 1 / SMALLEST:
-            return found.double()
+        norm = torch.linalg.vector_norm(tensor)
+        if _SMALLEST < norm < 1 / _SMALLEST:
+            return norm.double()
     return torch.linalg.vector_norm(tensor, dtype=torch.float64)
 
 

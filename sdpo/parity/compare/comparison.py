@@ -15,7 +15,7 @@ from sdpo.parity.compare.improvements import improvements
 from sdpo.parity.compare.statuses import FAILING, FINITE, Status
 from sdpo.parity.truth.oracle import Array
 
-SIZED = ("", "value")
+_SIZED = ("", "value")
 """Effects of which the difference has a size: none, and another value."""
 
 
@@ -102,7 +102,7 @@ def compare_numeric(stage: str, case: str, actual: Array, expected: Expected) ->
             stage, Status.DIVERGENT, case, **measured, relative=1.0, note=note, effect=effect
         )
     status, note, effect = _status_of(difference)
-    sized = error.any() and (effect in SIZED or status == Status.DECLARED)
+    sized = error.any() and (effect in _SIZED or status == Status.DECLARED)
     relative = difference.relative_size if sized else None
     if effect == "value" and relative is not None:
         note += f", {relative:.2g} of the value"

@@ -16,10 +16,9 @@ from typing import Protocol, TypeVar
 
 from sdpo.parity.cases.stages import NAMES, first_in_order
 from sdpo.parity.compare.comparison import Comparison
-from sdpo.parity.compare.statuses import Status
+from sdpo.parity.compare.statuses import FAILING
 
-FAILING = (Status.DIVERGENT, Status.ERROR)
-PROBE = "probe"
+_PROBE = "probe"
 BEFORE = (-1, 0, 0)
 """The place of what is settled before the first update."""
 
@@ -61,7 +60,7 @@ def openers(result: Judged) -> list[Comparison]:
 def deciding(results: Sequence[Case]) -> list[Case]:
     """The failing cases whose first departures count: those of the others may follow from them."""
     firsts = [(result, first) for result in results if (first := earliest(result.comparisons))]
-    direct = [pair for pair in firsts if pair[0].family != PROBE] or firsts
+    direct = [pair for pair in firsts if pair[0].family != _PROBE] or firsts
     certain = {first.stage for _, first in direct if not first.may_follow}
     return [result for result, first in direct if not certain & set(first.may_follow)]
 

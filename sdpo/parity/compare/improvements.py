@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-LIST = Path(__file__).parents[1] / "report" / "deviations.toml"
+_LIST = Path(__file__).parents[1] / "report" / "deviations.toml"
 ZERO_PROBABILITY, ZERO_WEIGHT = "zero_probability", "zero_weight"
 EMPTY_BATCH, UNDEFINED_LOSS = "empty_batch", "undefined_loss"
 
@@ -35,6 +35,6 @@ class Improvement:
 @cache
 def improvements() -> Mapping[str, Improvement]:
     """All exceptions by their effect, in the order of the list."""
-    entries = tomllib.loads(LIST.read_text(encoding="utf-8"))["improvement"]
-    found = [Improvement(**entry | {"stages": tuple(entry["stages"])}) for entry in entries]
-    return {entry.effect: entry for entry in found}
+    entries = tomllib.loads(_LIST.read_text(encoding="utf-8"))["improvement"]
+    listed = [Improvement(**entry | {"stages": tuple(entry["stages"])}) for entry in entries]
+    return {entry.effect: entry for entry in listed}

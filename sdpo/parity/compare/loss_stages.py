@@ -20,7 +20,7 @@ from sdpo.parity.truth.rounded_token_counts import difference
 
 ORDER = ("log_probs", "support", "tail", "divergence", "importance", "aggregate", "gradient")
 
-OUTCOMES = ("aggregate", "gradient")
+_OUTCOMES = ("aggregate", "gradient")
 
 Trace = Mapping[str, Tensor]
 
@@ -31,7 +31,7 @@ def stage_of(name: str) -> str | None:
     return stage if stage in ORDER else None
 
 
-GROUPS = (
+_GROUPS = (
     *((name,) for name in PER_TOKEN),
     ("support.student", "support.teacher", "support.indices"),
     ("tail.student", "tail.teacher", "support.indices"),
@@ -55,8 +55,8 @@ def compare_loss(evaluated: EvaluatedCase, actual: Trace) -> list[Comparison]:
     if _outcome_diverges(comparisons) and evaluated.exact is not None:
         with_exact_counts = _compare_values(evaluated.exact, actual)
         if not _outcome_diverges(with_exact_counts):
-            before = [c for c in comparisons if c.stage not in OUTCOMES]
-            after = [c for c in with_exact_counts if c.stage in OUTCOMES]
+            before = [c for c in comparisons if c.stage not in _OUTCOMES]
+            after = [c for c in with_exact_counts if c.stage in _OUTCOMES]
             note = difference(evaluated.case)
             return before + [replace(comparison, note=note) for comparison in after]
     return comparisons
@@ -64,7 +64,7 @@ def compare_loss(evaluated: EvaluatedCase, actual: Trace) -> list[Comparison]:
 
 def _outcome_diverges(comparisons: Sequence[Comparison]) -> bool:
     """Whether loss or gradient diverge."""
-    return any(c.status == Status.DIVERGENT for c in comparisons if c.stage in OUTCOMES)
+    return any(c.status == Status.DIVERGENT for c in comparisons if c.stage in _OUTCOMES)
 
 
 def _compare_values(evaluated: EvaluatedCase, actual: Trace) -> list[Comparison]:
@@ -72,7 +72,7 @@ def _compare_values(evaluated: EvaluatedCase, actual: Trace) -> list[Comparison]
     comparisons: list[Comparison] = []
     reference = evaluated.reference
     after_choice = _after_choice(evaluated, actual) if evaluated.truth.ties.open.any() else {}
-    for names in GROUPS:
+    for names in _GROUPS:
         first, shown = names[0], tuple(name for name in names if name in actual)
         if first not in actual:
             continue

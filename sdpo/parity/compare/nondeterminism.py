@@ -25,7 +25,7 @@ Scatter = dict[str, float]
 
 def scatter(trace: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> Scatter:
     """The values that differ between two runs, with their largest difference ÷ largest value."""
-    found: Scatter = {}
+    sizes: Scatter = {}
     for name in trace:
         if name not in again or same_bits(trace[name], again[name]):
             continue
@@ -33,15 +33,15 @@ def scatter(trace: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> Scatter
         with np.errstate(all="ignore"):
             size = np.abs(np.nan_to_num(one, posinf=0.0, neginf=0.0)).max(initial=0.0)
             most = np.abs(one - other).max(initial=0.0) / size
-        found[name] = float(np.nan_to_num(most, nan=np.inf))
-    return found
+        sizes[name] = float(np.nan_to_num(most, nan=np.inf))
+    return sizes
 
 
 def withdrawn(results: Sequence[CaseResult], scatters: Sequence[Scatter]) -> list[CaseResult]:
     """The results without divergences that the candidate's own scatter may be."""
     largest: Scatter = {}
-    for found in scatters:
-        for name, size in found.items():
+    for sizes in scatters:
+        for name, size in sizes.items():
             stage = name.split(".")[0]
             largest[stage] = max(largest.get(stage, 0.0), size)
     if not largest:
@@ -52,13 +52,13 @@ def withdrawn(results: Sequence[CaseResult], scatters: Sequence[Scatter]) -> lis
     ]
 
 
-def believed(found: Comparison, own: float | None) -> Comparison:
-    """A comparison, or NOT_COVERED in place of a divergence that is within the scatter `own`."""
-    if found.status != Status.DIVERGENT or own is None:
-        return found
-    withdrawn = Comparison(found.stage, Status.NOT_COVERED, found.case, note=WITHDRAWN)
-    actual, expected = found.worst.get("actual"), found.worst.get("expected")
-    if found.effect != "value" or actual is None or expected is None:
+def believed(comparison: Comparison, of_itself: float | None) -> Comparison:
+    """Keep a comparison, or withdraw a divergence that is within the scatter `of_itself`."""
+    if comparison.status != Status.DIVERGENT or of_itself is None:
+        return comparison
+    withdrawn = Comparison(comparison.stage, Status.NOT_COVERED, comparison.case, note=WITHDRAWN)
+    actual, expected = comparison.worst.get("actual"), comparison.worst.get("expected")
+    if comparison.effect != "value" or actual is None or expected is None:
         return withdrawn
-    room = TOLERANCES.self_difference_slack * own * max(abs(actual), abs(expected))
-    return found if abs(actual - expected) > room else withdrawn
+    room = TOLERANCES.self_difference_slack * of_itself * max(abs(actual), abs(expected))
+    return comparison if abs(actual - expected) > room else withdrawn

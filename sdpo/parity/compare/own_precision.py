@@ -31,13 +31,13 @@ ACROSS = (-3, 7, -7, 3)
 The line is 7/16 of a rounding of the lower precision long, by `precision_line_fineness`.
 """
 
-SEED = 20260
-MOST_LOW = 3
+_SEED = 20260
+_MOST_LOW = 3
 """Divergent float32 cases that are searched for half precision: a name, not a verdict."""
 
 JUDGED_IN_FLOAT32 = "computes in float32, and is judged by float32's budgets"
 
-LOWER = {torch.float64: torch.float32, torch.float32: torch.bfloat16}
+_LOWER = {torch.float64: torch.float32, torch.float32: torch.bfloat16}
 NAMES = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "half precision"}
 
 Trace = Callable[[LossCase], Mapping[str, Tensor]]
@@ -46,15 +46,15 @@ Trace = Callable[[LossCase], Mapping[str, Tensor]]
 def line(case: LossCase, low: torch.dtype) -> list[LossCase]:
     """A case whose logits `low` can hold, and others that `low` rounds to the same."""
     step = unit_roundoff(low) / TOLERANCES.precision_line_fineness
-    found = []
+    cases = []
     for place in PLACES:
         sides = [
             side.to(low).to(case.dtype) * (1 + sign * place * step)
             for side, sign in ((case.student_logits, 1), (case.teacher_logits, -1))
         ]
         moved = replace(case, student_logits=sides[0], teacher_logits=sides[1], recorded={})
-        found.append(moved)
-    return found
+        cases.append(moved)
+    return cases
 
 
 def steps(trace: Trace, cases: Sequence[LossCase]) -> dict[str, float]:
@@ -67,10 +67,10 @@ def steps(trace: Trace, cases: Sequence[LossCase]) -> dict[str, float]:
     """
     traces = []
     for case in cases:
-        reseed(SEED)
+        reseed(_SEED)
         traces.append(trace(case))
     return {
-        name: step_of([array_of(found[name]) for found in traces])
+        name: step_of([array_of(trace_of_case[name]) for trace_of_case in traces])
         for name, value in traces[0].items()
         if value.is_floating_point() and name != "loss_mask"
     }
@@ -84,8 +84,8 @@ def step_of(values: Sequence[Array]) -> float:
         bend = np.tensordot(np.array(ACROSS, dtype=float), stacked, axes=1)[finite]
         way = (stacked[-1] - stacked[0])[finite]
         scale = float(np.linalg.norm(ACROSS))
-        found = np.linalg.norm(bend) / scale / np.linalg.norm(way) if way.any() else np.inf
-    return float(found)
+        size = np.linalg.norm(bend) / scale / np.linalg.norm(way) if way.any() else np.inf
+    return float(size)
 
 
 def follows(trace: Trace, case: LossCase, low: torch.dtype) -> dict[str, bool]:
@@ -93,7 +93,7 @@ def follows(trace: Trace, case: LossCase, low: torch.dtype) -> dict[str, bool]:
 
     The control computes in the precision above `low`.
     """
-    high = next(dtype for dtype, below in LOWER.items() if below == low)
+    high = next(dtype for dtype, below in _LOWER.items() if below == low)
     cases = line(case, low)
     control = steps(transcription_trace, [_in_dtype(moved, high) for moved in cases])
     way = PLACES[-1] * unit_roundoff(low) / TOLERANCES.precision_line_fineness
@@ -116,22 +116,22 @@ def measured(trace: Trace, case: LossCase) -> dict[str, torch.dtype]:
 
     Half precision is bfloat16 in the result, also where it is float16.
     """
-    if case.dtype not in LOWER:
+    if case.dtype not in _LOWER:
         return {}
-    found = {}
+    precision = {}
     try:
-        for name, moves in follows(trace, case, LOWER[case.dtype]).items():
-            found[name] = case.dtype if moves else LOWER[case.dtype]
-        if torch.float32 in found.values() and case.dtype == torch.float64:
+        for name, moves in follows(trace, case, _LOWER[case.dtype]).items():
+            precision[name] = case.dtype if moves else _LOWER[case.dtype]
+        if torch.float32 in precision.values() and case.dtype == torch.float64:
             told = follows(trace, case, torch.bfloat16)
-            for name in [n for n, dtype in found.items() if dtype == torch.float32]:
+            for name in [n for n, dtype in precision.items() if dtype == torch.float32]:
                 if name not in told:
-                    del found[name]  # float32 or less: no case for a name
+                    del precision[name]  # float32 or less: no case for a name
                 elif not told[name]:
-                    found[name] = torch.bfloat16
+                    precision[name] = torch.bfloat16
     except (BrokenGradientError, CandidateError, NotCoveredError):
         return {}
-    return found
+    return precision
 
 
 def in_float32(precision: Mapping[str, torch.dtype]) -> bool:
@@ -139,8 +139,8 @@ def in_float32(precision: Mapping[str, torch.dtype]) -> bool:
 
     A value in half precision beside one in float32 departs by float32's budgets.
     """
-    found = set(precision.values())
-    return torch.float32 in found and torch.float64 not in found
+    precisions = set(precision.values())
+    return torch.float32 in precisions and torch.float64 not in precisions
 
 
 def precision_rows(
@@ -156,14 +156,14 @@ def precision_rows(
         A row for each dtype given, lower precision computed in and dtype whose budgets judge: which
         values (`aggregate`, `gradient`, …), in how many of the cases that were searched.
     """
-    low = [o for o in observations if o.given == torch.float32 and o.diverges][:MOST_LOW]
+    low = [o for o in observations if o.given == torch.float32 and o.diverges][:_MOST_LOW]
     told = [(o, measured(trace, o.evaluated.case)) for o in low] if trace is not None else []
     told += [(o, o.precision) for o in observations if o.given == torch.float64]
-    found: dict[tuple[Any, ...], list[Mapping[str, torch.dtype]]] = {}
+    by_dtypes: dict[tuple[Any, ...], list[Mapping[str, torch.dtype]]] = {}
     for o, precision in told:
         for dtype in dict.fromkeys(precision.values()):
             if dtype != o.given:
-                found.setdefault((o.given, dtype, o.evaluated.case.dtype), []).append(precision)
+                by_dtypes.setdefault((o.given, dtype, o.evaluated.case.dtype), []).append(precision)
     return [
         {
             "given": NAMES[given],
@@ -173,5 +173,5 @@ def precision_rows(
             "of": sum(o.given == given for o, _ in told),
             "judged_by": NAMES[judged],
         }
-        for (given, dtype, judged), cases in found.items()
+        for (given, dtype, judged), cases in by_dtypes.items()
     ]

@@ -32,7 +32,7 @@ def other_dtypes(
     """
     if not getattr(candidate, "dtypes_are_judged", False):
         return []
-    found = []
+    comparisons = []
     for name, value in actual.items():
         stage = stage_of(name)
         if stage is None or name not in expected or value.dtype == expected[name].dtype:
@@ -40,12 +40,12 @@ def other_dtypes(
         dtypes = {"actual": _dtype_name(value), "expected": _dtype_name(expected[name])}
         note = f"{name} is {dtypes['actual']}, expected {dtypes['expected']}"
         worst = {"value": f"dtype of {name}"} | dtypes
-        found.append(
+        comparisons.append(
             Comparison(
                 stage, Status.DIVERGENT, case, compared=1, worst=worst, note=note, effect="dtype"
             )
         )
-    return found
+    return comparisons
 
 
 def _dtype_name(tensor: Tensor) -> str:

@@ -58,34 +58,34 @@ def stage_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
 def _stage_row(
     name: str, results: Sequence[CaseResult], opening: Sequence[Sequence[Comparison]]
 ) -> dict[str, Any]:
-    found = [c for result in results for c in result.comparisons if c.stage == name]
+    comparisons = [c for result in results for c in result.comparisons if c.stage == name]
     first = [c for group in opening for c in group if c.stage == name]
     row: dict[str, Any] = {
         "name": name,
-        "status": worst_status([c.status for c in found]),
+        "status": worst_status([c.status for c in comparisons]),
         "max_abs": None,
         "max_ulp": None,
         "budget_used": None,
         "worst": None,
         "first_in": sum(bool(group) and group[0].stage == name for group in opening),
         "introduced": _introduced(max(first, key=_severity)) if first else None,
-        "comparisons": len(found),
-        "bit_equal": sum(c.status == Status.MATCH for c in found),
-        "empty": sum(c.status == Status.NOT_COVERED for c in found),
+        "comparisons": len(comparisons),
+        "bit_equal": sum(c.status == Status.MATCH for c in comparisons),
+        "empty": sum(c.status == Status.NOT_COVERED for c in comparisons),
         "smallest_detectable": None,
         "relative": None,
         "note": "",
-        "by_case": _by_case(found),
+        "by_case": _by_case(comparisons),
     }
-    if not found:
+    if not comparisons:
         return row
-    worst = max(found, key=_severity)
-    shown = [c.relative for c in found if c.status == worst.status and c.relative is not None]
-    sizes = [c.smallest_detectable for c in found if c.smallest_detectable is not None]
+    worst = max(comparisons, key=_severity)
+    shown = [c.relative for c in comparisons if c.status == worst.status and c.relative is not None]
+    sizes = [c.smallest_detectable for c in comparisons if c.smallest_detectable is not None]
     return row | {
-        "max_abs": max(c.max_abs for c in found),
-        "max_ulp": max(c.max_ulp for c in found),
-        "budget_used": max(c.budget_used for c in found),
+        "max_abs": max(c.max_abs for c in comparisons),
+        "max_ulp": max(c.max_ulp for c in comparisons),
+        "budget_used": max(c.budget_used for c in comparisons),
         "worst": _place(worst),
         "smallest_detectable": min(sizes, default=None),
         "relative": max(shown, default=None),
@@ -108,10 +108,10 @@ def _severity(comparison: Comparison) -> tuple[int, float]:
     return SEVERITY.index(comparison.status), comparison.budget_used
 
 
-def _by_case(found: Iterable[Comparison]) -> list[list[Any]]:
+def _by_case(comparisons: Iterable[Comparison]) -> list[list[Any]]:
     """`[case, status, budget_used, max_abs, max_ulp]` of each case; empty comparisons left out."""
     cases: dict[str, list[Comparison]] = {}
-    for comparison in found:
+    for comparison in comparisons:
         if comparison.status != Status.NOT_COVERED:
             cases.setdefault(comparison.case, []).append(comparison)
     return [
@@ -150,11 +150,11 @@ def run_verdict(
         missing: required stages that were not covered.
         doubts: other reasons why a pass cannot be given.
     """
-    found = set(statuses)
-    if Status.ERROR in found:
+    seen = set(statuses)
+    if Status.ERROR in seen:
         return Verdict.ERROR
-    if Status.DIVERGENT in found:
+    if Status.DIVERGENT in seen:
         return Verdict.DIVERGENT
-    if missing or doubts or found <= {Status.NOT_COVERED}:
+    if missing or doubts or seen <= {Status.NOT_COVERED}:
         return Verdict.INCONCLUSIVE
-    return Verdict.DECLARED if Status.DECLARED in found else Verdict.PASS
+    return Verdict.DECLARED if Status.DECLARED in seen else Verdict.PASS

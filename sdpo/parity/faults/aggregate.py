@@ -12,43 +12,43 @@ from sdpo.parity.faults.reference_parts import (
 )
 from sdpo.reference.loss import agg_loss
 
-SEQUENCE_MEANS = ("seq-mean-token-sum", "seq-mean-token-mean")
+_SEQUENCE_MEANS = ("seq-mean-token-sum", "seq-mean-token-mean")
 
 
-def only_in(*modes: str, part: LossPart) -> LossPart:
+def _only_in(*modes: str, part: LossPart) -> LossPart:
     """Change some modes of aggregation only."""
     return lambda state: part(state) if state.config.loss_agg_mode in modes else aggregate(state)
 
 
-def token_mean_by(part: LossPart) -> LossPart:
+def _token_mean_by(part: LossPart) -> LossPart:
     """Change `token-mean` only."""
-    return only_in("token-mean", part=part)
+    return _only_in("token-mean", part=part)
 
 
-def norm_mode_by(part: LossPart) -> LossPart:
+def _norm_mode_by(part: LossPart) -> LossPart:
     """Change `seq-mean-token-sum-norm` only."""
-    return only_in("seq-mean-token-sum-norm", part=part)
+    return _only_in("seq-mean-token-sum-norm", part=part)
 
 
-def in_mode(mode: str) -> LossPart:
+def _in_mode(mode: str) -> LossPart:
     """Aggregate in another mode."""
     return lambda state: agg_loss(
         state.token_losses, state.loss_mask, mode, state.loss_mask.sum().clamp(min=1.0)
     )
 
 
-def counted_losses(state: LossState) -> Tensor:
+def _counted_losses(state: LossState) -> Tensor:
     """Return the token losses, zero where a token does not count."""
     losses = state.token_losses
     return torch.where(state.loss_mask != 0, losses, torch.zeros_like(losses)) * state.loss_mask
 
 
-def sum_divided_by(state: LossState, tokens: Tensor | float) -> Tensor:
+def _sum_divided_by(state: LossState, tokens: Tensor | float) -> Tensor:
     """Divide the sum over the tokens that count by `tokens`."""
-    return counted_losses(state).sum() / tokens
+    return _counted_losses(state).sum() / tokens
 
 
-def row_values(state: LossState) -> Tensor:
+def _row_values(state: LossState) -> Tensor:
     """Reduce each row to its sum or mean, as the mode asks."""
     rows = (state.token_losses * state.loss_mask).sum(-1)
     if state.config.loss_agg_mode == "seq-mean-token-mean":
@@ -56,17 +56,17 @@ def row_values(state: LossState) -> Tensor:
     return rows
 
 
-def mean_over_all_rows(state: LossState) -> Tensor:
+def _mean_over_all_rows(state: LossState) -> Tensor:
     """Average over all rows, masked rows too."""
-    return row_values(state).mean()
+    return _row_values(state).mean()
 
 
-def mean_of_row_means(state: LossState) -> Tensor:
+def _mean_of_row_means(state: LossState) -> Tensor:
     """Average the token means of all rows."""
-    return (counted_losses(state).sum(-1) / state.loss_mask.sum(-1).clamp(min=1)).mean()
+    return (_counted_losses(state).sum(-1) / state.loss_mask.sum(-1).clamp(min=1)).mean()
 
 
-def by_halves(state: LossState) -> Tensor:
+def _by_halves(state: LossState) -> Tensor:
     """Average two micro-batches, each with its own denominator."""
     half = (len(state.loss_mask) + 1) // 2
     losses = []
@@ -78,21 +78,21 @@ def by_halves(state: LossState) -> Tensor:
     return torch.stack(losses).mean() if losses else aggregate(state)
 
 
-def by_longest_row(state: LossState) -> Tensor:
+def _by_longest_row(state: LossState) -> Tensor:
     """Divide the norm mode by the longest row instead of the padded width."""
-    return sum_divided_by(state, state.loss_mask.sum(-1).max().clamp(min=1))
+    return _sum_divided_by(state, state.loss_mask.sum(-1).max().clamp(min=1))
 
 
-def rows_without_signal_count(state: LossState) -> Tensor:
+def _rows_without_signal_count(state: LossState) -> Tensor:
     """Count rows without teacher signal in the denominator."""
     if state.config.loss_agg_mode == "token-mean":
-        return sum_divided_by(state, state.response_mask.sum().clamp(min=1.0))
+        return _sum_divided_by(state, state.response_mask.sum().clamp(min=1.0))
     if state.config.loss_agg_mode == "seq-mean-token-sum-norm":
         return aggregate(state)
-    return row_values(state).sum() / (state.response_mask.sum(-1) > 0).sum()
+    return _row_values(state).sum() / (state.response_mask.sum(-1) > 0).sum()
 
 
-def numerator_unmasked(state: LossState) -> Tensor:
+def _numerator_unmasked(state: LossState) -> Tensor:
     """Apply the distillation mask in the denominator only."""
     mode = state.config.loss_agg_mode
     if mode == "token-mean":
@@ -106,7 +106,7 @@ def numerator_unmasked(state: LossState) -> Tensor:
     return rows.sum() / (state.loss_mask.sum(-1) > 0).sum()
 
 
-def in_bfloat16(state: LossState) -> Tensor:
+def _in_bfloat16(state: LossState) -> Tensor:
     """Round the token losses to bfloat16 before aggregation."""
     exact = state.token_losses
     state.token_losses = exact.bfloat16().to(exact.dtype)
@@ -115,40 +115,40 @@ def in_bfloat16(state: LossState) -> Tensor:
     return value
 
 
-def by_padded_width(state: LossState) -> Tensor:
+def _by_padded_width(state: LossState) -> Tensor:
     """Divide the sum of each row by the padded width."""
-    return in_mode("seq-mean-token-sum")(state) / state.loss_mask.shape[-1]
+    return _in_mode("seq-mean-token-sum")(state) / state.loss_mask.shape[-1]
 
 
-def times_temperature_squared(state: LossState) -> Tensor:
+def _times_temperature_squared(state: LossState) -> Tensor:
     """Scale the loss as distillation from softened targets does."""
     return aggregate(state) * state.config.temperature**2
 
 
-def distillation_mask_dropped(state: LossState) -> Tensor:
+def _distillation_mask_dropped(state: LossState) -> Tensor:
     """Ignore the distillation mask."""
     return state.response_mask
 
 
-def padding_included(state: LossState) -> Tensor:
+def _padding_included(state: LossState) -> Tensor:
     """Count every place of a row with teacher signal."""
     if state.self_distillation_mask is None:
         return torch.ones_like(state.response_mask)
     return torch.ones_like(state.response_mask) * state.self_distillation_mask.unsqueeze(1)
 
 
-def mask_one_late(state: LossState) -> Tensor:
+def _mask_one_late(state: LossState) -> Tensor:
     """Take the mask for that of the token before."""
     return loss_mask(state).roll(1, dims=1)
 
 
-def mask_one_early(state: LossState) -> Tensor:
+def _mask_one_early(state: LossState) -> Tensor:
     """Take the mask for that of the token after; nothing counts in the last column."""
     mask = loss_mask(state)
     return torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
 
 
-def last_token_dropped(state: LossState) -> Tensor:
+def _last_token_dropped(state: LossState) -> Tensor:
     """Leave the last token of each row out."""
     mask = loss_mask(state)
     columns = torch.arange(mask.shape[1]).expand_as(mask)
@@ -158,31 +158,31 @@ def last_token_dropped(state: LossState) -> Tensor:
 
 def _divided(tokens: LossPart) -> LossPart:
     """Divide the sum in `token-mean` by another number of tokens."""
-    return token_mean_by(lambda state: sum_divided_by(state, tokens(state)))
+    return _token_mean_by(lambda state: _sum_divided_by(state, tokens(state)))
 
 
 FAULTS: FaultParts = {
-    "M07": {"aggregate": only_in(*SEQUENCE_MEANS, part=mean_over_all_rows)},
-    "M08": {"aggregate": token_mean_by(in_mode("seq-mean-token-mean"))},
+    "M07": {"aggregate": _only_in(*_SEQUENCE_MEANS, part=_mean_over_all_rows)},
+    "M08": {"aggregate": _token_mean_by(_in_mode("seq-mean-token-mean"))},
     "M09": {"aggregate": _divided(lambda state: float(len(state.loss_mask)))},
-    "M10": {"aggregate": by_halves},
-    "M13": {"loss_mask": padding_included},
-    "M15": {"loss_mask": distillation_mask_dropped},
-    "M15b": {"aggregate": numerator_unmasked},
+    "M10": {"aggregate": _by_halves},
+    "M13": {"loss_mask": _padding_included},
+    "M15": {"loss_mask": _distillation_mask_dropped},
+    "M15b": {"aggregate": _numerator_unmasked},
     "M16": {"aggregate": _divided(lambda state: state.loss_mask.sum())},
     "M82": {"aggregate": _divided(lambda state: float(state.loss_mask.numel()))},
-    "M83": {"aggregate": only_in("seq-mean-token-mean", part=by_padded_width)},
-    "M84": {"aggregate": norm_mode_by(lambda state: aggregate(state) / len(state.loss_mask))},
-    "M85": {"aggregate": norm_mode_by(by_longest_row)},
+    "M83": {"aggregate": _only_in("seq-mean-token-mean", part=_by_padded_width)},
+    "M84": {"aggregate": _norm_mode_by(lambda state: aggregate(state) / len(state.loss_mask))},
+    "M85": {"aggregate": _norm_mode_by(_by_longest_row)},
     "M86": {"aggregate": _divided(lambda state: 1.0)},
-    "M87": {"aggregate": in_mode("token-mean")},
-    "M88": {"loss_mask": mask_one_late},
-    "M89": {"loss_mask": last_token_dropped},
-    "M90": {"aggregate": rows_without_signal_count},
-    "M91": {"aggregate": in_bfloat16},
+    "M87": {"aggregate": _in_mode("token-mean")},
+    "M88": {"loss_mask": _mask_one_late},
+    "M89": {"loss_mask": _last_token_dropped},
+    "M90": {"aggregate": _rows_without_signal_count},
+    "M91": {"aggregate": _in_bfloat16},
     "M92": {"aggregate": _divided(lambda state: (state.loss_mask.sum() - 1).clamp(min=1.0))},
-    "M104": {"aggregate": times_temperature_squared},
-    "M115": {"aggregate": token_mean_by(mean_of_row_means)},
-    "M131": {"loss_mask": mask_one_early},
+    "M104": {"aggregate": _times_temperature_squared},
+    "M115": {"aggregate": _token_mean_by(_mean_of_row_means)},
+    "M131": {"loss_mask": _mask_one_early},
     "M132": {"aggregate": lambda state: aggregate(state) / 2},
 }

@@ -16,7 +16,7 @@ from sdpo.parity.faults.reference_parts import (
 )
 from sdpo.reference import loss as reference
 
-CLIP_OF_TERMS = 0.05
+_CLIP_OF_TERMS = 0.05
 
 
 def kl_terms(p: Tensor, q: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def terms(
     return torch.lerp(kl_terms(student, middle), kl_terms(teacher, middle), weight)
 
 
-def terms_reduced_by(reduce: Callable[[Tensor], Tensor]) -> LossPart:
+def _terms_reduced_by(reduce: Callable[[Tensor], Tensor]) -> LossPart:
     """Reduce the terms of the divergence by something else than their sum."""
     return lambda state: reduce(
         terms(state.student_support, state.teacher_support, state.config.alpha)
@@ -68,37 +68,37 @@ def at_alpha(change: Callable[[float], float]) -> LossPart:
     )
 
 
-def mixture_at_equal_weights(state: LossState) -> Tensor:
+def _mixture_at_equal_weights(state: LossState) -> Tensor:
     """Mix both sides at a half each, whatever alpha is."""
     student, teacher = state.student_support, state.teacher_support
     return terms(student, teacher, state.config.alpha, mixture=0.5).sum(-1)
 
 
-def mixture_without_log_weights(state: LossState) -> Tensor:
+def _mixture_without_log_weights(state: LossState) -> Tensor:
     """Add the probabilities of both sides up, unweighted."""
     student, teacher = state.student_support, state.teacher_support
     return terms(student, teacher, state.config.alpha, normalized=False).sum(-1)
 
 
-def outer_weights_swapped(state: LossState) -> Tensor:
+def _outer_weights_swapped(state: LossState) -> Tensor:
     """Mix as the reference does, but weigh the two divergences the other way round."""
     alpha = state.config.alpha
     return terms(state.student_support, state.teacher_support, alpha, outer=1 - alpha).sum(-1)
 
 
-def one_minus_alpha(state: LossState) -> Tensor:
+def _one_minus_alpha(state: LossState) -> Tensor:
     """Compute the divergence at 1 - alpha."""
     return terms(state.student_support, state.teacher_support, 1 - state.config.alpha).sum(-1)
 
 
-def rescaled_to_pure_forms(state: LossState) -> Tensor:
+def _rescaled_to_pure_forms(state: LossState) -> Tensor:
     """Divide the mixture form by alpha (1 - alpha), so that it tends to the pure forms."""
     alpha = state.config.alpha
     scale = 1.0 if alpha in (0.0, 1.0) else alpha * (1 - alpha)
     return divergence(state) / scale
 
 
-def cross_entropy(state: LossState) -> Tensor:
+def _cross_entropy(state: LossState) -> Tensor:
     """Compute KL(teacher‖student) without the teacher's entropy."""
     if state.config.alpha != 0.0:
         return divergence(state)
@@ -106,7 +106,7 @@ def cross_entropy(state: LossState) -> Tensor:
     return -(state.teacher_support.exp() * state.student_support).sum(-1)
 
 
-def without_tail_term(state: LossState) -> Tensor:
+def _without_tail_term(state: LossState) -> Tensor:
     """Sum the terms up to the tail."""
     if not (state.uses_topk and state.config.distillation_add_tail):
         return divergence(state)
@@ -114,14 +114,14 @@ def without_tail_term(state: LossState) -> Tensor:
     return reference.divergence(student, teacher, state.config.alpha)
 
 
-def in_bfloat16(state: LossState) -> Tensor:
+def _in_bfloat16(state: LossState) -> Tensor:
     """Compute the divergence in bfloat16."""
     student, teacher = state.student_support.bfloat16(), state.teacher_support.bfloat16()
     low = reference.divergence(student, teacher, state.config.alpha)
     return low.to(state.student_support.dtype)
 
 
-def mixture_of_probabilities(floor: float) -> LossPart:
+def _mixture_of_probabilities(floor: float) -> LossPart:
     """Mix probabilities instead of log-probs, and take the log of the mixture plus `floor`."""
 
     def compute(state: LossState) -> Tensor:
@@ -144,7 +144,7 @@ def log_ratio(state: LossState) -> Tensor:
     return state.student_log_probs - state.teacher_log_probs
 
 
-def low_variance_estimate(state: LossState) -> Tensor:
+def _low_variance_estimate(state: LossState) -> Tensor:
     """Compute exp(-d) - 1 + d of the log ratio d."""
     difference = log_ratio(state)
     return torch.exp(-difference) - 1 + difference
@@ -161,26 +161,26 @@ def _swap_between(alpha: float) -> float:
 FAULTS: FaultParts = {
     "M01": {"divergence": at_alpha(_swap_ends)},
     "M02": {"divergence": at_alpha(_swap_between)},
-    "M03": {"divergence": mixture_without_log_weights},
-    "M20": {"divergence": terms_reduced_by(lambda terms: terms.clamp(max=CLIP_OF_TERMS).sum(-1))},
-    "M55": {"divergence": rescaled_to_pure_forms},
-    "M56": {"divergence": mixture_at_equal_weights},
-    "M57": {"divergence": outer_weights_swapped},
-    "M58": {"divergence": terms_reduced_by(lambda terms: terms.mean(-1))},
+    "M03": {"divergence": _mixture_without_log_weights},
+    "M20": {"divergence": _terms_reduced_by(lambda terms: terms.clamp(max=_CLIP_OF_TERMS).sum(-1))},
+    "M55": {"divergence": _rescaled_to_pure_forms},
+    "M56": {"divergence": _mixture_at_equal_weights},
+    "M57": {"divergence": _outer_weights_swapped},
+    "M58": {"divergence": _terms_reduced_by(lambda terms: terms.mean(-1))},
     "M59": {"divergence": lambda state: divergence(state) / math.log(2)},
-    "M60": {"divergence": cross_entropy},
-    "M61": {"divergence": without_tail_term},
-    "M62": {"divergence": terms_reduced_by(lambda terms: terms.abs().sum(-1))},
+    "M60": {"divergence": _cross_entropy},
+    "M61": {"divergence": _without_tail_term},
+    "M62": {"divergence": _terms_reduced_by(lambda terms: terms.abs().sum(-1))},
     "M63": {"divergence": at_alpha(lambda alpha: min(max(alpha, 1e-3), 1 - 1e-3))},
     "M64": {"divergence": at_alpha(lambda alpha: 0.0)},
     "M65": {"divergence": at_alpha(lambda alpha: 1.0)},
     "M66": {"divergence": at_alpha(lambda alpha: 0.5)},
-    "M67": {"divergence": in_bfloat16},
+    "M67": {"divergence": _in_bfloat16},
     "M68": {"sampled_divergence": lambda state: -sampled_divergence(state)},
     "M69": {"sampled_divergence": log_ratio},
-    "M70": {"sampled_divergence": low_variance_estimate},
-    "M121": {"divergence": mixture_of_probabilities(0.0)},
-    "M122": {"divergence": mixture_of_probabilities(1e-5)},
-    "M123": {"divergence": one_minus_alpha},
+    "M70": {"sampled_divergence": _low_variance_estimate},
+    "M121": {"divergence": _mixture_of_probabilities(0.0)},
+    "M122": {"divergence": _mixture_of_probabilities(1e-5)},
+    "M123": {"divergence": _one_minus_alpha},
     "M138": {"divergence": lambda state: divergence(state).clamp(max=10.0)},
 }

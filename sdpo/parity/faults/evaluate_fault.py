@@ -20,9 +20,9 @@ from sdpo.parity.faults.reference_parts import (
 )
 from sdpo.settings.config import SDPOConfig
 
-KEPT_STARTS = 256
-"""Evaluations up to the log-probs that are cached, of cases of up to `KEPT_LOGITS` logits."""
-KEPT_LOGITS = 1 << 16
+_KEPT_STARTS = 256
+"""Evaluations up to the log-probs that are cached, of cases of up to `_KEPT_LOGITS` logits."""
+_KEPT_LOGITS = 1 << 16
 
 
 def fault_trace(changes: LossParts, case: LossCase, *, gradient: bool = True) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def fault_trace(changes: LossParts, case: LossCase, *, gradient: bool = True) ->
     before_log_probs = frozenset(
         (name, part) for name, part in changes.items() if name in FROM_LOGITS_ONLY
     )
-    small = case.student_logits.numel() <= KEPT_LOGITS
+    small = case.student_logits.numel() <= _KEPT_LOGITS
     evaluate_start = cached_start if small else _start
     state, start = guarded("aggregate", evaluate_start, case, before_log_probs)
     trace = dict(start)
@@ -151,4 +151,4 @@ def _start(
     return state, trace
 
 
-cached_start = lru_cache(maxsize=KEPT_STARTS)(_start)
+cached_start = lru_cache(maxsize=_KEPT_STARTS)(_start)

@@ -20,7 +20,7 @@ from sdpo.reference import loss as reference
 from sdpo.reference.loss import add_tail, renormalize
 
 
-def ratio_not_detached(state: LossState) -> Tensor:
+def _ratio_not_detached(state: LossState) -> Tensor:
     """Let the gradient pass through the ratio."""
     ratio = importance_ratio(state)
     change = state.student_log_probs - state.student_log_probs.detach()
@@ -28,29 +28,29 @@ def ratio_not_detached(state: LossState) -> Tensor:
     return ratio * (1 + torch.where(unlimited & change.isfinite(), change, 0.0))
 
 
-def teacher_not_detached(state: LossState) -> Pair:
+def _teacher_not_detached(state: LossState) -> Pair:
     """Let the gradient pass into the teacher's logits."""
     return scaled_logits(state)[0], state.teacher_logits / state.config.temperature
 
 
-def surrogate_with_teacher(state: LossState) -> Tensor:
+def _surrogate_with_teacher(state: LossState) -> Tensor:
     """Let the gradient of the surrogate reach the teacher."""
     student = state.student_log_probs
     return (student.detach() - state.teacher_log_probs) * student
 
 
-def surrogate_other_factor_detached(state: LossState) -> Tensor:
+def _surrogate_other_factor_detached(state: LossState) -> Tensor:
     """Detach the student's log-probs in the surrogate instead of the difference."""
     student = state.student_log_probs
     return (student - state.teacher_log_probs) * student.detach()
 
 
-def surrogate_not_detached(state: LossState) -> Tensor:
+def _surrogate_not_detached(state: LossState) -> Tensor:
     """Detach nothing in the surrogate."""
     return (state.student_log_probs - state.teacher_log_probs) * state.student_log_probs
 
 
-def normaliser_detached(state: LossState) -> Pair:
+def _normaliser_detached(state: LossState) -> Pair:
     """Let the gradient reach the chosen logits, and not their normaliser."""
     student, teacher = support(state)
     logits = state.scaled_student
@@ -58,7 +58,7 @@ def normaliser_detached(state: LossState) -> Pair:
     return _with_gradient_of(student, chosen), teacher
 
 
-def rounded_to_bfloat16(state: LossState) -> Pair:
+def _rounded_to_bfloat16(state: LossState) -> Pair:
     """Round the gradient of the student's support to bfloat16."""
     student, teacher = support(state)
     if student.requires_grad:
@@ -66,12 +66,12 @@ def rounded_to_bfloat16(state: LossState) -> Pair:
     return student, teacher
 
 
-def tail_detached(log_probs: Tensor) -> Tensor:
+def _tail_detached(log_probs: Tensor) -> Tensor:
     """Add the tail without gradient."""
     return with_tail_entry(log_probs, add_tail(log_probs)[..., -1:].detach())
 
 
-def probabilities_detached(state: LossState) -> Tensor:
+def _probabilities_detached(state: LossState) -> Tensor:
     """Take the student's probabilities in the divergence for constants."""
     student, teacher, alpha = state.student_support, state.teacher_support, state.config.alpha
     exact = divergence(state)
@@ -94,23 +94,23 @@ def zero_gradient(state: LossState) -> Tensor:
     return state.loss.detach() + nothing.to(state.loss.dtype)
 
 
-def gradient_times(factor: float) -> LossPart:
+def _gradient_times(factor: float) -> LossPart:
     """Return the loss with its gradient times a factor."""
-    return lambda state: with_gradient_times(state, factor)
+    return lambda state: _with_gradient_times(state, factor)
 
 
-def with_gradient_times(state: LossState, factor: float) -> Tensor:
+def _with_gradient_times(state: LossState, factor: float) -> Tensor:
     """Scale the gradient of the loss; a loss that is not finite is left as it is."""
     changed = state.loss.detach() + factor * (state.loss - state.loss.detach())
     return torch.where(state.loss.isfinite(), changed, state.loss)
 
 
-def temperature_missing(state: LossState) -> Tensor:
+def _temperature_missing(state: LossState) -> Tensor:
     """Return the gradient with respect to logits ÷ temperature."""
-    return with_gradient_times(state, state.config.temperature)
+    return _with_gradient_times(state, state.config.temperature)
 
 
-def leaking_into_padding(state: LossState) -> Tensor:
+def _leaking_into_padding(state: LossState) -> Tensor:
     """Give places that do not count a gradient, without an effect on the value."""
     outside = (state.loss_mask == 0) & state.student_log_probs.isfinite()
     moved = torch.where(outside, state.student_log_probs, 0.0)
@@ -123,22 +123,22 @@ def _with_gradient_of(value: Tensor, other: Tensor) -> Tensor:
 
 
 FAULTS: FaultParts = {
-    "M17": {"importance_ratio": ratio_not_detached},
-    "M21": {"scaled_logits": teacher_not_detached},
-    "M21b": {"scaled_logits": teacher_not_detached, "sampled_divergence": surrogate_with_teacher},
-    "M22": {"sampled_divergence": surrogate_other_factor_detached},
+    "M17": {"importance_ratio": _ratio_not_detached},
+    "M21": {"scaled_logits": _teacher_not_detached},
+    "M21b": {"scaled_logits": _teacher_not_detached, "sampled_divergence": _surrogate_with_teacher},
+    "M22": {"sampled_divergence": _surrogate_other_factor_detached},
     "M23": {"returned_loss": zero_gradient},
-    "M93": {"returned_loss": gradient_times(-1.0)},
-    "M94": {"returned_loss": gradient_times(4.0)},
+    "M93": {"returned_loss": _gradient_times(-1.0)},
+    "M94": {"returned_loss": _gradient_times(4.0)},
     "M95": {"returned_loss": lambda state: state.loss.detach()},
-    "M96": {"returned_loss": temperature_missing},
-    "M97": {"returned_loss": leaking_into_padding},
-    "M98": {"support": rounded_to_bfloat16},
-    "M99": {"tail": each_side_by(tail_detached, renormalize)},
+    "M96": {"returned_loss": _temperature_missing},
+    "M97": {"returned_loss": _leaking_into_padding},
+    "M98": {"support": _rounded_to_bfloat16},
+    "M99": {"tail": each_side_by(_tail_detached, renormalize)},
     "M100": {"tail": each_side_by(tail_with_limit(1e-7, gradient_passes=True), renormalize)},
-    "M101": {"support": normaliser_detached},
-    "M102": {"sampled_divergence": surrogate_not_detached},
-    "M103": {"divergence": probabilities_detached},
-    "M133": {"returned_loss": gradient_times(2)},
-    "M134": {"returned_loss": gradient_times(0.5)},
+    "M101": {"support": _normaliser_detached},
+    "M102": {"sampled_divergence": _surrogate_not_detached},
+    "M103": {"divergence": _probabilities_detached},
+    "M133": {"returned_loss": _gradient_times(2)},
+    "M134": {"returned_loss": _gradient_times(0.5)},
 }

@@ -13,19 +13,19 @@ from sdpo.parity.faults.reference_parts import (
 from sdpo.reference.loss import log_probs_from_logits
 
 
-def teacher_one_late(state: LossState) -> Pair:
+def _teacher_one_late(state: LossState) -> Pair:
     """Take the teacher's rows for those of the token before."""
     student, teacher = scaled_logits(state)
     return student, teacher.roll(1, dims=1)
 
 
-def both_one_late(state: LossState) -> Pair:
+def _both_one_late(state: LossState) -> Pair:
     """Take both sides' rows for those of the token before."""
     student, teacher = scaled_logits(state)
     return student.roll(1, dims=1), teacher.roll(1, dims=1)
 
 
-def labels_one_late(state: LossState) -> Pair:
+def _labels_one_late(state: LossState) -> Pair:
     """Take the log-probs of the token before."""
     labels = state.responses.roll(1, dims=1)
     return (
@@ -34,28 +34,28 @@ def labels_one_late(state: LossState) -> Pair:
     )
 
 
-def teacher_unscaled(state: LossState) -> Pair:
+def _teacher_unscaled(state: LossState) -> Pair:
     """Divide the student's logits alone by the temperature."""
     return scaled_logits(state)[0], state.teacher_logits.detach()
 
 
-def student_unscaled(state: LossState) -> Pair:
+def _student_unscaled(state: LossState) -> Pair:
     """Divide the teacher's logits alone by the temperature."""
     return state.student_logits, scaled_logits(state)[1]
 
 
-def both_unscaled(state: LossState) -> Pair:
+def _both_unscaled(state: LossState) -> Pair:
     """Leave both sides' logits as they are."""
     return state.student_logits, state.teacher_logits.detach()
 
 
-def multiplied_by_temperature(state: LossState) -> Pair:
+def _multiplied_by_temperature(state: LossState) -> Pair:
     """Multiply by the temperature instead of dividing."""
     temperature = state.config.temperature
     return state.student_logits * temperature, state.teacher_logits.detach() * temperature
 
 
-def in_precision(dtype: torch.dtype, *, teacher_only: bool = False) -> LossParts:
+def _in_precision(dtype: torch.dtype, *, teacher_only: bool = False) -> LossParts:
     """Take log-softmax in a lower precision, on both sides or one: sampled tokens and support."""
 
     def teachers(logits: Tensor) -> Tensor:
@@ -84,14 +84,14 @@ def in_precision(dtype: torch.dtype, *, teacher_only: bool = False) -> LossParts
 
 
 FAULTS: FaultParts = {
-    "M14": {"scaled_logits": teacher_one_late},
-    "M31": {"scaled_logits": teacher_unscaled},
-    "M32": in_precision(torch.bfloat16),
-    "M33": {"scaled_logits": student_unscaled},
-    "M34": {"scaled_logits": both_unscaled},
-    "M35": {"scaled_logits": multiplied_by_temperature},
-    "M36": in_precision(torch.float16),
-    "M37": {"scaled_logits": both_one_late},
-    "M38": {"log_probs": labels_one_late},
-    "M135": in_precision(torch.float32, teacher_only=True),
+    "M14": {"scaled_logits": _teacher_one_late},
+    "M31": {"scaled_logits": _teacher_unscaled},
+    "M32": _in_precision(torch.bfloat16),
+    "M33": {"scaled_logits": _student_unscaled},
+    "M34": {"scaled_logits": _both_unscaled},
+    "M35": {"scaled_logits": _multiplied_by_temperature},
+    "M36": _in_precision(torch.float16),
+    "M37": {"scaled_logits": _both_one_late},
+    "M38": {"log_probs": _labels_one_late},
+    "M135": _in_precision(torch.float32, teacher_only=True),
 }

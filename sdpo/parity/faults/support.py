@@ -22,36 +22,36 @@ def with_k_changed(change: int) -> LossPart:
     return choose
 
 
-def whole_vocabulary(state: LossState) -> Tensor:
+def _whole_vocabulary(state: LossState) -> Tensor:
     """Choose the whole vocabulary, in the student's order."""
     return topk_log_probs(state.scaled_student, state.scaled_student.size(-1))[1]
 
 
-def with_sampled_token(state: LossState) -> Tensor:
+def _with_sampled_token(state: LossState) -> Tensor:
     """Choose the student's top-k, the sampled token always among them."""
     sampled = state.responses.unsqueeze(-1)
     raised = state.scaled_student.detach().scatter(-1, sampled, torch.inf)
     return topk_log_probs(raised, state.support_size)[1]
 
 
-def of_both_sides_sum(state: LossState) -> Tensor:
+def _of_both_sides_sum(state: LossState) -> Tensor:
     """Choose the top-k of the sum of both sides' logits."""
     total = state.scaled_student.detach() + state.scaled_teacher
     return topk_log_probs(total, state.support_size)[1]
 
 
-def least_likely(state: LossState) -> Tensor:
+def _least_likely(state: LossState) -> Tensor:
     """Choose the K entries that the student holds least likely."""
     return topk_log_probs(-state.scaled_student.detach(), state.support_size)[1]
 
 
-def never_whole_vocabulary(state: LossState) -> Tensor:
+def _never_whole_vocabulary(state: LossState) -> Tensor:
     """Choose the student's top-k, one entry short where K reaches the vocabulary."""
     size = min(state.support_size, state.scaled_student.size(-1) - 1)
     return topk_log_probs(state.scaled_student, size)[1]
 
 
-def each_sides_own(state: LossState) -> Pair:
+def _each_sides_own(state: LossState) -> Pair:
     """Take each side's log-probs on its own top-k."""
     student, teacher = support(state)
     if state.uses_topk:
@@ -59,7 +59,7 @@ def each_sides_own(state: LossState) -> Pair:
     return student, teacher
 
 
-def on_union(state: LossState) -> Pair:
+def _on_union(state: LossState) -> Pair:
     """Give entries that are in neither side's top-k a negligible probability."""
     student, teacher = support(state)
     if not state.uses_topk:
@@ -71,7 +71,7 @@ def on_union(state: LossState) -> Pair:
     return student.masked_fill(left_out, -1e4), teacher.masked_fill(left_out, -1e4)
 
 
-def normalised_over_support(state: LossState) -> Pair:
+def _normalised_over_support(state: LossState) -> Pair:
     """Take log-softmax over the K entries instead of the vocabulary."""
     student, teacher = support(state)
     return (renormalize(student), renormalize(teacher)) if state.uses_topk else (student, teacher)
@@ -90,13 +90,13 @@ FAULTS: FaultParts = {
     "M04": {"support_indices": teachers_choice},
     "M39": {"support_indices": with_k_changed(+1)},
     "M40": {"support_indices": with_k_changed(-1)},
-    "M41": {"support": each_sides_own},
-    "M42": {"support_indices": whole_vocabulary, "support": on_union},
-    "M43": {"support": normalised_over_support},
+    "M41": {"support": _each_sides_own},
+    "M42": {"support_indices": _whole_vocabulary, "support": _on_union},
+    "M43": {"support": _normalised_over_support},
     "M44": {"support": without_temperature},
-    "M45": {"support_indices": whole_vocabulary},
-    "M129": {"support_indices": with_sampled_token},
-    "M130": {"support_indices": of_both_sides_sum},
-    "M136": {"support_indices": least_likely},
-    "M137": {"support_indices": never_whole_vocabulary},
+    "M45": {"support_indices": _whole_vocabulary},
+    "M129": {"support_indices": _with_sampled_token},
+    "M130": {"support_indices": _of_both_sides_sum},
+    "M136": {"support_indices": _least_likely},
+    "M137": {"support_indices": _never_whole_vocabulary},
 }

@@ -109,7 +109,7 @@ def on_support(log_p: Array, chosen: Array, mode: str, numbers: Arithmetic) -> t
     return np.hstack([log_inside, numbers.log(rest)]), limited
 
 
-def kl_terms(log_x: Array, log_y: Array, numbers: Arithmetic) -> Array:
+def _kl_terms(log_x: Array, log_y: Array, numbers: Arithmetic) -> Array:
     """The terms x log(x/y) of KL(x‖y); zero where x is zero."""
     empty = log_x == -np.inf
     gap = np.where(empty, 0, log_x) - np.where(empty, 0, log_y)
@@ -131,15 +131,15 @@ def divergence_and_derivative(
     """Terms of D over the support, and g = ∂D/∂log a."""
     used = log_a != -np.inf
     if alpha == 0.0:
-        return kl_terms(log_b, log_a, numbers), np.where(used, -numbers.exp(log_b), 0)
+        return _kl_terms(log_b, log_a, numbers), np.where(used, -numbers.exp(log_b), 0)
     if alpha == 1.0:
-        terms = kl_terms(log_a, log_b, numbers)
+        terms = _kl_terms(log_a, log_b, numbers)
         return terms, terms + numbers.exp(log_a)
     weight = numbers.number(alpha)
     log_m = mixture(log_a, log_b, weight, numbers)
-    terms = (1 - weight) * kl_terms(log_a, log_m, numbers)
-    terms = terms + weight * kl_terms(log_b, log_m, numbers)
-    return terms, (1 - weight) * kl_terms(log_a, log_m, numbers)
+    terms = (1 - weight) * _kl_terms(log_a, log_m, numbers)
+    terms = terms + weight * _kl_terms(log_b, log_m, numbers)
+    return terms, (1 - weight) * _kl_terms(log_a, log_m, numbers)
 
 
 def slope_of(

@@ -17,8 +17,8 @@ from sdpo.parity.truth.error_bounds import Distribution, LogProbs
 from sdpo.parity.truth.oracle import FLOAT64, Array, Token
 from sdpo.parity.truth.topk_ties import Ties
 
-MOST_CHOICES = 64
-PASSES = 12
+_MOST_CHOICES = 64
+_PASSES = 12
 """Of reading a choice off a gradient; each starts from the choice of the one before."""
 
 
@@ -58,7 +58,7 @@ class OpenToken:
     @property
     def too_many(self) -> bool:
         """Whether there are too many choices to look at each."""
-        return comb(int((~self.certain).sum()), self.to_choose) > MOST_CHOICES
+        return comb(int((~self.certain).sum()), self.to_choose) > _MOST_CHOICES
 
     def choices_with(self, picks: list[Array]) -> Array:
         """Make choices `(C, M)` from the numbers of the open entries in each."""
@@ -130,7 +130,7 @@ class OpenToken:
         admissible = []
         for first in (start, *self.choices_with(ends)):
             chosen = first
-            for number in range(PASSES):
+            for number in range(_PASSES):
                 sides = _slopes_in_and_out(self, chosen, slope if number == 0 else None)
                 with np.errstate(all="ignore"):
                     inside, outside = (np.nan_to_num(np.abs(slope[:-1] - side)) for side in sides)
