@@ -54,9 +54,9 @@ def test_every_improvement_but_the_clamp_is_seen_and_no_divergence_is_left():
         Status.DECLARED,
         Status.NOT_COVERED,
     }
-    seen = {row["effect"]: row for row in improvement_rows(results)}
+    seen = {row.effect: row for row in improvement_rows(results)}
     assert seen.keys() == improvements().keys() - {UNDEFINED_LOSS}
-    assert seen[ZERO_PROBABILITY]["cases"] == ["P-L126", "P-L127", "P-L129", "P-L130"]
+    assert seen[ZERO_PROBABILITY].cases == ["P-L126", "P-L127", "P-L129", "P-L130"]
     for result in results:
         for found in result.comparisons:
             if found.effect in improvements():

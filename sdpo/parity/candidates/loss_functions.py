@@ -119,8 +119,8 @@ class LossFunction:
     def call_on(
         self,
         case: LossCase,
-        arguments: Mapping[str, Any],
-        positional: tuple[Any, ...],
+        arguments: Mapping[str, object],
+        positional: tuple[object, ...],
         inputs: Mapping[str, Tensor],
         leaves: tuple[Tensor, Tensor | None],
     ) -> Mapping[str, Tensor]:
@@ -150,13 +150,13 @@ class LossFunction:
         """Whether a setting has an argument of its own, under its name or an alias."""
         return setting in self.parameters or setting in self.aliases.values()
 
-    def settings(self, case: LossCase, names: tuple[str, ...]) -> dict[str, Any]:
+    def settings(self, case: LossCase, names: tuple[str, ...]) -> dict[str, object]:
         """The case's settings as the function takes them: one object, or one argument each.
 
         Raises:
             NotCoveredError: a setting that differs from the default has no argument.
         """
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, object] = {}
         for name in _CONFIG_NAMES:
             if name in self.parameters or (self.takes_anything and name == "config"):
                 arguments[name] = case.config
@@ -237,9 +237,9 @@ class FromLogits(LossFunction):
         given = as_called(case)
         required = tuple(getattr(given, name) for name in _LOGITS_ARGUMENTS)
         optional = self.optional_tensors(given)
-        arguments: dict[str, Any] = {**optional, **self.settings(case, LOSS_SETTINGS)}
+        arguments: dict[str, object] = {**optional, **self.settings(case, LOSS_SETTINGS)}
         named = dict(zip(_LOGITS_ARGUMENTS, required, strict=True))
-        positional: tuple[Any, ...] = required
+        positional: tuple[object, ...] = required
         by_name = all(name in self.parameters for name in _LOGITS_ARGUMENTS)
         if by_name and not (case.call.by_position and self.keeps_positions):
             arguments |= named

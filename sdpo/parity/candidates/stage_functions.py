@@ -107,7 +107,7 @@ def _in_vocabulary_order(values: Tensor, indices: Tensor) -> Tensor:
 
 def _offers(
     stage: str, case: LossCase, reference: Mapping[str, Tensor]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """For each value of a stage, the arguments it is computed from."""
     config = case.config
     if stage == "log_probs":

@@ -34,7 +34,7 @@ def location_of(function: Any) -> Location | None:
     return Location(file, line) if file else None
 
 
-def call_by_name(stage: str, function: Callable[..., Any], offered: Mapping[str, Any]) -> Any:
+def call_by_name(stage: str, function: Callable[..., Any], offered: Mapping[str, object]) -> Any:
     """Call a stage function with those of the offered arguments that it takes.
 
     Raises:

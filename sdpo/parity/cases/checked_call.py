@@ -118,8 +118,8 @@ def scalar_of(result: Any, device: torch.device = CPU) -> Tensor:
 
 def checked_call(
     function: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    positional: tuple[Any, ...],
+    arguments: Mapping[str, object],
+    positional: tuple[object, ...],
     inputs: Mapping[str, Tensor],
     leaves: tuple[Tensor, Tensor | None],
     *,
@@ -177,10 +177,10 @@ def _gradients(
     Raises:
         CandidateError: backward raised.
     """
-    found: tuple[Tensor | None, ...] = ()
+    gradients: tuple[Tensor | None, ...] = ()
     times = 2 if call.order == "backward twice" else 1
     for time in range(times):
-        found = guarded(
+        gradients = guarded(
             "gradient",
             torch.autograd.grad,
             loss,
@@ -189,4 +189,4 @@ def _gradients(
             allow_unused=True,
             retain_graph=keep_graph or time < times - 1,
         )
-    return found
+    return gradients

@@ -1,12 +1,15 @@
 """`StageTrace`: what one side computed, each value at its place, in the order of computing.
 
-Candidate, reference and float64 run have the same type, whoever produced it. A loss or a teacher
-prompt has one moment; a training has one for each micro-batch. What belongs to a whole optimizer
-step or update (gradients, weights, the teacher) is placed at the last micro-batch of it.
+Candidate, reference and float64 run of a training have the same type, whoever produced it. It has a
+moment for each micro-batch; what belongs to a whole optimizer step or update (gradients, weights,
+the teacher) is placed at the last micro-batch of it. A case of the loss or of a teacher prompt has
+one moment, and a candidate gives the values of that by name, as `StageTrace.micro_batch` does.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from sdpo.parity.cases.stages import STAGES
 
@@ -48,12 +51,12 @@ class Place(NamedTuple):
 class StageTrace(dict[Place, Any]):
     """Values by place: tensors, and texts or lists of the prompt stages."""
 
-    def put(self, moment: Moment, values: Mapping[str, Any], stage: str | None = None) -> None:
+    def put(self, moment: Moment, values: Mapping[str, object], stage: str | None = None) -> None:
         """Add values by name; without `stage` a value's stage is the beginning of its name."""
         for name, value in values.items():
             self[Place(*moment, stage_of(name) if stage is None else stage, name)] = value
 
-    def named(self, stage: str, update: int = 0, step: int | None = None) -> dict[str, Any]:
+    def named(self, stage: str, update: int = 0, step: int | None = None) -> dict[str, Tensor]:
         """The values of one stage by name; of all steps of the update if none is given."""
         return {
             place.name: value
@@ -77,15 +80,15 @@ class StageTrace(dict[Place, Any]):
         """The optimizer steps of an update, in order."""
         return sorted({place.step for place in self if place.update == update})
 
-    def micro_batch(self, moment: Moment) -> dict[str, Any]:
+    def micro_batch(self, moment: Moment) -> dict[str, Tensor]:
         """The values of the loss stages at one moment by name, masks and the like included."""
         return {
             place.name: value
             for place, value in self.items()
-            if place.moment == moment and place.family in ("loss", "")
+            if place.moment == moment and place.family in ("loss", "") and place.name != GRAD_NORM
         }
 
-    def micro_batches(self, update: int, step: int) -> list[dict[str, Any]]:
+    def micro_batches(self, update: int, step: int) -> list[dict[str, Tensor]]:
         """The same for each micro-batch of an optimizer step."""
         of_step = [moment for moment in self.moments() if moment[:2] == (update, step)]
         return [self.micro_batch(moment) for moment in of_step]

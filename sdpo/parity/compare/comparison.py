@@ -15,6 +15,9 @@ from sdpo.parity.compare.improvements import improvements
 from sdpo.parity.compare.statuses import FAILING, FINITE, Status
 from sdpo.parity.truth.oracle import Array
 
+Worst = dict[str, Any]
+"""An element: its indices by name or `value`, what it is, and `actual`, `expected`, `budget`."""
+
 _SIZED = ("", "value")
 """Effects of which the difference has a size: none, and another value."""
 
@@ -43,7 +46,7 @@ class Comparison:
     budget_used: float = 0.0
     smallest_detectable: float | None = None
     relative: float | None = None
-    worst: dict[str, Any] = field(default_factory=dict)
+    worst: Worst = field(default_factory=dict)
     note: str = ""
     effect: str = ""
     inherits: str = ""
@@ -218,7 +221,7 @@ class _Difference:
         return size if value > rounding and np.isfinite(size) else None
 
     @property
-    def worst(self) -> dict[str, Any]:
+    def worst(self) -> Worst:
         """The element that uses most of its budget."""
         most = np.argmax(np.where(self.wrong, np.inf, self.used))
         at = np.unravel_index(most, self.used.shape)

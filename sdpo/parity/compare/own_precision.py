@@ -9,7 +9,7 @@ reference's than to the whole way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -143,9 +143,21 @@ def in_float32(precision: Mapping[str, torch.dtype]) -> bool:
     return torch.float32 in precisions and torch.float64 not in precisions
 
 
+@dataclass(frozen=True)
+class ComputedPrecision:
+    """What a candidate computes in less than it is given; `report_rows.PrecisionRow`."""
+
+    given: str
+    computes_in: str
+    values: list[str]
+    cases: int
+    of: int
+    judged_by: str
+
+
 def precision_rows(
     observations: Sequence[Observation], trace: Trace | None = None
-) -> list[dict[str, Any]]:
+) -> list[ComputedPrecision]:
     """What the report says of a candidate that computes in less than it is given.
 
     Args:
@@ -165,13 +177,13 @@ def precision_rows(
             if dtype != o.given:
                 by_dtypes.setdefault((o.given, dtype, o.evaluated.case.dtype), []).append(precision)
     return [
-        {
-            "given": NAMES[given],
-            "computes_in": NAMES[dtype],
-            "values": list(dict.fromkeys(n for p in cases for n in p if p[n] == dtype)),
-            "cases": len(cases),
-            "of": sum(o.given == given for o, _ in told),
-            "judged_by": NAMES[judged],
-        }
+        ComputedPrecision(
+            given=NAMES[given],
+            computes_in=NAMES[dtype],
+            values=list(dict.fromkeys(n for p in cases for n in p if p[n] == dtype)),
+            cases=len(cases),
+            of=sum(o.given == given for o, _ in told),
+            judged_by=NAMES[judged],
+        )
         for (given, dtype, judged), cases in by_dtypes.items()
     ]

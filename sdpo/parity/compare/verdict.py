@@ -1,14 +1,25 @@
 """From comparisons to a verdict: status per stage, status of the run, exit code."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple, TypedDict
 
 from sdpo.parity.cases.stages import NAMES
-from sdpo.parity.compare.comparison import Comparison
+from sdpo.parity.compare.comparison import Comparison, Worst
 from sdpo.parity.compare.first_in_time import deciding, earliest, moment, openers
-from sdpo.parity.compare.improvements import improvements
+from sdpo.parity.compare.improvements import Improvement, improvements
 from sdpo.parity.compare.statuses import SEVERITY, Status, Verdict, worst_status
+
+
+class CaseSummary(TypedDict):
+    """What a report says of a case, but for its comparisons."""
+
+    id: str
+    family: str
+    tags: list[str]
+    status: Status
+    first_stage: str | None
+    note: str
 
 
 @dataclass
@@ -32,8 +43,8 @@ class CaseResult:
         first = earliest(self.comparisons)
         return first.stage if first else None
 
-    def row(self) -> dict[str, Any]:
-        """The case in the report."""
+    def row(self) -> CaseSummary:
+        """Give what the report says of the case."""
         worst_first = sorted(
             self.comparisons,
             key=lambda c: (-SEVERITY.index(c.status), bool(c.inherits), moment(c)),
@@ -49,55 +60,80 @@ class CaseResult:
         }
 
 
-def stage_rows(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
-    """One row for each of the sixteen stages, in order."""
+class CaseFigures(NamedTuple):
+    """The status and the largest errors of a case at a stage."""
+
+    case: str
+    status: Status
+    budget_used: float
+    max_abs: float
+    max_ulp: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFigures:
+    """One stage over all cases; `report_rows.StageRow` says what the figures are."""
+
+    name: str
+    status: Status
+    max_abs: float | None = None
+    max_ulp: float | None = None
+    budget_used: float | None = None
+    worst: Worst | None = None
+    first_in: int
+    introduced: Worst | None
+    comparisons: int
+    bit_equal: int
+    empty: int
+    smallest_detectable: float | None = None
+    relative: float | None = None
+    note: str = ""
+    by_case: list[CaseFigures]
+
+
+def stage_rows(results: Sequence[CaseResult]) -> list[StageFigures]:
+    """Sum up each of the sixteen stages, in order."""
     opening = [openers(result) for result in deciding(results)]
     return [_stage_row(name, results, opening) for name in NAMES]
 
 
 def _stage_row(
     name: str, results: Sequence[CaseResult], opening: Sequence[Sequence[Comparison]]
-) -> dict[str, Any]:
+) -> StageFigures:
     comparisons = [c for result in results for c in result.comparisons if c.stage == name]
     first = [c for group in opening for c in group if c.stage == name]
-    row: dict[str, Any] = {
-        "name": name,
-        "status": worst_status([c.status for c in comparisons]),
-        "max_abs": None,
-        "max_ulp": None,
-        "budget_used": None,
-        "worst": None,
-        "first_in": sum(bool(group) and group[0].stage == name for group in opening),
-        "introduced": _introduced(max(first, key=_severity)) if first else None,
-        "comparisons": len(comparisons),
-        "bit_equal": sum(c.status == Status.MATCH for c in comparisons),
-        "empty": sum(c.status == Status.NOT_COVERED for c in comparisons),
-        "smallest_detectable": None,
-        "relative": None,
-        "note": "",
-        "by_case": _by_case(comparisons),
-    }
+    row = StageFigures(
+        name=name,
+        status=worst_status([c.status for c in comparisons]),
+        first_in=sum(bool(group) and group[0].stage == name for group in opening),
+        introduced=_introduced(max(first, key=_severity)) if first else None,
+        comparisons=len(comparisons),
+        bit_equal=sum(c.status == Status.MATCH for c in comparisons),
+        empty=sum(c.status == Status.NOT_COVERED for c in comparisons),
+        by_case=_by_case(comparisons),
+    )
     if not comparisons:
         return row
     worst = max(comparisons, key=_severity)
     shown = [c.relative for c in comparisons if c.status == worst.status and c.relative is not None]
     sizes = [c.smallest_detectable for c in comparisons if c.smallest_detectable is not None]
-    return row | {
-        "max_abs": max(c.max_abs for c in comparisons),
-        "max_ulp": max(c.max_ulp for c in comparisons),
-        "budget_used": max(c.budget_used for c in comparisons),
-        "worst": _place(worst),
-        "smallest_detectable": min(sizes, default=None),
-        "relative": max(shown, default=None),
-        "note": worst.note,
-    }
+    return replace(
+        row,
+        max_abs=max(c.max_abs for c in comparisons),
+        max_ulp=max(c.max_ulp for c in comparisons),
+        budget_used=max(c.budget_used for c in comparisons),
+        worst=_place(worst),
+        smallest_detectable=min(sizes, default=None),
+        relative=max(shown, default=None),
+        note=worst.note,
+    )
 
 
-def _place(comparison: Comparison) -> dict[str, Any] | None:
+def _place(comparison: Comparison) -> Worst | None:
     return {"case": comparison.case} | comparison.worst if comparison.worst else None
 
 
-def _introduced(comparison: Comparison) -> dict[str, Any] | None:
+def _introduced(comparison: Comparison) -> Worst | None:
     place = _place(comparison)
     if place is None or comparison.relative is None:
         return place
@@ -108,25 +144,32 @@ def _severity(comparison: Comparison) -> tuple[int, float]:
     return SEVERITY.index(comparison.status), comparison.budget_used
 
 
-def _by_case(comparisons: Iterable[Comparison]) -> list[list[Any]]:
-    """`[case, status, budget_used, max_abs, max_ulp]` of each case; empty comparisons left out."""
+def _by_case(comparisons: Iterable[Comparison]) -> list[CaseFigures]:
+    """Sum up each case; empty comparisons are left out."""
     cases: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
         if comparison.status != Status.NOT_COVERED:
             cases.setdefault(comparison.case, []).append(comparison)
     return [
-        [
+        CaseFigures(
             case,
             worst_status([c.status for c in values]),
             max(c.budget_used for c in values),
             max(c.max_abs for c in values),
             max(c.max_ulp for c in values),
-        ]
+        )
         for case, values in cases.items()
     ]
 
 
-def improvement_rows(results: Iterable[CaseResult]) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class UsedImprovement(Improvement):
+    """An exception, and the cases that fall under it."""
+
+    cases: list[str]
+
+
+def improvement_rows(results: Iterable[CaseResult]) -> list[UsedImprovement]:
     """The exceptions that some cases fall under, with the cases: what the report prints."""
     cases: dict[str, dict[str, None]] = {}
     for result in results:
@@ -134,7 +177,7 @@ def improvement_rows(results: Iterable[CaseResult]) -> list[dict[str, Any]]:
             if comparison.effect in improvements():
                 cases.setdefault(comparison.effect, {})[result.id] = None
     return [
-        asdict(entry) | {"stages": list(entry.stages), "cases": list(cases[effect])}
+        UsedImprovement(**asdict(entry), cases=list(cases[effect]))
         for effect, entry in improvements().items()
         if effect in cases
     ]

@@ -96,9 +96,9 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> RunReport:
     )
     results = [_of_stages(result, limits.stages) for result in declarations.results]
     rows = stage_rows(results)
-    covered = [row["name"] for row in rows if row["status"] != Status.NOT_COVERED]
+    covered = [row.name for row in rows if row.status != Status.NOT_COVERED]
     doubts = [*evidence.doubts, *_gaps(evidence, limits, covered)]
-    statuses = [row["status"] for row in rows]
+    statuses = [row.status for row in rows]
     if declarations.complaints:
         statuses.append(Status.DIVERGENT)
     verdict = run_verdict(statuses, doubts=doubts)
@@ -106,9 +106,7 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> RunReport:
     departure = locate(verdict, observed)
     reasons = doubts + declarations.complaints
     detectable = {
-        row["name"]: row["smallest_detectable"]
-        for row in rows
-        if row["smallest_detectable"] is not None
+        row.name: row.smallest_detectable for row in rows if row.smallest_detectable is not None
     }
     document = {
         "candidate": evidence.candidate,
