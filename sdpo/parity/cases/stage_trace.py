@@ -81,7 +81,7 @@ class StageTrace(dict[Place, Any]):
         return sorted({place.step for place in self if place.update == update})
 
     def micro_batch(self, moment: Moment) -> dict[str, Tensor]:
-        """The values of the loss stages at one moment by name, masks and the like included."""
+        """The values of the loss stages at one moment by name, with masks, without norms."""
         return {
             place.name: value
             for place, value in self.items()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sdpo.parity.cases.run_reference import TraceHooks, in_dtype, run_reference_updates
-from sdpo.parity.cases.stage_trace import GRAD_NORM, Moment
+from sdpo.parity.cases.stage_trace import GRAD_NORM, NO_STAGE, Moment, Place
 from sdpo.reference.hooks import Hooks
 from sdpo.reference.update import UpdateSettings
 
@@ -56,7 +56,7 @@ def test_every_value_gradient_and_weight_has_its_place():
     moments = [Moment(u, s, m) for u in range(2) for s in range(2) for m in range(2)]
     assert list(trace.moments()) == moments
     for update in range(2):
-        norms = [trace.micro_batches(update, step)[-1][GRAD_NORM] for step in range(2)]
+        norms = [trace[Place(update, step, 1, NO_STAGE, GRAD_NORM)] for step in range(2)]
         assert norms == metrics[update]["actor/grad_norm"]
         assert trace.named("optimizer", update).keys() == {"table"}
     gradients = [trace.named("accumulate", 0, step)["table"] for step in range(2)]

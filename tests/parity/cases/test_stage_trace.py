@@ -43,7 +43,7 @@ def test_of_an_update_the_last_step_counts():
 def test_micro_batches_hold_the_values_of_the_loss_only():
     first, second = two_steps().micro_batches(0, 0)
     assert first == {"log_probs.student": 1, "loss_mask": 2}
-    assert second == {"log_probs.student": 3, GRAD_NORM: 5}
+    assert second == {"log_probs.student": 3}
 
 
 def test_what_has_no_stage_is_not_compared():
