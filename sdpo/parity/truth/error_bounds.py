@@ -73,8 +73,8 @@ class LogProbs:
 
     def rows(self, tokens: Array) -> "LogProbs":
         """Return the same of some tokens, by their numbers."""
-        of_tokens = (a[tokens] for a in (self.value, self.entry_error, self.token_error))
-        return LogProbs(*of_tokens, self.u)
+        value, entry, token = self.value[tokens], self.entry_error[tokens], self.token_error[tokens]
+        return LogProbs(value, entry, token, self.u)
 
 
 def log_prob_bounds(z: Array, log_p: Array, divided: bool, u: float) -> LogProbs:
