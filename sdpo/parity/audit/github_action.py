@@ -73,15 +73,15 @@ def names(text: str) -> list[str]:
 
 def annotations(run: RunReport) -> list[str]:
     """Make the workflow commands that mark the candidate's line, for verdict and failing stages."""
-    found = []
+    commands = []
     if run.verdict in _COMMANDS:
         texts = "; ".join([first_line(run), *run.reasons[:3]])
-        found.append(annotation(_COMMANDS[run.verdict], run, None, texts))
+        commands.append(annotation(_COMMANDS[run.verdict], run, None, texts))
     for row in run.stages:
         if row.status in FAILING:
             text = message(run, row)
-            found.append(annotation("error", run, row.name, text))
-    return found
+            commands.append(annotation("error", run, row.name, text))
+    return commands
 
 
 def annotation(command: str, run: RunReport, stage: str | None, text: str) -> str:

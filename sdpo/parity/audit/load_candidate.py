@@ -58,13 +58,13 @@ def find(name: str) -> Any:
     is_file = path.suffix == ".py" or path.is_file()
     module = _import_file(path) if is_file else _import_module(target)
     value: Any = module
-    for part in filter(None, attribute.split(".")):
-        if not hasattr(value, part):
+    for step in filter(None, attribute.split(".")):
+        if not hasattr(value, step):
             known = [key for key in vars(module) if not key.startswith("_")]
             raise CandidateError(
                 "config", f"{target} has no attribute {attribute!r}; it has {known}"
             )
-        value = getattr(value, part)
+        value = getattr(value, step)
     return value
 
 
@@ -93,7 +93,7 @@ def _import_module(name: str) -> ModuleType:
         CandidateError: there is none, or importing it failed.
     """
     sys.path.insert(0, str(Path.cwd()))
-    known = all(part.isidentifier() for part in name.split("."))
+    known = all(word.isidentifier() for word in name.split("."))
     if known and "." not in name:
         known = guarded("config", importlib.util.find_spec, name) is not None
     if not known:
@@ -121,8 +121,8 @@ def _adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
         return shape(name, value)
     if any(callable(getattr(value, stage, None)) for stage in NAMES):
         return StageFunctions(name, value)
-    own = _functions_of(value)
-    such = f", such as {name.rstrip(':')}:{own[-1]}" if own else ""
+    functions = _functions_of(value)
+    such = f", such as {name.rstrip(':')}:{functions[-1]}" if functions else ""
     raise CandidateError(
         "config",
         f"{type(value).__name__} is no candidate: give a loss function{such}, or a module or "
@@ -134,6 +134,6 @@ def _functions_of(value: Any) -> list[str]:
     """Name the public functions that a module defines itself; none of anything else."""
     if not inspect.ismodule(value):
         return []
-    found = inspect.getmembers_static(value, inspect.isfunction)
-    mine = [name for name, function in found if function.__module__ == value.__name__]
-    return [name for name in mine if not name.startswith("_")]
+    members = inspect.getmembers_static(value, inspect.isfunction)
+    defined = [name for name, function in members if function.__module__ == value.__name__]
+    return [name for name in defined if not name.startswith("_")]

@@ -128,8 +128,8 @@ def pack(
 
 def seen_in(result: CaseResult) -> Seen:
     """Keep of a result what a bundle says: stages that do not follow from earlier ones."""
-    own = [c for c in result.comparisons if not c.inherits]
-    row = CaseResult(result.id, result.family, result.tags, own, result.note).row()
+    introduced = [c for c in result.comparisons if not c.inherits]
+    row = CaseResult(result.id, result.family, result.tags, introduced, result.note).row()
     return Seen(row["status"], row["first_stage"], row["note"])
 
 

@@ -62,8 +62,8 @@ def _in_one_batch(scenario: Scenario) -> Scenario | None:
     rows = len(scenario.generations[0].rollouts)
     if scenario.micro_batch_size == rows and scenario.num_iterations == 1:
         return None
-    one = {"accumulation": 1, "steps_per_generation": 1, "num_iterations": 1, "processes": 1}
-    return replace(scenario, micro_batch_size=rows, **one)
+    in_one = {"accumulation": 1, "steps_per_generation": 1, "num_iterations": 1, "processes": 1}
+    return replace(scenario, micro_batch_size=rows, **in_one)
 
 
 def _with_fewer_rows(scenario: Scenario) -> Iterator[Scenario]:

@@ -111,9 +111,9 @@ def _changed(change: _Change, scenario: Scenario) -> Scenario:
             rollout = replace(rollout, feedback=change.first_group_feedback)
         rollouts.append(rollout)
     fields = ("nudge", "temperature", "grad_clip", "loss_agg_mode")
-    given = {n: value for n in fields if (value := getattr(change, n)) is not None}
+    changed = {n: value for n in fields if (value := getattr(change, n)) is not None}
     generations = (replace(first, rollouts=tuple(rollouts)), *rest)
-    return replace(with_settings(scenario, change.settings), generations=generations, **given)
+    return replace(with_settings(scenario, change.settings), generations=generations, **changed)
 
 
 PROBES = read_probes(_TABLE.read_text(encoding="utf-8"))

@@ -71,10 +71,10 @@ def _row_order() -> list[Pair]:
     """Reorder the rows of a group, but not its successes among each other; exchange two groups."""
     rows = Generation(SUMS[:1], tuple(MIXED[row] for row in (1, 0, 3, 2)))
     groups = Generation((SUMS[1], SUMS[0]), OTHERS + MIXED)
-    whole = replace(PLAIN, generations=(TWO_GROUPS,), micro_batch_size=8)
+    one_batch = replace(PLAIN, generations=(TWO_GROUPS,), micro_batch_size=8)
     return [
         Pair("rows", PLAIN, replace(PLAIN, generations=(rows,))),
-        Pair("groups", whole, replace(whole, generations=(groups,))),
+        Pair("groups", one_batch, replace(one_batch, generations=(groups,))),
     ]
 
 

@@ -59,6 +59,6 @@ def where_they_wait(processes: Sequence[BaseProcess], stack_files: Sequence[Path
 
 def innermost_functions(stacks: str) -> list[str]:
     """Name up to four functions of the deepest stack among those that faulthandler wrote."""
-    threads = [re.findall(r"line \d+ in (\S+)", part) for part in stacks.split("hread 0x")]
+    threads = [re.findall(r"line \d+ in (\S+)", stack) for stack in stacks.split("hread 0x")]
     deepest = max(threads, key=len)
     return [name for name in deepest if name not in ("wrapper", "<lambda>")][:4]

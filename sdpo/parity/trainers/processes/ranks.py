@@ -21,26 +21,26 @@ def joined(scenario: Scenario, runs: Sequence[TrainerRun]) -> TrainerRun:
     if len(shapes) > 1:
         raise CandidateError("config", f"processes took different numbers of steps: {shapes}")
     for number, update in enumerate(first.updates):
-        parts = [run.updates[number] for run in runs]
+        of_ranks = [run.updates[number] for run in runs]
         rows = len(scenario.generations[number].rollouts)
-        update.prompt = _joined_prompts(parts, rows)
+        update.prompt = _joined_prompts(of_ranks, rows)
         for place, step in enumerate(update.steps):
-            step.micro_batches = [m for part in parts for m in part.steps[place].micro_batches]
+            step.micro_batches = [m for u in of_ranks for m in u.steps[place].micro_batches]
     first.ranks = others
     return first
 
 
-def _joined_prompts(parts: Sequence[Update], rows: int) -> dict[str, list[Any]]:
+def _joined_prompts(of_ranks: Sequence[Update], rows: int) -> dict[str, list[Any]]:
     """Join the prompt stages of all processes: of each the rows that it trains on."""
-    found = {}
-    for stage in {stage: None for part in parts for stage in part.prompt}:
-        share = rows // len(parts)
-        found[stage] = [
+    prompts = {}
+    for stage in {stage: None for update in of_ranks for stage in update.prompt}:
+        share = rows // len(of_ranks)
+        prompts[stage] = [
             entry
-            for rank, part in enumerate(parts)
-            for entry in _rows_of_rank(part.prompt.get(stage, [None] * share), rank, share, rows)
+            for rank, update in enumerate(of_ranks)
+            for entry in _rows_of_rank(update.prompt.get(stage, [None] * share), rank, share, rows)
         ]
-    return found
+    return prompts
 
 
 def _rows_of_rank(shown: Sequence[Any], rank: int, share: int, rows: int) -> Sequence[Any]:

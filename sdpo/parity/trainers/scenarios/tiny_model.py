@@ -184,7 +184,7 @@ def prompt_ids(generation: Generation) -> list[list[int]]:
     """Return the token ids of each row's prompt, with the header of the answer."""
     tokenizer = tiny_tokenizer()
     conversations = [list(conversation) for conversation in generation.conversations]
-    found = tokenizer.apply_chat_template(
+    ids = tokenizer.apply_chat_template(
         conversations, add_generation_prompt=True, return_dict=True
     )["input_ids"]
-    return [found[row // generation.group_size] for row in range(len(generation.rollouts))]
+    return [ids[row // generation.group_size] for row in range(len(generation.rollouts))]
