@@ -9,9 +9,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sdpo.parity.audit.launch import run_worker, write_reports
+from sdpo.parity.audit.launch import run_worker
+from sdpo.parity.audit.report_files import cleared, write_reports
 from sdpo.parity.audit.request import Request, UsageError
-from sdpo.parity.audit.unstarted import cleared
 from sdpo.parity.report.run_report import RunReport
 
 __all__ = ["audit", "candidate_name"]

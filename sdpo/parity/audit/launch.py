@@ -8,20 +8,18 @@ from typing import Literal
 
 from msgspec import Struct, structs
 
-from sdpo.parity.audit.child_process import run_child
+from sdpo.parity.audit.child_process import Crash, Ended, run_child
+from sdpo.parity.audit.report_files import absent, cleared, document, tidy, write_reports
 from sdpo.parity.audit.request import Request, UsageError
-from sdpo.parity.audit.unstarted import absent, cleared, lost, tidy, unstarted
 from sdpo.parity.cases.failure import described, refuse
 from sdpo.parity.compare.statuses import worst_exit_code
-from sdpo.parity.render.html import html_report
-from sdpo.parity.render.junit import junit_report
-from sdpo.parity.render.markdown import markdown_report
-from sdpo.parity.render.plots import FILES, draw_plots, load_ahead
-from sdpo.parity.render.sarif import sarif_report
+from sdpo.parity.render.plots import load_ahead
 from sdpo.parity.render.text import error_line, first_line, text_report
 from sdpo.parity.report.history import HistoryError, append
 from sdpo.parity.report.report_rows import BundleRow
-from sdpo.parity.report.run_report import SCHEMA_VERSION, Report, RunReport
+from sdpo.parity.report.run_report import RunReport
+
+_ENDED = "the candidate ended the process ({how}) before the audit was complete"
 
 
 @dataclass(frozen=True)
@@ -193,6 +191,21 @@ def run_worker(request: Request, folder: Path) -> RunReport:
     return lost(request, ended) if ended.problem else ended.result
 
 
+def unstarted(request: Request, message: str) -> RunReport:
+    """Report an audit of which there is only a failure."""
+    from sdpo.parity.report.document import failed  # imports torch, which the command avoids
+
+    return failed(request.candidate, request.command, message)
+
+
+def lost(request: Request, ended: Ended) -> RunReport:
+    """Report an audit whose process ended without a report."""
+    if isinstance(ended.result, Crash):
+        return unstarted(request, ended.result.crash)
+    how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
+    return unstarted(request, _ENDED.format(how=how))
+
+
 def _with_bundles(run: RunReport, request: Request, folder: Path, count: int) -> RunReport:
     """Write bundles of failing cases, in a further process, and list them in the report."""
     shutil.rmtree(folder / "bundles", ignore_errors=True)
@@ -216,28 +229,3 @@ def _with_bundles(run: RunReport, request: Request, folder: Path, count: int) ->
     if more := len(failing) - len(ended.result.bundles):
         notes.append(f"{more} more failing cases have no replay bundle: raise --bundles")
     return structs.replace(run, bundles=ended.result.bundles, notes=notes)
-
-
-def document(runs: Sequence[RunReport], *, error: str = "") -> str:
-    """Make the one JSON document of some runs, in ASCII; `error` is what could not be written."""
-    report = Report(schema_version=SCHEMA_VERSION, runs=list(runs), error=error)
-    return report.text(ascii_only=True)
-
-
-def write_reports(run: RunReport, folder: Path) -> None:
-    """Write `report.json` and its renderings; plots of an earlier run do not stay.
-
-    Raises:
-        InconsistentReportError: the report contradicts itself; nothing is written.
-    """
-    text = Report(schema_version=SCHEMA_VERSION, runs=[run]).text() + "\n"
-    (folder / "report.json").write_text(text, encoding="utf-8")
-    for file in FILES:
-        (folder / file).unlink(missing_ok=True)
-    plots = draw_plots(run)
-    for plot in plots:
-        (folder / plot.file).write_bytes(plot.png)
-    (folder / "report.md").write_text(markdown_report(run, plots), encoding="utf-8")
-    (folder / "report.html").write_text(html_report(run, plots), encoding="utf-8")
-    (folder / "report.junit.xml").write_text(junit_report(run), encoding="utf-8")
-    (folder / "report.sarif").write_text(sarif_report(run), encoding="utf-8")

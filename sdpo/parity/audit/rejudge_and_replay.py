@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from sdpo.parity.audit.child_process import run_child
-from sdpo.parity.audit.launch import document, show, write_reports
+from sdpo.parity.audit.launch import show
+from sdpo.parity.audit.report_files import document, write_reports
 from sdpo.parity.audit.request import UsageError, check_stages, folder_name
 from sdpo.parity.cases.failure import refuse
 from sdpo.parity.compare.statuses import Status, Verdict, worst_exit_code

@@ -6,7 +6,8 @@ import pytest
 from msgspec import structs
 
 from sdpo.parity.audit.audit import audit
-from sdpo.parity.audit.launch import document, run_worker
+from sdpo.parity.audit.launch import run_worker
+from sdpo.parity.audit.report_files import document
 from sdpo.parity.audit.request import Request
 from sdpo.parity.report.rejudge import policy_of, regate
 from tests.helpers import candidates

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from sdpo.parity.audit.launch import write_reports
+from sdpo.parity.audit.report_files import write_reports
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.render.html import html_report, marked

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from sdpo.parity.audit.launch import document
 from sdpo.parity.audit.rejudge_and_replay import regate_all
+from sdpo.parity.audit.report_files import document
 from sdpo.parity.report import declared_deviations
 from sdpo.parity.report.declared_deviations import load_declared
 from sdpo.parity.report.document import Policy

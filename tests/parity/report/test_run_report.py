@@ -7,7 +7,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from sdpo.parity.audit.launch import write_reports
+from sdpo.parity.audit.report_files import write_reports
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.report.report_rows import ComparisonRow

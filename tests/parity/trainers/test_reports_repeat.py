@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import structs
 
-from sdpo.parity.audit.launch import document
+from sdpo.parity.audit.report_files import document
 from sdpo.parity.report.rejudge import policy_of, regate
 from sdpo.parity.report.run_report import RunReport
 

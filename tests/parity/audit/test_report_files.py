@@ -14,8 +14,8 @@ from sdpo.parity.audit import launch
 from sdpo.parity.audit.audit import audit
 from sdpo.parity.audit.child_process import Crash, Ended
 from sdpo.parity.audit.github_action import main as action
+from sdpo.parity.audit.report_files import RENDERED
 from sdpo.parity.audit.request import Request
-from sdpo.parity.audit.unstarted import RENDERED, lost, unstarted
 from sdpo.parity.render.text import first_line, text_report
 from tests.helpers.report_schema import VALIDATOR
 
@@ -196,13 +196,13 @@ def test_a_defect_of_ours_is_not_charged_to_the_candidate(tmp_path, monkeypatch)
     assert "Traceback" in done.stdout
     assert done.stderr == ""
     crash = msgspec.json.decode(result.read_bytes(), type=Crash)
-    run = lost(Request("sdpo"), Ended(crash, done.returncode))
+    run = launch.lost(Request("sdpo"), Ended(crash, done.returncode))
     assert "the audit itself failed: KeyError: 'a bug' (at sdpo.parity.audit.audit:" in run.message
     assert not run.started
 
 
 def test_text_has_no_table_without_an_audit():
-    run = unstarted(Request("port.py:f"), "a reason")
+    run = launch.unstarted(Request("port.py:f"), "a reason")
     expected = 'ERROR candidate=port.py:f message="a reason" repro="sdpo audit port.py:f"'
     assert text_report(run) == first_line(run) == expected
 
