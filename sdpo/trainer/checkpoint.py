@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sdpo.update.observer import UpdateObserver
+from sdpo.update.rollouts import TRLBatch
 
 TEACHER_FILE = "sdpo_teacher.safetensors"
 REPLICA_FILE = "sdpo_lockstep.safetensors"
@@ -40,7 +41,7 @@ def save_trainer_state(trainer: Any, folder: Path) -> None:
     save_file(tensors, state_file(trainer, folder), {"state": json.dumps(counters)})
 
 
-def split_inputs(parts: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], list[dict]]:
+def split_inputs(parts: list[TRLBatch]) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """The tensors of a list of model inputs by `place.name`, and what else each of them holds.
 
     Raises:
@@ -55,9 +56,9 @@ def split_inputs(parts: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], 
     return tensors, plain
 
 
-def join_inputs(tensors: dict[str, torch.Tensor], plain: list[dict]) -> list[dict[str, Any]]:
+def join_inputs(tensors: dict[str, torch.Tensor], plain: list[dict]) -> list[TRLBatch]:
     """What `split_inputs` took apart."""
-    parts: list[dict[str, Any]] = [dict(part) for part in plain]
+    parts: list[TRLBatch] = [dict(part) for part in plain]
     for name, tensor in tensors.items():
         place, key = name.split(".", 1)
         parts[int(place)][key] = tensor

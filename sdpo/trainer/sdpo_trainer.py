@@ -163,7 +163,7 @@ class SDPOTrainer(GRPOTrainer):
             self._scored = (prompts, rewards, collect_feedback(sources, len(prompts)))
         return rewards
 
-    def _feedback_sources(self, inputs: list[TRLBatch]) -> dict[str, Any]:
+    def _feedback_sources(self, inputs: list[TRLBatch]) -> dict[str, object]:
         """Whatever may hold feedback: reward functions, the logged column, the rollouts."""
         sources = {}
         for name, function in zip(self.reward_func_names, self.reward_funcs, strict=True):
@@ -209,7 +209,7 @@ class SDPOTrainer(GRPOTrainer):
             observer.on_rollouts(rollouts, found.trace, batch)
         return batch
 
-    def _template_arguments(self) -> dict[str, Any]:
+    def _template_arguments(self) -> dict[str, object]:
         """Chat-template arguments that TRL renders the student's prompts with."""
         own = {"tools": self.tools or None, "chat_template": self.chat_template}
         return {k: v for k, v in own.items() if v is not None} | self.chat_template_kwargs

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdpo.prompt.teacher_batch import Attempts, Processes, PromptTrace, teacher_batch
 from sdpo.settings.config import SDPOConfig
-from sdpo.update.rollouts import TEACHER_KEYS, Rollouts, as_messages
+from sdpo.update.rollouts import TEACHER_KEYS, Rollouts, TRLBatch, as_messages
 
 ROW = "sdpo_row"
 
@@ -33,7 +33,7 @@ def weighted_rewards(rewards_per_func: Tensor, weights: Tensor) -> Tensor:
     return total.masked_fill(rewards_per_func.isnan().all(dim=1), torch.nan)
 
 
-def collect_feedback(sources: Mapping[str, Any], rows: int) -> list[str | None]:
+def collect_feedback(sources: Mapping[str, object], rows: int) -> list[str | None]:
     """One feedback text per row from all sources; several texts are joined by a blank line.
 
     Args:
@@ -77,7 +77,9 @@ class PromptTokenizer:
     rendered with; prompts that are plain text are tokenized as they are.
     """
 
-    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any], *, plain: bool = False):
+    def __init__(
+        self, tokenizer: Any, template_kwargs: Mapping[str, object], *, plain: bool = False
+    ):
         self.tokenizer, self.template_kwargs, self.plain = tokenizer, template_kwargs, plain
 
     @property
@@ -104,7 +106,7 @@ def teacher_inputs(
     config: SDPOConfig,
     *,
     group_size: int,
-    template_kwargs: Mapping[str, Any] | None = None,
+    template_kwargs: Mapping[str, object] | None = None,
     gather: Callable[[list[Any]], list[Any]] = list,
     process_index: int = 0,
 ) -> TeacherInputs:
@@ -151,14 +153,14 @@ def teacher_inputs(
     return TeacherInputs(tensors, batch.metrics, batch.trace)
 
 
-def in_order(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def in_order(parts: Sequence[TRLBatch]) -> list[TRLBatch]:
     """Micro-batches of rows that TRL has shuffled, with the rows in the order of generation.
 
     The reference does not shuffle; the order decides which rows share a micro-batch.
     """
     order = torch.cat([part[ROW] for part in parts]).argsort()
     sizes = [len(part[ROW]) for part in parts]
-    result: list[dict[str, Any]] = [{} for _ in parts]
+    result: list[TRLBatch] = [{} for _ in parts]
     for name, first in parts[0].items():
         if isinstance(first, Tensor) and first.dim():
             columns = torch.cat([part[name] for part in parts])[order].split(sizes)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sdpo.fused.lm_head import Projection
 from sdpo.settings.config import ConfigError
@@ -21,6 +22,17 @@ from sdpo.update.actor_update import Batch
 
 TEACHER_ADAPTER = "sdpo_teacher"
 Answer = TypeVar("Answer", Tensor, Projection)
+
+
+class LoraLayer(Protocol):
+    """A linear layer of PEFT with adapters, as far as it is used here."""
+
+    base_layer: nn.Linear
+    register_forward_hook: Callable[..., RemovableHandle]
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return what an adapter adds to the weight, B·A with its scale."""
+        ...
 
 
 class TeacherWeights(Protocol):
@@ -173,7 +185,7 @@ class EffectiveWeights:
         """Do nothing: the hooks read the matrices themselves."""
 
 
-def lora_layers(model: Any, adapter: str) -> dict[str, Any]:
+def lora_layers(model: Any, adapter: str) -> dict[str, LoraLayer]:
     """The linear layers that an adapter changes, by name.
 
     Raises:

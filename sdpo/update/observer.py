@@ -1,10 +1,11 @@
 """The seam through which audits and recorders watch the updates of a trainer."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from sdpo.prompt.teacher_batch import PromptTrace
+from sdpo.runtime.json_values import Json
 from sdpo.update.actor_update import Batch
 from sdpo.update.rollouts import Rollouts, TRLBatch
 
@@ -30,7 +31,7 @@ class UpdateObserver(Protocol):
     def on_gradients(self, model: nn.Module) -> None:
         """Hear of the gradients of an optimizer step, complete and not yet clipped."""
 
-    def counters(self) -> dict[str, Any]:
+    def counters(self) -> dict[str, Json]:
         """Return what a checkpoint must remember of this observer, as JSON."""
         return {}
 
@@ -38,5 +39,5 @@ class UpdateObserver(Protocol):
         """Return the tensors that a checkpoint must hold for this observer."""
         return {}
 
-    def resume(self, counters: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def resume(self, counters: dict[str, Json], tensors: dict[str, Tensor]) -> None:
         """Go on as after `counters` and `tensors` of a checkpoint."""

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdpo.prompt.teacher_prompt import Message
+
 TEACHER_KEYS = ("teacher_input_ids", "teacher_attention_mask", "teacher_position_ids")
 OPTIONAL_KEYS = ("rollout_is_weights", "old_log_probs", "ref_log_prob")
 TRLBatch = dict[str, Any]
@@ -29,7 +31,7 @@ class Rollouts(NamedTuple):
     feedbacks: Sequence[Any]
 
 
-def as_messages(prompt: Any) -> list[dict[str, Any]]:
+def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
     """A prompt as messages; content given as parts of text only becomes text."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]

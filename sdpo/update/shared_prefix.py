@@ -34,7 +34,7 @@ def forward_parameters(model: Any) -> list[str]:
 
 def model_inputs(
     model: nn.Module, batch: Mapping[str, Tensor], prefix: str = "", *, share_prompts: bool = False
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What to call the model with, so that its last T+1 outputs belong to the responses.
 
     Args:
@@ -68,7 +68,7 @@ def distinct_prompts(whole: Mapping[str, Tensor], shared: int) -> tuple[Tensor, 
 
 def continuation(
     model: nn.Module, whole: Mapping[str, Tensor], shared: int, first: Tensor, rows: Tensor
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Inputs of the rows behind their first `shared` tokens, whose keys and values come along.
 
     Columns in which every prompt is padding are left out.

@@ -415,7 +415,7 @@ def test_ours_raises_before_anything_changes(condition, error):
     """Intended difference: the reference finds two of these only after the optimizer stepped."""
     actor, teacher, optimizer, batch, settings = error_set_up(condition)
     before = {name: tensor.clone() for name, tensor in actor.state_dict().items()}
-    config = own_config(cases.case("P-U001").config)
+    config = own_config(cases.case("P-U001"))
     regularization = settings.get("teacher_regularization", "ema")
     with pytest.raises(error):
         actor_update(

@@ -120,7 +120,7 @@ def test_a_model_that_does_not_call_its_head_is_refused():
 def test_recorded_updates_are_reproduced(case_id, tmp_path, monkeypatch):
     """The recorder makes the trainer take all rows and keep all stages."""
     monkeypatch.setattr(sdpo.trainer.micro_batch_loss, "self_distillation_stages", None)
-    config = replace(own_config(cases.case(case_id).config), loss_implementation="fused")
+    config = replace(own_config(cases.case(case_id)), loss_implementation="fused")
     run = golden_trainer.run(case_id, tmp_path, sdpo_config=config)
     skip = ("old_log_probs_used", "entropy")
     assert cases.tensor_differences(case_id, run, exact=False, counted_only=True, skip=skip) == []

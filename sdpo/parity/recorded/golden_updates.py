@@ -6,8 +6,8 @@ step, and the weights of student and teacher after the whole update only. Its na
 step), `u0.actor.…`, `u0.teacher.…`, and for the inputs `u0.in.…`.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,15 @@ def batches(golden: GoldenCase, tensors: Tensors) -> Iterator[tuple[Tensors, Gro
         yield batch, groups
 
 
-def _micro_batches_of(outcome: Mapping[str, Any]) -> list[int]:
+class _Outcome(TypedDict):
+    """What a manifest says of one recorded update, as far as it is used here."""
+
+    metrics: dict[str, float | str | list[float | str]]
+    micro_batch_row_indices: list[list[int]]
+    micro_batches_per_optimizer_step: list[int]
+
+
+def _micro_batches_of(outcome: _Outcome) -> list[int]:
     """How many micro-batches each optimizer step of a recorded update has."""
     return outcome["micro_batches_per_optimizer_step"]
 

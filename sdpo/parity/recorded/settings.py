@@ -11,10 +11,12 @@ from sdpo.parity.compare.verdict import CaseResult
 from sdpo.settings.config import SDPOConfig
 
 PRESET_OF = {"sdpo_yaml": "verl_yaml", "dataclass": "verl_dataclass"}
+Setting = bool | int | float | str | dict[str, bool] | None
+"""A value as the files of settings have them."""
 RECORDED = {"defaults_yaml": "verl_yaml", "defaults_dataclass": "verl_dataclass"}
 
 
-def reference_settings() -> dict[str, dict[str, Any]]:
+def reference_settings() -> dict[str, dict[str, Setting]]:
     """Defaults of the reference's layers, from its provenance file."""
     text = (importlib.resources.files("sdpo.reference") / "PROVENANCE.toml").read_text("utf-8")
     layers = tomllib.loads(text)["settings"]
@@ -48,7 +50,7 @@ def run_config_family(family: GoldenFamily) -> list[CaseResult]:
     return [*results, default]
 
 
-def _compare_settings(name: str, config: SDPOConfig, expected: Mapping[str, Any]) -> CaseResult:
+def _compare_settings(name: str, config: SDPOConfig, expected: Mapping[str, Setting]) -> CaseResult:
     """Compare the settings that a layer names."""
     result = CaseResult(name, "config")
     for field, value in expected.items():

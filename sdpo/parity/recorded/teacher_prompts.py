@@ -178,11 +178,11 @@ def offers(
     tensors: Mapping[str, Tensor],
     expected: Record,
     tokenizer: Any,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The arguments of a stage function, from the reference's values."""
     inputs, settings = golden.entry["inputs"], golden.config["self_distillation"]
     chosen = {"demonstrations": expected["demonstration"], "feedbacks": expected["feedback"]}
-    own: dict[str, dict[str, Any]] = {
+    own: dict[str, dict[str, object]] = {
         "feedback": {
             "feedback_raw": (inputs["reward_extra_infos"] or {}).get("feedback", []),
             "n_rows": len(expected["response_texts"]),

@@ -6,10 +6,10 @@ size. Before a value a little over its budget is called different, the error is 
 float32 runs of the reference (`recording_spread.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -137,9 +137,9 @@ def run_reference(
     return hooks.trace
 
 
-def own_config(config: Mapping[str, Any]) -> SDPOConfig:
+def own_config(golden: GoldenCase) -> SDPOConfig:
     """The case's settings as ours."""
-    actor = config["actor"]
+    config, actor = golden.config, golden.config["actor"]
     return SDPOConfig(
         **config["self_distillation"],
         **{name: actor[name] for name in ("loss_agg_mode", "grad_clip", *POLICY_TERMS)},
@@ -160,7 +160,7 @@ def run_ours(family: GoldenFamily, golden: GoldenCase, tensors: Tensors) -> Stag
             teacher,
             optimizer,
             batch,
-            own_config(golden.config),
+            own_config(golden),
             mini_batch_size=sizes["ppo_mini_batch_size"],
             micro_batch_size=sizes["ppo_micro_batch_size_per_gpu"],
             epochs=sizes["ppo_epochs"],

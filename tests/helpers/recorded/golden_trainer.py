@@ -107,7 +107,7 @@ def build(
 ) -> tuple[Any, Recorder]:
     golden = cases.case(case_id)
     actor, teacher, optimizer = cases.build(golden)
-    config = own_config(golden.config)
+    config = own_config(golden)
     changes = {"sdpo_config": config} | changes
     trainer = kind(
         model=actor,
