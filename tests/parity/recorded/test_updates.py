@@ -3,9 +3,14 @@
 import pytest
 import torch
 
+from sdpo.fixtures import packaged_family
+from sdpo.parity.candidates.implementations import Own
 from sdpo.parity.cases.stage_trace import GRAD_NORM, NO_STAGE, Moment, Place, StageTrace
 from sdpo.parity.compare.statuses import Status
+from sdpo.parity.recorded import updates
 from sdpo.parity.recorded.updates import compare_norms, float32_errors, kind_of, not_recorded
+from sdpo.update.actor_update import PLAIN_FORWARD
+from sdpo.update.policy_terms import PolicyTerms
 
 
 @pytest.mark.parametrize(
@@ -54,3 +59,20 @@ def test_values_of_all_micro_batches_share_an_error_and_so_do_all_weights():
         double[place] = torch.tensor([1.0, 2.0])
         single[place] = double[place] + error
     assert float32_errors(single, double) == {"importance": 0.25}  # 0.5 of the scale 2
+
+
+FAULTS = {
+    "rows are not packed": ("P-U045", updates, "ForwardSettings", lambda *_, **__: PLAIN_FORWARD),
+    "no autocast": ("P-U047", updates, "ForwardSettings", lambda *_, **__: PLAIN_FORWARD),
+    "no entropy bonus": ("P-U040", PolicyTerms, "added_to", lambda self, loss, config: loss),
+    "no KL anchor": ("P-U042", PolicyTerms, "added_to", lambda self, loss, config: loss),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_case_is_recorded_for_cannot_be_left_out(fault, monkeypatch):
+    pytest.importorskip("transformers")
+    case_id, owner, name, wrong = FAULTS[fault]
+    family = packaged_family("update")
+    monkeypatch.setattr(owner, name, wrong)
+    assert updates.run_case(Own(), family, family.case(case_id)).status == Status.DIVERGENT
