@@ -5,12 +5,10 @@ from typing import Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from sdpo.cli import audit, drift, mbpp, mutants, record, replay, trend, watch
 from sdpo.parity.cases.failure import FAILED, CrashError, ended, refuse
-
-# typer carries its own copy of click: its exceptions are reached through typer's names
-ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class Commands(TyperGroup):
@@ -24,7 +22,7 @@ class Commands(TyperGroup):
         """
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, ClickException):
+        except (typer.Exit, typer.Abort, TyperException):
             raise
         except (Exception, KeyboardInterrupt) as error:
             raise CrashError from error
@@ -60,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     def run() -> int:
         try:
             return command.main(args=argv, prog_name="sdpo", standalone_mode=False)
-        except ClickException as error:
+        except TyperException as error:
             message = " ".join(str(error).split())
             if not message:  # nothing was asked for, and the help was printed
                 return FAILED

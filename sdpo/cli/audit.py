@@ -28,12 +28,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Quiet = Annotated[bool, typer.Option(help="Print one line for each candidate.")]
 
 
-def names(text: str) -> list[str]:
+def _names(text: str) -> list[str]:
     """The names in a list with commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def print_schema(wanted: bool) -> None:
+def _print_schema(wanted: bool) -> None:
     """Print the JSON Schema of reports and end, if wanted."""
     if wanted:
         from sdpo.parity.report.run_report import report_schema
@@ -100,7 +100,7 @@ def audit(
         typer.Option(
             "--schema",
             help="Print the JSON Schema of the report and end.",
-            callback=print_schema,
+            callback=_print_schema,
             is_eager=True,
         ),
     ] = False,
@@ -121,8 +121,8 @@ def audit(
             candidate,
             goldens=tuple(map(str, goldens or [])),
             declared=tuple(map(str, declared or [])),
-            stages=tuple(names(stages)),
-            require=tuple(names(require)),
+            stages=tuple(_names(stages)),
+            require=tuple(_names(require)),
             coverage=coverage,
             seed=seed,
             explore=explore,
@@ -165,8 +165,8 @@ def regate(
 
     code = regate_all(
         report,
-        stages=names(stages),
-        require=names(require),
+        stages=_names(stages),
+        require=_names(require),
         coverage=coverage,
         declared=declared,
         budget=budget,

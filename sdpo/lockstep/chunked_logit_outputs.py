@@ -16,7 +16,7 @@ from torch import Tensor
 from sdpo.reference.forward import LogitOptions, entropy_from_logits, logit_outputs
 from sdpo.reference.loss import log_probs_from_logits, topk_log_probs
 
-CACHE_BYTES, GPU_BYTES = 4 * 2**20, 256 * 2**20
+CACHE_BYTES, _GPU_BYTES = 4 * 2**20, 256 * 2**20
 TokenIndex = tuple[int | slice | EllipsisType, ...]
 """Indexes some tokens of `(B, T, …)`."""
 Recompute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -117,7 +117,7 @@ def _token_indices(logits: Tensor) -> Iterator[TokenIndex]:
     A single token's sum would be taken in another order.
     """
     rows, tokens, width = logits.shape
-    limit = GPU_BYTES if logits.is_cuda else CACHE_BYTES
+    limit = _GPU_BYTES if logits.is_cuda else CACHE_BYTES
     if logits.nbytes <= limit:
         yield (...,)
         return

@@ -23,7 +23,7 @@ from sdpo.reference.teacher_prompt import (
 from sdpo.settings.config import SDPOConfig
 
 TEACHER_KEYS = ("teacher_input_ids", "teacher_attention_mask", "teacher_position_ids")
-FURTHER_KEYS = (*TEACHER_KEYS, "self_distillation_mask", "rollout_is_weights", "old_log_probs")
+_FURTHER_KEYS = (*TEACHER_KEYS, "self_distillation_mask", "rollout_is_weights", "old_log_probs")
 
 
 def student_rows(
@@ -52,7 +52,7 @@ def update_rows(buffered: Mapping[str, Tensor]) -> dict[str, Tensor]:
         buffered["completion_mask"],
         buffered.get("tool_mask"),
     )
-    return rows | {name: buffered[name] for name in FURTHER_KEYS if name in buffered}
+    return rows | {name: buffered[name] for name in _FURTHER_KEYS if name in buffered}
 
 
 def padded(

@@ -25,6 +25,7 @@ from sdpo.reference.teacher_prompt import Tokenizer
 
 if TYPE_CHECKING:
     from sdpo.trainer.sdpo_trainer import SDPOTrainer
+    from sdpo.update.rollouts import TRLBatch
 
 T = TypeVar("T")
 RewardFunction = nn.Module | Callable[..., Any]
@@ -104,7 +105,7 @@ class Source:
         self.trainer, self.passed = trainer, Passed()
         score, generate = trainer._generate_and_score_completions, trainer._generate
 
-        def scoring(inputs: list[dict[str, Any]]) -> Any:
+        def scoring(inputs: "list[TRLBatch]") -> Any:
             self.passed = Passed(rows=[dict(row) for row in inputs])
             return score(inputs)
 

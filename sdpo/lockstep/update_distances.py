@@ -20,10 +20,10 @@ from sdpo.parity.cases.tensor_distances import Match, distance, largest_by_kind,
 from sdpo.parity.truth.tolerances import TOLERANCES
 from sdpo.parity.truth.usable_budget import refusal, shows_a_factor_of_two
 
-EXACT = PROMPT_STAGES
+_EXACT = PROMPT_STAGES
 TEACHER_MOVED = "teacher_moved"
 """Of the candidate: whether the teacher was another one than at the update's beginning."""
-PER_TOKEN = (
+_PER_TOKEN = (
     "log_probs.student",
     "log_probs.teacher",
     "support.student",
@@ -61,7 +61,7 @@ def deltas(
             correspond; otherwise the scaled sums of each step are compared.
     """
     reference = expected.trace
-    for stage in EXACT:
+    for stage in _EXACT:
         place = Place(*Moment(), stage, stage)
         if place in actual and place in reference:
             equal = _same_value(actual[place], reference[place])
@@ -108,7 +108,7 @@ def _same_value(actual: object, expected: object) -> bool:
 def _token_deltas(mine: MicroBatches, theirs: MicroBatches, step: int) -> Iterator[Delta]:
     """Distances of the per-token stages, at the tokens that the reference counts."""
     counted = _rows(theirs, "loss_mask") != 0
-    for name in PER_TOKEN:
+    for name in _PER_TOKEN:
         if name in mine[0] and name in theirs[0]:
             actual, expected = _rows(mine, name), _rows(theirs, name)
             fits = actual.shape == expected.shape
@@ -171,7 +171,7 @@ def budgets(noises: Mapping[str, float], names: set[str]) -> dict[str, float]:
     floor = TOLERANCES.live_roundings * torch.finfo(torch.float32).eps
     slack = TOLERANCES.live_slack
     found = {name: slack * (noises.get(name, 0.0) + floor) for name in names}
-    return found | dict.fromkeys(EXACT, 0.0)
+    return found | dict.fromkeys(_EXACT, 0.0)
 
 
 def sizeless(expected: RepeatedUpdate) -> dict[str, float]:

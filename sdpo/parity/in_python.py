@@ -4,21 +4,23 @@ import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from sdpo.parity.audit.launch import run_worker
 from sdpo.parity.audit.report_files import cleared, write_reports
 from sdpo.parity.audit.request import Request, UsageError
 from sdpo.parity.report.run_report import RunReport
 
-__all__ = ["audit", "candidate_name"]
+__all__ = ["Candidate", "audit", "candidate_name"]
+
+Candidate = str | Callable[..., object]
+"""A function or class, or the name of a candidate as `sdpo audit` takes it."""
 
 
 def audit(
-    candidate: Any,
+    candidate: Candidate,
     *,
     stages: Sequence[str] = (),
     declared: Sequence[str | Path] = (),
@@ -71,7 +73,7 @@ def audit(
     return run
 
 
-def candidate_name(candidate: Any) -> str:
+def candidate_name(candidate: Candidate) -> str:
     """Name a candidate for another process: `FILE.py:qualified.name` of a function or class.
 
     Raises:

@@ -1,25 +1,43 @@
 """pytest plugin: fixture and marker `sdpo_parity`. Imports nothing heavy until it is used."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 
 import pytest
 
 from sdpo.parity.compare.statuses import FAILING
 
 if TYPE_CHECKING:
+    from sdpo.parity.in_python import Candidate
     from sdpo.parity.report.run_report import RunReport
 
-MARKER = (
+_MARKER = (
     "sdpo_parity(candidate, stages, declared, goldens, require, coverage): what the fixture "
     "`sdpo_parity` audits unless told otherwise; all but the candidate are optional"
 )
-OPTIONS = ("candidate", "stages", "declared", "goldens", "require", "coverage")
+_OPTIONS = ("candidate", "stages", "declared", "goldens", "require", "coverage")
+Names = str | Path | Sequence[str | Path]
+
+
+class AuditOptions(TypedDict, total=False):
+    """What is audited of a candidate, by the names of `sdpo.audit`."""
+
+    stages: Names
+    declared: Names
+    goldens: Names
+    require: Names
+    coverage: int
+
+
+class MarkedOptions(AuditOptions, total=False):
+    """The same, with the candidate: what a marker can say."""
+
+    candidate: "Candidate"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where reports go."""
+    """Add the option that says where reports go."""
     group = parser.getgroup("sdpo", "parity with the SDPO reference")
     group.addoption(
         "--sdpo-parity-out",
@@ -30,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
-    config.addinivalue_line("markers", MARKER)
+    config.addinivalue_line("markers", _MARKER)
 
 
 @pytest.fixture
@@ -46,15 +64,14 @@ def sdpo_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[...,
     folder = Path(request.config.getoption("--sdpo-parity-out") or tmp_path / "sdpo-parity")
     roots = (request.path.parent, request.config.rootpath, Path.cwd())
 
-    def check(candidate: Any = None, **options: Any) -> "RunReport":
-        given = marked(marker) | options
-        if unknown := sorted(set(given) - set(OPTIONS)):
-            raise pytest.UsageError(f"sdpo_parity: unknown {unknown}; valid are {list(OPTIONS)}")
-        if candidate is not None:
-            given["candidate"] = candidate
-        if not given.get("candidate"):
+    def check(candidate: "Candidate | None" = None, **options: Unpack[AuditOptions]) -> "RunReport":
+        merged: MarkedOptions = {**marked(marker), **options}
+        if unknown := sorted(set(merged) - set(_OPTIONS)):
+            raise pytest.UsageError(f"sdpo_parity: unknown {unknown}; valid are {list(_OPTIONS)}")
+        chosen = candidate if candidate is not None else merged.get("candidate")
+        if not chosen:
             raise pytest.UsageError("sdpo_parity: no candidate in the marker or in the call")
-        run, report = _audited(given, roots, folder)
+        run, report = _audited(chosen, merged, roots, folder)
         if run.exit_code != 0:
             pytest.fail(message(run, report), pytrace=False)
         return run
@@ -62,29 +79,30 @@ def sdpo_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[...,
     return check
 
 
-def marked(marker: pytest.Mark | None) -> dict[str, Any]:
-    """The options of a marker; its first positional argument is the candidate."""
+def marked(marker: pytest.Mark | None) -> MarkedOptions:
+    """Read the options of a marker; its first positional argument is the candidate."""
     if marker is None:
         return {}
-    return {**dict(zip(OPTIONS, marker.args, strict=False)), **marker.kwargs}
+    options = {**dict(zip(_OPTIONS, marker.args, strict=False)), **marker.kwargs}
+    return cast("MarkedOptions", options)
 
 
 def _audited(
-    given: Mapping[str, Any], roots: Sequence[Path], folder: Path
+    candidate: "Candidate", options: MarkedOptions, roots: Sequence[Path], folder: Path
 ) -> "tuple[RunReport, Path]":
-    """The report of an audit in a process of its own, and the folder of its renderings."""
+    """Audit in a process of its own: the report, and the folder of its renderings."""
     from sdpo.parity.audit.request import UsageError, folder_name
     from sdpo.parity.in_python import audit, candidate_name
 
     try:
-        name = located_candidate(candidate_name(given["candidate"]), roots)
+        name = located_candidate(candidate_name(candidate), roots)
         run = audit(
             name,
-            goldens=[_located(path, roots) for path in listed(given.get("goldens"))],
-            declared=[_located(path, roots) for path in listed(given.get("declared"))],
-            stages=listed(given.get("stages")),
-            require=listed(given.get("require")),
-            coverage=given.get("coverage", 0),
+            goldens=[_located(path, roots) for path in listed(options.get("goldens"))],
+            declared=[_located(path, roots) for path in listed(options.get("declared"))],
+            stages=listed(options.get("stages")),
+            require=listed(options.get("require")),
+            coverage=options.get("coverage", 0),
             out=folder,
         )
     except UsageError as error:
@@ -92,15 +110,15 @@ def _audited(
     return run, folder / folder_name(name)
 
 
-def listed(value: Any) -> list[str]:
-    """One text or path, or several, as a list of texts."""
+def listed(value: Names | None) -> list[str]:
+    """Make a list of texts of one text or path, or of several."""
     if value is None:
         return []
     return [str(value)] if isinstance(value, (str, Path)) else [str(item) for item in value]
 
 
 def located_candidate(candidate: str, roots: Sequence[Path]) -> str:
-    """The name of a candidate, with its file below the first of the roots that has it."""
+    """Name a candidate with its file below the first of the roots that has it."""
     target, separator, attribute = candidate.rpartition(":")
     if target.endswith(".py"):
         return f"{_located(target, roots)}{separator}{attribute}"
@@ -108,12 +126,12 @@ def located_candidate(candidate: str, roots: Sequence[Path]) -> str:
 
 
 def _located(path: str, roots: Sequence[Path]) -> str:
-    """A path below the first of the roots that has it; as it is if none has."""
+    """Find a path below the first of the roots that has it; it stays as it is if none has."""
     return next((str(root / path) for root in roots if (root / path).exists()), path)
 
 
 def message(run: "RunReport", report: Path) -> str:
-    """What a failing test says: first line, the stages that fail, and where the report is."""
+    """Write what a failing test says: first line, the stages that fail, and where the report is."""
     from sdpo.parity.render.text import first_line, one_line
 
     lines = [first_line(run)]

@@ -4,13 +4,13 @@ Symbols: `B` rows, `R` response width.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+_THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 
 
 class RepromptWarning(UserWarning):
@@ -51,9 +51,9 @@ def response_texts(responses: Tensor, tokenizer: Decoder) -> list[str]:
 
 
 def feedback(
-    feedback_raw: Sequence[Any], n_rows: int, *, include_environment_feedback: bool
+    feedback_raw: Sequence[object], n_rows: int, *, include_environment_feedback: bool
 ) -> list[str | None]:
-    """Stage `feedback`: the feedback that counts, per row.
+    """Select the feedback that counts, per row: stage `feedback`.
 
     An entry counts if it is text with anything but white space in it; it is used verbatim, and
     whether the row itself succeeded does not matter. Missing entries are None, surplus ones are
@@ -97,7 +97,7 @@ def feedback(
 
 
 def successes(token_level_rewards: Tensor, success_reward_threshold: float) -> list[bool]:
-    """Which rows succeeded: the sum of a row's rewards is at least the threshold.
+    """Tell which rows succeeded: the sum of a row's rewards is at least the threshold.
 
     Args:
         token_level_rewards: `(B, R)`, usually float32.
@@ -135,12 +135,12 @@ def remove_thinking(text: str) -> str:
     """
     kept, start = [], 0
     while True:
-        opened = text.find(THINK_OPEN, start)
-        closed = text.find(THINK_CLOSE, opened) if opened >= 0 else -1
+        opened = text.find(_THINK_OPEN, start)
+        closed = text.find(_THINK_CLOSE, opened) if opened >= 0 else -1
         if closed < 0:
             return "".join([*kept, text[start:]])
         kept.append(text[start:opened])
-        start = closed + len(THINK_CLOSE)
+        start = closed + len(_THINK_CLOSE)
         while text[start : start + 1].isspace():
             start += 1
 
@@ -148,13 +148,13 @@ def remove_thinking(text: str) -> str:
 def demonstration(
     response_texts: Sequence[str],
     token_level_rewards: Tensor,
-    uids: Sequence[Any] | Tensor,
+    uids: Sequence[Hashable] | Tensor,
     *,
     success_reward_threshold: float,
     dont_reprompt_on_self_success: bool,
     remove_thinking_from_demonstration: bool,
 ) -> list[Demonstration | None]:
-    """Stage `demonstration`: for each row the first successful attempt of its group.
+    """Choose for each row the first successful attempt of its group: stage `demonstration`.
 
     Args:
         response_texts: B decoded responses.
@@ -177,7 +177,7 @@ def demonstration(
     succeeded = successes(token_level_rewards, success_reward_threshold)
     check_rows(response_texts=response_texts, token_level_rewards=succeeded, uids=groups)
     clean = remove_thinking if remove_thinking_from_demonstration else str
-    candidates: dict[Any, list[int]] = {}
+    candidates: dict[Hashable, list[int]] = {}
     for row, uid in enumerate(groups):
         if succeeded[row]:
             candidates.setdefault(uid, []).append(row)
@@ -190,12 +190,12 @@ def demonstration(
     return chosen
 
 
-def group_ids(uids: Sequence[Any] | Tensor) -> list[Any]:
-    """Group ids as plain values: tensors are equal by value, but not as dictionary keys."""
+def group_ids(uids: Sequence[Hashable] | Tensor) -> list[Hashable]:
+    """Make group ids plain values: tensors are equal by value, but not as dictionary keys."""
     return [uid.item() if isinstance(uid, Tensor) else uid for uid in uids]
 
 
-def check_rows(**per_row: Sequence[Any]) -> None:
+def check_rows(**per_row: Sequence[object]) -> None:
     """Check that arguments have one entry per row.
 
     Raises:

@@ -9,7 +9,7 @@ tokenizer is an argument, and its settings are left alone. Symbols: `B` rows of 
 rows of all processes, `R` response width, `L` width of the teacher prompt.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
@@ -41,8 +41,8 @@ class Attempts(NamedTuple):
     responses: Tensor
     response_mask: Tensor
     token_level_rewards: Tensor
-    uids: Sequence[Any] | Tensor
-    feedback_raw: Sequence[Any] = ()
+    uids: Sequence[Hashable] | Tensor
+    feedback_raw: Sequence[object] = ()
 
 
 class Processes(NamedTuple):
@@ -56,7 +56,7 @@ class Processes(NamedTuple):
     first_row: int = 0
 
 
-ALONE = Processes()
+_ALONE = Processes()
 
 
 class PromptTrace(TypedDict):
@@ -88,7 +88,7 @@ def teacher_batch(
     settings: PromptSettings,
     *,
     chat_template_kwargs: Mapping[str, object] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = _ALONE,
 ) -> TeacherBatch:
     """Run all stages in order, for one batch.
 
@@ -186,7 +186,7 @@ def _messages(
 
 
 def reprompt_metrics(
-    uids: Sequence[Any] | Tensor,
+    uids: Sequence[Hashable] | Tensor,
     succeeded: Sequence[bool],
     demonstrations: Sequence[Demonstration | None],
     feedbacks: Sequence[str | None],
@@ -218,7 +218,7 @@ def reprompt_metrics(
     check_rows(uids=groups, succeeded=succeeded, demonstrations=demonstrations, feedbacks=feedbacks)
     solved = {uid for uid, success in zip(groups, succeeded, strict=True) if success}
 
-    def share(entries: Sequence[Any]) -> float:
+    def share(entries: Sequence[object]) -> float:
         return sum(entry is not None for entry in entries) / len(groups)
 
     return {

@@ -22,7 +22,7 @@ def used_feedback(
     *,
     environment_feedback_only_without_solution: bool,
 ) -> list[str | None]:
-    """The feedback that enters a prompt: all that counts, or only where there is no demonstration.
+    """Select the feedback that enters a prompt: all, or only where there is no demonstration.
 
     Args:
         demonstrations: from `demonstration`, B entries.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sdpo.prompt.demonstrations import check_rows, warn
+from sdpo.prompt.teacher_prompt import Message
 
-TRUNCATION_MODES = ("right", "left", "error")
-LOST_BY_TRUNCATION = {
+_TRUNCATION_MODES = ("right", "left", "error")
+_LOST_BY_TRUNCATION = {
     "right": "the end of the user text, the end-of-turn token and the assistant header",
     "left": "the system prompt and the beginning of the question",
 }
@@ -31,14 +32,14 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(
         self,
-        conversations: list[Any],
+        conversations: list[list[Message]],
         /,
         *,
         tokenize: bool,
         return_dict: bool,
         add_generation_prompt: bool,
-        enable_thinking: Any,
-        tokenizer_kwargs: Any,
+        enable_thinking: object,
+        tokenizer_kwargs: Mapping[str, object],
     ) -> Any:
         """A mapping with the ids of each prompt as `input_ids`."""
 
@@ -52,7 +53,7 @@ class TeacherTokens(NamedTuple):
 
 
 def teacher_tokens(
-    messages: Sequence[Sequence[Mapping[str, Any]]],
+    messages: Sequence[Sequence[Message]],
     responses: Tensor,
     response_mask: Tensor,
     tokenizer: Tokenizer,
@@ -112,11 +113,11 @@ def teacher_tokens(
 
 
 def prompt_ids(
-    messages: Sequence[Sequence[Mapping[str, Any]]],
+    messages: Sequence[Sequence[Message]],
     tokenizer: Tokenizer,
     chat_template_kwargs: Mapping[str, object] | None,
 ) -> list[list[int]]:
-    """Ids of each prompt with the generation header, neither cut nor padded.
+    """Render each prompt with the generation header to ids, neither cut nor padded.
 
     Cutting and padding the lists here instead of in the tokenizer needs no change of its sides,
     gives the same ids, and knows how long a prompt really is.
@@ -186,7 +187,7 @@ def cut_prompts(
         )
     warn(
         f"teacher prompts longer than max_reprompt_len={max_reprompt_len} were cut on the "
-        f"{reprompt_truncation}, which removes {LOST_BY_TRUNCATION[reprompt_truncation]} first"
+        f"{reprompt_truncation}, which removes {_LOST_BY_TRUNCATION[reprompt_truncation]} first"
     )
     if reprompt_truncation == "left":
         return [ids[-max_reprompt_len:] for ids in prompts]
@@ -194,9 +195,9 @@ def cut_prompts(
 
 
 def _check_options(tokenizer: Tokenizer, max_reprompt_len: int, reprompt_truncation: str) -> None:
-    if reprompt_truncation not in TRUNCATION_MODES:
+    if reprompt_truncation not in _TRUNCATION_MODES:
         raise ValueError(
-            f"reprompt_truncation is {reprompt_truncation!r}, not one of {TRUNCATION_MODES}"
+            f"reprompt_truncation is {reprompt_truncation!r}, not one of {_TRUNCATION_MODES}"
         )
     if max_reprompt_len < 1:
         raise ValueError(f"max_reprompt_len is {max_reprompt_len}, it must be at least 1")
@@ -207,7 +208,7 @@ def _check_options(tokenizer: Tokenizer, max_reprompt_len: int, reprompt_truncat
         )
 
 
-def _check_responses(messages: Sequence[Any], responses: Tensor, response_mask: Tensor) -> None:
+def _check_responses(messages: Sequence[object], responses: Tensor, response_mask: Tensor) -> None:
     if responses.dim() != 2 or responses.shape != response_mask.shape:
         raise ValueError(
             f"responses and response_mask must both be (B, R), they are {tuple(responses.shape)} "

@@ -1,1 +1,1 @@
-"""How commands write files and tables, and show progress."""
+"""What every part needs of its surroundings: files, JSON, tables, progress, memory, lazy names."""

@@ -7,10 +7,10 @@ was an eighth of a check of a model of 0.1 B weights on a CPU.
 import ctypes
 from typing import Any
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`, from glibc's `malloc.h`."""
 
-LARGE_BLOCK = 32 * 2**20
+_LARGE_BLOCK = 32 * 2**20
 """Larger blocks go back at once; glibc itself raises the limit up to this number of bytes."""
 
 
@@ -21,7 +21,7 @@ def keep_freed_memory() -> bool:
 
 def return_freed_memory() -> None:
     """Give what is free back to the system, now and from now on."""
-    if _set_thresholds(2 * LARGE_BLOCK):  # glibc's own ratio
+    if _set_thresholds(2 * _LARGE_BLOCK):  # glibc's own ratio
         glibc().malloc_trim(0)
 
 
@@ -30,7 +30,7 @@ def _set_thresholds(trim: int) -> bool:
     library = glibc()
     if library is None:
         return False
-    limits = {M_MMAP_THRESHOLD: LARGE_BLOCK, M_TRIM_THRESHOLD: trim}
+    limits = {_M_MMAP_THRESHOLD: _LARGE_BLOCK, _M_TRIM_THRESHOLD: trim}
     return all([library.mallopt(name, value) for name, value in limits.items()])
 
 

@@ -19,7 +19,7 @@ from sdpo.settings.stage_settings import (
     PromptSettings,
 )
 
-DATACLASS_TEMPLATES = {
+_DATACLASS_TEMPLATES = {
     "reprompt_template": REPROMPT_TEMPLATE + "\n",
     "solution_template": SOLUTION_TEMPLATE + "\n\n",
     "feedback_template": FEEDBACK_TEMPLATE + "\n\n",
@@ -154,7 +154,7 @@ PRESETS: Mapping[str, RawSettings] = MappingProxyType(
             "remove_thinking_from_demonstration": False,
             "include_environment_feedback": False,
             "environment_feedback_only_without_solution": False,
-            **DATACLASS_TEMPLATES,
+            **_DATACLASS_TEMPLATES,
         },
         "paper_generalization": {
             "alpha": 0.5,
@@ -170,7 +170,7 @@ PRESETS: Mapping[str, RawSettings] = MappingProxyType(
             "teacher_update_rate": 0.01,
             "lr": 1e-6,
         },
-        "sdpo_rl": {"success_reward_threshold": 1.0, **DATACLASS_TEMPLATES},
+        "sdpo_rl": {"success_reward_threshold": 1.0, **_DATACLASS_TEMPLATES},
     }
 )
 """Differences from `verl_yaml`. Sources: the reference's dataclass; its generalization script; its

@@ -14,14 +14,14 @@ LOSS_AGG_MODES = (
     "seq-mean-token-mean",
     "seq-mean-token-sum-norm",
 )
-TEACHER_REGULARIZATIONS = ("ema", "trust-region")
-TEACHER_MODES = ("ema", "frozen", "trust_region", "lora_ema")
-LORA_AVERAGES = ("factors", "effective")
-MICRO_BATCH_SEMANTICS = ("verl", "exact")
-LOSS_IMPLEMENTATIONS = ("logits", "fused")
-SHARE_PROMPTS = ("none", "teacher", "both")
-TRUNCATIONS = ("left", "right", "error")
-KL_LOSS_TYPES = ("low_var_kl",)
+_TEACHER_REGULARIZATIONS = ("ema", "trust-region")
+_TEACHER_MODES = ("ema", "frozen", "trust_region", "lora_ema")
+_LORA_AVERAGES = ("factors", "effective")
+_MICRO_BATCH_SEMANTICS = ("verl", "exact")
+_LOSS_IMPLEMENTATIONS = ("logits", "fused")
+_SHARE_PROMPTS = ("none", "teacher", "both")
+_TRUNCATIONS = ("left", "right", "error")
+_KL_LOSS_TYPES = ("low_var_kl",)
 
 DEFAULT_ALPHA = 0.5
 DEFAULT_RATE = 0.05
@@ -36,9 +36,9 @@ RawSettings = Mapping[str, object]
 def violations(settings: RawSettings) -> list[str]:
     """Say of each setting that breaks its rule which one, in one message each."""
     broken = [
-        f"{name}={value!r}: {RULES[name].text}"
+        f"{name}={value!r}: {_RULES[name].text}"
         for name, value in settings.items()
-        if name in RULES and not RULES[name].holds(value)
+        if name in _RULES and not _RULES[name].holds(value)
     ]
     for name in SLOTS.keys() & settings.keys():
         try:
@@ -63,7 +63,7 @@ def _conflicts(settings: RawSettings) -> list[str]:
     mode = settings.get("teacher_mode")
     regularization = settings.get("teacher_regularization", "ema")
     rate = settings.get("teacher_update_rate", DEFAULT_RATE)
-    if mode in TEACHER_MODES and mode != "trust_region" and regularization == "trust-region":
+    if mode in _TEACHER_MODES and mode != "trust_region" and regularization == "trust-region":
         contradictions.append(
             f"teacher_mode={mode!r} contradicts teacher_regularization='trust-region': give one"
         )
@@ -152,7 +152,7 @@ _POSITIVE = Rule(_number(lambda v: v > 0), "must be a finite number above 0")
 _NOT_NEGATIVE = Rule(_number(lambda v: v >= 0), "must be a finite number, 0 or above")
 _OPTIONAL_POSITIVE = Rule(_optional(_POSITIVE.holds), f"{_POSITIVE.text}, or None")
 
-RULES: Mapping[str, Rule] = MappingProxyType(
+_RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "full_logit_distillation": _SWITCH,
         "alpha": _SHARE,
@@ -166,9 +166,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "entropy_coeff": _NOT_NEGATIVE,
         "use_kl_loss": _SWITCH,
         "kl_loss_coef": _NOT_NEGATIVE,
-        "kl_loss_type": _one_of(KL_LOSS_TYPES),
+        "kl_loss_type": _one_of(_KL_LOSS_TYPES),
         "rollout_is_threshold": _OPTIONAL_POSITIVE,
-        "teacher_regularization": _one_of(TEACHER_REGULARIZATIONS),
+        "teacher_regularization": _one_of(_TEACHER_REGULARIZATIONS),
         "teacher_update_rate": _SHARE,
         "success_reward_threshold": Rule(_number(lambda v: True), "must be a finite number"),
         "dont_reprompt_on_self_success": _SWITCH,
@@ -176,7 +176,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "include_environment_feedback": _SWITCH,
         "environment_feedback_only_without_solution": _SWITCH,
         "max_reprompt_len": Rule(_positive_integer, "must be an integer above 0"),
-        "reprompt_truncation": _one_of(TRUNCATIONS),
+        "reprompt_truncation": _one_of(_TRUNCATIONS),
         "apply_chat_template_kwargs": Rule(
             lambda value: isinstance(value, Mapping),
             "must be a mapping",
@@ -184,17 +184,17 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "enabled": _SWITCH,
         "hybrid_lambda": _SHARE,
         "teacher_mode": Rule(
-            _optional(lambda value: value in TEACHER_MODES),
-            f"must be one of {', '.join(TEACHER_MODES)}, or None",
+            _optional(lambda value: value in _TEACHER_MODES),
+            f"must be one of {', '.join(_TEACHER_MODES)}, or None",
         ),
-        "lora_average": _one_of(LORA_AVERAGES),
+        "lora_average": _one_of(_LORA_AVERAGES),
         "max_reprompt_length": Rule(
             _optional(_positive_integer),
             "must be an integer above 0 (the same setting as max_reprompt_len)",
         ),
-        "micro_batch_semantics": _one_of(MICRO_BATCH_SEMANTICS),
-        "loss_implementation": _one_of(LOSS_IMPLEMENTATIONS),
-        "share_prompts": _one_of(SHARE_PROMPTS),
+        "micro_batch_semantics": _one_of(_MICRO_BATCH_SEMANTICS),
+        "loss_implementation": _one_of(_LOSS_IMPLEMENTATIONS),
+        "share_prompts": _one_of(_SHARE_PROMPTS),
         "feedback_column": Rule(
             lambda v: isinstance(v, str) and bool(v), "must be a column's name"
         ),

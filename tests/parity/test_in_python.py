@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,8 @@ def test_a_name_that_cannot_be_loaded_is_a_report_that_says_so(tmp_path: Path):
 def test_what_another_process_cannot_import_is_refused():
     def local() -> None: ...
 
-    for candidate in (local, lambda: None, len, 3):
+    unnamed: list[Any] = [local, lambda: None, len, 3]
+    for candidate in unnamed:
         with pytest.raises(UsageError, match="not at the top of a module"):
             candidate_name(candidate)
     with pytest.raises(UsageError, match="unknown stages"):

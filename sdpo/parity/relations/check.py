@@ -31,8 +31,8 @@ from sdpo.parity.relations.transformed_cases import Claim, TransformedCase, clai
 from sdpo.parity.truth.oracle import Array
 from sdpo.settings.determinism import reseed
 
-COMPARED = ("aggregate", "gradient")
-SEED = 20262
+_COMPARED = ("aggregate", "gradient")
+_SEED = 20262
 
 PARTIAL = "stage functions give no loss and gradient from logits"
 FROM_LOG_PROBS = "is given log-probs, and the teacher's arrive without gradient"
@@ -59,12 +59,12 @@ def _evaluate(candidate: LossCandidate, case: LossCase) -> _Evaluated:
         NotCoveredError: it does not take what the case needs.
     """
     evaluated, complaint = evaluate_case(case), ""
-    reseed(SEED)
+    reseed(_SEED)
     try:
         trace = candidate.trace(case)
     except BrokenGradientError as error:
         trace, complaint = error.trace, str(error)
-    values = {n: v for n, v in evaluated.agreement.values_of(trace).items() if n in COMPARED}
+    values = {n: v for n, v in evaluated.agreement.values_of(trace).items() if n in _COMPARED}
     with np.errstate(all="ignore"):
         budgets = {name: room / 2 for name, room in evaluated.agreement.allowances(values).items()}
     return _Evaluated(values, budgets, complaint)
@@ -86,7 +86,7 @@ def outcome_of(candidate: LossCandidate, relation: Relation, claim: Claim) -> Cl
         untested = RelationStatus.NOT_COVERED if left.complaint else RelationStatus.HOLDS
         status = RelationStatus.VIOLATED if left.complaint == INTO_TEACHER else untested
         return ClaimOutcome(status, name, note=left.complaint)
-    values = COMPARED[:1] if relation.kind == NOT_BELOW else COMPARED
+    values = _COMPARED[:1] if relation.kind == NOT_BELOW else _COMPARED
     sides = [left, *(right for _, right in rights)]
     shared = [v for v in values if all(v in side.values for side in sides)]
     notes = {s.complaint for s in sides if s.complaint and len(shared) < len(values)}
@@ -147,7 +147,7 @@ def _as_it_is(value: Array) -> Array:
 
 def _excuse(candidate: LossCandidate, relation: Relation) -> str:
     """Say why a relation cannot be tested on a candidate, empty if it can."""
-    if not set(COMPARED) <= set(candidate.stages):
+    if not set(_COMPARED) <= set(candidate.stages):
         return PARTIAL
     return FROM_LOG_PROBS if relation.needs_logits and isinstance(candidate, FromLogProbs) else ""
 

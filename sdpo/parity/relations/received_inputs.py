@@ -5,40 +5,42 @@ not reach what the loss is given, both are one computation and nothing is tested
 """
 
 from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdpo.parity.candidates.loss_functions import NEEDED, FromLogProbs, log_prob_inputs
+from sdpo.parity.cases.checked_call import LossCandidate
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.truth.tolerances import TOLERANCES
 
-NOT_GIVEN = ("id", "tags", "recorded")
-LOGITS = ("student_logits", "teacher_logits", "responses")
+_NOT_GIVEN = ("id", "tags", "recorded")
+_LOGITS = ("student_logits", "teacher_logits", "responses")
 
 
-def received(candidate: Any, case: LossCase) -> dict[str, Any]:
-    """What a candidate is given, by name: the case's own fields, or log-probs made from them."""
-    found = {f.name: getattr(case, f.name) for f in fields(case) if f.name not in NOT_GIVEN}
+def received(candidate: LossCandidate | None, case: LossCase) -> dict[str, object]:
+    """Collect what a candidate is given, by name: the case's fields, or log-probs from them."""
+    inputs: dict[str, object] = {
+        f.name: getattr(case, f.name) for f in fields(case) if f.name not in _NOT_GIVEN
+    }
     if not isinstance(candidate, FromLogProbs):
-        return found
+        return inputs
     made = log_prob_inputs(case, case.student_logits)
     named = {name for name in made if candidate.takes(name)} | set(NEEDED[case.mode])
-    rest = {name: value for name, value in found.items() if name not in LOGITS}
+    rest = {name: value for name, value in inputs.items() if name not in _LOGITS}
     return rest | {name: value for name, value in made.items() if name in named}
 
 
-def differences(candidate: Any, case: LossCase, other: LossCase) -> set[str]:
-    """The names under which a candidate is given something else on the other case."""
+def differences(candidate: LossCandidate | None, case: LossCase, other: LossCase) -> set[str]:
+    """Name the inputs by which the other case differs for a candidate."""
     ours, theirs = received(candidate, case), received(candidate, other)
     return {
         name for name in ours.keys() | theirs.keys() if not alike(ours.get(name), theirs.get(name))
     }
 
 
-def alike(ours: Any, theirs: Any) -> bool:
-    """Whether two inputs are the same but for rounding: computed from the same in another order."""
+def alike(ours: object, theirs: object) -> bool:
+    """Tell whether two inputs are the same but for rounding, computed in another order."""
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
         return ours is theirs or (type(ours) is type(theirs) and ours == theirs)
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, DPI = 8.0, 200
-BUDGET_RANGE = (1e-6, 1e6)
-SIZE_RANGE = (1e-20, 1e6)
-ULP_RANGE = (0.25, 1e9)
+_WIDTH, DPI = 8.0, 200
+_BUDGET_RANGE = (1e-6, 1e6)
+_SIZE_RANGE = (1e-20, 1e6)
+_ULP_RANGE = (0.25, 1e9)
 """Values outside are drawn at the edge, and counted there."""
 
 INK, MUTED, FAINT = "#1f2328", "#57606a", "#d8dee4"
-LOOKS = {
+_LOOKS = {
     Status.MATCH: ("#1a7f4b", "", "white", "="),
     Status.PASS: ("#a9dcbd", "", INK, "≈"),
     Status.DECLARED: ("#f6cf6a", "////", INK, "D"),
@@ -30,12 +30,12 @@ LOOKS = {
     Status.ERROR: ("#24292f", "....", "white", "!"),
     Status.NOT_COVERED: ("white", "", MUTED, "–"),
 }
-MARKERS = {
+_MARKERS = {
     Status.PASS: ("o", "#2f6fb3", 16),
     Status.DECLARED: ("D", "#d99a00", 16),
     Status.DIVERGENT: ("X", "#b3261e", 30),
 }
-ROUNDOFFS = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}
+_ROUNDOFFS = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -54,7 +54,7 @@ def new_figure(height: float, title: str, label: str) -> "Figure":
     """An empty figure with its title and what it is about."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    figure = Figure(figsize=(_WIDTH, height), facecolor="white")
     top = 1 - 0.1 / height
     figure.text(0.015, top, title, fontsize=11, fontweight="bold", va="top")
     figure.text(0.985, top - 0.03 / height, label, color=MUTED, ha="right", va="top")
@@ -69,7 +69,7 @@ def draw_overview(cells: Sequence[Cell], label: str) -> "Figure":
     axes = figure.add_axes((0.015, 0.0, 0.97, 0.87), xlim=(0, len(cells)), ylim=(-2.5, 1.85))
     axes.set_axis_off()
     for place, cell in enumerate(cells):
-        face, hatch, ink, sign = LOOKS[cell.status]
+        face, hatch, ink, sign = _LOOKS[cell.status]
         look = {"facecolor": face, "edgecolor": MUTED, "linewidth": 0.8, "hatch": hatch}
         axes.add_patch(Rectangle((place + 0.04, 0), 0.92, 1, **look))
         plate = {"facecolor": face, "edgecolor": "none", "boxstyle": "round,pad=0.15"}
@@ -108,12 +108,12 @@ def _status_legend(figure: "Figure", statuses: Sequence[Status]) -> None:
     """Sign and number of stages for each status that occurs."""
     from matplotlib.patches import Patch
 
-    shown = [status for status in LOOKS if status in statuses]
+    shown = [status for status in _LOOKS if status in statuses]
     handles = [
-        Patch(facecolor=LOOKS[s][0], hatch=LOOKS[s][1], edgecolor=MUTED, linewidth=0.8)
+        Patch(facecolor=_LOOKS[s][0], hatch=_LOOKS[s][1], edgecolor=MUTED, linewidth=0.8)
         for s in shown
     ]
-    names = [f"{LOOKS[s][3]} {s} ({statuses.count(s)})" for s in shown]
+    names = [f"{_LOOKS[s][3]} {s} ({statuses.count(s)})" for s in shown]
     figure.legend(handles, names, loc="lower center", ncols=6, frameon=False, fontsize=8.5)
 
 
@@ -123,7 +123,7 @@ def draw_budget(stages: Sequence[StageErrors], label: str) -> "Figure":
     figure = new_figure(height, "Error of each case in units of its budget", label)
     _bit_equal(_panel(figure, (0.165, 0.17), stages), stages)
     axes = _panel(figure, (0.37, 0.565), stages, names=False)
-    low, high = _values(axes, stages, "used", BUDGET_RANGE, (1e-3, 4.0))
+    low, high = _values(axes, stages, "used", _BUDGET_RANGE, (1e-3, 4.0))
     axes.axvspan(1.0, high, color="#f6dcda", zorder=0)
     axes.axvline(1.0, color="#b3261e", linewidth=1.6, zorder=1)
     axes.text(1.0, -0.95, "within budget  ", fontsize=8.5, ha="right", va="center")
@@ -143,11 +143,11 @@ def draw_errors(stages: Sequence[StageErrors], label: str) -> "Figure":
     figure = new_figure(height, "Size of the errors of each case", label)
     left = _panel(figure, (0.165, 0.36), stages)
     right = _panel(figure, (0.59, 0.345), stages, names=False)
-    low, high = _values(left, stages, "max_abs", SIZE_RANGE, (0.5, 2.0))
-    _values(right, stages, "max_ulp", ULP_RANGE, (0.8, 20.0))
+    low, high = _values(left, stages, "max_abs", _SIZE_RANGE, (0.5, 2.0))
+    _values(right, stages, "max_ulp", _ULP_RANGE, (0.8, 20.0))
     left.set_xlabel("max |Δ|, log scale")
     right.set_xlabel("max ULP, log scale")
-    marks = {name: size for name, size in ROUNDOFFS.items() if low < size < high}
+    marks = {name: size for name, size in _ROUNDOFFS.items() if low < size < high}
     for axes, lines in ((left, marks), (right, {"1 ULP": 1.0})):
         for name, size in lines.items():
             axes.axvline(size, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
@@ -253,7 +253,7 @@ def _dots(
 ) -> None:
     """One mark for each case, side by side where they would overlap."""
     offsets = swarm(values, limits)
-    for status, (marker, color, size) in MARKERS.items():
+    for status, (marker, color, size) in _MARKERS.items():
         chosen = [i for i, found in enumerate(statuses) if found == status]
         axes.scatter(
             [values[i] for i in chosen],
@@ -273,9 +273,9 @@ def _case_legend(figure: "Figure", stages: Sequence[StageErrors]) -> None:
     from matplotlib.lines import Line2D
 
     found = [error.status for stage in stages for error in stage.errors]
-    shown = [status for status in MARKERS if status in found]
+    shown = [status for status in _MARKERS if status in found]
     handles: list[Any] = [
-        Line2D([], [], marker=MARKERS[s][0], color=MARKERS[s][1], linestyle="", markersize=6)
+        Line2D([], [], marker=_MARKERS[s][0], color=_MARKERS[s][1], linestyle="", markersize=6)
         for s in shown
     ]
     names = [f"{s} (n = {found.count(s)})" for s in shown]

@@ -22,8 +22,8 @@ from sdpo.parity.report.judgement import improvement_lines, judgement
 from sdpo.parity.report.report_rows import StageRow
 from sdpo.parity.report.run_report import RunReport
 
-FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-LONGEST = 2000
+_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LONGEST = 2000
 """Characters of a text that readers of JUnit show."""
 
 
@@ -116,4 +116,4 @@ def _set_outcome(case: TestCase, status: Status | Verdict, message: str, detail:
 
 def _allowed(text: str) -> str:
     """A text with the characters that XML allows, cut to a length that readers show."""
-    return FORBIDDEN.sub("\ufffd", text)[:LONGEST]
+    return _FORBIDDEN.sub("\ufffd", text)[:_LONGEST]

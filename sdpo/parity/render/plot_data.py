@@ -9,7 +9,7 @@ from sdpo.parity.compare.statuses import Status
 from sdpo.parity.report.report_rows import CaseFigures
 from sdpo.parity.report.run_report import RunReport
 
-FAMILIES = {
+_FAMILIES = {
     "config": "settings",
     "reprompt": "teacher prompt",
     "loss": "loss",
@@ -84,7 +84,7 @@ def overview(run: RunReport) -> list[Cell]:
             number=STAGES[row.name].number,
             name=row.name,
             status=row.status,
-            family=FAMILIES[STAGES[row.name].family],
+            family=_FAMILIES[STAGES[row.name].family],
             compared=len(row.by_case),
         )
         for row in run.stages

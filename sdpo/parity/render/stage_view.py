@@ -80,11 +80,11 @@ def stage_view(row: StageRow, commit: str | None) -> StageView:
         note=row.note,
         detectable=number(row.smallest_detectable),
         source=stage.source,
-        url=permalink(stage, commit),
+        url=_permalink(stage, commit),
     )
 
 
-def permalink(stage: Stage, commit: str | None) -> str | None:
+def _permalink(stage: Stage, commit: str | None) -> str | None:
     """Give the address where the reference computes a stage, pinned to a commit."""
     if commit is None:
         return None
@@ -155,7 +155,7 @@ def first_divergence(run: RunReport, commit: str | None) -> FirstDivergence | No
         stage=run.first_stage,
         compares=stage.compares,
         source=stage.source,
-        url=permalink(stage, commit),
+        url=_permalink(stage, commit),
         inferred=run.first_stage_inferred,
         observed=run.first_observed,
         shows=shows(run),

@@ -33,14 +33,14 @@ def beyond_goldens(
     }
     missing = {stage for stage in claims if stage not in shown}
     for family in families:
-        for held in held_by(family):
+        for held in _held_by(family):
             missing -= held
             if not missing:
                 return ()
     return tuple(stage for stage in claims if stage in missing)
 
 
-def held_by(family: GoldenFamily) -> Iterator[set[str]]:
+def _held_by(family: GoldenFamily) -> Iterator[set[str]]:
     """The stages that each case of a family has a value of, by the reference itself."""
     if family.name == "reprompt":
         yield {"config"}  # compared beside the prompts

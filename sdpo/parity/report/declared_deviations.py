@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 from msgspec import structs
@@ -25,6 +25,10 @@ from sdpo.parity.report.report_context import DeclaredRow, Deviation
 
 LEDGERS = Path(__file__).parent / "ledgers"
 EFFECTS = ("value", FINITE, "nan", "dtype", "failure")
+
+
+RawEntry = Mapping[str, object]
+"""An entry as TOML has it, not yet checked."""
 
 
 class DeclaredError(Exception):
@@ -75,7 +79,8 @@ def load_declared(path: Path) -> list[Deviation]:
     return [_deviation(path, entry) for entry in entries]
 
 
-def _deviation(path: Path, entry: dict[str, Any]) -> Deviation:
+def _deviation(path: Path, entry: RawEntry) -> Deviation:
+    """Read and check an entry of a file."""
     where = f"{path}: entry {entry.get('id', '?')}"
     if problem := _wrong_text(entry):
         raise DeclaredError(f"{where}: {problem}")
@@ -88,7 +93,7 @@ def _deviation(path: Path, entry: dict[str, Any]) -> Deviation:
     return deviation
 
 
-def _wrong_text(entry: Mapping[str, Any]) -> str:
+def _wrong_text(entry: RawEntry) -> str:
     """What is wrong with the names and the reason of an entry; empty if nothing is."""
     stages = entry.get("stages")
     if isinstance(stages, list) and (unknown := [name for name in stages if name not in STAGES]):

@@ -17,10 +17,16 @@ from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.first_in_time import deciding, first_observed
 from sdpo.parity.compare.statuses import Status, Verdict
 from sdpo.parity.compare.verdict import CaseResult, improvement_rows, run_verdict, stage_rows
+from sdpo.parity.explain.explanation_rows import Certificate, OneDtypeOnly
 from sdpo.parity.explain.first_departure import Departure
+from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.report.declared_deviations import apply_declarations
 from sdpo.parity.report.report_context import Deviation, Environment, PolicyRow
-from sdpo.parity.report.report_rows import Totals
+from sdpo.parity.report.report_rows import (
+    CaseRow,
+    ComparisonRow,
+    Totals,
+)
 from sdpo.parity.report.run_report import RunReport
 from sdpo.runtime.json_values import json_safe, safe_text
 
@@ -67,10 +73,10 @@ class Evidence:
     stage_locations: Any = field(default_factory=dict)
     repro: str = ""
     trainer: Sequence[Any] = ()
-    invariants: Sequence[Any] = ()
-    certificate: Any = None
+    invariants: Sequence[RelationRow] = ()
+    certificate: Certificate | None = None
     precision: Sequence[Any] = ()
-    departs_only: Any = None
+    departs_only: OneDtypeOnly | None = None
     derives_from: tuple[str, ...] = ()
     beyond_goldens: tuple[str, ...] = ()
 
@@ -150,25 +156,26 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> RunReport:
     return msgspec.convert(json_safe(document), RunReport)
 
 
-def _case_rows(results: Sequence[CaseResult], raw: Sequence[CaseResult]) -> list[dict[str, Any]]:
-    """The cases as they were judged, with their comparisons as they were measured.
+def _case_rows(results: Sequence[CaseResult], raw: Sequence[CaseResult]) -> list[CaseRow]:
+    """Put down the cases as they were judged, with their comparisons as they were measured.
 
     The first departure of a failing case `may_follow` from those of others, which then decide.
     """
     decisive = {id(result) for result in deciding(results)}
     return [
-        result.row()
-        | {"may_follow": result.first_stage is not None and id(result) not in decisive}
-        | {"comparisons": [_measured(comparison) for comparison in measured.comparisons]}
+        CaseRow(
+            **result.row(),
+            may_follow=result.first_stage is not None and id(result) not in decisive,
+            comparisons=[_measured(comparison) for comparison in measured.comparisons],
+        )
         for result, measured in zip(results, raw, strict=True)
     ]
 
 
-def _measured(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as it was measured; what has its default is left out, as is the case."""
-    defaults = vars(Comparison(comparison.stage, comparison.status, comparison.case))
-    changed = {name: value for name, value in vars(comparison).items() if value != defaults[name]}
-    return changed | {"stage": comparison.stage, "status": comparison.status}
+def _measured(comparison: Comparison) -> ComparisonRow:
+    """Put down a comparison as it was measured, without its case."""
+    fields = {name: value for name, value in vars(comparison).items() if name != "case"}
+    return msgspec.convert(json_safe(fields), ComparisonRow)
 
 
 def _by_share(result: CaseResult, share: float) -> CaseResult:

@@ -15,7 +15,7 @@ from sdpo.parity.report.report_context import ANY
 from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.truth.tolerances import TOLERANCES
 
-HEAD = """\
+_HEAD = """\
 # Declared deviations of {candidate}, drafted on {day}.
 # Each entry needs a reason before `--declared` accepts this file; delete what is a fault.
 """
@@ -48,7 +48,7 @@ def draft(run: RunReport) -> str:
                 other.append(f"# cannot be declared: {result.id}, {comparison.stage}: ")
                 other[-1] += " ".join(comparison.note.split())
     day = date.today().isoformat()
-    lines = [HEAD.format(candidate=" ".join(run.candidate.split()), day=day), *other]
+    lines = [_HEAD.format(candidate=" ".join(run.candidate.split()), day=day), *other]
     ordered = sorted(groups, key=lambda key: (NAMES.index(key[0]), EFFECTS.index(key[1])))
     for number, key in enumerate(ordered, start=1):
         lines.append(_entry(f"L{number:02}", run, key, groups[key], results))

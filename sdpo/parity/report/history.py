@@ -15,7 +15,7 @@ from sdpo.parity.report.report_rows import Size
 from sdpo.parity.report.run_report import RunReport
 
 _Line = TypeVar("_Line", bound=Struct)
-NAMES_OF_COMMIT = ("GITHUB_SHA", "CI_COMMIT_SHA")
+_NAMES_OF_COMMIT = ("GITHUB_SHA", "CI_COMMIT_SHA")
 
 
 class HistoryError(Exception):
@@ -53,7 +53,7 @@ class Line(Struct, forbid_unknown_fields=True):
 def line_of(run: RunReport) -> Line:
     """The line of a run."""
     environment = run.environment
-    commit = next((os.environ[n] for n in NAMES_OF_COMMIT if os.environ.get(n)), "")
+    commit = next((os.environ[n] for n in _NAMES_OF_COMMIT if os.environ.get(n)), "")
     versions = ("sdpo", "python", "torch", "numpy", "platform", "processor", "cpu_capability")
     return Line(
         schema_version=1,

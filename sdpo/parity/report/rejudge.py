@@ -30,7 +30,7 @@ def evidence_of(report: RunReport) -> Evidence:
         report.candidate,
         report.kind,
         tuple(report.claims),
-        [case_result(case) for case in report.cases],
+        [_case_result(case) for case in report.cases],
         report.doubts,
         report.notes,
         report.location,
@@ -46,7 +46,7 @@ def evidence_of(report: RunReport) -> Evidence:
     )
 
 
-def case_result(case: CaseRow) -> CaseResult:
+def _case_result(case: CaseRow) -> CaseResult:
     """A case with its comparisons as they were measured."""
     comparisons = [
         # numbers that JSON lacks are texts in the report

@@ -15,14 +15,14 @@ from sdpo.parity.explain.explanation_rows import Certificate
 from sdpo.runtime.json_values import Count, Number, Positive, Row
 
 
-def one_of(names: Iterable[str], description: str | None = None) -> Meta:
+def _one_of(names: Iterable[str], description: str | None = None) -> Meta:
     """Restrict a text to some names: those that a schema then lists."""
     known = list(names)
     pattern = f"^({'|'.join(known)})$"
     return Meta(pattern=pattern, description=description, extra_json_schema={"enum": known})
 
 
-EFFECTS = (
+_EFFECTS = (
     "",
     "value",
     "nan",
@@ -34,13 +34,13 @@ EFFECTS = (
     "dtype",
     "failure",
 )
-RUNG_RESULTS = ("holds", "departs", "loss departs", "gradient departs", "not covered")
+_RUNG_RESULTS = ("holds", "departs", "loss departs", "gradient departs", "not covered")
 
-StageName = Annotated[str, one_of(NAMES, "One of the sixteen stages, in causal order.")]
+StageName = Annotated[str, _one_of(NAMES, "One of the sixteen stages, in causal order.")]
 Effect = Annotated[
     str,
-    one_of(
-        EFFECTS,
+    _one_of(
+        _EFFECTS,
         "How a value departs: `value` by its size, `nan` where it invents a non-finite value, "
         "`finite_where_reference_is_not`, `dtype` where it is of another dtype than the "
         "reference's (judged for the transcription, a checkout and our own stages alone), "
@@ -48,7 +48,7 @@ Effect = Annotated[
         "documented improvements, built into the verdict rules.",
     ),
 ]
-Precision = Annotated[str, one_of(("float64", "float32", "half precision"))]
+Precision = Annotated[str, _one_of(("float64", "float32", "half precision"))]
 Text = Annotated[str, Meta(min_length=1)]
 Names = Annotated[list[str], Meta(min_length=1)]
 Size = Annotated[float, Meta(ge=0)] | Literal["nan", "inf"]
@@ -127,7 +127,7 @@ class ComparisonRow(Row, frozen=True, omit_defaults=True):
     worst: Place = field(default_factory=dict)
     note: str = ""
     effect: Effect = ""
-    inherits: Annotated[str, one_of(("", *NAMES))] = ""
+    inherits: Annotated[str, _one_of(("", *NAMES))] = ""
     place: Moment = field(default_factory=list)
     may_follow: list[StageName] = field(default_factory=list)
 
@@ -154,7 +154,7 @@ class Rung(Row, frozen=True):
 
     stage: StageName
     feature: str
-    result: Annotated[str, one_of(RUNG_RESULTS)]
+    result: Annotated[str, _one_of(_RUNG_RESULTS)]
     factor: Number | None
 
 

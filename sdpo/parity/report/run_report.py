@@ -31,8 +31,8 @@ from sdpo.parity.report.report_rows import (
 from sdpo.runtime.json_values import Row
 
 SCHEMA_VERSION = 1
-LARGEST = 256 * 2**20
-AGREEING = {Status.MATCH, Status.PASS, Status.NOT_COVERED}
+_LARGEST = 256 * 2**20
+_AGREEING = {Status.MATCH, Status.PASS, Status.NOT_COVERED}
 
 ExitCode = Annotated[
     int,
@@ -166,7 +166,7 @@ class RunReport(Row, frozen=True, kw_only=True):
                 f"{self.first_observed} observed"
             )
         statuses = {row.status for row in self.stages}
-        allowed = AGREEING | ({Status.DECLARED} if self.verdict == Verdict.DECLARED else set())
+        allowed = _AGREEING | ({Status.DECLARED} if self.verdict == Verdict.DECLARED else set())
         passes = self.verdict in (Verdict.PASS, Verdict.DECLARED)
         if passes and (statuses - allowed or self.doubts or not self.compared):
             yield (
@@ -244,8 +244,8 @@ def read_report(path: Path) -> Report:
             itself.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise ReportError(f"{path} is larger than {LARGEST >> 20} MiB: no report")
+        if path.stat().st_size > _LARGEST:
+            raise ReportError(f"{path} is larger than {_LARGEST >> 20} MiB: no report")
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ReportError(f"cannot read {path}: {error.strerror}") from error

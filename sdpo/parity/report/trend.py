@@ -11,8 +11,8 @@ from sdpo.parity.report.report_context import PolicyRow
 from sdpo.parity.report.report_rows import Size
 from sdpo.parity.truth.tolerances import TOLERANCES
 
-BARS = "▁▂▃▄▅▆▇█"
-MOST_SHOWN = 40
+_BARS = "▁▂▃▄▅▆▇█"
+_MOST_SHOWN = 40
 
 
 class Alarm(Struct):
@@ -34,7 +34,7 @@ class CandidateTrend(Struct):
     alarms: list[Alarm]
 
 
-def by_candidate(lines: Sequence[Line]) -> dict[str, list[Line]]:
+def _by_candidate(lines: Sequence[Line]) -> dict[str, list[Line]]:
     """The lines of each candidate, in order."""
     of_candidate: dict[str, list[Line]] = {}
     for line in lines:
@@ -173,7 +173,7 @@ def findings(lines: Sequence[Line], *, ratchet: bool, every: bool) -> list[Candi
         every: compare each line with the one before, not only the last one.
     """
     trends = []
-    for candidate, history in by_candidate(lines).items():
+    for candidate, history in _by_candidate(lines).items():
         first_compared = 1 if every else max(1, len(history) - 1)
         looser = []
         for place in range(first_compared, len(history)):
@@ -207,7 +207,7 @@ def text_of(trends: Sequence[CandidateTrend]) -> str:
     lines = [f"{verdict} candidates={len(trends)} runs={runs} alarms={count}"]
     for trend in trends:
         lines += ["", f"{trend.candidate}: {trend.runs} runs, {trend.first} to {trend.last}"]
-        lines.append("  verdicts: " + " ".join(trend.verdicts[-MOST_SHOWN:]))
+        lines.append("  verdicts: " + " ".join(trend.verdicts[-_MOST_SHOWN:]))
         for name, used in trend.budget_used.items():
             known = [float(share) for share in used if share is not None]
             last = f"{known[-1]:.3g}" if used[-1] is not None else "-"
@@ -219,7 +219,7 @@ def text_of(trends: Sequence[CandidateTrend]) -> str:
 
 def bars(used: Sequence[Size | None]) -> str:
     """One sign for each run: how much of a budget was used at most."""
-    return "".join(_bar(share) for share in used[-MOST_SHOWN:])
+    return "".join(_bar(share) for share in used[-_MOST_SHOWN:])
 
 
 def _bar(share: Size | None) -> str:
@@ -228,4 +228,4 @@ def _bar(share: Size | None) -> str:
     value = float(share)
     if math.isnan(value) or value > 1:
         return "!"
-    return BARS[min(int(value * len(BARS)), len(BARS) - 1)]
+    return _BARS[min(int(value * len(_BARS)), len(_BARS) - 1)]
