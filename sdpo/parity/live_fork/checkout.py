@@ -69,8 +69,39 @@ def find_checkout(folder: Path | None = None) -> Path:
             that can be imported.
 
     Raises:
-        CheckoutError: there is none, or files of it are missing.
+        CheckoutError: there is none, files of it are missing, or it is a verl without SDPO.
     """
+    root = _root(folder)
+    missing = [name for name in NEEDED_FILES if not (root / name).is_file()]
+    if len(missing) == len(NEEDED_FILES):
+        raise CheckoutError(f"no checkout of verl found in {root}: {FIX}")
+    if missing and not _mentions_sdpo(root):
+        raise CheckoutError(f"{root} is a verl without SDPO, another than lasgroup/SDPO: {FIX}")
+    if missing:
+        raise CheckoutError(
+            f"{root} is no whole checkout of lasgroup/SDPO, {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: git -C {root} checkout -- verl, or "
+            f"{FIX}"
+        )
+    _put_first(root)
+    return root
+
+
+def find_verl(folder: Path) -> Path:
+    """Find the package `verl` of any version in a folder, and put it first on the path.
+
+    Raises:
+        CheckoutError: there is none.
+    """
+    root = _root(folder)
+    if not (root / "verl" / "__init__.py").is_file():
+        raise CheckoutError(f"no checkout of verl found in {folder}: give the folder above `verl/`")
+    _put_first(root)
+    return root
+
+
+def _root(folder: Path | None) -> Path:
+    """The folder of the checkout that is meant."""
     named = os.environ.get(VARIABLE, "")
     if folder is None and named:
         folder = Path(named)
@@ -79,19 +110,24 @@ def find_checkout(folder: Path | None = None) -> Path:
     root = folder.resolve()
     if not root.is_dir():
         raise CheckoutError(f"no checkout of verl found: {folder} is no folder: {FIX}")
-    missing = [name for name in NEEDED_FILES if not (root / name).is_file()]
-    if len(missing) == len(NEEDED_FILES):
-        raise CheckoutError(f"no checkout of verl found in {folder}: {FIX}")
-    if missing:
-        raise CheckoutError(
-            f"{folder} is no whole checkout of lasgroup/SDPO, {', '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing: git -C {folder} checkout -- verl, or "
-            f"{FIX}"
-        )
+    return root
+
+
+def _mentions_sdpo(root: Path) -> bool:
+    """Whether any of the needed files that are there has the fork's settings or its loss."""
+    texts = ((root / name).read_text("utf-8") for name in NEEDED_FILES if (root / name).is_file())
+    return any("self_distillation" in text or "SelfDistillation" in text for text in texts)
+
+
+def _put_first(root: Path) -> None:
+    """Let `import verl` find this checkout.
+
+    Raises:
+        CheckoutError: another one was imported before.
+    """
     if str(root) not in sys.path[:1]:
         sys.path.insert(0, str(root))
     _refuse_another_import(root)
-    return root
 
 
 def _importable() -> Path:

@@ -80,7 +80,7 @@ def _of_dataclass() -> Settings:
     actor = _defaults(live_function(CONFIG, "FSDPActorConfig"))
     fields = dataclasses.fields(distillation)
     return {
-        **{field.name: getattr(distillation, field.name) for field in fields},
+        **_without_target({field.name: getattr(distillation, field.name) for field in fields}),
         **{name: actor[name] for name in OF_ACTOR},
     }
 

@@ -22,9 +22,26 @@ class LiveActor(Protocol):
     update_policy: Callable[[Any], dict[str, object]]
 
 
+RENAMED = {"teacher_regularization": {"trust-region": "trust_region"}}
+"""Values that other checkouts have another name for, as verl's pull request 5499 has."""
+
+
 def distillation_settings(settings: Settings) -> object:
-    """The fork's `SelfDistillationConfig`; what is not given has its default there."""
-    return live_function(CONFIG, "SelfDistillationConfig")(**settings)
+    """The fork's `SelfDistillationConfig`; what is not given has its default there.
+
+    Raises:
+        ValueError: the checkout refuses a value, also under the names of `RENAMED`.
+    """
+    make = live_function(CONFIG, "SelfDistillationConfig")
+    try:
+        return make(**settings)
+    except ValueError:
+        renamed = {
+            name: RENAMED.get(name, {}).get(str(value), value) for name, value in settings.items()
+        }
+        if renamed == settings:
+            raise
+        return make(**renamed)
 
 
 def live_actor(

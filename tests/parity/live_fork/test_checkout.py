@@ -11,6 +11,7 @@ from sdpo.parity.live_fork.checkout import (
     Checkout,
     CheckoutError,
     find_checkout,
+    find_verl,
     inspect_checkout,
 )
 
@@ -21,7 +22,7 @@ def folder(tmp_path, monkeypatch):
     for name in NEEDED_FILES:
         path = tmp_path / "SDPO" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("x = 1\n")
+        path.write_text("self_distillation = 1\n")
     (tmp_path / "SDPO" / "verl" / "__init__.py").touch()
     monkeypatch.delenv("SDPO_VERL_CHECKOUT", raising=False)
     monkeypatch.syspath_prepend(tmp_path / "nothing")
@@ -109,3 +110,17 @@ def test_the_recorded_commit_unmodified_is_known_as_such(folder):
     assert Checkout(folder, COMMIT).is_recorded_commit
     assert not Checkout(folder, COMMIT, ("verl/a.py",)).is_recorded_commit
     assert Checkout(folder, COMMIT).described().startswith(f"commit {COMMIT[:12]}; the golden")
+
+
+def test_a_verl_without_sdpo_is_not_taken_for_half_a_checkout(folder):
+    (folder / "verl/trainer/config/sdpo.yaml").unlink()
+    for name in NEEDED_FILES[1:]:
+        (folder / name).write_text("x = 1\n")
+    with pytest.raises(CheckoutError, match=r"is a verl without SDPO, another than lasgroup/SDPO"):
+        find_checkout(folder)
+    assert find_verl(folder) == folder
+
+
+def test_a_folder_without_a_package_is_no_verl(tmp_path):
+    with pytest.raises(CheckoutError, match="give the folder above `verl/`"):
+        find_verl(tmp_path)

@@ -85,34 +85,47 @@ UPDATE_FAULTS = [
 ]
 
 
-LOSSES = (1, 2, 3, 5, 18, 30, 41, 47, 49, 57, 65, 103, 120, 140)
-UPDATES = (2, 13, 15, 16, 17, 20, 22, 27, 29, 30, 40, 42, 43, 44)
+ALL_PROMPTS = tuple(f"P-R{number:03}" for number in range(1, 64))
+LOSSES = tuple(f"P-L{n:03}" for n in (1, 2, 3, 5, 18, 30, 41, 47, 49, 57, 65, 103, 120, 140))
+UPDATES = tuple(f"P-U{n:03}" for n in (2, 13, 15, 16, 17, 20, 22, 27, 29, 30, 40, 42, 43, 44))
+GOLDENS = {
+    "prompt": (LOSSES[:1], ALL_PROMPTS, UPDATES[:1]),
+    "loss": (LOSSES, ALL_PROMPTS[:2], UPDATES[:2]),
+    "update": (LOSSES[:2], ALL_PROMPTS[:2], UPDATES),
+}
+"""Recorded cases by family of the faults: most of the family, and a few of the others."""
+
+FAULTS = [
+    (family, *fault)
+    for family, faults in zip(GOLDENS, (PROMPT_FAULTS, LOSS_FAULTS, UPDATE_FAULTS), strict=True)
+    for fault in faults
+]
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory):
-    prompts = [f"P-R{number:03}" for number in range(1, 64)]
-    losses = [f"P-L{number:03}" for number in LOSSES]
-    updates = [f"P-U{number:03}" for number in UPDATES]
-    return family_subset(tmp_path_factory.mktemp("cases"), losses, prompts, updates)
+def goldens(tmp_path_factory):
+    return {
+        name: family_subset(tmp_path_factory.mktemp(name), *ids) for name, ids in GOLDENS.items()
+    }
 
 
-@pytest.mark.parametrize(
-    ("stage", "file", "pattern", "instead"), [*PROMPT_FAULTS, *LOSS_FAULTS, *UPDATE_FAULTS]
-)
-def test_a_planted_fault_is_headlined_at_its_stage(cases, tmp_path, stage, file, pattern, instead):
+@pytest.mark.parametrize(("family", "stage", "file", "pattern", "instead"), FAULTS)
+def test_a_planted_fault_is_headlined_at_its_stage(
+    goldens, tmp_path, family, stage, file, pattern, instead
+):
     copy = tmp_path / "SDPO"
     shutil.copytree(checkout() / "verl", copy / "verl")
     target = copy / "verl" / file
     changed, count = re.subn(pattern, instead, target.read_text("utf-8"))
     assert count > 0
     target.write_text(changed, "utf-8")
-    run = audited(copy, cases, tmp_path)
+    run = audited(copy, goldens[family], tmp_path)
     assert (run["verdict"], run["first_stage"]) == ("DIVERGENT", stage), run["message"]
 
 
-def test_the_same_cases_without_a_fault_are_right(cases, tmp_path):
-    run = audited(checkout(), cases, tmp_path)
+@pytest.mark.parametrize("family", GOLDENS)
+def test_the_same_cases_without_a_fault_are_right(goldens, tmp_path, family):
+    run = audited(checkout(), goldens[family], tmp_path)
     assert run["verdict"] == "PASS", run["message"]
 
 

@@ -1,0 +1,1 @@
+"""Checkouts of verl beside the recorded one: names, defaults, and what their functions give."""
