@@ -3,7 +3,6 @@
 import pytest
 
 from sdpo.cli import main
-from sdpo.parity.record.launch import KERNELS, with_kernels
 
 
 @pytest.mark.parametrize(
@@ -23,9 +22,3 @@ def test_options_that_contradict_each_other_are_one_line(capsys, arguments, word
     told = capsys.readouterr().out
     assert (ended.value.code, told.count("\n")) == (2, 1)
     assert words in told
-
-
-def test_the_kernels_of_the_recording_replace_those_of_the_environment():
-    own = with_kernels({"ATEN_CPU_CAPABILITY": "avx512", "HOME": "/h"})
-    assert own == {"HOME": "/h", **KERNELS}
-    assert own["MKL_CBWR"] == "COMPATIBLE"

@@ -99,7 +99,8 @@ def stages_table(audits: Sequence[tuple[str, RunReport]]) -> Iterator[str]:
         cells = []
         for of_audit in stages:
             stage = of_audit[name]
-            first = f", first in {stage.first_in} cases" if stage.first_in else ""
+            plural = "s" if stage.first_in > 1 else ""
+            first = f", first in {stage.first_in} case{plural}" if stage.first_in else ""
             cells.append(f"{stage.status}{first}")
         yield row([f"`{name}`", *cells])
 

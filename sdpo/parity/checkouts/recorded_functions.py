@@ -84,15 +84,7 @@ def checks() -> Iterator[FunctionCheck]:
         TOPK_KL,
         "compute_forward_kl_topk",
         "out.per_token_loss",
-        lambda case: _is_bare_topk(case, tail=True),
-        _topk_kl,
-    )
-    yield FunctionCheck(
-        "`compute_forward_kl_topk`, against alpha 0 renormalised",
-        TOPK_KL,
-        "compute_forward_kl_topk",
-        "out.per_token_loss",
-        lambda case: _is_bare_topk(case, tail=False),
+        _is_bare_topk,
         _topk_kl,
     )
 
@@ -143,11 +135,11 @@ def relative_distance(actual: Tensor, expected: Tensor) -> float:
     return (actual - expected).norm().item() / scale if scale else 0.0
 
 
-def _is_bare_topk(case: GoldenCase, *, tail: bool) -> bool:
-    """Whether what is recorded for each token is KL(teacher‖student) on a top-k support alone."""
+def _is_bare_topk(case: GoldenCase) -> bool:
+    """Whether what is recorded for each token is KL(teacher‖student) on a top-k with tail."""
     config = case.config
     return (
-        config["mode"] == ("topk_tail" if tail else "topk_renorm")
+        config["mode"] == "topk_tail"
         and config["alpha"] == 0.0
         and config["is_clip"] is None
         and not case.entry["tensors"].keys() & {"in.rollout_is_weights"}

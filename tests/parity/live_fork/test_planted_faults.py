@@ -5,15 +5,20 @@ Each fault replaces a short piece of one file, given by a regular expression:
     SDPO_VERL_CHECKOUT=SDPO python -m pytest -m slow tests/parity/live_fork/test_planted_faults.py
 """
 
-import json
+import importlib
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from sdpo.parity.audit.audit import judge, load_goldens
+from sdpo.parity.audit.load_candidate import load_candidate
+from sdpo.parity.audit.request import Request
+from sdpo.settings.determinism import deterministic
 from tests.helpers.family_subset import family_subset
 from tests.helpers.recorded.checkout import checkout, needs_checkout
 
@@ -119,24 +124,32 @@ def test_a_planted_fault_is_headlined_at_its_stage(
     changed, count = re.subn(pattern, instead, target.read_text("utf-8"))
     assert count > 0
     target.write_text(changed, "utf-8")
-    run = audited(copy, goldens[family], tmp_path)
-    assert (run["verdict"], run["first_stage"]) == ("DIVERGENT", stage), run["message"]
+    found = headline(copy, goldens[family])
+    assert found[:2] == ("DIVERGENT", stage), found
 
 
 @pytest.mark.parametrize("family", GOLDENS)
-def test_the_same_cases_without_a_fault_are_right(goldens, tmp_path, family):
-    run = audited(checkout(), goldens[family], tmp_path)
-    assert run["verdict"] == "PASS", run["message"]
+def test_the_same_cases_without_a_fault_are_right(goldens, family):
+    found = headline(checkout(), goldens[family])
+    assert found[0] == "PASS", found
 
 
-def audited(folder, cases, tmp_path):
-    command = [sys.executable, "-m", "sdpo", "audit", "verl", "--json", "--bundles", "0"]
-    done = subprocess.run(
-        [*command, "--goldens", str(cases), "--out", str(tmp_path / "out")],
-        env=os.environ | {"SDPO_VERL_CHECKOUT": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    (run,) = json.loads(done.stdout)["runs"]
-    return run
+def headline(folder: Path, goldens: Path) -> tuple[str, str | None, str | None]:
+    """Verdict, first stage and message of an audit, in a process that has torch loaded already."""
+    assert "verl" not in sys.modules
+    importlib.import_module("ray")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(_audited, (str(folder), str(goldens)))
+
+
+def _audited(folder: str, goldens: str) -> tuple[str, str | None, str | None]:
+    os.environ["SDPO_VERL_CHECKOUT"] = folder
+    request = Request("verl", (goldens,))
+    with deterministic():
+        candidate = load_candidate("verl")
+        run = judge(request, candidate, load_goldens([goldens]), [], nothing, isolation=False)
+    return str(run.verdict), run.first_stage, run.message
+
+
+def nothing(*_: object) -> None:
+    """Progress that is not shown."""

@@ -6,7 +6,6 @@ import torch
 from sdpo.fixtures import packaged_family
 from sdpo.parity.live_fork.checkout import find_checkout
 from sdpo.parity.record.recipes import recipe_of
-from sdpo.parity.record.record_loss import ties
 from sdpo.parity.record.recorder import CaseRecorder
 from tests.helpers.recorded.canaries import loss_has_recorded_bits
 
@@ -54,11 +53,3 @@ def test_an_update_is_recorded_in_the_packaged_form(recorder, case_id):
 def same_form(packaged, made) -> bool:
     form = {name: value for name, value in packaged.items() if name not in COMPUTED}
     return form == {name: value for name, value in made.items() if name not in COMPUTED}
-
-
-def test_ties_are_counted_inside_of_the_top_k_and_across_its_edge():
-    logits = torch.tensor([[[3.0, 3.0, 1.0, 0.0], [3.0, 2.0, 2.0, 0.0], [3.0, 2.0, 1.0, 0.0]]])
-    inside, edge = "positions_with_tie_inside_topk", "positions_with_tie_at_boundary"
-    assert ties(logits, 2) == {inside: 1, edge: 1}
-    assert ties(logits, 4) == {inside: 2, edge: 0}
-    assert ties(logits, None) is None
