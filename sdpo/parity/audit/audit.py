@@ -225,7 +225,8 @@ def _run_generated_cases(
 ) -> None:
     """Run the cases between the recorded ones, and further ones for as long as was asked."""
     run_case = partial(run_loss_case, candidate)
-    runs = [run_generated(run_case, request.seed, progress)]
+    by_name = {} if getattr(candidate, "keeps_positions", False) else {"arguments": "by name"}
+    runs = [run_generated(run_case, request.seed, progress, by_name)]
     if request.explore:
         runs.append(explore(run_case, request.seed, request.explore, progress))
     for run in runs:

@@ -8,11 +8,19 @@ from sdpo.parity.generated.factors import Row, Value, possible_pairs, settings_o
 
 @dataclass(frozen=True)
 class Varied:
-    """Pairs of values that are shown, of how many, and what is shown in no case at all."""
+    """Pairs of values that `cases` show, of how many, and what is shown in no case at all."""
 
+    cases: int
     pairs_shown: int
     pairs: int
     not_varied: list[str]
+
+    def __str__(self) -> str:
+        absent = f"; not varied: {', '.join(self.not_varied)}" if self.not_varied else ""
+        return (
+            f"{self.cases} compared show {self.pairs_shown} of {self.pairs} pairs of values of "
+            f"{len(table().factors)} factors{absent}"
+        )
 
 
 def varied_settings(rows: Collection[Row], fixed: Mapping[str, Value]) -> Varied:
@@ -25,4 +33,4 @@ def varied_settings(rows: Collection[Row], fixed: Mapping[str, Value]) -> Varied
         for value in values
         if all(row[factor] != value for row in compared)
     ]
-    return Varied(len(shown), len(possible_pairs()), absent)
+    return Varied(len(compared), len(shown), len(possible_pairs()), absent)

@@ -18,9 +18,12 @@ from sdpo.parity.compare.nondeterminism import Scatter, withdrawn
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.generated.covering_array import covering_rows
-from sdpo.parity.generated.make_case import covering_cases, make_case
+from sdpo.parity.generated.factors import Row
+from sdpo.parity.generated.make_case import covering_cases, make_case, row_and_seed
 from sdpo.parity.generated.random_rows import exploring_rows
+from sdpo.parity.generated.varied_settings import varied_settings
 
+UNCOMPARED = (Status.NOT_COVERED, Status.ERROR)
 MOST_FOUND = 3
 """Failing cases after which exploring ends."""
 
@@ -48,8 +51,17 @@ class GeneratedRun:
     notes: list[str] = field(default_factory=list)
 
 
-def run_generated(run_case: RunCase, seed: int, progress: Progress) -> GeneratedRun:
-    """Run the cases of the covering array; the same seed gives the same cases."""
+def run_generated(
+    run_case: RunCase, seed: int, progress: Progress, fixed: Row | None = None
+) -> GeneratedRun:
+    """Run the cases of the covering array; the same seed gives the same cases.
+
+    Args:
+        run_case: runs the candidate on a case.
+        seed: of the values.
+        progress: told `generated`, cases done, cases in all.
+        fixed: factors that the candidate leaves at one value.
+    """
     found, cases = GeneratedRun(), covering_cases(seed)
 
     def counted() -> Iterator[LossCase]:
@@ -59,6 +71,8 @@ def run_generated(run_case: RunCase, seed: int, progress: Progress) -> Generated
 
     _run(run_case, counted(), found)
     progress("generated", len(cases), len(cases))
+    compared = [row_and_seed(r.id)[0] for r in found.results if r.status not in UNCOMPARED]
+    found.notes.append(f"generated cases (seed {seed}): {varied_settings(compared, fixed or {})}")
     return found
 
 
