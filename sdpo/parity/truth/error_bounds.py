@@ -249,7 +249,9 @@ def derivative_bound(
     log_m = finite_or_zero(oracle.mixture(a.log, b.log, alpha, FLOAT64))
     teacher_part = alpha * np.exp(b.log - log_m)
     logs = log_a + np.abs(log_m)
-    return of_factor + (1 - alpha) * p_a * (teacher_part * of_difference + u * (logs + 2))
+    of_alpha = np.abs(g) * u * alpha / (1 - alpha)
+    terms = (1 - alpha) * p_a * (teacher_part * of_difference + u * (logs + 2))
+    return of_factor + of_alpha + terms
 
 
 def tail_movement(a: SupportBounds, b: SupportBounds, alpha: float) -> tuple[Array, Array]:

@@ -267,3 +267,15 @@ def test_a_loss_of_two_tokens_has_their_errors_and_those_of_the_mean():
     assert gradient == pytest.approx(0.5 * oracle.evaluate(case).slope)
     expected = 0.5 * bounds.slope + 6 * u * np.abs(gradient)
     assert found.bounds["gradient"][0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_rounded_alpha_near_one_moves_the_derivative_by_a_thousand_roundings():
+    """α = 0.999: g has the weight 1 − α, of which a rounding of α is 999 roundings."""
+    a, b = on_support(logs(0.5, 0.5, 0.0)), on_support(logs(0.25, 0.75, 0.0))
+    alpha = 0.999
+    log_m = oracle.mixture(a.log, b.log, alpha, oracle.FLOAT64)[0, :2]
+    g = np.array([[*((1 - alpha) * 0.5 * (math.log(0.5) - log_m)), 0.0]])
+    nothing = np.zeros_like(g)
+    found = derivative_bound(g, (a, b), alpha, (nothing, nothing), U)[0, :2]
+    assert (found >= 999 * U * np.abs(g[0, :2])).all()
+    assert (found <= 1020 * U * np.abs(g[0, :2]) + 5 * U * (1 - alpha)).all()
