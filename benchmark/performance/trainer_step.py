@@ -56,7 +56,7 @@ PEERS = ("trl", "sdpo-rl")
 TRAINERS = (*OURS, *PEERS)
 
 
-def scenario(chosen: argparse.Namespace, settings: Mapping[str, str]) -> "Scenario":
+def scenario(chosen: argparse.Namespace, settings: Mapping[str, str | float]) -> "Scenario":
     """Script generations of two groups of four rollouts, learnt from in two micro-batches each."""
     from sdpo.parity.trainers.scenarios.scenario import Generation, Rollout, Scenario
 

@@ -15,6 +15,7 @@ from sdpo.benchmark.runs.environment import RunEnvironment
 from sdpo.benchmark.scoring.pass_at_1 import PassAt1, Scored, Summary
 from sdpo.runtime.atomic_write import write_atomically
 from sdpo.runtime.json_values import json_safe
+from sdpo.settings.determinism import DeterminismSettings
 
 Metrics = dict[str, float]
 """Numbers by name, `step` among them; in a file those that are not finite are texts."""
@@ -47,7 +48,7 @@ class RunFacts(TypedDict):
     digest: str
     data: DataStamp
     isolation: list[str]
-    determinism: dict[str, Any]
+    determinism: DeterminismSettings
     environment: RunEnvironment
 
 

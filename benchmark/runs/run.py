@@ -180,7 +180,7 @@ def _trainer(
     parts = TrainerParts(
         model=load_model(settings.model),
         processing_class=tokenizer,
-        train_dataset=Rows.from_list(rows),
+        train_dataset=Rows.from_list([dict(row) for row in rows]),
         reward_funcs=_rewards(settings.reward, executor),
         peft_config=adapter_config(settings.model),
         callbacks=[recorder],

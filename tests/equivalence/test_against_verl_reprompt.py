@@ -149,6 +149,7 @@ def test_missing_truncation_key_means_error():
 def test_an_empty_conversation_is_refused_before_wrong_feedback(tokenizer: Any):
     """Of two faults of a batch the reference finds that of the prompts first."""
     one = torch.ones(1, 1, dtype=torch.long)
+    wrong_feedback: Any = {"feedback": None}
     with pytest.raises(IndexError):
         reference.build_teacher_batch(
             one,
@@ -156,7 +157,7 @@ def test_an_empty_conversation_is_refused_before_wrong_feedback(tokenizer: Any):
             one.float(),
             [[]],
             ["u"],
-            {"feedback": None},
+            wrong_feedback,
             tokenizer,
             loss_mode="sdpo",
             self_distillation={"include_environment_feedback": True},

@@ -1,6 +1,6 @@
 """The teacher's prompt of a batch of attempts, by the fork's trainer itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdpo.parity.live_fork.modules import RAY_TRAINER, live_function, live_module
 from sdpo.parity.live_fork.settings import Settings
+from sdpo.reference.teacher_prompt import RewardExtraInfos
 
 TOKEN_NAMES = ("teacher_input_ids", "teacher_attention_mask", "teacher_position_ids")
 
@@ -33,7 +34,7 @@ class Attempts:
     responses: Tensor
     response_mask: Tensor
     token_level_rewards: Tensor
-    reward_extra_infos: Mapping[str, object] | None
+    reward_extra_infos: RewardExtraInfos | None
 
 
 @dataclass

@@ -5,7 +5,7 @@ Not varied: the tokenizer and its chat template, and contents that are no text.
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +13,12 @@ from torch import Tensor
 from sdpo.parity.live_fork.settings import Settings
 from sdpo.parity.live_fork.teacher_prompts import Attempts, Messages, live_prompt
 from sdpo.parity.random_cases.chance import Chance
-from sdpo.reference.teacher_prompt import build_teacher_batch, set_tokenizer_sides
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from sdpo.reference.teacher_prompt import (
+    RewardExtraInfos,
+    Tokenizer,
+    build_teacher_batch,
+    set_tokenizer_sides,
+)
 
 Values = dict[str, object]
 
@@ -43,6 +45,18 @@ WRONG_TEMPLATES = ("{missing}", "{0}", "{", "}")
 UNUSUAL_TEMPLATE_ARGUMENTS = (None, {}, {"enable_thinking": True}, {"other": 1})
 
 
+class WritingTokenizer(Tokenizer, Protocol):
+    """A tokenizer that also makes the tokens of attempts."""
+
+    def __len__(self) -> int:
+        """Count the tokens of the vocabulary."""
+        ...
+
+    def encode(self, text: str, /, *, add_special_tokens: bool) -> list[int]:
+        """Split a text into ids."""
+        ...
+
+
 @dataclass(frozen=True)
 class RandomPrompt:
     """A batch of attempts with settings; `tokenizer` is set anew by each side."""
@@ -51,7 +65,7 @@ class RandomPrompt:
     settings: Settings
     loss_mode: str
     chat_template_kwargs: Settings | None
-    tokenizer: "PreTrainedTokenizerBase" = field(repr=False)
+    tokenizer: WritingTokenizer = field(repr=False)
 
     def described(self) -> str:
         """Settings and attempts, on one line."""
@@ -97,11 +111,11 @@ class RandomPrompt:
             return {}
         texts = ("response_texts", "feedback", "teacher_prompt")
         chosen = [shown and tuple(shown) for shown in built.trace["demonstration"]]
-        values = {**built.tensors, **built.metrics, "demonstration": chosen}
+        values: Values = {**built.tensors, **built.metrics, "demonstration": chosen}
         return values | {name: built.trace[name] for name in texts}
 
 
-def random_prompt(seed: int, tokenizer: "PreTrainedTokenizerBase") -> RandomPrompt:
+def random_prompt(seed: int, tokenizer: WritingTokenizer) -> RandomPrompt:
     """The teacher prompts of a seed."""
     chance = Chance("reprompt", seed)
     attempts = random_attempts(chance, tokenizer)
@@ -129,7 +143,7 @@ def random_settings(chance: Chance) -> dict[str, str | bool | int | float]:
     }
 
 
-def random_attempts(chance: Chance, tokenizer: "PreTrainedTokenizerBase") -> Attempts:
+def random_attempts(chance: Chance, tokenizer: WritingTokenizer) -> Attempts:
     """Responses of texts or of any tokens, with rewards on all of their tokens."""
     rows, width = chance.between(1, 7), chance.between(1, 24)
     responses = chance.integers(0, len(tokenizer), rows, width)
@@ -158,11 +172,12 @@ def random_rewards(chance: Chance, rows: int, width: int) -> Tensor:
     return rewards
 
 
-def random_infos(chance: Chance, rows: int) -> dict[str, object] | None:
+def random_infos(chance: Chance, rows: int) -> RewardExtraInfos | None:
     """What the reward function returned beside the score: feedback, too much, too little, none."""
     entries = [None, 1, "", " \n", ["x"], random_text(chance), random_text(chance), "wrong: 3 != 4"]
     feedback = chance.choices(entries, rows)
-    lists = [feedback, feedback, feedback, [*feedback, "more"], feedback[:-1], None]
+    no_list: Any = None
+    lists = [feedback, feedback, feedback, [*feedback, "more"], feedback[:-1], no_list]
     name = "other" if chance.happens(0.1) else "feedback"
     return None if chance.happens(0.1) else {name: chance.choice(lists)}
 
