@@ -211,13 +211,13 @@ class _Moved(NamedTuple):
 
 
 def _moved_by_alpha(token: Token, of: Distribution) -> _Moved:
-    """Follow the interval of a rounded alpha where it is near an end.
+    """Follow the interval of a rounded alpha, which is no small part of the smaller weight.
 
-    There its rounding is no small part of the smaller weight: in bfloat16 0.999 is 1. Elsewhere the
-    second order is below a rounding, and `error_bounds` has the first.
+    For D only near an end, as 0.999 is 1 in bfloat16: elsewhere the second order is below a
+    rounding, and `error_bounds` has the first.
     """
     error, nearest = of.u * of.alpha, min(of.alpha, 1 - of.alpha)
-    if nearest == 0 or (error / nearest) ** 2 <= of.u:
+    if nearest == 0:
         return _Moved(0.0, 0.0)
     # at the ends themselves alpha means another form
     inside = np.finfo(float).eps
@@ -230,7 +230,8 @@ def _moved_by_alpha(token: Token, of: Distribution) -> _Moved:
             (np.abs(there.divergence - token.divergence), np.abs(there.slope - token.slope))
         )
     (low, low_slope), (high, high_slope) = moved
-    return _Moved(np.fmax(low, high), np.fmax(low_slope, high_slope))
+    near_end = (error / nearest) ** 2 > of.u
+    return _Moved(np.fmax(low, high) if near_end else 0.0, np.fmax(low_slope, high_slope))
 
 
 class _RoomOfChoices(NamedTuple):

@@ -142,3 +142,21 @@ def test_one_side_in_the_others_lower_precision_shows_at_that_side_alone(side):
         away = abs(array_of(trace[name])[counts] - evaluate_case(mixed).truth.values[name])
         assert (away <= evaluate_case(low).truth.bounds[name]).all()
         assert (away > 10 * evaluate_case(mixed).truth.bounds[name]).any()
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.999])
+def test_the_gradient_has_room_for_a_rounded_alpha_near_an_end(alpha):
+    """1 - 0.999 is off by 1e-5 of itself in float32, and with it the student's part."""
+    case = LossCase(
+        id="near an end",
+        config=SDPOConfig(alpha=alpha, distillation_topk=None, is_clip=None),
+        student_logits=torch.tensor([[[0.5, -1.0], [2.0, 1.0], [-1.5, 0.5]]]),
+        teacher_logits=torch.tensor([[[1.5, -0.5], [0.0, 1.0], [0.5, -2.0]]]),
+        responses=torch.zeros(1, 3, dtype=torch.int64),
+        response_mask=torch.ones(1, 3, dtype=torch.int64),
+    )
+    true, exact = truth(case), fault_trace(VARIANTS["everything in float64"], case)
+    for name in ("divergence", "gradient"):
+        for trace in (exact, fault_trace({}, case)):
+            away = abs(array_of(trace[name]).ravel() - true.values[name].ravel())
+            assert (away <= HALF * true.bounds[name].ravel()).all(), name
