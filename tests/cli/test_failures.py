@@ -19,7 +19,7 @@ COMMANDS = {
     "replay": (["replay", "case.zip"], "sdpo.parity.audit.rejudge_and_replay.replay_one"),
     "trend": (["trend", "history.jsonl"], "sdpo.parity.report.history.read"),
     "drift": (["drift"], "sdpo.parity.drift.default_drift.drift"),
-    "mutants": (["mutants"], "sdpo.cli.mutants.run"),
+    "mutants": (["mutants"], "sdpo.cli.mutants._run"),
     "exec": (
         ["mbpp", "exec", "cases", "--out", "out"],
         "sdpo.benchmark.scoring.score_file.count_cases",

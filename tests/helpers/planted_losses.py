@@ -197,8 +197,9 @@ PLANTED = {
         with_inputs(signal_along_tokens), ("aggregate", "distillation_mask")
     ),
     "bfloat16 under autocast": Planted(with_inputs(low_precision_under_autocast), OF_LOGITS),
+    # The ladder has no rung of two dtypes, and the loss stays within its budget here.
     "student in the teacher's dtype": Planted(
-        with_inputs(student_in_the_teachers_dtype), OF_LOGITS
+        with_inputs(student_in_the_teachers_dtype), (*OF_LOGITS, "gradient")
     ),
     "weights capped at two, sampled": Planted(
         with_inputs(weights_capped_at_two), ("importance", "aggregate")

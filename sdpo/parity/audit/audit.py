@@ -127,8 +127,8 @@ def judge(
         families: the recorded cases.
         declared: the deviations that are declared.
         progress: told a family, the number of its cases done and their total.
-        isolation: also run some cases in processes of their own, the relations, and the
-            certificate. The self-test leaves these out, as they do not enter a verdict.
+        isolation: also run some cases in processes of their own, generated cases, the relations,
+            and the certificate. The self-test leaves these out: recorded cases alone must do.
     """
     findings = _Findings()
     forked: dict[int, ForkedResults] = {}

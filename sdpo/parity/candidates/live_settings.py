@@ -13,7 +13,7 @@ from sdpo.parity.live_fork.composed_settings import live_layers
 from sdpo.parity.live_fork.settings import Settings
 from sdpo.parity.recorded.settings import null
 
-_RECORDED = {"defaults_yaml": "sdpo_yaml", "defaults_dataclass": "dataclass"}
+RECORDED = {"defaults_yaml": "sdpo_yaml", "defaults_dataclass": "dataclass"}
 """Defaults recorded with the teacher prompts, and the layer that they are of."""
 
 _ABSENT = "no such setting"
@@ -34,7 +34,7 @@ def run_live_config_family(root: Path, family: GoldenFamily) -> list[CaseResult]
         _compare_layer(f"settings of {layer}", live[layer], settings)
         for layer, settings in written_layers().items()
     ]
-    for name, layer in _RECORDED.items():
+    for name, layer in RECORDED.items():
         if name in family.manifest:
             results.append(_compare_layer(name, live[layer], family.manifest[name]))
     return results

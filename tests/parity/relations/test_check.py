@@ -100,7 +100,14 @@ def test_names_are_distinct_and_all_are_in_the_report():
 def test_an_audit_reports_every_relation_and_its_verdict_does_not_depend_on_them():
     candidate = FromLogits("planted", by_row)
     runs = [
-        judge(Request("planted"), candidate, [], [], lambda *_: None, isolation=isolation)
+        judge(
+            Request("planted", ("recorded",)),
+            candidate,
+            [],
+            [],
+            lambda *_: None,
+            isolation=isolation,
+        )
         for isolation in (True, False)
     ]
     assert [row.name for row in runs[0].invariants] == list(RELATION_NAMES)

@@ -98,7 +98,7 @@ def test_no_other_constant_of_a_module_decides():
         if name not in NO_TOLERANCE
     }
     inputs = {
-        "explain/ladder.py: FAR_OFF",
+        "explain/ladder.py: _FAR_OFF",
         "relations/transformed_cases.py: GRID",
         "relations/transformed_cases.py: NEAR",
         "judge/known_faults.py: _USUAL_THRESHOLD",
@@ -256,5 +256,5 @@ def test_a_logged_number_may_be_rounded_to_four_decimals():
 @pytest.mark.parametrize(("ours", "wrong"), [(4.9, 0), (5.1, 1), (0.21, 0), (0.19, 1), (-1.0, 1)])
 def test_a_probe_moves_the_loss_within_a_factor_of_five(monkeypatch, ours, wrong):
     points = iter([(0.0, 0.0), (ours, 1.0)])
-    monkeypatch.setattr(run_probes, "moves_to", lambda scenario, run: next(points))
+    monkeypatch.setattr(run_probes, "_moves_to", lambda scenario, run: next(points))
     assert len(run_probes.wrong_way(PROBES[0], None, None)) == wrong  # type: ignore[arg-type]
