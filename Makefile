@@ -43,6 +43,7 @@ schema:
 
 docs: parity $(VENV)/.installed-peers
 	$(PY) docs/generate.py
+	$(PY) docs/reference_traps.py --write
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
