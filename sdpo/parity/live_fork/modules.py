@@ -74,16 +74,19 @@ def live_module(name: str) -> ModuleType:
             return importlib.import_module(name)
     except ImportError as error:
         package = (error.name or "").split(".")[0]
+        why = str(error).partition(" (")[0]
         if package == "verl":
-            why = str(error).partition(" (")[0]
             raise CheckoutError(
                 f"another verl than lasgroup/SDPO at {COMMIT[:8]} ({why}): {FIX}"
             ) from error
-        if not isinstance(error, ModuleNotFoundError):
+        if not package:
             raise _failed(name, error) from error
-        raise CheckoutError(
-            f"{name} needs the package {package}: pip install {PACKAGES.get(package, package)}"
-        ) from error
+        pip = PACKAGES.get(package, package)
+        if not isinstance(error, ModuleNotFoundError):
+            raise CheckoutError(
+                f"{name} needs another version of {package} ({why}): pip install --upgrade {pip}"
+            ) from error
+        raise CheckoutError(f"{name} needs the package {package}: pip install {pip}") from error
     except Exception as error:
         raise _failed(name, error) from error
 

@@ -56,3 +56,11 @@ def test_a_module_of_verl_that_is_not_there_tells_another_verl(tmp_path, monkeyp
     name = written(tmp_path, monkeypatch, "import verl_absent.x\n")
     with pytest.raises(CheckoutError, match="needs the package verl_absent: pip install"):
         live_module(name)
+
+
+def test_a_package_of_another_version_is_named_with_what_helps(tmp_path, monkeypatch):
+    name = written(tmp_path, monkeypatch, "from json import absent_name\n")
+    why = "cannot import name 'absent_name' from 'json'"
+    message = rf"needs another version of json \({why}\): pip install --upgrade json$"
+    with pytest.raises(CheckoutError, match=message):
+        live_module(name)
