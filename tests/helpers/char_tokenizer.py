@@ -40,7 +40,7 @@ class CharTokenizer:
         return "".join(chr(i) for i in ids if i)
 
     def apply_chat_template(
-        self, conversations: Any, enable_thinking: bool, **_: Any
+        self, conversations: Any, enable_thinking: object, **_: Any
     ) -> dict[str, list[list[int]]]:
         header = "A:" if enable_thinking else "A:#"
         texts = ["".join(f"{m['role'][0]}:{m['content']}|" for m in c) for c in conversations]

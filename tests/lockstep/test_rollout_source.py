@@ -177,8 +177,9 @@ class GroupsSpread(SDPOTrainer):
 
 
 class ColumnsShifted(SDPOTrainer):
-    def _feedback_sources(self, inputs):
-        return {name: later(said) for name, said in super()._feedback_sources(inputs).items()}
+    def _feedback_sources(self, inputs) -> dict[str, object]:
+        sources: dict[str, Any] = dict(super()._feedback_sources(inputs))
+        return {name: later(said) for name, said in sources.items()}
 
 
 class TeacherRowsShifted(SDPOTrainer):

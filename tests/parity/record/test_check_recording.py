@@ -14,11 +14,12 @@ from sdpo.parity.record.check_recording import (
     where,
 )
 from sdpo.parity.record.recipes import Recording, recipe_of, recording
+from sdpo.parity.record.recorder import CaseRecorder
 
 GOLDEN = packaged_family("loss").case("P-L001")
 
 
-class Recorder:
+class Recorder(CaseRecorder):
     """Gives what is there already, with some tensors and facts changed."""
 
     def __init__(self, tensors=None, **facts):
