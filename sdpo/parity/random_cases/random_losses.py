@@ -19,7 +19,7 @@ Sampler = tuple[Tensor, float]
 
 
 @dataclass(frozen=True)
-class LossSettings:
+class DistillationSettings:
     """Settings of the loss under the fork's names."""
 
     full_logit_distillation: bool
@@ -33,7 +33,7 @@ class LossSettings:
 class RandomLoss:
     """A loss case; shapes as in `sdpo.parity.live_fork.losses.LossInputs`."""
 
-    settings: LossSettings
+    settings: DistillationSettings
     temperature: float
     loss_agg_mode: str
     student_logits: Tensor = field(repr=False)
@@ -161,12 +161,12 @@ def random_loss(seed: int) -> RandomLoss:
     )
 
 
-def random_settings(chance: Chance, vocabulary: int) -> LossSettings:
+def random_settings(chance: Chance, vocabulary: int) -> DistillationSettings:
     """Settings of the loss; K from 1 to above V."""
     full, topk = chance.happens(0.8), chance.happens(0.7)
     sizes = [1, 2, 5, 100, max(vocabulary - 1, 1), vocabulary, vocabulary + 3]
     alpha = chance.choice([0.0, 0.5, 1.0, chance.number(0.0, 1.0)])
-    return LossSettings(
+    return DistillationSettings(
         full,
         alpha if full or chance.happens(0.1) else 1.0,
         chance.choice(sizes) if topk else None,
