@@ -7,9 +7,9 @@ python docs/reference_traps.py --write  writes it into reference/README.md
 import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from generate import ROOT, replaced
 from update_traps import UPDATE_TRAPS, Trap, raised
 
 from sdpo.fixtures import packaged_family
@@ -17,9 +17,9 @@ from sdpo.fixtures.models import load_tokenizer
 from sdpo.parity.cases.loss_case import loss_cases, reference_trace
 from sdpo.parity.drift.default_drift import verl_layers
 from sdpo.reference import teacher_prompt
+from sdpo.runtime.markdown_table import markdown_table
 
-README = Path(__file__).parents[1] / "reference" / "README.md"
-BEGIN, END = "<!-- traps: begin -->\n", "<!-- traps: end -->\n"
+README = ROOT / "reference" / "README.md"
 LAYERS = ("verl dataclass", "verl actor.yaml", "verl sdpo.yaml")
 
 
@@ -165,19 +165,12 @@ def table() -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rows = [measure() for measure in TRAPS]
-    lines = ["| trap | measured effect | case |", "|---|---|---|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def write(text: str) -> None:
-    """Put the table between its marks."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    README.write_text(before + BEGIN + text + END + after, encoding="utf-8")
+    return markdown_table(("trap", "measured effect", "case"), rows, left=3)
 
 
 if __name__ == "__main__":
     made = table()
     if "--write" in sys.argv:
-        write(made)
-    print(made, end="")
+        text = README.read_text(encoding="utf-8")
+        README.write_text(replaced(text, "traps", made), encoding="utf-8")
+    print(made)

@@ -26,7 +26,7 @@ def rows(table: str) -> list[str]:
 @pytest.fixture(scope="module")
 def written(traps: ModuleType) -> list[str]:
     text = traps.README.read_text(encoding="utf-8")
-    return rows(text.split(traps.BEGIN)[1].split(traps.END)[0])
+    return rows(text.split("<!-- traps: begin -->")[1].split("<!-- traps: end -->")[0])
 
 
 @pytest.fixture(scope="module")
