@@ -24,7 +24,7 @@ def test_settings_that_all_have_alike_are_left_out():
     lines = list(settings_table(RECORDED, [checkout("pr", LIKE), checkout("main", OWN)]))
     assert lines == [
         "| layer | setting | recorded 0e6d5106 | pr |",
-        "| --- | --- | --- | --- |",
+        "|---|---|---|---|",
         "| dataclass | `is_clip` | `None` | `2.0` |",
         "| dataclass | `new` | – | `'a\\|b'` |",
         "| `sdpo.yaml` | `alpha` | `0.5` | – |",
