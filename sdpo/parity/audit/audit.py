@@ -46,8 +46,7 @@ from sdpo.parity.explain.explanations import ranked, united
 from sdpo.parity.explain.fault_coverage import certificate
 from sdpo.parity.explain.first_departure import FROM_LOG_PROBS, Departure, locate
 from sdpo.parity.explain.one_setting_only import departs_only
-from sdpo.parity.generated.factors import Value, table
-from sdpo.parity.generated_runs.run_generated import explore, run_generated
+from sdpo.parity.generated_runs.run_generated import explore, fixed_factors, run_generated
 from sdpo.parity.recorded.teacher_prompts import run_reprompt_family
 from sdpo.parity.recorded.updates import run_update_family
 from sdpo.parity.relations.check import invariants
@@ -226,7 +225,7 @@ def _run_generated_cases(
 ) -> None:
     """Run the cases between the recorded ones, and further ones for as long as was asked."""
     run_case = partial(run_loss_case, candidate)
-    runs = [run_generated(run_case, request.seed, progress, _fixed_factors(candidate))]
+    runs = [run_generated(run_case, request.seed, progress, fixed_factors(candidate))]
     if request.explore:
         runs.append(explore(run_case, request.seed, request.explore, progress))
     for run in runs:
@@ -234,14 +233,6 @@ def _run_generated_cases(
         findings.doubts.extend(run.doubts)
         findings.observations.extend(run.observations)
         findings.notes.extend(run.notes)
-
-
-def _fixed_factors(candidate: LossCandidate) -> dict[str, Value]:
-    """What generated cases cannot vary: only a loss function is called as they say."""
-    if isinstance(candidate, LossFunction):
-        return {} if getattr(candidate, "keeps_positions", False) else {"arguments": "by name"}
-    factors = table().factors
-    return {name: factors[name][0] for name in ("layout", *table().call)}
 
 
 def _collect_updates(

@@ -71,6 +71,8 @@ class LossFunction:
 
     stages: tuple[str, ...] = _OBSERVED
     inputs: tuple[str, ...] = ()
+    passes_inputs: tuple[str, ...] = ("by name",)
+    """How the inputs can be passed, of the ways that generated cases ask for."""
 
     def __init__(self, name: str, kind: str, function: Callable[..., Any]) -> None:
         self.name, self.kind, self.function = name, kind, function
@@ -223,8 +225,11 @@ class FromLogits(LossFunction):
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name, "loss from logits", function)
         places = [p for p in self.parameters.values() if p.kind is not p.KEYWORD_ONLY]
-        self.keeps_positions = [p.name for p in places[:4]] == list(_LOGITS_ARGUMENTS)
         named = all(argument in self.parameters for argument in _LOGITS_ARGUMENTS)
+        if not named:
+            self.passes_inputs = ("by position",)
+        elif [p.name for p in places[:4]] == list(_LOGITS_ARGUMENTS):
+            self.passes_inputs = ("by name", "by position")
         if len(places) < len(_LOGITS_ARGUMENTS) and not (named or self.takes_positions):
             raise CandidateError(
                 "config",
@@ -239,11 +244,13 @@ class FromLogits(LossFunction):
         optional = self.optional_tensors(given)
         arguments: dict[str, object] = {**optional, **self.settings(case, LOSS_SETTINGS)}
         named = dict(zip(_LOGITS_ARGUMENTS, required, strict=True))
-        positional: tuple[object, ...] = required
-        by_name = all(name in self.parameters for name in _LOGITS_ARGUMENTS)
-        if by_name and not (case.call.by_position and self.keeps_positions):
+        asked = "by position" if case.call.by_position else "by name"
+        way = asked if asked in self.passes_inputs else self.passes_inputs[0]
+        positional: tuple[object, ...] = ()
+        if way == "by position":
+            positional = required
+        else:
             arguments |= named
-            positional = ()
         inputs = present(named | optional)
         teacher = given.teacher_logits if case.call.teacher_grad else None
         return self.call_on(case, arguments, positional, inputs, (given.student_logits, teacher))

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Protocol
 
+from sdpo.parity.candidates.loss_functions import LossFunction
 from sdpo.parity.cases.call_conditions import PLAIN_CALL
+from sdpo.parity.cases.checked_call import LossCandidate
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import Observation
 from sdpo.parity.compare.nondeterminism import Scatter, withdrawn
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.generated.covering_array import covering_rows
-from sdpo.parity.generated.factors import Row
+from sdpo.parity.generated.factors import Row, Value, table
 from sdpo.parity.generated.make_case import covering_cases, make_case, row_and_seed
 from sdpo.parity.generated.random_rows import exploring_rows
 from sdpo.parity.generated.varied_settings import varied_settings
@@ -74,6 +76,15 @@ def run_generated(
     compared = [row_and_seed(r.id)[0] for r in found.results if r.status not in UNCOMPARED]
     found.notes.append(f"generated cases (seed {seed}): {varied_settings(compared, fixed or {})}")
     return found
+
+
+def fixed_factors(candidate: LossCandidate) -> dict[str, Value]:
+    """Factors that generated cases cannot vary: only a loss function is called as they say."""
+    if not isinstance(candidate, LossFunction):
+        factors = table().factors
+        return {name: factors[name][0] for name in ("layout", *table().call)}
+    ways = candidate.passes_inputs
+    return {"arguments": ways[0]} if len(ways) == 1 else {}
 
 
 def explore(run_case: RunCase, seed: int, seconds: float, progress: Progress) -> GeneratedRun:

@@ -7,13 +7,13 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.run_loss_cases import judge_loss_case, run_loss_case
-from sdpo.parity.candidates.implementations import reference_loss
+from sdpo.parity.candidates.implementations import Own, reference_loss
 from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.compare.first_in_time import first_observed
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.explain.first_departure import locate
-from sdpo.parity.generated_runs.run_generated import explore, run_generated
+from sdpo.parity.generated_runs.run_generated import explore, fixed_factors, run_generated
 from tests.helpers.planted_losses import PLANTED, RIGHT
 from tests.helpers.spread import one_in
 
@@ -83,6 +83,26 @@ def test_what_is_refused_in_a_form_only_is_not_covered():
     errors = [result for result in failing(found) if result.status == Status.ERROR]
     assert errors
     assert all({"support 1", "vocabulary 2"} & set(result.tags) for result in errors)
+
+
+def test_a_note_claims_no_way_of_calling_that_a_candidate_does_not_have():
+    def other_names(mine, theirs, tokens, mask, *, config):
+        return mine.sum()
+
+    def in_another_order(teacher_logits, student_logits, responses, response_mask, *, config):
+        return student_logits.sum()
+
+    assert fixed_factors(FromLogits("usual", reference_loss)) == {}
+    assert fixed_factors(FromLogits("renamed", other_names)) == {"arguments": "by position"}
+    assert fixed_factors(FromLogits("exchanged", in_another_order)) == {"arguments": "by name"}
+    assert fixed_factors(Own()) == {
+        "layout": "contiguous",
+        "arguments": "by name",
+        "incoming": 1.0,
+        "autocast": "off",
+        "teacher": "requires grad",
+        "order": "alone",
+    }
 
 
 def test_exploring_finds_a_fault_of_three_conditions_and_ends():
