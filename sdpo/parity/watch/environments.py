@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 from sdpo.runtime.atomic_write import write_atomically
 
 COMPLETE = "complete.json"
+_PYTHON = Path("bin", "python")
 LIMIT = 1800
 """Seconds that installing may take."""
 LONGEST_NOTE = 400
@@ -39,7 +40,7 @@ class Environment:
     @property
     def python(self) -> Path:
         """Its interpreter."""
-        return self.folder / "bin" / "python"
+        return self.folder / _PYTHON
 
     def versions(self, names: Iterable[str]) -> dict[str, str]:
         """Read the versions of those of some distributions that are installed in it."""
@@ -63,15 +64,38 @@ def environment_of(requirements: Sequence[str], cache: Path) -> Environment:
         OSError: the cache cannot be written.
     """
     wanted = {"python": [*sys.version_info[:3]], "requirements": sorted(requirements)}
+    make = lambda folder: _make(Environment(folder), requirements)  # noqa: E731
+    return Environment(_kept(wanted, cache, make, _PYTHON))
+
+
+def folder_of(requirements: Sequence[str], cache: Path) -> Path:
+    """Take a folder for PYTHONPATH with some packages, without what they need, or make it.
+
+    Args:
+        requirements: as pip takes them; all that is wanted, as nothing else is installed.
+        cache: folder of all such folders.
+
+    Raises:
+        InstallError: they cannot be installed.
+        OSError: the cache cannot be written.
+    """
+    wanted = {"python": [*sys.version_info[:3]], "alone": sorted(requirements)}
+    return _kept(wanted, cache, lambda folder: _install_alone(folder, requirements))
+
+
+def _kept(
+    wanted: Mapping[str, object], cache: Path, make: Callable[[Path], None], needed: Path = Path()
+) -> Path:
+    """Take what is wanted from the cache, or make it; it counts with the file `needed` only."""
     text = json.dumps(wanted, indent=1)
-    environment = Environment(cache / hashlib.sha256(text.encode()).hexdigest()[:16])
-    complete = environment.folder / COMPLETE
-    with _alone(environment.folder):
-        if not (complete.exists() and environment.python.exists()):
-            shutil.rmtree(environment.folder, ignore_errors=True)
-            _make(environment, requirements)
+    folder = cache / hashlib.sha256(text.encode()).hexdigest()[:16]
+    complete = folder / COMPLETE
+    with _alone(folder):
+        if not (complete.exists() and (folder / needed).exists()):
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
             write_atomically(complete, text)
-    return environment
+    return folder
 
 
 @contextmanager
@@ -102,6 +126,20 @@ def _make(environment: Environment, requirements: Sequence[str]) -> None:
             _run([*install, *requirements])
     except BaseException:
         shutil.rmtree(environment.folder, ignore_errors=True)
+        raise
+
+
+def _install_alone(folder: Path, requirements: Sequence[str]) -> None:
+    """Install packages into a folder, by this interpreter and without what they depend on.
+
+    Raises:
+        InstallError: it failed; nothing stays.
+    """
+    install = [*uv_command(), "pip"] if uv_command() else [sys.executable, "-m", "pip"]
+    try:
+        _run([*install, "install", "--quiet", "--no-deps", "--target", str(folder), *requirements])
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
         raise
 
 

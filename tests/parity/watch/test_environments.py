@@ -5,7 +5,12 @@ import json
 import pytest
 
 from sdpo.parity.watch import environments
-from sdpo.parity.watch.environments import COMPLETE, InstallError, environment_of
+from sdpo.parity.watch.environments import (
+    COMPLETE,
+    InstallError,
+    environment_of,
+    folder_of,
+)
 from tests.helpers.stand_in_releases import offline_index, wheel
 
 
@@ -38,6 +43,22 @@ def test_a_release_is_installed_and_taken_from_the_cache_afterwards(
 
     monkeypatch.setattr(environments, "_make", fail)
     assert environment_of(["standin==1.0"], tmp_path / "cache") == made
+
+
+@pytest.mark.parametrize("uv", [True, False])
+def test_a_folder_holds_what_is_named_alone_and_is_made_once(tmp_path, monkeypatch, uv):
+    if not uv:
+        monkeypatch.setattr(environments, "uv_command", list)
+    made = folder_of(["standin==1.1"], tmp_path / "cache")
+    assert [path.name for path in made.glob("*.dist-info")] == ["standin-1.1.dist-info"]
+    monkeypatch.setattr(environments, "_install_alone", None)
+    assert folder_of(["standin==1.1"], tmp_path / "cache") == made
+
+
+def test_a_folder_that_cannot_be_filled_is_not_kept(tmp_path):
+    with pytest.raises(InstallError, match="no-such-package"):
+        folder_of(["no-such-package"], tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_one_whose_making_was_interrupted_is_made_anew(tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""Losses of other packages under SDPO's argument names, called as they are."""
