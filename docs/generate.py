@@ -17,7 +17,8 @@ import msgspec
 import peer_tables as peers
 
 from sdpo.parity.cases.stages import STAGES
-from sdpo.parity.render.text import case_counts, comparison_counts, number
+from sdpo.parity.render.text import case_counts, comparison_counts
+from sdpo.parity.report.judgement import number
 from sdpo.parity.report.report_rows import StageRow
 from sdpo.parity.report.run_report import RunReport, read_report
 

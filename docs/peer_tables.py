@@ -6,8 +6,8 @@ from typing import Any
 
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.faults.catalogue import BY_ID
-from sdpo.parity.render.text import number
 from sdpo.parity.report.declared_deviations import load_for
+from sdpo.parity.report.judgement import number
 
 Run = Mapping[str, Any]
 

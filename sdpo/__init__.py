@@ -8,7 +8,8 @@ from sdpo.settings.version import __version__
 if TYPE_CHECKING:
     from sdpo.lockstep.parity_callback import ParityCallback
     from sdpo.loss.self_distillation import self_distillation_loss
-    from sdpo.parity.in_python import audit
+    from sdpo.parity.capabilities.declared import capabilities
+    from sdpo.parity.in_python import assert_parity, audit
     from sdpo.settings.config import SDPOConfig
     from sdpo.trainer.sdpo_trainer import SDPOTrainer
 
@@ -17,7 +18,9 @@ __all__ = [
     "SDPOConfig",
     "SDPOTrainer",
     "__version__",
+    "assert_parity",
     "audit",
+    "capabilities",
     "self_distillation_loss",
 ]
 
@@ -25,7 +28,9 @@ _HOMES = {
     "ParityCallback": "sdpo.lockstep.parity_callback",
     "SDPOConfig": "sdpo.settings.config",
     "SDPOTrainer": "sdpo.trainer.sdpo_trainer",
+    "assert_parity": "sdpo.parity.in_python",
     "audit": "sdpo.parity.in_python",
+    "capabilities": "sdpo.parity.capabilities.declared",
     "self_distillation_loss": "sdpo.loss.self_distillation",
 }
 

@@ -17,6 +17,12 @@ Coverage = Annotated[
     int,
     typer.Option(min=0, max=16, help="INCONCLUSIVE if fewer stages are covered.", metavar="N"),
 ]
+MinCases = Annotated[
+    int,
+    typer.Option(
+        "--min-cases", min=0, help="INCONCLUSIVE if fewer cases are compared.", metavar="N"
+    ),
+]
 Declared = Annotated[
     list[Path] | None,
     typer.Option(
@@ -62,6 +68,13 @@ def audit(
     declared: Declared = None,
     require: Require = "",
     coverage: Coverage = 0,
+    min_cases: MinCases = 20,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Longest time for one call of a loss; 0 for none.", metavar="SECONDS"
+        ),
+    ] = 60.0,
     seed: Annotated[
         int, typer.Option(min=0, help="Of the cases that are generated between the recorded ones.")
     ] = 0,
@@ -124,6 +137,8 @@ def audit(
             stages=tuple(_names(stages)),
             require=tuple(_names(require)),
             coverage=coverage,
+            min_cases=min_cases,
+            timeout=timeout,
             seed=seed,
             explore=explore,
         )
@@ -139,6 +154,7 @@ def regate(
     declared: Declared = None,
     require: Require = "",
     coverage: Coverage = 0,
+    min_cases: MinCases = 0,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -168,6 +184,7 @@ def regate(
         stages=_names(stages),
         require=_names(require),
         coverage=coverage,
+        min_cases=min_cases,
         declared=declared,
         budget=budget,
         out=out,

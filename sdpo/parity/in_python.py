@@ -10,10 +10,12 @@ from pathlib import Path
 
 from sdpo.parity.audit.launch import run_worker
 from sdpo.parity.audit.report_files import cleared, write_reports
-from sdpo.parity.audit.request import Request, UsageError
+from sdpo.parity.audit.request import MIN_CASES, TIMEOUT, Request, UsageError
+from sdpo.parity.capabilities.declared import Capabilities, checked
+from sdpo.parity.render.text import front
 from sdpo.parity.report.run_report import RunReport
 
-__all__ = ["Candidate", "audit", "candidate_name"]
+__all__ = ["Candidate", "assert_parity", "audit", "candidate_name"]
 
 Candidate = str | Callable[..., object]
 """A function or class, or the name of a candidate as `sdpo audit` takes it."""
@@ -27,6 +29,9 @@ def audit(
     goldens: Sequence[str | Path] = (),
     require: Sequence[str] = (),
     coverage: int = 0,
+    min_cases: int = MIN_CASES,
+    capabilities: Capabilities | None = None,
+    timeout: float = TIMEOUT,
     out: str | Path | None = None,
 ) -> RunReport:
     """Audit a candidate in a process of its own and return the report.
@@ -43,6 +48,9 @@ def audit(
         goldens: folders of golden data; the packaged ones if empty.
         require: stages without which no pass is given, beside those the candidate claims.
         coverage: how many stages must be covered at least.
+        min_cases: how many cases must be compared at least; more than half where few ran.
+        capabilities: what the candidate can be asked, beside what it declares itself.
+        timeout: seconds that a call of a loss function may take; 0 for any time.
         out: folder to which the reports are written, in a folder named after the candidate; None
             for no files.
 
@@ -60,6 +68,9 @@ def audit(
         stages=tuple(stages),
         require=tuple(require),
         coverage=coverage,
+        min_cases=min_cases,
+        capabilities=capabilities,
+        timeout=timeout,
     )
     request.check()
     with nullcontext(out) if out is not None else tempfile.TemporaryDirectory() as base:
@@ -70,6 +81,50 @@ def audit(
             return cleared(run, folder)
         if out is not None:
             write_reports(run, folder)
+    return run
+
+
+def assert_parity(
+    candidate: Candidate,
+    *,
+    stages: Sequence[str] = (),
+    declared: Sequence[str | Path] = (),
+    min_cases: int = MIN_CASES,
+    timeout: float = TIMEOUT,
+    **knobs: object,
+) -> RunReport:
+    """Audit a loss in a test, and fail with the diagnosis unless it agrees with the reference.
+
+    `sdpo.assert_parity(my_loss, alpha={0.5}, topk=False)`: all other keywords say what the loss can
+    be asked, as `sdpo.capabilities` does.
+
+    Args:
+        candidate: as of `audit`.
+        stages: only these are judged; all if empty.
+        declared: ledgers of declared deviations, by path or packaged name.
+        min_cases: how many cases must be compared at least; more than half where few ran.
+        timeout: seconds that a call may take; 0 for any time.
+        **knobs: what the loss can be asked.
+
+    Returns:
+        The typed report of a PASS or of a DECLARED.
+
+    Raises:
+        AssertionError: another verdict; the message is the diagnosis.
+        CapabilitiesError: an unknown knob, or a value that it cannot have.
+        UsageError: a candidate that is at the top of no module, or stages that there are not.
+    """
+    __tracebackhide__ = True
+    run = audit(
+        candidate,
+        stages=stages,
+        declared=declared,
+        min_cases=min_cases,
+        timeout=timeout,
+        capabilities=checked(knobs, "assert_parity") if knobs else None,
+    )
+    if run.exit_code:
+        raise AssertionError(front(run))
     return run
 
 

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from sdpo.parity.report.run_report import RunReport
 
 _MARKER = (
-    "sdpo_parity(candidate, stages, declared, goldens, require, coverage): what the fixture "
-    "`sdpo_parity` audits unless told otherwise; all but the candidate are optional"
+    "sdpo_parity(candidate, stages, declared, goldens, require, coverage, min_cases): what the "
+    "fixture `sdpo_parity` audits unless told otherwise; all but the candidate are optional"
 )
-_OPTIONS = ("candidate", "stages", "declared", "goldens", "require", "coverage")
+_OPTIONS = ("candidate", "stages", "declared", "goldens", "require", "coverage", "min_cases")
 Names = str | Path | Sequence[str | Path]
 
 
@@ -28,6 +28,7 @@ class AuditOptions(TypedDict, total=False):
     goldens: Names
     require: Names
     coverage: int
+    min_cases: int
 
 
 class MarkedOptions(AuditOptions, total=False):
@@ -55,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def sdpo_parity(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., "RunReport"]:
     """A function that audits a candidate and returns its report; PASS or DECLARED, or it fails.
 
-    `sdpo_parity(candidate, *, stages=(), declared=(), goldens=(), require=(), coverage=0)`; what is
+    `sdpo_parity(candidate, *, stages, declared, goldens, require, coverage, min_cases)`; what is
     left out comes from the marker of the same name. The candidate is `FILE.py:attr` (relative to
     the test's folder or to the root of the repository), `pkg.mod:attr`, or a function or class of a
     module. It runs in a process of its own, with the import path of the tests.
@@ -91,7 +92,7 @@ def _audited(
     candidate: "Candidate", options: MarkedOptions, roots: Sequence[Path], folder: Path
 ) -> "tuple[RunReport, Path]":
     """Audit in a process of its own: the report, and the folder of its renderings."""
-    from sdpo.parity.audit.request import UsageError, folder_name
+    from sdpo.parity.audit.request import MIN_CASES, UsageError, folder_name
     from sdpo.parity.in_python import audit, candidate_name
 
     try:
@@ -103,6 +104,7 @@ def _audited(
             stages=listed(options.get("stages")),
             require=listed(options.get("require")),
             coverage=options.get("coverage", 0),
+            min_cases=options.get("min_cases", MIN_CASES),
             out=folder,
         )
     except UsageError as error:
@@ -131,18 +133,14 @@ def _located(path: str, roots: Sequence[Path]) -> str:
 
 
 def message(run: "RunReport", report: Path) -> str:
-    """Write what a failing test says: first line, the stages that fail, and where the report is."""
-    from sdpo.parity.render.text import first_line, one_line
+    """Write what a failing test says: diagnosis, the stages that fail, and where the report is."""
+    from sdpo.parity.render.text import first_line, front, one_line
 
-    lines = [first_line(run)]
     if not run.started:
-        return lines[0]
-    lines += [
+        return first_line(run)
+    lines = [
         f"  {row.name}: {row.status}, {one_line(row.note)}"
         for row in run.stages
         if row.status in FAILING
     ]
-    lines += [f"  {one_line(reason)}" for reason in run.reasons]
-    for row in run.explanations:
-        lines.append(f"  {'also' if row.also else 'explained'} by {row.fault} ({row.share})")
-    return "\n".join([*lines, f"  report: {report / 'report.md'}"])
+    return "\n".join([front(run), *lines, f"  report: {report / 'report.md'}"])

@@ -20,10 +20,10 @@ def certificates_once(monkeypatch):
     from sdpo.parity.audit import audit
     from sdpo.parity.explain.fault_coverage import certificate
 
-    def known(stages, cases, *, after_log_probs=False):
-        key = (frozenset(stages), tuple(case.id for case in cases), after_log_probs)
+    def known(stages, cases, **options):
+        key = (frozenset(stages), tuple(case.id for case in cases), *sorted(options.items()))
         if key not in CERTIFICATES:
-            CERTIFICATES[key] = certificate(stages, cases, after_log_probs=after_log_probs)
+            CERTIFICATES[key] = certificate(stages, cases, **options)
         return copy.deepcopy(CERTIFICATES[key])
 
     monkeypatch.setattr(audit, "certificate", known)

@@ -101,7 +101,7 @@ def off_by_a_percent(*args, **kwargs):
 
 def raises_for_alpha_zero(*args, config, **kwargs):
     if config.alpha == 0:
-        raise NotImplementedError("alpha 0 is not implemented")
+        raise ValueError("alpha 0 is not implemented")
     return correct(*args, config=config, **kwargs)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from sdpo.parity.audit.request import UsageError
+from sdpo.parity.capabilities.declared import CapabilitiesError
 from sdpo.parity.compare.statuses import Verdict
-from sdpo.parity.in_python import audit, candidate_name
-from tests.helpers import candidates, golden_subset
+from sdpo.parity.in_python import assert_parity, audit, candidate_name
+from tests.helpers import candidates, golden_subset, narrow_losses
 from tests.helpers.golden_subset import subset
 
 pytestmark = pytest.mark.usefixtures("certificates_once", "budgets_once")
@@ -58,3 +59,17 @@ def test_what_another_process_cannot_import_is_refused():
 def test_a_function_is_named_by_its_file_and_place():
     assert candidate_name(subset) == f"{golden_subset.__file__}:subset"
     assert candidate_name("trl") == "trl"
+
+
+def test_a_loss_is_asserted_in_two_lines_and_fails_with_the_diagnosis():
+    knobs: dict[str, Any] = {"alpha": {0.5}, "topk": False}
+    run = assert_parity(narrow_losses.jensen_shannon, **knobs)
+    assert run.exit_code == 0
+    assert run.compared_cases > 100
+    with pytest.raises(AssertionError) as caught:
+        assert_parity(narrow_losses.jensen_shannon_doubled, **knobs)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("DIVERGENT candidate=")
+    assert any(line.startswith("  matters:    gradient: norm x 2 (median)") for line in lines)
+    with pytest.raises(CapabilitiesError, match="assert_parity: unknown alhpa"):
+        assert_parity(narrow_losses.jensen_shannon, alhpa={0.5})

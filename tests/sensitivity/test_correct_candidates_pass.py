@@ -5,7 +5,8 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.self_test import families
-from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.candidates.log_prob_functions import FromLogProbs
+from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.faults.evaluate_fault import loss_from_log_probs, loss_from_logits
 from sdpo.parity.faults.reference_parts import FROM_LOGITS_ONLY

@@ -5,7 +5,8 @@ import torch
 
 from sdpo.parity.audit.run_loss_cases import judge_loss_case
 from sdpo.parity.audit.self_test import FaultyTrace, MutantRow, failures, self_test
-from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.candidates.log_prob_functions import FromLogProbs
+from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.cases.stages import first_in_order
 from sdpo.parity.explain.first_departure import WITHOUT_LOG_PROBS, rung_outcome

@@ -1,7 +1,7 @@
 """Audits one candidate: runs all families of cases, judges them, and makes the report."""
 
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +16,12 @@ from sdpo.fixtures import (
     load_families,
     packaged_family,
 )
-from sdpo.parity.audit.forked_processes import ForkedResults, worth_forking
+from sdpo.parity.audit.forked_processes import (
+    ForkedGenerated,
+    ForkedResults,
+    try_out,
+    worth_forking,
+)
 from sdpo.parity.audit.load_candidate import load_candidate, packaged_bases
 from sdpo.parity.audit.request import Request
 from sdpo.parity.audit.run_loss_cases import (
@@ -41,15 +46,24 @@ from sdpo.parity.compare.own_precision import (
 )
 from sdpo.parity.compare.statuses import Status, Verdict
 from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.explain.conditional_faults import conditional_faults
+from sdpo.parity.explain.diagnosis import diagnosis
 from sdpo.parity.explain.explanation_rows import Certificate
 from sdpo.parity.explain.explanations import ranked, united
-from sdpo.parity.explain.fault_coverage import certificate
+from sdpo.parity.explain.fault_coverage import FEW_TRIES, MOST_TRIES, certificate
 from sdpo.parity.explain.first_departure import FROM_LOG_PROBS, Departure, locate
 from sdpo.parity.explain.one_setting_only import departs_only
-from sdpo.parity.generated_runs.run_generated import explore, fixed_factors, run_generated
+from sdpo.parity.faults.catalogue import LOSS_FAULTS
+from sdpo.parity.generated_runs.run_generated import (
+    GeneratedRun,
+    cases_within,
+    explore,
+    fixed_factors,
+    run_generated,
+)
 from sdpo.parity.recorded.teacher_prompts import run_reprompt_family
 from sdpo.parity.recorded.updates import run_update_family
-from sdpo.parity.relations.check import invariants
+from sdpo.parity.relations.check import invariants, violations
 from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.report.coverable_stages import beyond_goldens, said
 from sdpo.parity.report.declared_deviations import DeclaredError, load_for
@@ -87,7 +101,7 @@ def audit(request: Request, progress: _Progress = lambda *_: None) -> RunReport:
             declared = load_for(request.declared)
             goldens = [entry for family in families for entry in fingerprints(family)]
             environment = structs.replace(environment, goldens=goldens)
-            candidate = load_candidate(request.candidate)
+            candidate = load_candidate(request.candidate, request.capabilities, request.timeout)
             run = judge(request, candidate, families, declared, progress)
         except (CandidateError, GoldenDataError, DeclaredError) as error:
             run = failed(request.candidate, request.command, str(error))
@@ -131,16 +145,27 @@ def judge(
             and the certificate. The self-test leaves these out: recorded cases alone must do.
     """
     findings = _Findings()
+    if isinstance(candidate, LossFunction):
+        try_out(candidate)
     forked: dict[int, ForkedResults] = {}
+    generated = None
     if isinstance(candidate, TrainerAdapter):
         _run_trainer(candidate, findings, progress)
     else:
         forked = _fork_updates(candidate, families) if isolation else {}
-        _run_recorded(candidate, families, findings, progress, isolation, forked)
         if isolation and request.generates and set(candidate.stages) & set(ORDER):
-            _run_generated_cases(candidate, request, findings, progress)
-        findings.invariants.extend(invariants(candidate, progress) if isolation else [])
-    faults_shown = _certified(candidate, families) if isolation else None
+            generated = _GeneratedCases(candidate, request)
+        _run_recorded(candidate, families, findings, progress, isolation, forked)
+        for run in generated.runs(progress) if generated else ():
+            findings.results.extend(run.results)
+            findings.doubts.extend(run.doubts)
+            findings.observations.extend(run.observations)
+            findings.notes.extend(run.notes)
+        if isolation:
+            findings.invariants.extend(invariants(candidate, progress))
+            # one that differs from itself keeps none
+            findings.results.extend([] if findings.doubts else violations(findings.invariants))
+    faults_shown = _certified(candidate, families, findings) if isolation else None
     _collect_updates(forked, families, findings, progress)
     beyond, precision = (), []
     if not isinstance(candidate, TrainerAdapter):
@@ -163,19 +188,40 @@ def judge(
         departs_only=departs_only(findings.observations),
         derives_from=packaged_bases(candidate),
         beyond_goldens=beyond,
+        lacks=_lacking(candidate),
+        diagnosis=diagnosis(findings.observations),
     )
-    limits = PolicyRow(request.stages, request.require, request.coverage)
+    fewest = request.min_cases if isinstance(candidate, LossFunction) else 0
+    limits = PolicyRow(request.stages, request.require, request.coverage, min_cases=fewest)
     policy = Policy(tuple(declared), limits)
     return assemble(evidence, policy, partial(_departure, candidate, findings))
 
 
+def _lacking(candidate: LossCandidate | TrainerAdapter) -> list[str]:
+    """What a loss function cannot be asked, in words."""
+    reach = candidate.reach if isinstance(candidate, LossFunction) else None
+    return reach.lacks if reach else []
+
+
 def _certified(
-    candidate: LossCandidate | TrainerAdapter, families: Sequence[GoldenFamily]
+    candidate: LossCandidate | TrainerAdapter,
+    families: Sequence[GoldenFamily],
+    findings: _Findings,
 ) -> Certificate | None:
-    """Count the known faults that the loss cases show at the candidate's stages."""
-    cases = [case for family in families if family.name == "loss" for case in loss_cases(family)]
-    from_log_probs = candidate.kind == FROM_LOG_PROBS
-    return certificate(candidate.stages, cases, after_log_probs=from_log_probs)
+    """Count the known faults that the compared cases show at the candidate's stages."""
+    after_log_probs = candidate.kind == FROM_LOG_PROBS
+    if isinstance(candidate, TrainerAdapter):
+        cases = [
+            case for family in families if family.name == "loss" for case in loss_cases(family)
+        ]
+        return certificate(candidate.stages, cases)
+    cases = [observation.evaluated.case for observation in findings.observations]
+    tries = FEW_TRIES if _lacking(candidate) else MOST_TRIES
+    found = certificate(candidate.stages, cases, after_log_probs=after_log_probs, tries=tries)
+    if found is None or not {"aggregate", "gradient"} <= set(candidate.stages):
+        return found
+    faults = {f.id for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs}
+    return structs.replace(found, conditional=conditional_faults(cases, faults))
 
 
 def _fork_updates(
@@ -220,19 +266,27 @@ def _run_recorded(
             findings.results.extend(run_update_family(candidate, family, progress))
 
 
-def _run_generated_cases(
-    candidate: LossCandidate, request: Request, findings: _Findings, progress: _Progress
-) -> None:
-    """Run the cases between the recorded ones, and further ones for as long as was asked."""
-    run_case = partial(run_loss_case, candidate)
-    runs = [run_generated(run_case, request.seed, progress, fixed_factors(candidate))]
-    if request.explore:
-        runs.append(explore(run_case, request.seed, request.explore, progress))
-    for run in runs:
-        findings.results.extend(run.results)
-        findings.doubts.extend(run.doubts)
-        findings.observations.extend(run.observations)
-        findings.notes.extend(run.notes)
+class _GeneratedCases:
+    """The cases between the recorded ones, in a process beside where there are two processors."""
+
+    def __init__(self, candidate: LossCandidate, request: Request) -> None:
+        self.candidate, self.request = candidate, request
+        self.reach = candidate.reach if isinstance(candidate, LossFunction) else None
+        cases = cases_within(self.reach, request.seed)
+        self.forked = ForkedGenerated(self.run, cases) if worth_forking(len(cases)) else None
+
+    def run(self, progress: _Progress = lambda *_: None) -> GeneratedRun:
+        """Run them here."""
+        run_case, fixed = partial(run_loss_case, self.candidate), fixed_factors(self.candidate)
+        return run_generated(run_case, self.request.seed, progress, fixed, self.reach)
+
+    def runs(self, progress: _Progress) -> Iterator[GeneratedRun]:
+        """Wait for them, and run further ones for as long as was asked."""
+        yield self.forked.run() if self.forked else self.run(progress)
+        seed, seconds = self.request.seed, self.request.explore
+        if seconds:
+            run_case = partial(run_loss_case, self.candidate)
+            yield explore(run_case, seed, seconds, progress, self.reach)
 
 
 def _collect_updates(
@@ -296,8 +350,11 @@ def _departure(
     verdict: str,
     observed: str | None,
 ) -> Departure:
-    """Infer where a divergent candidate first departs, and which known faults explain it."""
-    if verdict != Verdict.DIVERGENT:
+    """Infer where a candidate first departs, and which known faults explain it.
+
+    One that also fails in some cases is explained by those in which it departs.
+    """
+    if verdict not in (Verdict.DIVERGENT, Verdict.ERROR):
         return Departure(observed)
     departure = Departure(observed)
     if any(o.diverges for o in findings.observations):
@@ -306,7 +363,8 @@ def _departure(
             loss_function = candidate
             judge_case = lambda case: judge_loss_case(loss_function, case)  # noqa: E731
         kind, shown = candidate.kind, candidate.stages
-        departure = locate(kind, shown, findings.observations, observed, judge_case)
+        base = candidate.base_settings if isinstance(candidate, LossFunction) else {}
+        departure = locate(kind, shown, findings.observations, observed, judge_case, base)
     if not isinstance(candidate, TrainerAdapter):
         return departure
     in_loss = {explanation.fault: explanation.cases for explanation in departure.explanations}

@@ -4,15 +4,20 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import IO
+from typing import IO, Any
 
 import msgspec
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sdpo.fixtures.loader import DTYPES
+from sdpo.parity.candidates.loss_functions import LossFunction
+from sdpo.parity.capabilities.absent_settings import Assumed
+from sdpo.parity.capabilities.reach import Reach
 from sdpo.parity.cases.checked_call import (
     BrokenGradientError,
     CandidateError,
@@ -21,8 +26,13 @@ from sdpo.parity.cases.checked_call import (
     same_bits,
 )
 from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.compare.evaluated_case import Observation, evaluate_case
+from sdpo.parity.compare.own_precision import in_float32
 from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.explain.one_setting_only import named
+from sdpo.parity.generated_runs.run_generated import GeneratedRun
 
+_LENGTH = 8
 FEWEST = 8
 """Cases from which a process of their own pays: it imports what this one may import as well."""
 
@@ -103,6 +113,109 @@ def _results_as_json(work: Callable[[], list[CaseResult]]) -> bytes:
         document = {"stage": error.stage, "error": str(error)}
     # json, not msgspec, as it has a form for NaN and infinities
     return json.dumps(msgspec.to_builtins(document)).encode()
+
+
+class ForkedGenerated:
+    """Starts generated cases in a forked process, beside the recorded ones."""
+
+    def __init__(self, work: Callable[[], GeneratedRun], cases: Iterable[LossCase]) -> None:
+        self._cases = {case.id: case for case in cases}
+        self._forked = _ForkedWork(partial(_generated_as_bytes, work), daemon=False)
+
+    def run(self) -> GeneratedRun:
+        """Wait for the run, which is what it would be here.
+
+        Raises:
+            CandidateError: the candidate ended the process.
+        """
+        written = self._forked.result()
+        if not written:
+            code = self._forked.exit_code
+            message = f"ended its process with exit code {code} on a generated case"
+            raise CandidateError("aggregate", message)
+        length = int.from_bytes(written[:_LENGTH], "big")
+        document = json.loads(written[_LENGTH : _LENGTH + length])
+        tensors = load(written[_LENGTH + length :])
+        return GeneratedRun(
+            msgspec.convert(document["results"], list[CaseResult]),
+            document["doubts"],
+            [
+                self._observation(row, number, tensors)
+                for number, row in enumerate(document["observations"])
+            ],
+            document["notes"],
+        )
+
+    def _observation(
+        self, row: Mapping[str, Any], number: int, tensors: Mapping[str, Tensor]
+    ) -> Observation:
+        """Make an observation again, on the same case of this process."""
+        evaluated = evaluate_case(self._cases[row["case"]])
+        precision = {name: DTYPES[dtype] for name, dtype in row["precision"].items()}
+        return Observation(
+            evaluated.single if in_float32(precision) else evaluated,
+            row["diverges"],
+            {name: tensors[f"{number}.{name}"].numpy() for name in row["values"]},
+            row["complaint"],
+            DTYPES[row["given"]],
+            precision,
+        )
+
+
+def _generated_as_bytes(work: Callable[[], GeneratedRun]) -> bytes:
+    """Do the work, and write down what it found: JSON with its length before it, then tensors."""
+    run, tensors = work(), {}
+    for number, observation in enumerate(run.observations):
+        for name, value in observation.values.items():
+            tensors[f"{number}.{name}"] = torch.from_numpy(np.array(value, order="C"))
+    document = {
+        "results": msgspec.to_builtins(run.results),
+        "doubts": run.doubts,
+        "notes": run.notes,
+        "observations": [
+            {
+                "case": observation.evaluated.case.id,
+                "diverges": observation.diverges,
+                "values": list(observation.values),
+                "complaint": observation.complaint,
+                "given": named(observation.given),
+                "precision": {n: named(dtype) for n, dtype in observation.precision.items()},
+            }
+            for observation in run.observations
+        ],
+    }
+    text = json.dumps(document).encode()
+    return len(text).to_bytes(_LENGTH, "big") + text + save(tensors)
+
+
+def try_out(candidate: LossFunction) -> None:
+    """Find out what a loss takes in a forked process, so that it was not yet called in this one.
+
+    Where the system cannot fork, or the process ends, it is found out here as soon as it is asked.
+    """
+    if not _can_fork():
+        return
+    if written := _ForkedWork(partial(_found_as_json, candidate), daemon=False).result():
+        found = msgspec.json.decode(written, type=_Found)
+        candidate.assumed = found.assumed
+        candidate.never_none = found.never_none
+        candidate.reach = found.reach
+        candidate.hung = found.hung
+
+
+class _Found(msgspec.Struct):
+    """What was found out of a loss, for the process that asked."""
+
+    assumed: Assumed
+    never_none: frozenset[str]
+    reach: Reach | None
+    hung: int
+
+
+def _found_as_json(candidate: LossFunction) -> bytes:
+    """Find out what a loss takes, and write it down."""
+    found = (candidate.assumed, candidate.never_none, candidate.reach)
+    return msgspec.json.encode(_Found(*found, candidate.hung))
 
 
 class FreshProcessCheck:

@@ -10,8 +10,14 @@ from typing import Any
 
 from sdpo.parity.candidates.implementations import Own, Transcription
 from sdpo.parity.candidates.live_verl import LiveVerl
-from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs, is_from_log_probs
+from sdpo.parity.candidates.log_prob_functions import FromLogProbs, is_from_log_probs
+from sdpo.parity.candidates.loss_functions import TIMEOUT, FromLogits, LossFunction
 from sdpo.parity.candidates.stage_functions import StageFunctions
+from sdpo.parity.capabilities.declared import (
+    Capabilities,
+    CapabilitiesError,
+    declared_in_project,
+)
 from sdpo.parity.cases.callables import location_of
 from sdpo.parity.cases.checked_call import CandidateError, LossCandidate, guarded
 from sdpo.parity.cases.stages import NAMES
@@ -25,8 +31,16 @@ TRAINERS = {
 }
 
 
-def load_candidate(name: str) -> LossCandidate | TrainerAdapter:
+def load_candidate(
+    name: str, capabilities: Capabilities | None = None, timeout: float = TIMEOUT
+) -> LossCandidate | TrainerAdapter:
     """Load the candidate `name`: built in, `FILE.py:attr`, `pkg.mod:attr`, or a module alone.
+
+    Args:
+        name: as the user typed it.
+        capabilities: what a loss function can be asked; else what its decorator says, or the
+            table `[tool.sdpo.capabilities]` of pyproject.toml in the present folder.
+        timeout: seconds that a call of a loss function may take; 0 for any time.
 
     Raises:
         CandidateError: it cannot be found, imported, or used as a candidate.
@@ -35,7 +49,23 @@ def load_candidate(name: str) -> LossCandidate | TrainerAdapter:
         return BUILT_IN[name]()
     if name in TRAINERS:
         return find(TRAINERS[name])()
-    return _adapt(name, find(name))
+    candidate = _adapt(name, find(name))
+    if isinstance(candidate, LossFunction):
+        candidate.timeout = timeout
+        candidate.declared = capabilities or _in_project(name) or candidate.declared
+    return candidate
+
+
+def _in_project(name: str) -> Capabilities | None:
+    """What pyproject.toml of the present folder says of a candidate; None if nothing.
+
+    Raises:
+        CandidateError: the table cannot be read.
+    """
+    try:
+        return declared_in_project(name, Path.cwd())
+    except CapabilitiesError as error:
+        raise CandidateError("config", str(error)) from error
 
 
 def packaged_bases(candidate: LossCandidate | TrainerAdapter) -> tuple[str, ...]:

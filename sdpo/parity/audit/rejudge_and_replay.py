@@ -18,7 +18,8 @@ from sdpo.parity.audit.report_files import document, write_reports
 from sdpo.parity.audit.request import UsageError, check_stages, folder_name
 from sdpo.parity.cases.failure import refuse
 from sdpo.parity.compare.statuses import Status, Verdict, worst_exit_code
-from sdpo.parity.render.text import number, one_line
+from sdpo.parity.render.text import one_line
+from sdpo.parity.report.judgement import number
 from sdpo.parity.report.report_context import Environment, Seen
 from sdpo.parity.report.report_rows import Place, Size
 from sdpo.parity.report.run_report import ExitCode, ReportError, RunReport, read_report
@@ -66,6 +67,7 @@ def regate_all(
     stages: Sequence[str] = (),
     require: Sequence[str] = (),
     coverage: int = 0,
+    min_cases: int = 0,
     declared: Sequence[Path] | None = None,
     budget: float | None = None,
     out: Path | None = None,
@@ -81,6 +83,7 @@ def regate_all(
         stages: only these are judged.
         require: stages without which no pass is given.
         coverage: how many stages must be covered at least.
+        min_cases: how many cases must be compared at least; more than half where few ran.
         declared: ledgers in place of the report's.
         budget: share of its budget that an element may use.
         out: folder for the reports of the new verdict; nothing is written if None.
@@ -102,6 +105,7 @@ def regate_all(
                 stages=tuple(stages) or policy.limits.stages,
                 require=tuple(require) or policy.limits.require,
                 coverage=coverage or policy.limits.coverage,
+                min_cases=min_cases or policy.limits.min_cases,
             )
             ledger = policy.declared if declared is None else tuple(entries)
             runs.append(regate(run, replace(policy, declared=ledger, limits=limits)))

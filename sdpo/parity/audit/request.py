@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from sdpo.parity.capabilities.declared import Capabilities
 from sdpo.parity.cases.stages import NAMES
+
+MIN_CASES, TIMEOUT = 20, 60
+"""Cases that a pass takes at least, and seconds that a call may take, unless asked otherwise."""
 
 
 class UsageError(Exception):
@@ -23,6 +27,9 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
         stages: only these are judged; all if empty.
         require: stages without which no pass is given, beside those the candidate claims.
         coverage: how many stages must be covered at least.
+        min_cases: how many cases must be compared at least; more than half where few ran.
+        capabilities: what the candidate can be asked, beside what it declares itself.
+        timeout: seconds that a call of a loss function may take; 0 for any time.
         seed: of the generated cases.
         explore: seconds for which further cases are generated at random.
     """
@@ -33,6 +40,9 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
     stages: tuple[str, ...] = ()
     require: tuple[str, ...] = ()
     coverage: int = 0
+    min_cases: int = MIN_CASES
+    capabilities: Capabilities | None = None
+    timeout: float = TIMEOUT
     seed: int = 0
     explore: float = 0.0
 
@@ -48,6 +58,8 @@ class Request(Struct, frozen=True, forbid_unknown_fields=True):
         words += ["--stages", ",".join(self.stages)] if self.stages else []
         words += ["--require", ",".join(self.require)] if self.require else []
         words += ["--coverage", str(self.coverage)] if self.coverage else []
+        words += ["--min-cases", str(self.min_cases)] if self.min_cases != MIN_CASES else []
+        words += ["--timeout", f"{self.timeout:g}"] if self.timeout != TIMEOUT else []
         words += ["--seed", str(self.seed)] if self.seed else []
         words += ["--explore", f"{self.explore:g}"] if self.explore else []
         for path in self.goldens:

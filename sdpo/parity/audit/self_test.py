@@ -19,7 +19,8 @@ from sdpo.fixtures import GoldenCase, GoldenFamily, packaged_family
 from sdpo.parity.audit.audit import judge
 from sdpo.parity.audit.request import Request
 from sdpo.parity.audit.run_loss_cases import judge_loss_case
-from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.candidates.log_prob_functions import FromLogProbs
+from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.checked_call import Location, LossCandidate
 from sdpo.parity.cases.loss_case import LossCase, loss_cases
 from sdpo.parity.compare.evaluated_case import evaluate_case

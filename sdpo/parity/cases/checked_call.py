@@ -1,5 +1,6 @@
 """What a candidate offers, what can go wrong with one, and one checked call of a loss function."""
 
+import dis
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,14 +61,18 @@ class Location:
 class LossCandidate(Protocol):
     """A candidate that computes the loss.
 
-    `stages` are those it exposes; `notes` tell the user what was assumed about it.
+    `stages` are those it exposes.
     """
 
     name: str
     kind: str
     stages: tuple[str, ...]
     location: Location | None
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed about it."""
+        ...
 
     def trace(self, case: LossCase) -> Mapping[str, Tensor]:
         """Stage values on a case, under the names that `loss_stages` compares.
@@ -92,6 +97,7 @@ def guarded(stage: str, function: Callable[..., Any], *args: Any, **kwargs: Any)
 
     Raises:
         CandidateError: the code raised.
+        NotCoveredError: a stage says that it does not do this: it raised `NotImplementedError`.
     """
     try:
         return function(*args, **kwargs)
@@ -100,9 +106,23 @@ def guarded(stage: str, function: Callable[..., Any], *args: Any, **kwargs: Any)
     except BaseException as error:
         # addresses differ from run to run
         text = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x…", " ".join(str(error).split()))
+        if stage != "config" and _says_not_implemented(error):
+            raise NotCoveredError(f"not implemented: {text or 'no message'}") from error
         raise CandidateError(
             stage, f"raised {type(error).__name__}: {text or 'no message'}"
         ) from error
+
+
+def _says_not_implemented(error: BaseException) -> bool:
+    """Whether code raised it by a statement, and no operator of torch did."""
+    if isinstance(error, NotCoveredError):
+        return True
+    trace = error.__traceback__
+    if not isinstance(error, NotImplementedError) or trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def scalar_of(result: Any, device: torch.device = CPU) -> Tensor:

@@ -5,8 +5,9 @@ place the order of the stages. What a teacher that was not updated does to the l
 update is later than the teacher, though its stage has a lower number. Between cases, which are
 trained apart, the order of the stages decides, with two reservations:
 
-- a probe says that something moved, and is charged to the stage that it is about; where the case of
-  a scenario or a recording departs, that says where, and probes are not asked;
+- a probe says that something moved, and is charged to the stage that it is about, and a relation
+  that a candidate does not keep may have any cause; where the case of a scenario or a recording
+  departs, that says where, and they are not asked;
 - a value whose weights were not recorded since the last one that held (`may_follow`) may follow
   from them; where another case departs at those weights, that is the place.
 """
@@ -18,7 +19,7 @@ from sdpo.parity.cases.stages import NAMES, first_in_order
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import FAILING
 
-_PROBE = "probe"
+INDIRECT = ("probe", "relation")
 BEFORE = (-1, 0, 0)
 """The place of what is settled before the first update."""
 
@@ -60,7 +61,7 @@ def openers(result: Judged) -> list[Comparison]:
 def deciding(results: Sequence[Case]) -> list[Case]:
     """The failing cases whose first departures count: those of the others may follow from them."""
     firsts = [(result, first) for result in results if (first := earliest(result.comparisons))]
-    direct = [pair for pair in firsts if pair[0].family != _PROBE] or firsts
+    direct = [pair for pair in firsts if pair[0].family not in INDIRECT] or firsts
     certain = {first.stage for _, first in direct if not first.may_follow}
     return [result for result, first in direct if not certain & set(first.may_follow)]
 

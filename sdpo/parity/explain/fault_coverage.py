@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from sdpo.parity.cases.checked_call import BrokenGradientError, CandidateError
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import evaluate_case
@@ -20,8 +22,10 @@ from sdpo.parity.explain.explanation_rows import Certificate
 from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
 from sdpo.parity.faults.evaluate_fault import fault_trace
 
+F32 = torch.float32
 HINTS = Path(__file__).with_name("fault_hint_cases.json")
-_MOST_TRIES = 256
+MOST_TRIES, FEW_TRIES = 256, 8
+"""Cases on which a fault is tried; few where most faults are of what the candidate lacks."""
 
 
 @cache
@@ -31,14 +35,19 @@ def hints() -> Mapping[str, str]:
 
 
 def certificate(
-    stages: Iterable[str], cases: Sequence[LossCase], *, after_log_probs: bool = False
+    stages: Iterable[str],
+    cases: Sequence[LossCase],
+    *,
+    after_log_probs: bool = False,
+    tries: int = MOST_TRIES,
 ) -> Certificate | None:
     """Count the faults that show at the given stages on the given cases.
 
     Args:
         stages: those that the candidate exposes.
-        cases: the loss cases of the audit.
+        cases: the loss cases in which the candidate was compared.
         after_log_probs: only faults of a loss that is given log-probs.
+        tries: on how many cases a fault is tried; one that shows on a further one only survives.
 
     Returns:
         The counts and the labels of the survivors; None if no stage of the loss is exposed or
@@ -48,11 +57,19 @@ def certificate(
     if not shown or not cases:
         return None
     faults = [f for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs]
-    survivors = [f.label for f in faults if _first_case_showing(f, shown, cases) is None]
+    ordered = sorted(cases, key=lambda case: (case.coarsest_dtype != F32, _elements(case)))
+    found = {f.id: _first_case_showing(f, shown, ordered, tries) for f in faults}
+    survivors = [f.label for f in faults if found[f.id] is None]
     return Certificate(len(faults), len(faults) - len(survivors), survivors)
 
 
-def _first_case_showing(fault: Fault, stages: set[str], cases: Sequence[LossCase]) -> str | None:
+def _elements(case: LossCase) -> int:
+    return case.student_logits.numel()
+
+
+def _first_case_showing(
+    fault: Fault, stages: set[str], cases: Sequence[LossCase], tries: int = MOST_TRIES
+) -> str | None:
     """Find the first case that shows a fault at one of the stages; the hinted one comes first.
 
     None, without a trial, where the fault comes after all of the stages.
@@ -61,8 +78,8 @@ def _first_case_showing(fault: Fault, stages: set[str], cases: Sequence[LossCase
         return None
     hinted = hints().get(fault.id)
     first = [case for case in cases if case.id == hinted]
-    others = sorted((c for c in cases if c.id != hinted), key=lambda c: c.student_logits.numel())
-    for case in [*first, *others][:_MOST_TRIES]:
+    others = [case for case in cases if case.id != hinted]
+    for case in [*first, *others][:tries]:
         if shows(fault, stages, case):
             return case.id
     return None
@@ -88,7 +105,8 @@ def _write_hints() -> None:
     with deterministic():
         cases = loss_cases(packaged_family("loss"))
         stages = {"aggregate", "gradient"}
-        first = {fault.id: _first_case_showing(fault, stages, cases) for fault in LOSS_FAULTS}
+        ordered = sorted(cases, key=_elements)
+        first = {fault.id: _first_case_showing(fault, stages, ordered) for fault in LOSS_FAULTS}
     known = {id_: case for id_, case in first.items() if case is not None}
     HINTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 

@@ -5,7 +5,7 @@ The stage of the explaining faults comes first, where they agree; the ladder of 
 against what was seen: `Departure` alone decides, whoever inferred.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -80,6 +80,7 @@ def locate(
     observations: Sequence[Observation],
     observed: str | None,
     judge: _JudgeCase | None,
+    base: Mapping[str, object] | None = None,
 ) -> Departure:
     """Explain a divergent candidate, and infer the first stage of one that does not show all.
 
@@ -89,6 +90,7 @@ def locate(
         observations: its results on the loss cases.
         observed: the first stage at which it was seen to diverge.
         judge: runs a further case; None for a candidate whose stages are all seen.
+        base: the plainest settings that the candidate takes.
     """
     if kind == _STAGE_FUNCTIONS:
         observations = [_only_stage(observation, observed) for observation in observations]
@@ -106,7 +108,7 @@ def locate(
     departure = replace(departure, suspected=stage_of(matches), held=held)
     if departure.inferred or len(departure.possible) < 2:
         return departure
-    stage, rungs = _by_ladder(judge, observations, observed)
+    stage, rungs = _by_ladder(judge, observations, observed, base or {})
     if from_log_probs and stage is not None:
         stage = WITHOUT_LOG_PROBS.get(stage, stage)
     return replace(departure, suspected=stage, rungs=rungs)
@@ -129,7 +131,10 @@ def _only_stage(observation: Observation, stage: str | None) -> Observation:
 
 
 def _by_ladder(
-    judge: _JudgeCase, observations: Sequence[Observation], observed: str | None
+    judge: _JudgeCase,
+    observations: Sequence[Observation],
+    observed: str | None,
+    base: Mapping[str, object],
 ) -> tuple[str | None, list[RungRow]]:
     """Climb the ladder in one dtype after the other, up to the first that shows a departure.
 
@@ -140,7 +145,7 @@ def _by_ladder(
     """
     climbed: list[tuple[str | None, list[RungRow]]] = []
     for dtype in dtypes_of(observations):
-        stage, rungs = climb(lambda case: rung_outcome(judge(case)), dtype)
+        stage, rungs = climb(lambda case: rung_outcome(judge(case)), dtype, base)
         climbed.append((stage, rungs))
         if stage is not None and not (stage == "gradient" and observed != "gradient"):
             return stage, rungs

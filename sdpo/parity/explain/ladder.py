@@ -5,9 +5,10 @@ hold, the stage of that feature is the first to depart. A feature that several s
 is told apart by several rungs together (`ladder_rules.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -52,9 +53,13 @@ class _Row:
     size: tuple[int, int] = (1, 1)
     changes: tuple[_Change, ...] = ()
 
-    def rung(self, dtype: torch.dtype) -> Rung:
-        """Make the case, in a dtype."""
-        case = _plain(self.feature, self.settings, *self.size, dtype)
+    def rung(self, dtype: torch.dtype, base: Mapping[str, object]) -> Rung:
+        """Make the case, in a dtype, from the plainest settings that the candidate takes."""
+        settings = {**base, **self.settings}
+        if {"alpha", "distillation_topk"} & set(self.settings):
+            # what such a rung adds, a loss of sampled tokens does not have
+            settings["full_logit_distillation"] = "full_logit_distillation" not in self.settings
+        case = _plain(self.feature, settings, *self.size, dtype)
         for change in self.changes:
             case = change(case)
         return Rung(self.stage, self.feature, case)
@@ -233,23 +238,40 @@ _ROWS = (
 
 
 @lru_cache
-def ladder(dtype: torch.dtype) -> tuple[Rung, ...]:
-    """Make all rungs in order, for one dtype; the same case objects each time."""
-    return tuple(row.rung(dtype) for row in _ROWS)
+def _rungs(dtype: torch.dtype, base: tuple[tuple[str, object], ...]) -> tuple[Rung, ...]:
+    """Make all rungs, the same case objects each time."""
+    return tuple(row.rung(dtype, dict(base)) for row in _ROWS)
 
 
-def climb(judge: _JudgeRung, dtype: torch.dtype) -> tuple[str | None, list[RungRow]]:
+def ladder(dtype: torch.dtype, base: Mapping[str, object] = MappingProxyType({})) -> Sequence[Rung]:
+    """Make all rungs in order, for one dtype.
+
+    Args:
+        dtype: of the logits.
+        base: the plainest settings that the candidate takes. A top-k without tail that holds the
+            whole vocabulary stands for a full vocabulary.
+    """
+    settings = dict(base)
+    if settings.get("distillation_topk") is not None:
+        settings["distillation_topk"] = VOCABULARY
+    return _rungs(dtype, tuple(settings.items()))
+
+
+def climb(
+    judge: _JudgeRung, dtype: torch.dtype, base: Mapping[str, object] = MappingProxyType({})
+) -> tuple[str | None, list[RungRow]]:
     """Find the stage where a callable first departs, and what every rung showed.
 
     Args:
         judge: runs a case and says whether loss and gradient hold.
         dtype: of the generated cases.
+        base: the plainest settings that the candidate takes.
 
     Returns:
         The stage, None if every rung holds; and one row for each rung.
     """
     rows: list[RungRow] = []
-    for rung in ladder(dtype):
+    for rung in ladder(dtype, base):
         outcome = judge(rung.case)
         result, factor = outcome.result, outcome.factor
         rows.append(

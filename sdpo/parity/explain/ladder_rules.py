@@ -13,6 +13,7 @@ SINGLE_TOKEN = (
     Feature.SAMPLED,
 )
 _DISTRIBUTIONS = SINGLE_TOKEN[:-1]
+_OTHER_TOKENS = (Feature.DISTINCT_TOKENS, Feature.DISTINCT_SAMPLED, Feature.TWO_ROWS)
 _AT_TEMPERATURE = (Feature.TEMPERATURE, Feature.TEMPERATURE_SAMPLED)
 _SAME_RANKING = (Feature.RENORMALISED_SAME_RANKING, Feature.TAIL_SAME_RANKING)
 _RENORMALISED = (Feature.RENORMALISED_SAME_RANKING, Feature.RENORMALISED)
@@ -23,33 +24,43 @@ _LOSS_DEPARTS = (RungResult.DEPARTS, RungResult.ONLY_LOSS_DEPARTS)
 
 
 class LadderResults:
-    """What the rungs showed, by feature."""
+    """What the rungs showed, by feature.
+
+    Rungs that ask for more than the candidate has say nothing: of several features those are meant
+    that it has, and at least one.
+    """
 
     def __init__(self, rows: Sequence[RungRow]) -> None:
         self.stages = {row["feature"]: row["stage"] for row in rows}
         self.results = {row["feature"]: row["result"] for row in rows}
         self.factors = {row["feature"]: row["factor"] for row in rows}
 
+    def usable(self, *features: str) -> list[str]:
+        """List those of the features that the candidate has."""
+        return [f for f in features if self.results[f] != RungResult.UNUSABLE]
+
     def loss_departs(self, *features: str) -> bool:
         """Tell whether the loss departs on all of these rungs."""
-        return all(self.results[f] in _LOSS_DEPARTS for f in features)
+        usable = self.usable(*features)
+        return bool(usable) and all(self.results[f] in _LOSS_DEPARTS for f in usable)
 
     def departs(self, *features: str) -> bool:
         """Tell whether loss or gradient depart on all of these rungs, the loss on at least one."""
         departing = (*_LOSS_DEPARTS, RungResult.ONLY_GRADIENT_DEPARTS)
-        return all(self.results[f] in departing for f in features) and any(
+        return all(self.results[f] in departing for f in self.usable(*features)) and any(
             map(self.loss_departs, features)
         )
 
     def holds(self, *features: str) -> bool:
         """Tell whether loss and gradient hold on all of these rungs."""
-        return all(self.results[f] == RungResult.HOLDS for f in features)
+        usable = self.usable(*features)
+        return bool(usable) and all(self.results[f] == RungResult.HOLDS for f in usable)
 
     def one_factor(self, *features: str) -> bool:
         """Tell whether the loss is off by one and the same factor on all of these rungs."""
-        factors = [self.factors[f] for f in features]
+        factors = [self.factors[f] for f in self.usable(*features)]
         known = [f for f in factors if f is not None]
-        if not self.loss_departs(*features) or len(known) < len(factors):
+        if not self.loss_departs(*features) or len(known) < max(2, len(factors)):
             return False
         near = TOLERANCES.ladder_factor_spread * max(abs(f - 1) for f in known)
         return max(known) - min(known) <= near
@@ -57,7 +68,10 @@ class LadderResults:
 
 def _every_token_is_scaled(rungs: LadderResults) -> bool:
     """The loss is off by one factor in all forms of the divergence, or at a temperature alone."""
-    return rungs.one_factor(*SINGLE_TOKEN) or (
+    # of a loss with one divergence, other tokens tell a factor from another divergence
+    few = len(rungs.usable(*SINGLE_TOKEN)) < 2
+    forms = (*SINGLE_TOKEN, *_OTHER_TOKENS) if few else SINGLE_TOKEN
+    return rungs.one_factor(*forms) or (
         rungs.holds(*SINGLE_TOKEN) and rungs.one_factor(*_AT_TEMPERATURE)
     )
 
@@ -68,8 +82,8 @@ def _only_values(rungs: LadderResults) -> bool:
 
 
 def _all_log_probs(rungs: LadderResults) -> bool:
-    """Every form of the divergence departs."""
-    return rungs.departs(*SINGLE_TOKEN)
+    """Every form of the divergence departs, of several."""
+    return len(rungs.usable(*SINGLE_TOKEN)) > 1 and rungs.departs(*SINGLE_TOKEN)
 
 
 def _sampled_log_probs(rungs: LadderResults) -> bool:

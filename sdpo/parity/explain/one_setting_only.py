@@ -12,9 +12,11 @@ import torch
 
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.evaluated_case import Observation
+from sdpo.parity.explain.conditions import telling_apart
 from sdpo.parity.explain.explanation_rows import OneDtypeOnly
 from sdpo.parity.truth.tolerances import TOLERANCES
 
+_FEW = 4
 _SETTINGS: dict[str, Callable[[LossCase], str]] = {
     "loss_agg_mode": lambda case: case.config.loss_agg_mode,
     "alpha": lambda case: f"{case.config.alpha:g}",
@@ -41,7 +43,9 @@ def condition(shows: Sequence[LossCase], spared: Sequence[LossCase]) -> str:
         with_fault, without = {setting(case) for case in shows}, {setting(case) for case in spared}
         if not with_fault & without:
             return f"{name} {' or '.join(sorted(with_fault))}"
-    return ""
+    # among many conditions one tells a few cases apart by chance
+    few = min(len(shows), len(spared)) < _FEW
+    return "" if few else telling_apart(shows, spared, together=1)
 
 
 def departs_only(observations: Sequence[Observation]) -> OneDtypeOnly | None:

@@ -1,5 +1,6 @@
 """From a row of factors and a seed to a loss case; its name says both, to make it again."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -19,13 +20,20 @@ GENERATED = "generated"
 
 USUAL_SUPPORT = 100
 
+Fixed = Mapping[str, float]
+_NONE: Fixed = {}
 
-def case_id(row: Row, seed: int) -> str:
-    """The name of a case: `generated-SEED-NUMBER`, the places of its values as one number."""
+
+def case_id(row: Row, seed: int, fixed: Fixed = _NONE) -> str:
+    """The name of a case: `generated-SEED-NUMBER`, the places of its values as one number.
+
+    Settings that are `fixed` at values which no factor has follow: `@alpha=0.9`.
+    """
     number = 0
     for factor, values in table().factors.items():
         number = number * len(values) + values.index(row[factor])
-    return f"{PREFIX}-{seed}-{number:x}"
+    settings = "".join(f"@{name}={value}" for name, value in fixed.items())
+    return f"{PREFIX}-{seed}-{number:x}{settings}"
 
 
 def is_generated(name: str) -> bool:
@@ -39,7 +47,7 @@ def row_and_seed(name: str) -> tuple[Row, int]:
     Raises:
         ValueError: no name of a generated case.
     """
-    prefix, seed, code = name.split("-")
+    prefix, seed, code = name.partition("@")[0].split("-")
     if prefix != PREFIX:
         raise ValueError(f"case {name!r}: no generated case")
     number, row = int(code, 16), {}
@@ -55,19 +63,28 @@ def make_again(name: str) -> LossCase:
     Raises:
         ValueError: no name of a generated case.
     """
-    return make_case(*row_and_seed(name))
+    settings = [setting.partition("=") for setting in name.split("@")[1:]]
+    fixed = {setting: float(value) for setting, _, value in settings}
+    return make_case(*row_and_seed(name), fixed)
 
 
-def make_case(row: Row, seed: int) -> LossCase:
-    """Draw a case; the same row and seed give the same."""
-    name = case_id(row, seed)
+def make_case(row: Row, seed: int, fixed: Fixed = _NONE) -> LossCase:
+    """Draw a case; the same row and seed give the same.
+
+    Args:
+        row: one value of each factor.
+        seed: of the values.
+        fixed: `alpha` or `distillation_topk` at a value that no factor has; they have no effect
+            where the mode does without.
+    """
+    name = case_id(row, seed, fixed)
     generator = torch.Generator().manual_seed(hash_of(name))
     rows, tokens, vocabulary = (int(row[factor]) for factor in ("rows", "tokens", "vocabulary"))
     student, teacher = make_logits(str(row["logits"]), (rows, tokens, vocabulary), generator)
     responses = _responses(row, (rows, tokens), vocabulary, generator)
     dtypes = [DTYPES[name] for name in str(row["dtypes"]).split()]
     student, teacher = student.to(dtypes[0]), teacher.to(dtypes[-1])
-    config = _config(row, vocabulary)
+    config = _config(row, vocabulary, fixed)
     return LossCase(
         id=name,
         config=config,
@@ -111,9 +128,11 @@ def call_of(row: Row) -> CallConditions:
     )
 
 
-def _config(row: Row, vocabulary: int) -> SDPOConfig:
+def _config(row: Row, vocabulary: int, fixed: Fixed) -> SDPOConfig:
     """The settings of the loss."""
     mode, clip = row["mode"], row["clip"]
+    alpha = row["alpha"] if mode == "sampled" else fixed.get("alpha", row["alpha"])
+    topk = fixed.get("distillation_topk") if str(mode).startswith("topk") else None
     sizes = {
         "none": None,
         "1": 1,
@@ -125,8 +144,8 @@ def _config(row: Row, vocabulary: int) -> SDPOConfig:
     return SDPOConfig(
         full_logit_distillation=mode != "sampled",
         distillation_add_tail=mode == "topk_tail",
-        distillation_topk=sizes[str(row["support"])],
-        alpha=float(row["alpha"]),
+        distillation_topk=int(topk) if topk else sizes[str(row["support"])],
+        alpha=float(alpha),
         temperature=float(row["temperature"]),
         is_clip=None if clip == "none" else float(clip),
         loss_agg_mode=str(row["aggregation"]),

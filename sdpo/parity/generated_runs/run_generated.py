@@ -6,12 +6,13 @@ raises on the plain form is an ERROR as ever.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Protocol
 
 from sdpo.parity.candidates.loss_functions import LossFunction
+from sdpo.parity.capabilities.reach import Reach
 from sdpo.parity.cases.call_conditions import PLAIN_CALL
 from sdpo.parity.cases.checked_call import LossCandidate
 from sdpo.parity.cases.loss_case import LossCase
@@ -54,7 +55,11 @@ class GeneratedRun:
 
 
 def run_generated(
-    run_case: RunCase, seed: int, progress: Progress, fixed: Row | None = None
+    run_case: RunCase,
+    seed: int,
+    progress: Progress,
+    fixed: Row | None = None,
+    reach: Reach | None = None,
 ) -> GeneratedRun:
     """Run the cases of the covering array; the same seed gives the same cases.
 
@@ -63,8 +68,9 @@ def run_generated(
         seed: of the values.
         progress: told `generated`, cases done, cases in all.
         fixed: factors that the candidate leaves at one value.
+        reach: what the candidate takes; the cases are moved there.
     """
-    found, cases = GeneratedRun(), covering_cases(seed)
+    found, cases = GeneratedRun(), cases_within(reach, seed)
 
     def counted() -> Iterator[LossCase]:
         for number, case in enumerate(cases):
@@ -87,7 +93,27 @@ def fixed_factors(candidate: LossCandidate) -> dict[str, Value]:
     return {"arguments": ways[0]} if len(ways) == 1 else {}
 
 
-def explore(run_case: RunCase, seed: int, seconds: float, progress: Progress) -> GeneratedRun:
+def cases_within(reach: Reach | None, seed: int) -> Sequence[LossCase]:
+    """The cases of the covering array, moved to what a candidate takes; each of them once."""
+    if reach is None:
+        return covering_cases(seed)
+    found: dict[str, LossCase] = {}
+    for row, case in zip(covering_rows(), covering_cases(seed), strict=True):
+        moved = reach.row(row)
+        if moved is not None:
+            same = moved == row and not reach.fixed
+            one = case if same else make_case(moved, seed, reach.fixed)
+            found[one.id] = one
+    return list(found.values())
+
+
+def explore(
+    run_case: RunCase,
+    seed: int,
+    seconds: float,
+    progress: Progress,
+    reach: Reach | None = None,
+) -> GeneratedRun:
     """Run random cases for some seconds, led by sets of three values that were not shown.
 
     Ends when `MOST_FOUND` fail. Of the results those that fail are kept.
@@ -95,9 +121,11 @@ def explore(run_case: RunCase, seed: int, seconds: float, progress: Progress) ->
     end, tried = time.monotonic() + seconds, 0
     found = GeneratedRun()
     rows = takewhile(lambda _: time.monotonic() < end, exploring_rows(seed, covering_rows()))
-    for row in rows:
-        single = GeneratedRun()
-        _run(run_case, [make_case(row, seed)], single)
+    for drawn in rows:
+        row, single = (reach.row(drawn) if reach else drawn), GeneratedRun()
+        if row is None:
+            continue
+        _run(run_case, [make_case(row, seed, reach.fixed if reach else {})], single)
         tried += 1
         progress("explored", int(seconds - max(0.0, end - time.monotonic())), int(seconds))
         if single.doubts or single.results[0].status in FAILING:

@@ -2,17 +2,19 @@
 
 A relation compares results of the candidate with each other, so it needs no reference. The
 reference breaks some itself; a candidate is blamed only where the reference keeps the relation.
-Results stand beside the stages and do not enter the verdict.
+What it alone violates is a failing case of the audit.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
 from sdpo.parity.candidates.implementations import WHOLE, Transcription
-from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.candidates.log_prob_functions import FromLogProbs
+from sdpo.parity.candidates.loss_functions import FromLogits, LossFunction
 from sdpo.parity.cases.checked_call import (
     INTO_TEACHER,
     BrokenGradientError,
@@ -22,13 +24,16 @@ from sdpo.parity.cases.checked_call import (
 )
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.compare.agreement import Values
+from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.evaluated_case import evaluate_case
-from sdpo.parity.compare.statuses import RelationStatus
+from sdpo.parity.compare.statuses import RelationStatus, Status
+from sdpo.parity.compare.verdict import CaseResult
 from sdpo.parity.relations.catalogue import NOT_BELOW, RELATIONS, TEACHER, Relation
 from sdpo.parity.relations.received_inputs import differences
 from sdpo.parity.relations.relation_rows import ClaimOutcome, RelationRow, blamed, relation_row
 from sdpo.parity.relations.transformed_cases import Claim, TransformedCase, claims_of
 from sdpo.parity.truth.oracle import Array
+from sdpo.settings.config import SDPOConfig
 from sdpo.settings.determinism import reseed
 
 _COMPARED = ("aggregate", "gradient")
@@ -161,16 +166,41 @@ def _as_function(candidate: LossCandidate) -> LossCandidate:
     )
 
 
-def _outcomes(candidate: LossCandidate, relation: Relation) -> list[ClaimOutcome]:
+def _outcomes(
+    candidate: LossCandidate, relation: Relation, claims: Iterable[Claim]
+) -> list[ClaimOutcome]:
     """What each claim of a relation shows on a candidate."""
     judged = _as_function(candidate) if relation.kind == TEACHER else candidate
-    return [outcome_of(judged, relation, claim) for claim in claims_of(relation.name)]
+    return [outcome_of(judged, relation, claim) for claim in claims]
 
 
 @cache
 def _of_reference(relation: Relation) -> tuple[ClaimOutcome, ...]:
     """What each claim of a relation shows on the transcription."""
-    return tuple(_outcomes(Transcription(), relation))
+    return tuple(_outcomes(Transcription(), relation, claims_of(relation.name)))
+
+
+def _claims_within(candidate: LossCandidate, relation: Relation) -> list[Claim] | None:
+    """The claims at the plainest settings that a loss takes; None for one that lacks nothing.
+
+    The relation of alpha's ends is about the settings themselves.
+    """
+    reach = candidate.reach if isinstance(candidate, LossFunction) else None
+    if reach is None or not reach.lacks or relation.name == "continuity in alpha":
+        return None
+    config = SDPOConfig.from_dict(reach.base_settings)
+
+    def moved(case: LossCase) -> LossCase:
+        return replace(case, config=config, old_log_probs=None)
+
+    return [
+        replace(
+            claim,
+            case=moved(claim.case),
+            parts=tuple(replace(part, case=moved(part.case)) for part in claim.parts),
+        )
+        for claim in claims_of(relation.name)
+    ]
 
 
 def invariants(candidate: LossCandidate, progress: Progress = lambda *_: None) -> list[RelationRow]:
@@ -197,5 +227,30 @@ def row_of(candidate: LossCandidate, relation: Relation) -> RelationRow:
             for outcome in reference
         ]
         return relation_row(relation, untested, reference)
-    pairs = zip(_outcomes(candidate, relation), reference, strict=True)
+    claims = _claims_within(candidate, relation)
+    if claims is not None:
+        reference = _outcomes(Transcription(), relation, claims)
+    outcomes = _outcomes(candidate, relation, claims or claims_of(relation.name))
+    pairs = zip(outcomes, reference, strict=True)
     return relation_row(relation, [blamed(*pair) for pair in pairs], reference)
+
+
+def violations(rows: Sequence[RelationRow]) -> list[CaseResult]:
+    """Give the relations that a candidate violates and the reference keeps, as failing cases."""
+    return [_violation(row) for row in rows if row.status == RelationStatus.VIOLATED]
+
+
+def _violation(row: RelationRow) -> CaseResult:
+    """A violated relation as a case: of the gradient, unless the loss alone shows it."""
+    worst = row.worst
+    finite = worst is None or math.isfinite(float(worst.distance))
+    comparison = Comparison(
+        "aggregate" if worst is not None and worst.value == "loss" else "gradient",
+        Status.DIVERGENT,
+        compared=1,
+        max_abs=float(worst.distance) if worst and finite else 0.0,
+        budget_used=float(worst.used) if worst and finite else 0.0,
+        note=f"is violated: {row.sentence}" + (f" ({row.note})" if row.note else ""),
+        effect="value" if finite else "nan",
+    )
+    return CaseResult(f"relation: {row.name}", "relation", comparisons=[comparison])

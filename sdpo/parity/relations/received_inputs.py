@@ -9,7 +9,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from sdpo.parity.candidates.loss_functions import NEEDED, FromLogProbs, log_prob_inputs
+from sdpo.parity.candidates.log_prob_functions import NEEDED, FromLogProbs, log_prob_inputs
 from sdpo.parity.cases.checked_call import LossCandidate
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.truth.tolerances import TOLERANCES

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from sdpo.parity.render.plots import Plot
 from sdpo.parity.render.sections import sections
 from sdpo.parity.render.templates import compiled
-from sdpo.parity.render.text import number
+from sdpo.parity.report.judgement import number
 from sdpo.parity.report.run_report import RunReport
 
 

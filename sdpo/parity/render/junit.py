@@ -17,8 +17,8 @@ from junitparser import (
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.compare.statuses import FAILING, Status, Verdict
 from sdpo.parity.render.stage_view import budget_share, worst_place
-from sdpo.parity.render.text import explanations, first_line, number
-from sdpo.parity.report.judgement import improvement_lines, judgement
+from sdpo.parity.render.text import first_line
+from sdpo.parity.report.judgement import explanations, improvement_lines, judgement, number
 from sdpo.parity.report.report_rows import StageRow
 from sdpo.parity.report.run_report import RunReport
 

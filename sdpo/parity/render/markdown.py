@@ -10,7 +10,7 @@ from jinja2 import Template
 from sdpo.parity.render.plots import Plot
 from sdpo.parity.render.sections import sections
 from sdpo.parity.render.templates import compiled
-from sdpo.parity.render.text import number
+from sdpo.parity.report.judgement import number
 from sdpo.parity.report.run_report import RunReport
 
 

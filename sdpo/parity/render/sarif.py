@@ -12,8 +12,8 @@ from urllib.parse import quote
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.compare.statuses import Status, Verdict
 from sdpo.parity.render.stage_view import REPOSITORY, digits
-from sdpo.parity.render.text import explanations, first_line, number
-from sdpo.parity.report.judgement import improvement_lines, judgement
+from sdpo.parity.render.text import first_line
+from sdpo.parity.report.judgement import explanations, improvement_lines, judgement, number
 from sdpo.parity.report.report_rows import StageRow
 from sdpo.parity.report.run_report import RunReport
 from sdpo.runtime.json_values import Json

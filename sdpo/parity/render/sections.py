@@ -18,8 +18,8 @@ from sdpo.parity.explain.explanation_rows import Explanation
 from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.render import sentences
 from sdpo.parity.render.stage_view import FirstDivergence, StageView, first_divergence, stage_view
-from sdpo.parity.render.text import certificate, chosen_faults, number, totals_line
-from sdpo.parity.report.judgement import case_count
+from sdpo.parity.render.text import certificate, chosen_faults, totals_line
+from sdpo.parity.report.judgement import case_count, diagnosis, number
 from sdpo.parity.report.report_rows import BundleRow, CaseRow, TrainerEffect
 from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.truth.tolerances import MEANINGS
@@ -122,6 +122,7 @@ class Sections:
     headline: str
     message: str
     summary: list[str]
+    diagnosis: list[tuple[str, str]]
     covers: dict[str, str]
     stages: list[StageView]
     legend: str
@@ -161,6 +162,7 @@ def sections(run: RunReport) -> Sections:
         headline=sentences.headline(run),
         message=message,
         summary=sentences.summary(run),
+        diagnosis=diagnosis(run),
         covers=sentences.covers(run),
         stages=[stage_view(row, commit) for row in run.stages],
         legend=sentences.legend(run),

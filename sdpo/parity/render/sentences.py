@@ -6,8 +6,7 @@
 from collections.abc import Iterable
 
 from sdpo.parity.compare.statuses import Status, Verdict
-from sdpo.parity.render.text import number
-from sdpo.parity.report.judgement import judgement
+from sdpo.parity.report.judgement import judgement, number
 from sdpo.parity.report.report_context import DeclaredRow
 from sdpo.parity.report.run_report import RunReport
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from sdpo.parity.cases.stages import STAGES, Stage
 from sdpo.parity.compare.statuses import FAILING, Status
 from sdpo.parity.render.sentences import shows
-from sdpo.parity.render.text import first_places, number
+from sdpo.parity.render.text import first_places
+from sdpo.parity.report.judgement import number
 from sdpo.parity.report.report_rows import Rung, StageRow
 from sdpo.parity.report.run_report import RunReport
 

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 
 from sdpo.parity.compare.statuses import RelationStatus, Verdict
 from sdpo.parity.relations.relation_rows import RelationRow
-from sdpo.parity.report.judgement import improvement_lines, judgement
+from sdpo.parity.report.judgement import (
+    diagnosis,
+    explanations,
+    improvement_lines,
+    judgement,
+    number,
+)
 from sdpo.parity.report.report_rows import Place, TrainerEffect
 from sdpo.parity.report.run_report import RunReport
 
 _MOST_CASES = 8
 _MOST_SURVIVORS = 6
-
-
-def number(value: object) -> str:
-    """Format a figure for a table: three significant digits, `-` for none."""
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+_MOST_CONDITIONS = 3
 
 
 def first_line(run: RunReport) -> str:
@@ -33,6 +33,7 @@ def first_line(run: RunReport) -> str:
         covered = run.coverage.covered
         total = len(covered) + len(run.coverage.not_covered)
         fields.append(f"coverage={len(covered)}/{total}")
+        fields.append(f"cases={run.compared_cases}/{len(run.cases)}")
     if run.explained_by:
         fields.append(f"explained_by={explanations(run)}")
     if run.message:
@@ -66,15 +67,6 @@ def chosen_faults(run: RunReport, effect: TrainerEffect) -> list[str]:
     return [label for label in labels if label in run.explained_by] or labels
 
 
-def explanations(run: RunReport) -> str:
-    """The explaining faults, each with its share of the diverging cases, small ones as `also`."""
-    parts: dict[bool, list[str]] = {False: [], True: []}
-    for row in run.explanations:
-        parts[row.also].append(f"{row.fault} ({row.share})")
-    main, also = ("; ".join(parts[small]) for small in (False, True))
-    return f"{main}; also {also}" if also else main
-
-
 def first_places(run: RunReport) -> str:
     """At which stages failing cases first depart, and how many at each; empty if none fails."""
     rows = [row for row in run.stages if row.first_in]
@@ -86,11 +78,20 @@ def one_line(text: str) -> str:
     return " ".join(text.split()).replace('"', "'")
 
 
+def front(run: RunReport) -> str:
+    """First line, diagnosis and reasons: what a reader needs who reads nothing else."""
+    lines = [first_line(run)]
+    lines += [f"  {label + ':':<11} {one_line(said)}" for label, said in diagnosis(run)]
+    known = {run.message}
+    return "\n".join(lines + [f"  reason: {one_line(r)}" for r in run.reasons if r not in known])
+
+
 def text_report(run: RunReport) -> str:
     """First line, stage table, totals and reasons; the first line alone without an audit."""
     if not run.started:
         return first_line(run)
     lines = [first_line(run)]
+    lines += [f"  {label + ':':<11} {one_line(said)}" for label, said in diagnosis(run)]
     if run.first_stage_inferred:
         how = "by intervention" if run.ladder else "from the known fault that explains it"
         lines.append(f"  first stage inferred {how}; first observed at {run.first_observed}")
@@ -163,7 +164,12 @@ def certificate(run: RunReport) -> str:
     row = run.sensitivity.faults
     if row is None:
         return ""
-    sentence = f"certificate: {row.killed} of {row.tested} known faults show on these cases"
+    least = "at least " if run.lacks else ""
+    sentence = f"certificate: {least}{row.killed} of {row.tested} known faults show on these cases"
+    if under := row.conditional:
+        sentence += f", {under.killed} of {under.tested} under one of {under.conditions} conditions"
+        worst = [f"{name} {shown}" for name, shown in under.least.items()][:_MOST_CONDITIONS]
+        sentence += f" (least: {'; '.join(worst)})" if worst else ""
     if not (left := row.survivors):
         return sentence
     more = f" and {len(left) - _MOST_SURVIVORS} more" if len(left) > _MOST_SURVIVORS else ""

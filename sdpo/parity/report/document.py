@@ -17,7 +17,7 @@ from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.first_in_time import deciding, first_observed
 from sdpo.parity.compare.statuses import Status, Verdict
 from sdpo.parity.compare.verdict import CaseResult, improvement_rows, run_verdict, stage_rows
-from sdpo.parity.explain.explanation_rows import Certificate, OneDtypeOnly
+from sdpo.parity.explain.explanation_rows import Certificate, Diagnosis, OneDtypeOnly
 from sdpo.parity.explain.first_departure import Departure
 from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.report.declared_deviations import apply_declarations
@@ -59,7 +59,8 @@ class Evidence:
     `precision` where it computes in less than it is given (`own_precision.py`), `departs_only` the
     one dtype in which it departs (`one_setting_only.py`), `derives_from` the packaged candidates
     whose adapters the candidate's derives from, `beyond_goldens` the claims that this golden data
-    cannot show (`coverable_stages.py`). Rows are those of the report, or mappings and dataclasses
+    cannot show (`coverable_stages.py`), `lacks` what a loss cannot be asked, `diagnosis` what
+    failing loss cases have in common. Rows are those of the report, or mappings and dataclasses
     with their fields.
     """
 
@@ -79,6 +80,8 @@ class Evidence:
     departs_only: OneDtypeOnly | None = None
     derives_from: tuple[str, ...] = ()
     beyond_goldens: tuple[str, ...] = ()
+    lacks: Sequence[str] = ()
+    diagnosis: Diagnosis | None = None
 
 
 def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> RunReport:
@@ -103,7 +106,9 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> RunReport:
     results = [_of_stages(result, limits.stages) for result in declarations.results]
     rows = stage_rows(results)
     covered = [row.name for row in rows if row.status != Status.NOT_COVERED]
+    compared = sum(result.status != Status.NOT_COVERED for result in results)
     doubts = [*evidence.doubts, *_gaps(evidence, limits, covered)]
+    doubts += _too_few(compared, min(limits.min_cases, len(results) // 2 + 1))
     statuses = [row.status for row in rows]
     if declarations.complaints:
         statuses.append(Status.DIVERGENT)
@@ -144,6 +149,8 @@ def assemble(evidence: Evidence, policy: Policy, locate: Locate) -> RunReport:
         "policy": limits,
         "claims": evidence.claims,
         "beyond_goldens": evidence.beyond_goldens,
+        "lacks": evidence.lacks,
+        "diagnosis": evidence.diagnosis,
         "doubts": evidence.doubts,
         "notes": evidence.notes,
         "location": evidence.location,
@@ -209,6 +216,16 @@ def _gaps(evidence: Evidence, limits: PolicyRow, covered: Sequence[str]) -> list
     if len(covered) < limits.coverage:
         gaps.append(f"{len(covered)} stages are covered, {limits.coverage} are required")
     return gaps if covered else [*gaps, "nothing was compared"]
+
+
+def _too_few(compared: int, needed: int) -> list[str]:
+    """Why too few cases were compared for a pass; nothing where there were enough."""
+    if compared >= needed or not compared:
+        return []
+    return [
+        f"{compared} cases were compared, {needed} are needed: take more settings as arguments, "
+        "declare what the loss lacks (sdpo.capabilities), or lower --min-cases"
+    ]
 
 
 def _error_message(results: Sequence[CaseResult]) -> str:

@@ -1,11 +1,112 @@
-"""By what a candidate was judged, in sentences: its own precision, a dtype alone, improvements.
+"""What stands in front of every rendering of a report: the diagnosis, and what it was judged by.
 
-The same sentences stand in every rendering; they hold no text of the candidate.
+The same sentences stand in each; they hold no text of the candidate.
 """
 
-from sdpo.parity.compare.statuses import Verdict
+from sdpo.parity.cases.stages import STAGES
+from sdpo.parity.compare.statuses import Status, Verdict
+from sdpo.parity.explain.explanation_rows import Diagnosis
+from sdpo.parity.explain.rungs import RungResult
 from sdpo.parity.report.report_rows import ImprovementRow, PrecisionRow
 from sdpo.parity.report.run_report import RunReport
+from sdpo.parity.truth.tolerances import TOLERANCES
+
+_MOST_RUNGS = 8
+Lines = list[tuple[str, str]]
+
+
+def diagnosis(run: RunReport) -> Lines:
+    """Say what to know first of a run; nothing for one that passes and lacks nothing."""
+    found = run.diagnosis
+    lines: Lines = []
+    if run.verdict in (Verdict.DIVERGENT, Verdict.ERROR):
+        lines += [("looks like", cause)] if (cause := _cause(run)) else []
+        if found:
+            lines.append(("matters", _weight(found)))
+            lines.append(("where", _where(found)))
+            lines.append(("smallest", _smallest(found)))
+    lines += [("lacks", ", ".join(run.lacks))] if run.lacks else []
+    lines += [("next", step)] if (step := _next_step(run)) else []
+    return lines
+
+
+def _cause(run: RunReport) -> str:
+    """The known faults that explain it; else what the ladder's rungs show."""
+    if run.explained_by:
+        return explanations(run)
+    by_result: dict[str, list[str]] = {}
+    for rung in run.ladder:
+        word = "holds" if rung.result == RungResult.HOLDS else "departs"
+        if rung.result != RungResult.UNUSABLE:
+            by_result.setdefault(word, []).append(rung.feature)
+    if "departs" not in by_result:
+        return ""
+    parts = [
+        f"{word}: {_few(by_result[word])}" for word in ("departs", "holds") if word in by_result
+    ]
+    return f"no known fault; {'; '.join(parts)}"
+
+
+def _few(words: list[str]) -> str:
+    """The first words of a list, and how many more."""
+    more = len(words) - _MOST_RUNGS
+    return ", ".join(words[:_MOST_RUNGS]) + (f" and {more} more" if more > 0 else "")
+
+
+def is_harmless(found: Diagnosis) -> bool:
+    """Whether no value differs by more than float32 could hold."""
+    return found.relative is not None and float(found.relative) < TOLERANCES.harmless_share
+
+
+def _weight(found: Diagnosis) -> str:
+    """How much the departure does to the gradient, and how large it is."""
+    parts = []
+    if found.gradient_ratio is not None:
+        parts.append(f"gradient: norm x {number(found.gradient_ratio)} (median)")
+    if found.gradient_cosine is not None:
+        parts.append(f"cosine {number(found.gradient_cosine)} (lowest)")
+    if found.relative is None:
+        return ", ".join([*parts, "no size: values that are not finite, or zero"])
+    size = f"largest difference {number(found.relative)} of the value"
+    if is_harmless(found):
+        least = number(TOLERANCES.harmless_share)
+        size += f", below what float32 can hold ({least}): harmless in training"
+    return ", ".join([*parts, size])
+
+
+def _where(found: Diagnosis) -> str:
+    """In how many cases, and what these have in common."""
+    departing = f"{found.failing} of {found.compared} cases depart"
+    if found.only_where:
+        return f"{departing}: those with {found.only_where}, and no other"
+    if not found.shared:
+        return departing
+    others = found.compared - found.failing
+    shared = ", ".join(f"{name} (so do {n} of {others} others)" for name, n in found.shared.items())
+    return f"{departing}; all have {shared}"
+
+
+def _smallest(found: Diagnosis) -> str:
+    """The smallest failing case, with both losses."""
+    losses = f"loss {number(found.actual)}, expected {number(found.expected)}"
+    return f"{found.smallest} ({found.settings}): {losses}"
+
+
+def _next_step(run: RunReport) -> str:
+    """What to do: fix, declare, take more settings, or repair what fails."""
+    if run.verdict == Verdict.INCONCLUSIVE and run.lacks:
+        return "take what is lacking as arguments, or accept fewer cases with --min-cases"
+    if run.verdict == Verdict.ERROR and run.started:
+        failed = run.totals.by_status.get(Status.ERROR, 0)
+        cases = "1 case" if failed == 1 else f"{failed} cases"
+        return f"repair what raises in {cases}; the others are judged as ever"
+    if run.verdict != Verdict.DIVERGENT or not run.first_stage:
+        return ""
+    if run.diagnosis and is_harmless(run.diagnosis):
+        return "declare it: --write-ledger FILE drafts the entries"
+    source = STAGES[run.first_stage].source
+    replay = "; sdpo replay runs one case again" if run.bundles else ""
+    return f"compare {run.first_stage} with the reference ({source}){replay}"
 
 
 def judgement(run: RunReport) -> list[str]:
@@ -46,3 +147,19 @@ def improvement_lines(run: RunReport) -> list[str]:
 def case_count(row: ImprovementRow) -> str:
     """In how many cases an improvement was seen."""
     return "1 case" if len(row.cases) == 1 else f"{len(row.cases)} cases"
+
+
+def number(value: object) -> str:
+    """Format a figure for a table: three significant digits, `-` for none."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def explanations(run: RunReport) -> str:
+    """The explaining faults, each with its share of the diverging cases, small ones as `also`."""
+    parts: dict[bool, list[str]] = {False: [], True: []}
+    for row in run.explanations:
+        parts[row.also].append(f"{row.fault} ({row.share})")
+    main, also = ("; ".join(parts[small]) for small in (False, True))
+    return f"{main}; also {also}" if also else main

@@ -43,6 +43,8 @@ def evidence_of(report: RunReport) -> Evidence:
         report.departs_only,
         tuple(report.derives_from),
         tuple(beyond),
+        report.lacks,
+        report.diagnosis,
     )
 
 

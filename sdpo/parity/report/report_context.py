@@ -98,13 +98,15 @@ class PolicyRow(Row, frozen=True):
     """What was acceptable.
 
     Only these stages are judged (all if empty), stages required and their least number, share of
-    a budget that may be used.
+    a budget that may be used, and how many cases must be compared at least (or half of those that
+    ran, if that is less).
     """
 
     stages: tuple[StageName, ...] = ()
     require: tuple[StageName, ...] = ()
     coverage: Count = 0
     budget: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    min_cases: Count = 0
 
 
 class Location(Row, frozen=True):

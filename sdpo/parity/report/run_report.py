@@ -11,7 +11,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.compare.statuses import EXIT_CODES, FAILING, Status, Verdict
-from sdpo.parity.explain.explanation_rows import Explanation, ExplanationSearch, OneDtypeOnly
+from sdpo.parity.explain.explanation_rows import (
+    Diagnosis,
+    Explanation,
+    ExplanationSearch,
+    OneDtypeOnly,
+)
 from sdpo.parity.relations.catalogue import RELATION_NAMES, gravest
 from sdpo.parity.relations.relation_rows import RelationRow
 from sdpo.parity.report.report_context import DeclaredRow, Environment, Location, PolicyRow
@@ -65,6 +70,8 @@ class RunReport(Row, frozen=True, kw_only=True):
         precision: where the candidate computes in less precision than it is given.
         departs_only: the one dtype in which the candidate departs.
         beyond_goldens: claimed stages that the golden data hold nothing for; they are not required.
+        lacks: what the loss cannot be asked; cases that need it are NOT_COVERED.
+        diagnosis: what failing loss cases have in common, and how much the departure matters.
         stage_locations: where single stages are defined, as far as they are known to lie elsewhere.
         created: UTC, ISO 8601; empty if the audit was lost.
     """
@@ -98,6 +105,8 @@ class RunReport(Row, frozen=True, kw_only=True):
     policy: PolicyRow
     claims: list[StageName]
     beyond_goldens: list[StageName] | UnsetType = UNSET
+    lacks: list[str] = field(default_factory=list)
+    diagnosis: Diagnosis | None = None
     doubts: list[str]
     notes: list[str]
     location: Location | None
@@ -121,6 +130,11 @@ class RunReport(Row, frozen=True, kw_only=True):
     def compared(self) -> int:
         """Comparisons in which an element counts."""
         return self.totals.comparisons - self.empty
+
+    @property
+    def compared_cases(self) -> int:
+        """Cases of which anything was compared."""
+        return sum(case.status != Status.NOT_COVERED for case in self.cases)
 
     @property
     def first_row(self) -> StageRow | None:

@@ -209,7 +209,19 @@ class Tolerances:
         "truth/test_tolerances.py::test_a_probe_moves_the_loss_within_a_factor_of_five",
     )
 
+    # settings that a loss has no argument for: `capabilities`
+    assumed_setting_distance: float = _number(
+        0.001,
+        "1 - cosine of two gradients that are called one direction, and log ratio of one size",
+        "capabilities/test_absent_settings.py::test_a_rounded_loss_is_as_close_as_an_exact_one",
+    )
+
     # declared deviations and the history: `report`
+    harmless_share: float = _number(
+        2**-23,
+        "share of loss and gradient below which a difference is called harmless: float32's epsilon",
+        "report/test_judgement.py::test_what_float32_cannot_hold_is_called_harmless",
+    )
     drafted_range_share: float = _number(
         0.1,
         "share of a measured size by which a drafted entry lets it move",

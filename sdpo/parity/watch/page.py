@@ -7,7 +7,7 @@ from datetime import datetime
 from packaging.version import InvalidVersion, Version
 
 from sdpo.parity.render.markdown import cell, code, text
-from sdpo.parity.render.text import number
+from sdpo.parity.report.judgement import number
 from sdpo.parity.report.report_context import Deviation
 from sdpo.parity.watch.changes import Change, changes
 from sdpo.parity.watch.sightings import Sighting, sightings

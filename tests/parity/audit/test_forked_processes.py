@@ -9,16 +9,24 @@ import pytest
 from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.forked_processes import (
     FEWEST,
+    ForkedGenerated,
     ForkedResults,
     FreshProcessCheck,
+    try_out,
     worth_forking,
 )
-from sdpo.parity.candidates.implementations import Own
+from sdpo.parity.audit.run_loss_cases import run_loss_case
+from sdpo.parity.candidates.implementations import Own, reference_loss
+from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.checked_call import CandidateError
 from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.compare.comparison import Comparison
 from sdpo.parity.compare.statuses import Status
 from sdpo.parity.compare.verdict import CaseResult
+from sdpo.parity.generated.make_case import covering_cases
+from sdpo.parity.generated_runs.run_generated import GeneratedRun
+from sdpo.settings.determinism import deterministic
+from tests.helpers import narrow_losses
 
 RESULTS = [
     CaseResult("A", "update", ("tag",), note="not covered: nothing to do"),
@@ -95,3 +103,61 @@ def test_a_candidate_that_keeps_state_is_doubted(kind, doubt, tmp_path, monkeypa
     words = " ".join(check.doubt())
     assert doubt in words
     assert bool(words) == bool(doubt)
+
+
+def generated_run(loss):
+    """Every twelfth generated case, of several dtypes and results."""
+    found = GeneratedRun(notes=["a note"])
+    with deterministic():
+        for case in covering_cases(0)[::12]:
+            run = run_loss_case(FromLogits("some", loss), case)
+            found.results.append(run.result)
+            found.observations += [run.observation] if run.observation else []
+    return found
+
+
+def doubled(student_logits, teacher_logits, responses, response_mask, **given):
+    return 2 * reference_loss(student_logits, teacher_logits, responses, response_mask, **given)
+
+
+def test_generated_cases_are_what_they_would_be_here():
+    there = ForkedGenerated(lambda: generated_run(doubled), covering_cases(0)).run()
+    here = generated_run(doubled)
+    assert repr(there.results) == repr(here.results)
+    assert there.notes == here.notes
+    assert len(there.observations) == len(here.observations) > 5
+    for left, right in zip(there.observations, here.observations, strict=True):
+        assert left.evaluated.case.id == right.evaluated.case.id
+        assert (left.diverges, left.complaint, left.given) == (
+            right.diverges,
+            right.complaint,
+            right.given,
+        )
+        assert left.precision == right.precision
+        assert left.values.keys() == right.values.keys()
+        for name, value in left.values.items():
+            assert value.shape == right.values[name].shape
+            assert value.tobytes() == right.values[name].tobytes()
+
+
+def test_a_candidate_that_ends_the_process_of_generated_cases_is_an_error():
+    with pytest.raises(CandidateError, match="ended its process with exit code 7"):
+        ForkedGenerated(lambda: os._exit(7), covering_cases(0)).run()
+
+
+def test_what_a_loss_takes_is_found_out_without_calling_it_here():
+    calls = []
+
+    def loss(student_logits, teacher_logits, responses, response_mask):
+        calls.append(1)
+        return narrow_losses.jensen_shannon(
+            student_logits, teacher_logits, responses, response_mask
+        )
+
+    candidate, other = FromLogits("there", loss), FromLogits("here", loss)
+    try_out(candidate)
+    assert candidate.reach is not None
+    assert calls == []
+    assert candidate.reach == other.reach
+    assert candidate.assumed == other.assumed
+    assert candidate.never_none == other.never_none

@@ -6,7 +6,8 @@ import pytest
 
 from sdpo.parity.audit.load_candidate import find, load_candidate, packaged_bases
 from sdpo.parity.candidates.implementations import Own
-from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.candidates.log_prob_functions import FromLogProbs
+from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.candidates.stage_functions import StageFunctions
 from sdpo.parity.cases.checked_call import CandidateError
 

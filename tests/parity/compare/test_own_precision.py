@@ -6,7 +6,8 @@ import torch
 
 from sdpo.fixtures import packaged_family
 from sdpo.parity.audit.run_loss_cases import run_loss_case
-from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.candidates.log_prob_functions import FromLogProbs
+from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.cases.loss_case import loss_cases
 from sdpo.parity.compare.own_precision import ACROSS, PLACES, measured, precision_rows, step_of
 from sdpo.parity.explain.one_setting_only import departs_only

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from msgspec import structs
 
 from sdpo.loss.self_distillation import self_distillation_loss
 from sdpo.parity.audit.audit import judge
 from sdpo.parity.audit.request import Request
 from sdpo.parity.candidates.implementations import Own, Transcription
-from sdpo.parity.candidates.loss_functions import FromLogits, FromLogProbs
+from sdpo.parity.candidates.log_prob_functions import FromLogProbs
+from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.candidates.stage_functions import StageFunctions
 from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.faults.catalogue import BY_ID
@@ -97,7 +97,7 @@ def test_names_are_distinct_and_all_are_in_the_report():
     assert [row.name for row in invariants(Own())] == list(RELATION_NAMES)
 
 
-def test_an_audit_reports_every_relation_and_its_verdict_does_not_depend_on_them():
+def test_what_a_candidate_alone_violates_is_a_failing_case_of_the_audit():
     candidate = FromLogits("planted", by_row)
     runs = [
         judge(
@@ -113,7 +113,11 @@ def test_an_audit_reports_every_relation_and_its_verdict_does_not_depend_on_them
     assert [row.name for row in runs[0].invariants] == list(RELATION_NAMES)
     violated = {row.name for row in runs[0].invariants if row.status == "VIOLATED"}
     assert "row order" in violated
-    assert structs.replace(runs[1], invariants=runs[0].invariants) == runs[0]
+    failing = {case.id.removeprefix("relation: "): case for case in runs[0].failing_cases}
+    assert failing.keys() == violated
+    assert {case.family for case in failing.values()} == {"relation"}
+    assert (runs[0].verdict, runs[1].verdict) == ("DIVERGENT", "INCONCLUSIVE")
+    assert "is violated: " in failing["row order"].note
 
 
 @pytest.mark.parametrize("name", RELATION_NAMES)

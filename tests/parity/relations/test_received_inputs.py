@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sdpo.parity.candidates.loss_functions import FromLogProbs
+from sdpo.parity.candidates.log_prob_functions import FromLogProbs
 from sdpo.parity.relations.received_inputs import alike, differences, received
 from sdpo.parity.relations.transformed_cases import bases
 
