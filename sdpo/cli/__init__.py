@@ -39,6 +39,7 @@ app = typer.Typer(
 app.command("audit")(audit.audit)
 app.command("regate")(audit.regate)
 app.command("replay")(replay.replay)
+app.command("init")(audit.init)
 app.command("record")(record.record)
 app.command("trend")(trend.trend)
 app.command("watch")(watch.watch)

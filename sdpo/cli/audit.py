@@ -1,4 +1,4 @@
-"""`sdpo audit` and `sdpo regate`: compare candidates with the reference, and judge again."""
+"""`sdpo audit`, `regate` and `init`: compare with the reference, judge again, wrap a loss."""
 
 from pathlib import Path
 from typing import Annotated
@@ -192,3 +192,26 @@ def regate(
         quiet=quiet,
     )
     raise typer.Exit(code)
+
+
+def init(
+    loss: Annotated[str, typer.Argument(metavar="FILE.py:attr", help="The loss function.")],
+) -> None:
+    """Print a wrapper around a loss, its arguments matched by name and the open ones marked.
+
+    Example: sdpo init my_losses.py:distill > audit_distill.py
+    """
+    from sdpo.parity.audit.load_candidate import find
+    from sdpo.parity.candidates.wrapper_text import wrapper_text
+    from sdpo.parity.cases.checked_call import CandidateError
+    from sdpo.parity.cases.failure import refuse
+
+    try:
+        function = find(loss)
+    except CandidateError as error:
+        raise typer.Exit(refuse(str(error), as_json=False)) from error
+    if not callable(function):
+        kind = type(function).__name__
+        message = f"{loss} is a {kind}, no function: give FILE.py:attr"
+        raise typer.Exit(refuse(message, as_json=False))
+    print(wrapper_text(loss, function), end="")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sdpo.runtime.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from sdpo.parity.candidates.wrapper_text import fill_in
     from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError
     from sdpo.parity.cases.stages import NAMES as STAGES
     from sdpo.parity.compare.statuses import Status, Verdict
@@ -51,6 +52,7 @@ __all__ = [
     "Update",
     "Verdict",
     "attended_tokens",
+    "fill_in",
     "gradients_of",
     "handed_tokenizer",
     "read_report",
@@ -80,6 +82,7 @@ _HOMES = {
     "Update": "sdpo.parity.trainers.scenarios.training_record",
     "Verdict": "sdpo.parity.compare.statuses",
     "attended_tokens": "sdpo.parity.trainers.recording.token_layout",
+    "fill_in": "sdpo.parity.candidates.wrapper_text",
     "gradients_of": "sdpo.parity.trainers.recording.weights",
     "handed_tokenizer": "sdpo.parity.trainers.scenarios.tiny_model",
     "read_report": "sdpo.parity.report.run_report",

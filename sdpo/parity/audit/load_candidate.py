@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,14 +13,22 @@ from sdpo.parity.candidates.implementations import Own, Transcription
 from sdpo.parity.candidates.live_verl import LiveVerl
 from sdpo.parity.candidates.log_prob_functions import FromLogProbs, is_from_log_probs
 from sdpo.parity.candidates.loss_functions import TIMEOUT, FromLogits, LossFunction
+from sdpo.parity.candidates.other_shapes import (
+    matched,
+    meaning_of,
+    needs_wrapping,
+    per_call,
+    wrapped,
+)
 from sdpo.parity.candidates.stage_functions import StageFunctions
 from sdpo.parity.capabilities.declared import (
     Capabilities,
     CapabilitiesError,
     declared_in_project,
 )
-from sdpo.parity.cases.callables import location_of
+from sdpo.parity.cases.callables import location_of, signature_of
 from sdpo.parity.cases.checked_call import CandidateError, LossCandidate, guarded
+from sdpo.parity.cases.loss_case import LOSS_SETTINGS
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
 
@@ -80,9 +89,7 @@ def find(name: str) -> Any:
     Raises:
         CandidateError: no such file, module or attribute, or importing it failed.
     """
-    if "::" in name:
-        fixed = name.replace("::", ":")
-        raise CandidateError("config", f"no candidate is called {name!r}: write {fixed}")
+    name = name.replace("::", ":")  # as pytest writes it
     target, _, attribute = name.rpartition(":") if ":" in name else (name, "", "")
     path = Path(target)
     is_file = path.suffix == ".py" or path.is_file()
@@ -112,8 +119,27 @@ def _import_file(path: Path) -> ModuleType:
         raise CandidateError("config", f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    guarded("config", spec.loader.exec_module, module)
+    try:
+        guarded("config", spec.loader.exec_module, module)
+    except CandidateError as error:
+        if isinstance(error.__cause__, ImportError) and "relative import" in str(error):
+            return _import_of_package(path.resolve())
+        raise
     return module
+
+
+def _import_of_package(path: Path) -> ModuleType:
+    """Import a file that imports from its package, as a module of that package.
+
+    Raises:
+        CandidateError: importing it failed.
+    """
+    names, folder = [path.stem, path.parent.name], path.parent.parent
+    while (folder / "__init__.py").is_file():
+        names.append(folder.name)
+        folder = folder.parent
+    sys.path.insert(0, str(folder))
+    return guarded("config", importlib.import_module, ".".join(reversed(names)))
 
 
 def _import_module(name: str) -> ModuleType:
@@ -142,13 +168,14 @@ def _adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
         CandidateError: it is neither callable nor has functions named as the stages.
     """
     if inspect.isclass(value):
-        value = guarded("config", value)
+        value = _of_class(value)
+    if inspect.ismodule(value):
+        value = _of_module(name, value)
     if isinstance(value, TrainerAdapter):
         value.location = value.location or location_of(type(value).run)
         return value
     if callable(value):
-        shape = FromLogProbs if is_from_log_probs(value) else FromLogits
-        return shape(name, value)
+        return _loss_function(name, value)
     if any(callable(getattr(value, stage, None)) for stage in NAMES):
         return StageFunctions(name, value)
     functions = _functions_of(value)
@@ -158,6 +185,57 @@ def _adapt(name: str, value: Any) -> LossCandidate | TrainerAdapter:
         f"{type(value).__name__} is no candidate: give a loss function{such}, or a module or "
         f"object with functions named as the stages ({', '.join(NAMES)})",
     )
+
+
+def _of_class(kind: type) -> Any:
+    """Make an object of a class, or a function that makes one with the settings of each call.
+
+    Raises:
+        CandidateError: making it failed.
+    """
+    known = {meaning_of(name) for name in signature_of(kind).parameters}
+    if not issubclass(kind, TrainerAdapter) and known & {*LOSS_SETTINGS, "config"}:
+        return per_call(kind)
+    return guarded("config", kind)
+
+
+def _of_module(name: str, module: ModuleType) -> Any:
+    """The loss that a file or module defines, where no attribute says which; else the module.
+
+    Raises:
+        CandidateError: it defines several functions of which none is the loss by its name.
+    """
+    defined = _functions_of(module)
+    if not defined or set(defined) & set(NAMES):
+        return module
+    losses = [function for function in defined if "loss" in function] or defined
+    if len(losses) == 1:
+        return getattr(module, losses[0])
+    names = ", ".join(f"{name.rstrip(':')}:{function}" for function in losses)
+    raise CandidateError("config", f"which function is the loss? Give one of {names}")
+
+
+def _loss_function(name: str, function: Callable[..., Any]) -> LossFunction:
+    """Wrap a loss function by its shape.
+
+    Raises:
+        CandidateError: it needs an argument that no case offers.
+    """
+    if is_from_log_probs(function):
+        return FromLogProbs(name, function)
+    found = matched(function)
+    if not needs_wrapping(function, found):
+        return FromLogits(name, function)
+    if not found.usable:
+        missing = ", ".join(found.unknown) or "the student's and the teacher's logits"
+        raise CandidateError(
+            "config",
+            f"cannot tell what to give {missing} of {name}; `sdpo init {name}` writes a wrapper",
+        )
+    candidate = FromLogits(name, wrapped(function, found))
+    candidate.location = location_of(function)
+    candidate.renamed = tuple(found.notes)
+    return candidate
 
 
 def _functions_of(value: Any) -> list[str]:

@@ -12,9 +12,38 @@ LOG_PROB_ARGUMENTS = (
     "student_all_log_probs",
     "teacher_all_log_probs",
 )
+INPUT_NAMES = {
+    "student_logits": (
+        *("student_logits", "s_logits", "logits_student", "student_scores", "student"),
+        *("policy_logits", "logits", "student_input", "student_hidden", "student_hidden_states"),
+    ),
+    "teacher_logits": (
+        *("teacher_logits", "t_logits", "logits_teacher", "teacher_scores", "teacher"),
+        *("ref_logits", "target_logits", "teacher_input", "teacher_hidden"),
+        "teacher_hidden_states",
+    ),
+    "student_weight": ("student_weight", "student_lm_head", "student_head", "student_head_weight"),
+    "teacher_weight": ("teacher_weight", "teacher_lm_head", "teacher_head", "teacher_head_weight"),
+    "responses": ("responses", "response_ids", "completion_ids", "token_ids", "tokens", "actions"),
+    "labels": ("labels", "target", "targets", "true_labels"),
+    "response_mask": ("response_mask", "completion_mask", "loss_mask", "token_mask", "mask"),
+    "old_log_probs": ("old_log_probs", "old_logps", "old_logp", "old_per_token_logps"),
+    "self_distillation_mask": ("self_distillation_mask", "row_mask", "sample_mask"),
+    "rollout_is_weights": ("rollout_is_weights", "rollout_weights", "is_weights"),
+}
+"""What inputs are called; `labels` are the responses with -100 where nothing counts, and a hidden
+state with its weight stands for logits."""
 CONFIG_NAMES = ("config", "self_distillation_config")
 ALIASES = {
     "add_tail": "distillation_add_tail",
+    "beta": "alpha",
+    "distillation_alpha": "alpha",
+    "distillation_is_clip": "is_clip",
+    "distillation_temperature": "temperature",
+    "kl_top_k": "distillation_topk",
+    "kl_topk": "distillation_topk",
+    "temp": "temperature",
+    "top_k_logits": "distillation_topk",
     "topk": "distillation_topk",
     "top_k": "distillation_topk",
     "k": "distillation_topk",

@@ -45,6 +45,9 @@ class LossFunction:
     passes_inputs: tuple[str, ...] = ("by name",)
     """How the inputs can be passed, of the ways that generated cases ask for."""
 
+    renamed: tuple[str, ...] = ()
+    """What was taken as what, before the function had this signature."""
+
     def __init__(self, name: str, kind: str, function: Callable[..., Any]) -> None:
         self.name, self.kind, self.function = name, kind, function
         self.location = location_of(function)
@@ -69,8 +72,8 @@ class LossFunction:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was assumed: of arguments with other names, and of settings without an argument."""
-        renamed = [f"argument {a!r} is taken as {name!r}" for a, name in self.aliases.items()]
-        return tuple(filter(None, [*renamed, self.assumed.note]))
+        aliases = [f"argument {a!r} is taken as {name!r}" for a, name in self.aliases.items()]
+        return tuple(filter(None, [*self.renamed, *aliases, self.assumed.note]))
 
     @cached_property
     def assumed(self) -> Assumed:

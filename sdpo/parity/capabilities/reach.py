@@ -14,7 +14,7 @@ from sdpo.parity.cases.loss_case import LOSS_SETTINGS
 from sdpo.parity.generated.factors import Row, Value, table
 from sdpo.parity.generated.make_case import make_case
 
-_OPTIONS = ("temperature", "clip", "weights", "signal", "aggregation", "alpha")
+_OPTIONS = ("temperature", "clip", "weights", "signal", "lengths", "aggregation", "alpha")
 """Factors of which each value is tried alone."""
 
 _WORDS = {
@@ -22,6 +22,7 @@ _WORDS = {
     "clip": "ratio",
     "weights": "rollout weights",
     "signal": "rows without teacher",
+    "lengths": "tokens that do not count",
 }
 _MODES = {
     "sampled": "sampled tokens",

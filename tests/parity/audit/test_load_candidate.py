@@ -53,10 +53,9 @@ def test_a_built_in_name_needs_no_file():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("{file}::loss", "write .*loaded_by_a_test.py:loss"),
         ("{file}:absent", r"has no attribute 'absent'; it has \['loss'"),
         ("{file}:number", "int is no candidate"),
-        ("{file}", r"module is no candidate: give a loss function, such as .*:loss_of_log_probs"),
+        ("{file}", r"which function is the loss\? Give one of .*:loss, .*:loss_of_log_probs"),
     ],
 )
 def test_what_is_no_candidate_is_refused_with_the_fix(file, name, message):
@@ -66,3 +65,43 @@ def test_what_is_no_candidate_is_refused_with_the_fix(file, name, message):
 
 def test_an_attribute_of_an_attribute_is_reached(file):
     assert find(f"{file}:Stages.divergence").__name__ == "divergence"
+
+
+def test_colons_as_pytest_writes_them_are_taken(file):
+    assert type(load_candidate(f"{file}::loss")) is FromLogits
+
+
+def test_a_file_that_defines_one_loss_needs_no_attribute(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "of_one_loss", None)
+    path = tmp_path / "of_one_loss.py"
+    # what a file imports is not what it defines, stage functions included
+    path.write_text(
+        "from sdpo.loss.divergence import divergence\n"
+        "def helper(x):\n    return x\n"
+        "def my_loss(student_logits, teacher_logits, responses, response_mask):\n"
+        "    return helper(student_logits).sum()\n",
+        encoding="utf-8",
+    )
+    candidate = load_candidate(str(path))
+    assert type(candidate) is FromLogits
+    assert candidate.function.__name__ == "my_loss"
+
+
+def test_a_file_that_imports_from_its_package_is_imported_as_a_part_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "rl_kit" / "losses"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent):
+        (package / "__init__.py").touch()
+    (folder / "parts.py").write_text("FACTOR = 3\n", encoding="utf-8")
+    (folder / "distill.py").write_text(
+        "from .parts import FACTOR\n"
+        "def loss(student_logits, teacher_logits, responses, response_mask):\n"
+        "    return FACTOR * student_logits.sum()\n",
+        encoding="utf-8",
+    )
+    candidate = load_candidate(f"{folder / 'distill.py'}:loss")
+    assert candidate.function.__module__ == "rl_kit.losses.distill"
+    for name in [name for name in sys.modules if name.startswith("rl_kit")]:
+        monkeypatch.delitem(sys.modules, name)
