@@ -14,7 +14,7 @@ from sdpo.parity.audit.launch import Outputs, audit_all
 from sdpo.parity.audit.request import Request
 from sdpo.parity.cases.failure import ended
 from sdpo.parity.compare.statuses import EXIT_ORDER, FAILING, Verdict
-from sdpo.parity.render.markdown import markdown_report
+from sdpo.parity.render.markdown import markdown_comment, markdown_report
 from sdpo.parity.render.sarif import address, message, repository_root
 from sdpo.parity.render.text import first_line
 from sdpo.parity.report.run_report import RunReport
@@ -103,9 +103,13 @@ def escaped(text: str, also: str = "") -> str:
 
 
 def comment(runs: Sequence[RunReport]) -> str:
-    """Join all reports to one Markdown text that fits a comment; plots are left out."""
-    reports = [markdown_report(run) for run in runs]
-    text = "\n\n".join(reports)
+    """Join the heads of all reports to one Markdown text that fits a comment."""
+    return _fitting(runs, [markdown_comment(run) for run in runs])
+
+
+def _fitting(runs: Sequence[RunReport], parts: Sequence[str]) -> str:
+    """Join a text for each run; where that is too long, the first lines alone."""
+    text = "\n\n".join(parts)
     if len(text) <= _MOST:
         return text
     heads = [f"- `{first_line(run).replace('`', chr(39))[:500]}`" for run in runs]
@@ -116,7 +120,9 @@ def comment(runs: Sequence[RunReport]) -> str:
 def tell(runs: Sequence[RunReport], code: int, out: Path, environ: Mapping[str, str]) -> None:
     """Write the comment, the step's outputs and its summary."""
     worst = min(runs, key=lambda run: EXIT_ORDER.index(run.exit_code), default=None)
-    text = comment(runs) if runs else "The audit could not be started; the log says why."
+    nothing = "The audit could not be started; the log says why."
+    text = comment(runs) if runs else nothing
+    whole = _fitting(runs, [markdown_report(run) for run in runs]) if runs else nothing
     path = out / "comment.md"
     if out.is_dir():
         path.write_text(text, encoding="utf-8")
@@ -128,7 +134,7 @@ def tell(runs: Sequence[RunReport], code: int, out: Path, environ: Mapping[str, 
     }
     for variable, content in (
         ("GITHUB_OUTPUT", "".join(f"{name}={value}\n" for name, value in outputs.items())),
-        ("GITHUB_STEP_SUMMARY", text + "\n"),
+        ("GITHUB_STEP_SUMMARY", whole + "\n"),
     ):
         if environ.get(variable):
             with Path(environ[variable]).open("a", encoding="utf-8") as file:

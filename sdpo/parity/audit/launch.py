@@ -162,7 +162,7 @@ def keep(run: RunReport, outputs: Outputs) -> None:
 
 def show(run: RunReport, folder: Path | None, quiet: bool) -> None:
     """Print a run as text."""
-    print(first_line(run) if quiet else text_report(run))
+    print(first_line(run) if quiet else text_report(run, str(folder or "")))
     if folder is not None and not quiet:
         print(f"  report: {folder / 'report.md'}, .html, .json, .junit.xml, .sarif")
 

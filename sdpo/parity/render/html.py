@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from sdpo.parity.render.plots import Plot
 from sdpo.parity.render.sections import sections
 from sdpo.parity.render.templates import compiled
-from sdpo.parity.report.judgement import number
+from sdpo.parity.report.judgement import QUOTED, number
 from sdpo.parity.report.run_report import RunReport
 
 
@@ -23,7 +23,7 @@ def html_report(run: RunReport, plots: Sequence[Plot] = ()) -> str:
         run: the report of one candidate.
         plots: pictures to embed.
     """
-    return _template().render(vars(sections(run)), plots=plots)
+    return _template().render(vars(sections(run)), plots=plots, quoted=QUOTED)
 
 
 @cache

@@ -9,9 +9,14 @@ from jinja2 import Template
 
 from sdpo.parity.render.plots import Plot
 from sdpo.parity.render.sections import sections
+from sdpo.parity.render.sentences import names
 from sdpo.parity.render.templates import compiled
-from sdpo.parity.report.judgement import number
+from sdpo.parity.render.text import case_counts
+from sdpo.parity.report.judgement import QUOTED, number
 from sdpo.parity.report.run_report import RunReport
+
+_LONGEST = 600
+"""Characters of one text in a comment."""
 
 
 def markdown_report(run: RunReport, plots: Sequence[Plot] = ()) -> str:
@@ -21,7 +26,30 @@ def markdown_report(run: RunReport, plots: Sequence[Plot] = ()) -> str:
         run: the report of one candidate.
         plots: pictures that lie next to the report.
     """
-    return _template().render(vars(sections(run)), plots=plots)
+    return _template().render(vars(sections(run)), plots=plots, quoted=QUOTED)
+
+
+def markdown_comment(run: RunReport) -> str:
+    """Render the head of a report alone: verdict, diagnosis, stages by status, in few lines."""
+    said = sections(run)
+    lines = [f"### {run.verdict}: {code(run.candidate)}", "", f"{said.headline}."]
+    if said.message:
+        lines += ["", code(_shortened(said.message))]
+    lines += [""] if said.diagnosis else []
+    for label, sentence in said.diagnosis:
+        words = _shortened(sentence)
+        lines.append(f"- **{label}:** {code(words) if label in QUOTED else text(words)}")
+    by_status: dict[str, list[str]] = {}
+    for view in said.stages:
+        by_status.setdefault(view.status, []).append(view.name)
+    stages = "; ".join(f"{status}: {names(of)}" for status, of in by_status.items())
+    return "\n".join([*lines, "", f"{stages or 'no stage compared'}. {case_counts(run)}."])
+
+
+def _shortened(value: str) -> str:
+    """Cut a text to a length that fits a comment."""
+    words = " ".join(value.split())
+    return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
 
 
 @cache

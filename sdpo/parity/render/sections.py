@@ -125,6 +125,7 @@ class Sections:
     diagnosis: list[tuple[str, str]]
     covers: dict[str, str]
     stages: list[StageView]
+    left_out: list[StageView]
     legend: str
     totals: str
     certificate: str
@@ -153,6 +154,7 @@ class Sections:
 def sections(run: RunReport) -> Sections:
     """Put together all sections of a report on one run."""
     commit = run.reference_commit
+    views = [stage_view(row, commit) for row in run.stages]
     message = run.message if run.verdict != Verdict.INCONCLUSIVE else ""
     reasons = [reason for reason in run.reasons if reason != message]
     return Sections(
@@ -164,7 +166,8 @@ def sections(run: RunReport) -> Sections:
         summary=sentences.summary(run),
         diagnosis=diagnosis(run),
         covers=sentences.covers(run),
-        stages=[stage_view(row, commit) for row in run.stages],
+        stages=[view for view in views if view.status != Status.NOT_COVERED],
+        left_out=[view for view in views if view.status == Status.NOT_COVERED],
         legend=sentences.legend(run),
         totals=totals_line(run),
         certificate=certificate(run),

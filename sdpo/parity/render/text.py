@@ -86,12 +86,15 @@ def front(run: RunReport) -> str:
     return "\n".join(lines + [f"  reason: {one_line(r)}" for r in run.reasons if r not in known])
 
 
-def text_report(run: RunReport) -> str:
-    """First line, stage table, totals and reasons; the first line alone without an audit."""
+def text_report(run: RunReport, folder: str = "") -> str:
+    """First line, diagnosis, stage table, totals and reasons; the first line without an audit.
+
+    `folder` is where the files of the report lie.
+    """
     if not run.started:
         return first_line(run)
     lines = [first_line(run)]
-    lines += [f"  {label + ':':<11} {one_line(said)}" for label, said in diagnosis(run)]
+    lines += [f"  {label + ':':<11} {one_line(said)}" for label, said in diagnosis(run, folder)]
     if run.first_stage_inferred:
         how = "by intervention" if run.ladder else "from the known fault that explains it"
         lines.append(f"  first stage inferred {how}; first observed at {run.first_observed}")

@@ -1,32 +1,86 @@
 """What stands in front of every rendering of a report: the diagnosis, and what it was judged by.
 
-The same sentences stand in each; they hold no text of the candidate.
+The same sentences stand in each; texts of the candidate are in lines that are quoted alone.
 """
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from sdpo.parity.cases.stages import STAGES
 from sdpo.parity.compare.statuses import Status, Verdict
 from sdpo.parity.explain.explanation_rows import Diagnosis
 from sdpo.parity.explain.rungs import RungResult
-from sdpo.parity.report.report_rows import ImprovementRow, PrecisionRow
+from sdpo.parity.report.report_rows import ImprovementRow, PrecisionRow, TrainerEffect
 from sdpo.parity.report.run_report import RunReport
 from sdpo.parity.truth.tolerances import TOLERANCES
 
-_MOST_RUNGS = 8
+_MOST_RUNGS, _MOST_REASONS = 6, 2
+_LEDGER = "deviations.toml"
 Lines = list[tuple[str, str]]
+QUOTED = ("why", "first case", "replay", "if meant")
+"""Labels of lines that are commands or may hold texts of the candidate: renderings quote them."""
 
 
-def diagnosis(run: RunReport) -> Lines:
-    """Say what to know first of a run; nothing for one that passes and lacks nothing."""
-    found = run.diagnosis
+def diagnosis(run: RunReport, folder: str = "") -> Lines:
+    """Say what to know first of a run; nothing for one that passes and lacks nothing.
+
+    Args:
+        run: the report of one candidate.
+        folder: where its files lie, for commands that can be pasted; without it paths begin there.
+    """
     lines: Lines = []
+    if run.verdict == Verdict.INCONCLUSIVE:
+        lines += [("why", reason) for reason in run.reasons[:_MOST_REASONS]]
     if run.verdict in (Verdict.DIVERGENT, Verdict.ERROR):
         lines += [("looks like", cause)] if (cause := _cause(run)) else []
-        if found:
-            lines.append(("matters", _weight(found)))
-            lines.append(("where", _where(found)))
-            lines.append(("smallest", _smallest(found)))
+        lines += _figures(run)
     lines += [("lacks", ", ".join(run.lacks))] if run.lacks else []
     lines += [("next", step)] if (step := _next_step(run)) else []
+    return lines + _commands(run, folder)
+
+
+def _figures(run: RunReport) -> Lines:
+    """How much a departure matters, where it shows, and its smallest case."""
+    if found := run.diagnosis:
+        return [
+            ("matters", _weight(found)),
+            ("where", _where(found)),
+            ("smallest", _smallest(found)),
+        ]
+    effects = [effect for effect in run.trainer if effect.introduced]
+    lines = [("matters", weight)] if (weight := _weight_of_effects(effects)) else []
+    if effects:
+        names = [effect.scenario for effect in effects]
+        lines.append(("where", f"{len(names)} of {len(run.trainer)} scenarios: {_few(names)}"))
+    failing = [case for case in run.failing_cases if not case.may_follow] or run.failing_cases
+    if failing and run.verdict == Verdict.DIVERGENT:
+        case = failing[0]
+        what = f"{', '.join(case.tags) or case.family}"
+        lines.append(("first case", f"{case.id} ({what}) at {case.first_stage}: {case.note}"))
+    return lines
+
+
+def _weight_of_effects(effects: Sequence[TrainerEffect]) -> str:
+    """What departures of a trainer do to the gradient of the first optimizer step."""
+    ratios = [e.gradient_ratio for e in effects if isinstance(e.gradient_ratio, (int, float))]
+    cosines = [e.gradient_cosine for e in effects if isinstance(e.gradient_cosine, (int, float))]
+    if not ratios or not cosines:
+        return ""
+    return (
+        f"gradient of the first step: norm x {number(min(ratios))} to {number(max(ratios))}, "
+        f"cosine {number(min(cosines))} (lowest)"
+    )
+
+
+def _commands(run: RunReport, folder: str) -> Lines:
+    """The commands that run one failing case again, and that declare what is meant."""
+    lines: Lines = []
+    if run.bundles:
+        file = PurePath(folder, run.bundles[0].file)
+        lines.append(("replay", shlex.join(["sdpo", "replay", str(file)])))
+    if run.verdict == Verdict.DIVERGENT and run.repro:
+        lines.append(("if meant", f"{run.repro} --write-ledger {_LEDGER}"))
     return lines
 
 
@@ -34,17 +88,33 @@ def _cause(run: RunReport) -> str:
     """The known faults that explain it; else what the ladder's rungs show."""
     if run.explained_by:
         return explanations(run)
-    by_result: dict[str, list[str]] = {}
+    by_result: dict[str, dict[str, list[str]]] = {}
     for rung in run.ladder:
         word = "holds" if rung.result == RungResult.HOLDS else "departs"
         if rung.result != RungResult.UNUSABLE:
-            by_result.setdefault(word, []).append(rung.feature)
+            name, variant = _split(rung.feature)
+            by_result.setdefault(word, {}).setdefault(name, []).append(variant)
     if "departs" not in by_result:
         return ""
     parts = [
-        f"{word}: {_few(by_result[word])}" for word in ("departs", "holds") if word in by_result
+        f"{word}: {_few(_grouped(by_result[word]))}"
+        for word in ("departs", "holds")
+        if word in by_result
     ]
     return f"no known fault; {'; '.join(parts)}"
+
+
+def _split(feature: str) -> tuple[str, str]:
+    """A feature of the ladder as its kind and its variant."""
+    if feature.startswith("alpha "):
+        return "alpha", feature.removeprefix("alpha ")
+    name, _, variant = feature.partition(", ")
+    return name, variant
+
+
+def _grouped(variants: Mapping[str, list[str]]) -> list[str]:
+    """Features with their variants in one place: `alpha 0 / 1`."""
+    return [f"{name} {' / '.join(filter(None, of))}".strip() for name, of in variants.items()]
 
 
 def _few(words: list[str]) -> str:
@@ -103,10 +173,10 @@ def _next_step(run: RunReport) -> str:
     if run.verdict != Verdict.DIVERGENT or not run.first_stage:
         return ""
     if run.diagnosis and is_harmless(run.diagnosis):
-        return "declare it: --write-ledger FILE drafts the entries"
+        return "declare it, by the command below"
     source = STAGES[run.first_stage].source
-    replay = "; sdpo replay runs one case again" if run.bundles else ""
-    return f"compare {run.first_stage} with the reference ({source}){replay}"
+    own = f", yours {place}" if (place := run.location_of(run.first_stage)) else ""
+    return f"compare {run.first_stage} with the reference ({source}){own}"
 
 
 def judgement(run: RunReport) -> list[str]:

@@ -66,12 +66,29 @@ def test_annotations_of_other_verdicts(name, command):
 
 def test_comment_fits_whatever_the_reports_are():
     run = run_documents.divergent()
-    assert comment([run]).startswith("## DIVERGENT")
+    assert comment([run]).startswith("### DIVERGENT: `loss.py:f`")
     assert "overview.png" not in comment([run])
-    long = [structs.replace(case, note="x" * 4000) for case in run.cases]
-    text = comment([structs.replace(run, cases=long)] * 3)
+    long = structs.replace(run, reasons=["x" * 4000] * 9, message="y" * 4000, lacks=["z" * 4000])
+    assert len(comment([long] * 3)) < 10_000
+    text = comment([run] * 200)
     assert len(text) < 65_536
-    assert text.count("DIVERGENT candidate=loss.py:f") == 3
+    assert text.count("DIVERGENT candidate=loss.py:f") == 200
+
+
+@pytest.mark.parametrize("name", run_documents.ALL)
+def test_comment_on_two_candidates_has_at_most_forty_lines(name):
+    text = comment([run_documents.ALL[name]()] * 2)
+    assert len(text.splitlines()) <= 40
+    assert "NOT_COVERED" not in "".join(
+        line for line in text.splitlines() if " cases (" not in line
+    )
+
+
+def test_the_summary_of_the_step_is_the_whole_report(tmp_path):
+    summary = tmp_path / "summary"
+    tell([run_documents.divergent()], 1, tmp_path, {"GITHUB_STEP_SUMMARY": str(summary)})
+    assert "### Stages" in summary.read_text()
+    assert "### Stages" not in (tmp_path / "comment.md").read_text()
 
 
 def test_outputs_are_of_the_worst_run(tmp_path):

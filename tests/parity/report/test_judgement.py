@@ -6,6 +6,7 @@ from msgspec import structs
 from sdpo.parity.explain.explanation_rows import Diagnosis
 from sdpo.parity.render.text import front
 from sdpo.parity.report.judgement import diagnosis
+from sdpo.parity.report.report_rows import BundleRow, Rung, TrainerEffect
 from sdpo.parity.truth.tolerances import TOLERANCES
 from tests.helpers import run_documents
 
@@ -78,3 +79,45 @@ def test_the_front_of_a_report_is_first_line_diagnosis_and_reasons():
     lines = front(run_documents.inconclusive()).splitlines()
     assert lines[0].startswith("INCONCLUSIVE candidate=")
     assert len(lines) == len(set(lines))
+
+
+def test_commands_can_be_pasted(tmp_path):
+    row = BundleRow("P-L001", "bundles/P-L001.zip", [1, 2, 3], [1, 1, 2], 1)
+    run = structs.replace(run_documents.divergent(), bundles=[row], repro="sdpo audit loss.py:f")
+    lines = dict(diagnosis(run, str(tmp_path / "my reports")))
+    assert lines["replay"] == f"sdpo replay '{tmp_path}/my reports/bundles/P-L001.zip'"
+    assert lines["if meant"] == "sdpo audit loss.py:f --write-ledger deviations.toml"
+    assert dict(diagnosis(run))["replay"] == "sdpo replay bundles/P-L001.zip"
+
+
+def test_variants_of_a_rung_stand_together():
+    results = {"alpha 0": "departs", "alpha 1": "loss departs", "alpha 0.5": "holds"}
+    ladder = [Rung("divergence", feature, result, None) for feature, result in results.items()]
+    run = structs.replace(
+        run_documents.divergent(), explained_by=[], explanations=[], ladder=ladder
+    )
+    assert dict(diagnosis(run))["looks like"] == (
+        "no known fault; departs: alpha 0 / 1; holds: alpha 0.5"
+    )
+
+
+def test_without_figures_the_first_failing_case_stands_in_front():
+    lines = dict(diagnosis(structs.replace(run_documents.divergent(), diagnosis=None)))
+    assert "1 of 1 over budget" in lines["first case"]
+    assert "matters" not in lines
+
+
+def test_of_a_trainer_the_gradient_of_its_departures_is_said():
+    effect = TrainerEffect("S1", "plain", ["tail"], [], 0.5, 0.25, *[None] * 6)
+    same = structs.replace(effect, scenario="S2", introduced=[], gradient_ratio=1.0)
+    run = structs.replace(run_documents.divergent(), diagnosis=None, trainer=[effect, same])
+    lines = dict(diagnosis(run))
+    assert lines["matters"] == (
+        "gradient of the first step: norm x 0.5 to 0.5, cosine 0.25 (lowest)"
+    )
+    assert lines["where"] == "1 of 2 scenarios: S1"
+
+
+def test_why_there_is_no_verdict_stands_in_front():
+    run = structs.replace(run_documents.inconclusive(), reasons=["a", "b", "c"])
+    assert diagnosis(run)[:2] == [("why", "a"), ("why", "b")]
