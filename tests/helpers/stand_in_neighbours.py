@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from sdpo.loss.divergence import divergence, sampled_token_divergence
 from sdpo.loss.importance import importance
 from sdpo.loss.support import log_probs, support, tail
+from sdpo.parity.neighbours.packages import neighbours
 
 OPD = '''
 from nowhere import masked_mean, response_layout
@@ -206,3 +207,9 @@ def install(monkeypatch, folder):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
+
+
+def forget_wrappers():
+    """Have the wrappers imported anew, with the packages that are there then."""
+    for name in {row.candidate.partition(":")[0] for row in neighbours().values()}:
+        sys.modules.pop(name, None)

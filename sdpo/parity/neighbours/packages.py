@@ -21,6 +21,7 @@ class Neighbour:
 
     `install` are requirements that are installed without what they depend on; of a project that is
     taken from its repository they are none, and `folder` is what of its tree goes on the path.
+    `differs` says what is not SDPO's, each of which a test computes by itself.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Neighbour:
     install: tuple[str, ...] = ()
     repository: str = ""
     folder: str = ""
-    note: str = ""
+    differs: tuple[str, ...] = ()
 
     @property
     def fix(self) -> str:
@@ -53,8 +54,13 @@ class Neighbour:
 def neighbours() -> Mapping[str, Neighbour]:
     """Read the packaged table; by name, in its order."""
     rows = tomllib.loads(_TABLE.read_text(encoding="utf-8"))["neighbour"]
-    made = [Neighbour(**{**row, "install": tuple(row.get("install", ()))}) for row in rows]
-    return {row.name: row for row in made}
+    plain = [{key: _kept(value) for key, value in row.items()} for row in rows]
+    return {row["name"]: Neighbour(**row) for row in plain}
+
+
+def _kept(value: Any) -> Any:
+    """A value of the table, which nobody changes."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def attribute_of(name: str, function: str = "") -> Any:

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -46,11 +45,10 @@ CALLS = [(name, mode) for name, modes in TAKES.items() for mode in sorted(modes)
 @pytest.fixture(autouse=True)
 def packages(monkeypatch, tmp_path):
     """Stand-ins in place of the packages, and wrappers that were imported for this test alone."""
+    stand_in_neighbours.forget_wrappers()
     stand_in_neighbours.install(monkeypatch, tmp_path)
     yield
-    wrappers = {row.candidate.partition(":")[0] for row in neighbours().values()}
-    for name in wrappers & set(sys.modules):
-        del sys.modules[name]
+    stand_in_neighbours.forget_wrappers()
 
 
 def wrapper(name) -> Any:
