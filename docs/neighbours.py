@@ -57,8 +57,8 @@ PYTHONPATH=DIR sdpo audit {candidate}
 ```
 
 In the tables of gradients a loss and the reference get the same batch: four rows of 8 to 32
-tokens, 512 entries of vocabulary, logits three apart, a teacher whose logits differ by one,
-K = 100. *loss ×* and *norm ×* are ratios to the reference's, *distance* is that of the gradients ÷
+tokens, 512 entries of vocabulary, logits three apart, a teacher whose logits differ by one.
+*loss ×* and *norm ×* are ratios to the reference's, *distance* is that of the gradients ÷
 the norm of the reference's.
 """
 
@@ -98,7 +98,9 @@ def beside(paths: list[Path], command: list[str], *, codes: tuple[int, ...] = (0
         check=False,
     )
     if done.returncode not in codes:
-        raise SystemExit(f"{' '.join(command)} ended with exit code {done.returncode}")
+        raise SystemExit(
+            f"{done.stdout}\n{' '.join(command)} ended with exit code {done.returncode}"
+        )
     return done.stdout
 
 
@@ -189,17 +191,13 @@ def effect_table(effects: list[Effect]) -> str:
     return f"{sentence} Elsewhere:\n\n{table}" if same else table
 
 
-def section(row: Neighbour, run: RunReport, effects: list[Effect]) -> str:
+def section(row: Neighbour, effects: list[Effect]) -> str:
     """What is to be said of one loss."""
     source = " ".join(row.install[:1]) or f"{row.repository} at {row.version[:8]}"
-    precision = [
-        f"{p.given} is computed in {p.computes_in} ({', '.join(p.values)})" for p in run.precision
-    ]
     parts = [
         f"## {row.name}",
         f"`{row.function}` of `{row.module}` ({source}) computes {row.computes}.",
         "\n".join(f"- {sentence}" for sentence in row.differs),
-        f"Found by the audit: {'; '.join(precision)}." if precision else "",
         effect_table(effects),
     ]
     return "\n\n".join(filter(None, parts))
@@ -214,7 +212,7 @@ def page(runs: dict[str, RunReport], effects: dict[str, list[Effect]]) -> str:
         install=first.fix.replace(", and put DIR on PYTHONPATH", ""),
         candidate=first.candidate,
     )
-    sections = [section(row, runs[name], effects[name]) for name, row in neighbours().items()]
+    sections = [section(row, effects[name]) for name, row in neighbours().items()]
     return "\n".join([head, overview(runs), "", "\n\n".join(sections), ""])
 
 
@@ -233,7 +231,7 @@ def main() -> int:
     paths = {name: path_of(row, asked.cache) for name, row in neighbours().items()}
     if asked.tests:
         unique = list(dict.fromkeys(paths.values()))
-        print(beside(unique, ["-m", "pytest", "-q", "-rs", TESTS]))
+        print(beside(unique, ["-m", "pytest", "-q", "-rs", "-W", "ignore", TESTS]))
     if asked.write:
         rows = neighbours().items()
         runs = {name: audited(row, paths[name]) for name, row in rows}

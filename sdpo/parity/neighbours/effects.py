@@ -10,13 +10,18 @@ from sdpo.parity.cases.loss_case import LossCase, transcription_trace
 from sdpo.parity.cases.tensor_distances import match
 from sdpo.settings.config import SDPOConfig
 
-_SHAPE, _TOPK = (4, 32, 512), 100
+_SHAPE = (4, 32, 512)
 _MODES: dict[str, dict[str, object]] = {
     "full vocabulary": {"distillation_topk": None},
-    "top-k, renormalised": {"distillation_topk": _TOPK, "distillation_add_tail": False},
-    "top-k with a tail": {"distillation_topk": _TOPK},
+    "top-100, renormalised": {"distillation_topk": 100, "distillation_add_tail": False},
+    "top-8, renormalised": {"distillation_topk": 8, "distillation_add_tail": False},
+    "top-100 with a tail": {"distillation_topk": 100},
+    "top-8 with a tail": {"distillation_topk": 8},
     "sampled tokens": {"full_logit_distillation": False},
 }
+_POINTS = ((0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (0.5, 0.7))
+_SAMPLED_POINTS = ((1.0, 1.0), (1.0, 0.7))
+"""Pairs of alpha and temperature."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +41,15 @@ class Effect:
 def effects_of(function: Callable[..., Tensor]) -> Iterator[Effect]:
     """Call a loss from logits at each setting that it has; those that it refuses are left out."""
     for mode, values in _MODES.items():
-        for alpha in (0.0, 0.5, 1.0) if mode != "sampled tokens" else (1.0,):
-            for temperature in (1.0, 0.7):
-                config = SDPOConfig(
-                    **{"is_clip": None, **values, "alpha": alpha, "temperature": temperature}
-                )
-                case = _batch(config)
-                try:
-                    loss, gradient = _called(function, case)
-                except NotImplementedError:
-                    continue
-                heat = "" if temperature == 1.0 else f", temperature {temperature}"
-                yield _effect(f"{mode}, alpha {alpha:g}{heat}", case, loss, gradient)
+        for alpha, temperature in _SAMPLED_POINTS if mode == "sampled tokens" else _POINTS:
+            settings = {"is_clip": None, **values, "alpha": alpha, "temperature": temperature}
+            case = _batch(SDPOConfig.from_dict(settings))
+            try:
+                loss, gradient = _called(function, case)
+            except NotImplementedError:
+                continue
+            heat = "" if temperature == 1.0 else f", temperature {temperature}"
+            yield _effect(f"{mode}, alpha {alpha:g}{heat}", case, loss, gradient)
 
 
 def _batch(config: SDPOConfig) -> LossCase:

@@ -22,7 +22,7 @@ def reference(student_logits, teacher_logits, responses, response_mask, *, confi
 
 def test_the_reference_has_no_effect_at_any_setting():
     effects = list(effects_of(reference))
-    assert len(effects) == len({effect.settings for effect in effects}) == 20
+    assert len(effects) == len({effect.settings for effect in effects}) == 22
     for effect in effects:
         assert (effect.loss, effect.norm, effect.cosine, effect.distance) == (1, 1, 1, 0)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdpo.parity.neighbours.packages import neighbours
+from sdpo.parity.neighbours.packages import attribute_of, neighbours
 from sdpo.parity.relations.transformed_cases import generated
 from sdpo.reference.loss import divergence, loss_from_logits
 from tests.helpers.stand_in_neighbours import forget_wrappers
@@ -212,3 +212,33 @@ def test_claas_gives_nan_where_a_probability_underflows():
     right = transcribed(case, far, topk_indices=ids)
     assert right[0].isfinite()
     assert right[1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("claas", {"full_logit_distillation": False, "alpha": 1.0}),
+        ("rlhf-book", {"distillation_topk": K, "alpha": 1.0}),
+    ],
+)
+def test_a_nan_at_a_masked_place_reaches_the_loss(name, settings):
+    case = case_of(**settings)
+    row, token = (case.response_mask == 0).nonzero()[0].tolist()
+    broken = case.student_logits.clone()
+    broken[row, token] = torch.nan
+    assert call(wrapper(name), case, broken)[0].isnan()
+    assert transcribed(case, broken)[0].isfinite()
+
+
+def test_rlhf_book_passes_over_a_loss_that_is_not_finite():
+    wrapper("rlhf-book")
+    loss = attribute_of("rlhf-book")(kl_top_k=K)
+    case, calls = case_of(distillation_topk=K, alpha=1.0), []
+
+    def chunk_loss(*_):
+        calls.append(1)
+        return torch.tensor(torch.nan if len(calls) == 1 else 2.0)
+
+    loss.rollout_chunk, loss._chunk_loss = 2, chunk_loss
+    assert loss(None, {"action_mask": case.response_mask}) == 2.0
+    assert len(calls) == 2
