@@ -12,14 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 from torch import Tensor
 
-from sdpo.parity.compare.statuses import Status
 from sdpo.parity.neighbours.effects import Effect, effects_of
 from sdpo.parity.neighbours.packages import Neighbour, neighbours
 from sdpo.parity.render.text import number
@@ -33,12 +31,6 @@ TESTS = "tests/parity/neighbours/test_real_packages.py"
 CACHE = Path.home() / ".cache" / "sdpo" / "neighbours"
 ROUNDING = 1e-5
 """Distances of float32 gradients below it are told as one."""
-TAKEN_FOR = {
-    "takes no old_log_probs, the case needs it": "ratio",
-    "takes no rollout_is_weights, the case needs it": "rollout weights",
-    "not implemented: takes hidden states, whose logits are finite": "infinite logits",
-}
-"""What is lacking, by how the audit says that an argument is."""
 HEAD = """\
 # Losses of other packages
 
@@ -56,7 +48,11 @@ audit one of them yourself, here the first one:
 PYTHONPATH=DIR sdpo audit {candidate}
 ```
 
-In the tables of gradients a loss and the reference get the same batch: four rows of 8 to 32
+*cases* are those that a loss takes, recorded and generated; *depart* says in how many of them it is
+not the reference's; *norm ×* and *cosine* compare its gradient with the reference's there: the
+median of the ratios, the lowest of the cosines. These cases are hard on purpose.
+
+In the tables below a loss and the reference get the same batch: four rows of 8 to 32
 tokens, 512 entries of vocabulary, logits three apart, a teacher whose logits differ by one.
 *loss ×* and *norm ×* are ratios to the reference's, *distance* is that of the gradients ÷
 the norm of the reference's.
@@ -130,14 +126,6 @@ def loss_of(row: Neighbour) -> Callable[..., Tensor]:
     return value() if inspect.isclass(value) else value
 
 
-def compared(run: RunReport) -> str:
-    """Cases that the loss takes: of the recorded ones, and between them."""
-    taken = [case.id for case in run.cases if case.status != Status.NOT_COVERED]
-    recorded = [case.id for case in run.cases if not case.id.startswith("generated-")]
-    generated = sum(case.startswith("generated-") for case in taken)
-    return f"{len(taken) - generated} of {len(recorded)}, {generated} generated"
-
-
 def known(run: RunReport) -> str:
     """Where it departs first, and the known faults that explain it."""
     if run.first_stage is None:
@@ -145,31 +133,34 @@ def known(run: RunReport) -> str:
     return f"`{run.first_stage}`" + "".join(f", {fault}" for fault in run.explained_by)
 
 
-def lacking(run: RunReport) -> list[str]:
-    """What the loss was asked for and has not, most often asked first."""
-    notes = Counter(case.note for case in run.cases if case.status == Status.NOT_COVERED)
-    words = [note.removeprefix("not implemented: has no ") for note, _ in notes.most_common()]
-    named = [TAKEN_FOR.get(word, word) for word in words]
-    return list(dict.fromkeys(named))
+def gradient(run: RunReport) -> tuple[str, str, str]:
+    """How many of the cases depart, and what becomes of the gradient in these."""
+    if run.diagnosis is None:
+        return "0", "-", "-"
+    seen = (run.diagnosis.gradient_ratio, run.diagnosis.gradient_cosine)
+    ratio, cosine = ("-" if value is None else number(value) for value in seen)
+    return str(run.diagnosis.failing), ratio, cosine
 
 
 def overview(runs: dict[str, RunReport]) -> str:
     """One row for each loss."""
     rows = neighbours()
+    head = ["loss", "version", "audit", "first departs at, known fault", "lacks"]
     return markdown_table(
-        ["loss", "version", "audit", "cases compared", "first departs at, known fault", "lacks"],
+        [*head, "cases", "depart", "norm ×", "cosine"],
         [
             [
                 f"[{name}]({rows[name].link})",
                 rows[name].version[:8],
                 run.verdict,
-                compared(run),
                 known(run),
-                ", ".join(lacking(run)) or "-",
+                ", ".join(run.lacks) or "-",
+                f"{run.compared_cases} of {len(run.cases)}",
+                *gradient(run),
             ]
             for name, run in runs.items()
         ],
-        left=6,
+        left=len(head),
     )
 
 

@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from sdpo.parity.compare.statuses import Status, Verdict
+from sdpo.parity.compare.statuses import Verdict
 from sdpo.parity.neighbours.effects import Effect
 from sdpo.parity.neighbours.packages import neighbours
 
@@ -29,19 +29,13 @@ def pages() -> ModuleType:
 
 
 def run_of(**changes):
-    notes = ["not implemented: has no tail"] * 2 + [
-        "takes no old_log_probs, the case needs it",
-        "not implemented: has no ratio",
-    ]
-    lacking = [SimpleNamespace(id="L1", status=Status.NOT_COVERED, note=note) for note in notes]
-    cases = [
-        *lacking,
-        SimpleNamespace(id="L2", status=Status.MATCH, note=""),
-        SimpleNamespace(id="generated-0-1", status=Status.DIVERGENT, note=""),
-    ]
+    departs = SimpleNamespace(failing=3, gradient_ratio=0.92, gradient_cosine=-0.24)
     settings = {
         "verdict": Verdict.DIVERGENT,
-        "cases": cases,
+        "cases": ["a case"] * 9,
+        "compared_cases": 7,
+        "diagnosis": departs,
+        "lacks": ["tail", "ratio"],
         "first_stage": "support",
         "explained_by": ["M04 teacher's top-k as support"],
         "environment": SimpleNamespace(torch="9.9"),
@@ -58,11 +52,14 @@ def test_the_committed_page_has_all_that_the_table_says():
 
 
 def test_a_row_tells_what_was_compared_found_and_lacking(pages):
-    table = pages.overview({"liger": run_of(), "trl-gkd": run_of(first_stage=None)})
+    agreeing = run_of(first_stage=None, explained_by=[], diagnosis=None, lacks=[])
+    table = pages.overview({"liger": run_of(), "trl-gkd": agreeing})
     first, second = table.splitlines()[2:]
-    assert "| DIVERGENT | 1 of 5, 1 generated | `support`, M04 teacher's top-k" in first
-    assert first.endswith("| tail, ratio |")
-    assert "generated | - | tail" in second
+    found = "| DIVERGENT | `support`, M04 teacher's top-k as support | tail, ratio | "
+    assert first.endswith(f"{found}7 of 9 | 3 | 0.92 | -0.24 |")
+    assert second.endswith("| - | - | 7 of 9 | 0 | - | - |")
+    odd = SimpleNamespace(failing=1, gradient_ratio=None, gradient_cosine=None)
+    assert pages.gradient(run_of(diagnosis=odd)) == ("1", "-", "-")
 
 
 def test_gradients_that_are_the_references_are_one_sentence(pages):

@@ -53,12 +53,14 @@ def refuse_wide_topk(config: SDPOConfig, logits: Tensor) -> None:
         raise NotImplementedError("has no K above the vocabulary")
 
 
-def refuse_infinite(*logits: Tensor) -> None:
+def refuse_as_product(*logits: Tensor) -> None:
     """Refuse logits that no product of hidden states and a head gives.
 
     Raises:
-        NotImplementedError: one of them is not finite.
+        NotImplementedError: one of them is not finite, or autocast would round the product.
     """
+    if torch.is_autocast_enabled("cpu"):
+        raise NotImplementedError("takes hidden states, whose logits autocast rounds")
     if not all(bool(side.isfinite().all()) for side in logits):
         raise NotImplementedError("takes hidden states, whose logits are finite")
 

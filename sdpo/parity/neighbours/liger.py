@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sdpo.parity.neighbours.asked import identity_head, labels_of, refuse, refuse_infinite
+from sdpo.parity.neighbours.asked import identity_head, labels_of, refuse, refuse_as_product
 from sdpo.parity.neighbours.packages import attribute_of
 from sdpo.settings.config import SDPOConfig
 
@@ -22,10 +22,10 @@ def jsd_loss(
     """Call it with the logits as hidden states, the identity as both heads, and no hard loss.
 
     Raises:
-        NotImplementedError: it has no such setting, or logits are not finite.
+        NotImplementedError: it has no such setting, or no head gives these logits.
     """
     refuse(config, _LACKS)
-    refuse_infinite(student_logits, teacher_logits)
+    refuse_as_product(student_logits, teacher_logits)
     fused = _FusedLinearJSDLoss(
         weight_hard_loss=0.0,
         weight_soft_loss=1.0,

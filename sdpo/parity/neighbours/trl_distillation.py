@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sdpo.parity.neighbours.asked import counted, identity_head, refuse, refuse_infinite
+from sdpo.parity.neighbours.asked import counted, identity_head, refuse, refuse_as_product
 from sdpo.parity.neighbours.packages import attribute_of
 from sdpo.settings.config import SDPOConfig
 
@@ -22,10 +22,10 @@ def distillation_loss(
     """Call it with the logits as hidden states and the identity as both heads.
 
     Raises:
-        NotImplementedError: it has no such setting, or logits are not finite.
+        NotImplementedError: it has no such setting, or no head gives these logits.
     """
     refuse(config, _LACKS)
-    refuse_infinite(student_logits, teacher_logits)
+    refuse_as_product(student_logits, teacher_logits)
     student, student_head = identity_head(student_logits)
     teacher, teacher_head = identity_head(teacher_logits.detach())
     loss, _, _ = _chunked_divergence_loss(

@@ -163,6 +163,8 @@ def test_logits_that_no_hidden_states_give_are_refused(name):
     case = case_of(name, "full_vocab")
     case.teacher_logits[0, 0, 0] = -torch.inf
     refuses(name, case, "takes hidden states, whose logits are finite")
+    with torch.autocast("cpu", torch.bfloat16):
+        refuses(name, case_of(name, "full_vocab"), "takes hidden states, whose logits autocast")
 
 
 @pytest.mark.parametrize("name", ["ms-swift", "trl-gkd", "liger", "opsd"])
