@@ -151,6 +151,27 @@ def _rollout_weight(case: LossCase) -> LossCase:
     return replace(case, rollout_is_weights=torch.full((1, 1), 1.7))
 
 
+def _near_ties(case: LossCase) -> LossCase:
+    """Set the logits around the K-th one so close that roundings order them."""
+    near = 1 + 1e-6 * torch.arange(VOCABULARY).flip(0).to(case.dtype)
+    return replace(case, student_logits=torch.where(case.student_logits > 1, near, near - 2))
+
+
+def _ratios_of_rows(case: LossCase) -> LossCase:
+    """Give each row another ratio."""
+    return _ratio(0.3 * torch.arange(len(case.responses)).unsqueeze(1))(case)
+
+
+def _low_teacher(case: LossCase) -> LossCase:
+    """Give the teacher's logits in bfloat16."""
+    return replace(case, teacher_logits=case.teacher_logits.bfloat16())
+
+
+def _low_student(case: LossCase) -> LossCase:
+    """Give the student's logits in bfloat16."""
+    return replace(case, student_logits=case.student_logits.bfloat16())
+
+
 def _padded(case: LossCase) -> LossCase:
     """Make the rows ragged."""
     mask = case.response_mask.clone()
@@ -170,13 +191,15 @@ def _signal(rows: tuple[float, ...], case: LossCase) -> LossCase:
     return replace(case, self_distillation_mask=torch.tensor(rows))
 
 
+_no_signal = partial(_signal, (1.0, 0.0, 1.0))
+
+
 def _masks() -> list[_Row]:
     """Pad, leave rows without signal, in each aggregation."""
-    no_signal = partial(_signal, (1.0, 0.0, 1.0))
     ragged: dict[str, tuple[_Change, ...]] = {
         "padding": (_padded,),
         "empty column": (_empty_column,),
-        "row without signal": (_padded, no_signal),
+        "row without signal": (_padded, _no_signal),
     }
     modes = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
     return [
@@ -234,6 +257,17 @@ _ROWS = (
     _Row("log_probs", Feature.FAR_LOGITS_ALPHA_1, {"alpha": 1.0}, changes=(_far_logits,)),
     _Row("divergence", Feature.FAR_LOGITS_ALPHA_HALF, {}, changes=(_far_logits,)),
     _Row("tail", Feature.FAR_LOGITS_RENORMALISED, _TOPK | _NO_TAIL, changes=(_far_logits,)),
+    # these show what departs in two features together
+    _Row("support", Feature.RENORMALISED_AT_TEMPERATURE, _TOPK | _NO_TAIL | _WARM),
+    _Row("support", Feature.TAIL_AT_TEMPERATURE, _TOPK | _WARM),
+    _Row("support", Feature.NEAR_TIES, _TOPK | _NO_TAIL, changes=(_near_ties,)),
+    _Row("tail", Feature.RENORMALISED_ALPHA_1, _TOPK | _NO_TAIL | {"alpha": 1.0}),
+    _Row(
+        "importance", Feature.NO_SIGNAL_WITH_RATIO, _CAPPED, (3, 2), (_ratios_of_rows, _no_signal)
+    ),
+    _Row("log_probs", Feature.LOW_TEACHER, {}, changes=(_low_teacher,)),
+    _Row("log_probs", Feature.LOW_STUDENT, {}, changes=(_low_student,)),
+    _Row("aggregate", Feature.MANY_TOKENS, {}, (1, 40)),
 )
 
 

@@ -56,6 +56,14 @@ class Feature(StrEnum):
     FAR_LOGITS_ALPHA_1 = "far logits, alpha 1"
     FAR_LOGITS_ALPHA_HALF = "far logits, alpha 0.5"
     FAR_LOGITS_RENORMALISED = "far logits, renormalised"
+    RENORMALISED_AT_TEMPERATURE = "top-k renormalised at a temperature"
+    TAIL_AT_TEMPERATURE = "top-k tail at a temperature"
+    NEAR_TIES = "top-k among near ties"
+    RENORMALISED_ALPHA_1 = "top-k renormalised, alpha 1"
+    NO_SIGNAL_WITH_RATIO = "row without signal, with ratios"
+    LOW_TEACHER = "teacher in bfloat16"
+    LOW_STUDENT = "student in bfloat16"
+    MANY_TOKENS = "40 tokens"
 
 
 class RungResult(StrEnum):

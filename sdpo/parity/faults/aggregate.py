@@ -1,5 +1,7 @@
 """Faults of the stage `aggregate`: masks, and how token losses become one number."""
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,13 @@ def _row_values(state: LossState) -> Tensor:
     if state.config.loss_agg_mode == "seq-mean-token-mean":
         return rows / (state.loss_mask.sum(-1) + 1e-8)
     return rows
+
+
+def _summed_over_the_row(state: LossState) -> Tensor:
+    """Give each token the sum of its row."""
+    summed = copy(state)
+    summed.token_losses = _counted_losses(state).sum(-1, keepdim=True).expand_as(state.loss_mask)
+    return aggregate(summed)
 
 
 def _mean_over_all_rows(state: LossState) -> Tensor:
@@ -185,4 +194,5 @@ FAULTS: FaultParts = {
     "M115": {"aggregate": _token_mean_by(_mean_of_row_means)},
     "M131": {"loss_mask": _mask_one_early},
     "M132": {"aggregate": lambda state: aggregate(state) / 2},
+    "M150": {"aggregate": _summed_over_the_row},
 }

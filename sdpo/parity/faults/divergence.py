@@ -158,6 +158,11 @@ def _swap_between(alpha: float) -> float:
     return alpha if alpha in (0.0, 1.0) else 1.0 - alpha
 
 
+def _times_sampled_token(state: LossState) -> Tensor:
+    """Take the divergence for a reward of the sampled token."""
+    return divergence(state).detach() * state.student_log_probs
+
+
 FAULTS: FaultParts = {
     "M01": {"divergence": at_alpha(_swap_ends)},
     "M02": {"divergence": at_alpha(_swap_between)},
@@ -182,5 +187,7 @@ FAULTS: FaultParts = {
     "M121": {"divergence": _mixture_of_probabilities(0.0)},
     "M122": {"divergence": _mixture_of_probabilities(1e-5)},
     "M123": {"divergence": _one_minus_alpha},
+    "M148": {"divergence": _times_sampled_token},
+    "M153": {"divergence": at_alpha(lambda alpha: min(max(alpha, 1e-6), 1 - 1e-6))},
     "M138": {"divergence": lambda state: divergence(state).clamp(max=10.0)},
 }

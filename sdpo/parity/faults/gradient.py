@@ -45,6 +45,12 @@ def _surrogate_other_factor_detached(state: LossState) -> Tensor:
     return (student - state.teacher_log_probs) * student.detach()
 
 
+def _gradient_by_sampled_token(state: LossState) -> Tensor:
+    """Hold the divergence, and differentiate it as a reward of the sampled token."""
+    log_probs = state.student_log_probs
+    return divergence(state).detach() * (1 + log_probs - log_probs.detach())
+
+
 def _surrogate_not_detached(state: LossState) -> Tensor:
     """Detach nothing in the surrogate."""
     return (state.student_log_probs - state.teacher_log_probs) * state.student_log_probs
@@ -141,4 +147,5 @@ FAULTS: FaultParts = {
     "M103": {"divergence": _probabilities_detached},
     "M133": {"returned_loss": _gradient_times(2)},
     "M134": {"returned_loss": _gradient_times(0.5)},
+    "M149": {"divergence": _gradient_by_sampled_token},
 }

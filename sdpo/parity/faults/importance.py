@@ -49,6 +49,22 @@ def _limited_to(limit: float) -> LossPart:
     return lambda state: _limited_log_ratio(state, limit).exp().clamp(max=cap(state))
 
 
+def _rows_compacted(state: LossState) -> Tensor:
+    """Leave rows without teacher out of the student's log-probs, and not of the old ones.
+
+    Raises:
+        ValueError: old log-probs are missing.
+    """
+    old, mask = state.old_log_probs, state.self_distillation_mask
+    if old is None or mask is None:
+        return importance_ratio(state)
+    kept = (mask != 0).nonzero().flatten()
+    moved = copy(state)
+    moved.old_log_probs = old.clone()
+    moved.old_log_probs[kept] = old[: len(kept)]
+    return importance_ratio(moved)
+
+
 def _clipped_from_below(state: LossState) -> Tensor:
     """Take the cap for a floor."""
     return _limited_log_ratio(state).exp().clamp(min=cap(state))
@@ -190,4 +206,5 @@ FAULTS: FaultParts = {
     "M126": {"rollout_weights": _weights_at_most_one},
     "M127": {"rollout_weights": _weights_by_mean},
     "M128": {"importance_ratio": _token_loss_capped},
+    "M151": {"importance_ratio": _rows_compacted},
 }

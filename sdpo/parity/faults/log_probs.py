@@ -1,5 +1,7 @@
 """Faults of the stage `log_probs`: shifts, temperature and precision before the support."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from sdpo.parity.faults.reference_parts import (
     scaled_logits,
 )
 from sdpo.reference.loss import log_probs_from_logits
+
+_EPSILON = 1e-8
 
 
 def _teacher_one_late(state: LossState) -> Pair:
@@ -55,24 +59,32 @@ def _multiplied_by_temperature(state: LossState) -> Pair:
     return state.student_logits * temperature, state.teacher_logits.detach() * temperature
 
 
-def _in_precision(dtype: torch.dtype, *, teacher_only: bool = False) -> LossParts:
-    """Take log-softmax in a lower precision, on both sides or one: sampled tokens and support."""
+_LogSoftmax = Callable[[Tensor], Tensor]
 
-    def teachers(logits: Tensor) -> Tensor:
-        return logits.to(dtype).log_softmax(-1).to(logits.dtype)
 
-    def students(logits: Tensor) -> Tensor:
-        return logits.log_softmax(-1) if teacher_only else teachers(logits)
+def _plain(logits: Tensor) -> Tensor:
+    """Take log-softmax as it is."""
+    return logits.log_softmax(-1)
+
+
+def _lower(dtype: torch.dtype) -> _LogSoftmax:
+    """Take log-softmax in a lower precision."""
+    return lambda logits: logits.to(dtype).log_softmax(-1).to(logits.dtype)
+
+
+def _by(students: _LogSoftmax, teachers: _LogSoftmax) -> LossParts:
+    """Take log-probs of each side by another function: of sampled tokens and on the support."""
+
+    def whole(state: LossState) -> Pair:
+        return students(state.scaled_student), teachers(state.scaled_teacher)
 
     def sampled(state: LossState) -> Pair:
         at = state.responses.unsqueeze(-1)
-        return (
-            students(state.scaled_student).gather(-1, at).squeeze(-1),
-            teachers(state.scaled_teacher).gather(-1, at).squeeze(-1),
-        )
+        student, teacher = whole(state)
+        return student.gather(-1, at).squeeze(-1), teacher.gather(-1, at).squeeze(-1)
 
     def on_support(state: LossState) -> Pair:
-        student, teacher = students(state.scaled_student), teachers(state.scaled_teacher)
+        student, teacher = whole(state)
         if not state.uses_topk:
             return student, teacher
         return (
@@ -83,15 +95,65 @@ def _in_precision(dtype: torch.dtype, *, teacher_only: bool = False) -> LossPart
     return {"log_probs": sampled, "support": on_support}
 
 
+def _both(log_softmax: _LogSoftmax) -> LossParts:
+    """Take log-probs of both sides by another function."""
+    return _by(log_softmax, log_softmax)
+
+
+def _floored_at(least: float) -> _LogSoftmax:
+    """Keep log-probs from falling below a floor."""
+    return lambda logits: logits.log_softmax(-1).clamp(min=least)
+
+
+def _rounded_first(logits: Tensor) -> Tensor:
+    """Round logits to bfloat16 before log-softmax in their own precision."""
+    return logits.bfloat16().to(logits.dtype).log_softmax(-1)
+
+
+def _with_epsilon(logits: Tensor) -> Tensor:
+    """Add an epsilon to the probabilities before their logarithm."""
+    return (logits.softmax(-1) + _EPSILON).log()
+
+
+def _tempered_afterwards(state: LossState) -> Pair:
+    """Divide log-probs by the temperature, where the reference divides logits."""
+    student, teacher = _both_unscaled(state)
+    temperature = state.config.temperature
+    return student.log_softmax(-1) / temperature, teacher.log_softmax(-1) / temperature
+
+
+def _sampled_tempered_afterwards(state: LossState) -> Pair:
+    """Take the sampled tokens' log-probs that were divided by the temperature."""
+    at = state.responses.unsqueeze(-1)
+    student, teacher = _tempered_afterwards(state)
+    return student.gather(-1, at).squeeze(-1), teacher.gather(-1, at).squeeze(-1)
+
+
+def _support_tempered_afterwards(state: LossState) -> Pair:
+    """Take the support's log-probs that were divided by the temperature."""
+    student, teacher = _tempered_afterwards(state)
+    if not state.uses_topk:
+        return student, teacher
+    indices = state.support_indices
+    return student.gather(-1, indices), teacher.gather(-1, indices)
+
+
 FAULTS: FaultParts = {
     "M14": {"scaled_logits": _teacher_one_late},
     "M31": {"scaled_logits": _teacher_unscaled},
-    "M32": _in_precision(torch.bfloat16),
+    "M32": _both(_lower(torch.bfloat16)),
     "M33": {"scaled_logits": _student_unscaled},
     "M34": {"scaled_logits": _both_unscaled},
     "M35": {"scaled_logits": _multiplied_by_temperature},
-    "M36": _in_precision(torch.float16),
+    "M36": _both(_lower(torch.float16)),
     "M37": {"scaled_logits": _both_one_late},
     "M38": {"log_probs": _labels_one_late},
-    "M135": _in_precision(torch.float32, teacher_only=True),
+    "M135": _by(_plain, _lower(torch.float32)),
+    "M139": {"log_probs": _sampled_tempered_afterwards, "support": _support_tempered_afterwards},
+    "M140": _by(_lower(torch.bfloat16), _plain),
+    "M141": _by(_plain, _lower(torch.bfloat16)),
+    "M142": _both(_rounded_first),
+    "M143": _both(_floored_at(-10.0)),
+    "M144": _both(_floored_at(-20.0)),
+    "M145": _both(_with_epsilon),
 }

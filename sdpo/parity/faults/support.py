@@ -6,6 +6,8 @@ from torch import Tensor
 from sdpo.parity.faults.reference_parts import FaultParts, LossPart, LossState, Pair, support
 from sdpo.reference.loss import renormalize, topk_log_probs
 
+_MOST_ENTRIES = 64
+
 
 def teachers_choice(state: LossState) -> Tensor:
     """Choose the teacher's top-k."""
@@ -86,6 +88,22 @@ def without_temperature(state: LossState) -> Pair:
     return unscaled
 
 
+def _tempered_after_the_choice(state: LossState) -> Pair:
+    """Choose by plain log-probs, then temper those of the support alone."""
+    if not state.uses_topk:
+        return support(state)
+    temperature = state.config.temperature
+    student, teacher = without_temperature(state)
+    if temperature == 1.0:
+        return student, teacher
+    return renormalize(student / temperature), renormalize(teacher / temperature)
+
+
+def _capped_k(state: LossState) -> Tensor:
+    """Choose no more than so many entries."""
+    return topk_log_probs(state.scaled_student, min(state.support_size, _MOST_ENTRIES))[1]
+
+
 FAULTS: FaultParts = {
     "M04": {"support_indices": teachers_choice},
     "M39": {"support_indices": with_k_changed(+1)},
@@ -98,5 +116,7 @@ FAULTS: FaultParts = {
     "M129": {"support_indices": _with_sampled_token},
     "M130": {"support_indices": _of_both_sides_sum},
     "M136": {"support_indices": _least_likely},
+    "M146": {"support": _tempered_after_the_choice},
+    "M147": {"support_indices": _capped_k},
     "M137": {"support_indices": _never_whole_vocabulary},
 }

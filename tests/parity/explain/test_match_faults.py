@@ -124,7 +124,7 @@ def off_in_wide_vocabularies(*tensors, **given):
 
 
 def off_in_long_answers(*tensors, **given):
-    long = tensors[2].shape[1] > 4
+    long = 4 < tensors[2].shape[1] < 40  # between the rungs
     return half_a_gradient(self_distillation_loss(*tensors, **given), 1.01 if long else 1.0)
 
 
