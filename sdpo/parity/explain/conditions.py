@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +12,10 @@ from sdpo.parity.cases.loss_case import LossCase
 
 Condition = Callable[[LossCase], bool]
 FAR = 50
+_FEWEST = 8
+"""Failing cases from which conditions that most of them share say something."""
+_OF_A_PAIR = 0.05
+"""How much better than one condition two must tell cases apart."""
 
 
 def _size(case: LossCase, axis: int) -> int:
@@ -164,3 +170,44 @@ def telling_apart(
             if not any(name in conditions and other in conditions for conditions in met):
                 return f"{name} and {other}"
     return ""
+
+
+class Prevalent(NamedTuple):
+    """Conditions that most failing cases fulfil and few holding ones, with how many of each."""
+
+    conditions: str
+    failing: int
+    holding: int
+
+
+def telling_mostly(failing: Sequence[LossCase], holding: Sequence[LossCase]) -> Prevalent | None:
+    """Name one or two conditions, or their negations, that nearly only failing cases fulfil.
+
+    For losses with several faults, of which none shows in every failing case. None where no
+    conditions are met by at least half of the failing cases and at most a fifth of the holding
+    ones, or where so few cases fail that some conditions always seem to tell.
+    """
+    if len(failing) < _FEWEST or not holding:
+        return None
+    sides = [[fulfilled(case) for case in side] for side in (failing, holding)]
+    met: dict[str, tuple[int, int]] = {}  # bit n: whether case n fulfils it
+    for name in CONDITIONS:
+        ours, theirs = (sum((name in m) << n for n, m in enumerate(side)) for side in sides)
+        met[name] = ours, theirs
+        met[f"not {name}"] = ours ^ (1 << len(failing)) - 1, theirs ^ (1 << len(holding)) - 1
+    pairs = {
+        f"{a} and {b}": (met[a][0] & met[b][0], met[a][1] & met[b][1])
+        for a, b in combinations(met, 2)
+    }
+
+    def gain(both: tuple[int, int]) -> float:
+        return both[0].bit_count() / len(failing) - both[1].bit_count() / len(holding)
+
+    best, pair = max(met, key=lambda n: gain(met[n])), max(pairs, key=lambda n: gain(pairs[n]))
+    chosen = met[best]
+    if gain(pairs[pair]) > gain(chosen) + _OF_A_PAIR:
+        best, chosen = pair, pairs[pair]
+    fails, holds = (side.bit_count() for side in chosen)
+    if 2 * fails < len(failing) or 5 * holds > len(holding):
+        return None
+    return Prevalent(best, fails, holds)

@@ -6,8 +6,8 @@ import numpy as np
 
 from sdpo.parity.compare.agreement import Values
 from sdpo.parity.compare.evaluated_case import Observation
-from sdpo.parity.explain.conditions import CONDITIONS, fulfilled, telling_apart
-from sdpo.parity.explain.explanation_rows import Diagnosis
+from sdpo.parity.explain.conditions import CONDITIONS, fulfilled, telling_apart, telling_mostly
+from sdpo.parity.explain.explanation_rows import Diagnosis, MostlyWhere
 
 _MOST_SHARED, _MOST_WORDS = 3, 7
 _IMPLIED = ("one row", "several rows", "as many rows", "one token", "more than", "every token")
@@ -27,6 +27,7 @@ def diagnosis(observations: Sequence[Observation]) -> Diagnosis | None:
     cases = [o.evaluated.case for o in failing]
     holding = [o.evaluated.case for o in observations if not o.diverges]
     only = telling_apart(cases, holding) if holding else ""
+    mostly = None if only else telling_mostly(cases, holding)
     met = [fulfilled(case) for case in holding]
     every = frozenset.intersection(*map(fulfilled, cases))
     counts = {name: sum(name in each for each in met) for name in CONDITIONS if name in every}
@@ -37,6 +38,7 @@ def diagnosis(observations: Sequence[Observation]) -> Diagnosis | None:
         failing=len(failing),
         compared=len(observations),
         only_where=only,
+        mostly=mostly and MostlyWhere(*mostly),
         shared={name: counts[name] for name in rare[:_MOST_SHARED]},
         gradient_ratio=_middle([r for r in ratios if r is not None]),
         gradient_cosine=min((c for c in cosines if c is not None), default=None),

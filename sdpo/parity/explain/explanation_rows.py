@@ -55,6 +55,14 @@ class Certificate(Row, frozen=True):
     conditional: ConditionalFaults | None = None
 
 
+class MostlyWhere(Row, frozen=True):
+    """Conditions that most failing cases fulfil and few holding ones, with how many of each."""
+
+    conditions: str
+    failing: Positive
+    holding: Count
+
+
 class Diagnosis(Row, frozen=True):
     """What the loss cases in which a candidate departs have in common, and how much it matters.
 
@@ -71,6 +79,7 @@ class Diagnosis(Row, frozen=True):
         settings: what is special about that case, in words.
         actual: the candidate's loss there.
         expected: the reference's loss there.
+        mostly: where most of the failing cases lie and few others, if no condition is all theirs.
     """
 
     failing: Positive
@@ -84,6 +93,7 @@ class Diagnosis(Row, frozen=True):
     settings: str
     actual: Number | None
     expected: Number | None
+    mostly: MostlyWhere | None = None
 
 
 class OneDtypeOnly(Row, frozen=True):

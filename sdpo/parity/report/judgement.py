@@ -149,6 +149,9 @@ def _where(found: Diagnosis) -> str:
     departing = f"{found.failing} of {found.compared} cases depart"
     if found.only_where:
         return f"{departing}: those with {found.only_where}, and no other"
+    if most := found.mostly:
+        others = f"{most.holding} of {found.compared - found.failing} others"
+        return f"{departing}: {most.failing} of them where {most.conditions}, as {others}"
     if not found.shared:
         return departing
     others = found.compared - found.failing

@@ -7,8 +7,13 @@ import pytest
 from sdpo.fixtures import packaged_family
 from sdpo.parity.cases.call_conditions import CallConditions
 from sdpo.parity.cases.loss_case import loss_cases
-from sdpo.parity.explain.conditions import CONDITIONS, fulfilled, telling_apart
-from sdpo.parity.generated.make_case import covering_cases
+from sdpo.parity.explain.conditions import (
+    CONDITIONS,
+    fulfilled,
+    telling_apart,
+    telling_mostly,
+)
+from sdpo.parity.generated.make_case import covering_cases, hash_of
 from sdpo.parity.relations.transformed_cases import generated
 
 PLAIN = {"distillation_topk": None, "is_clip": None, "alpha": 0.5}
@@ -65,3 +70,30 @@ def test_two_conditions_together_are_found_too():
     others = [generated("warm", 1, **PLAIN, temperature=0.7)]
     others.append(generated("alpha", 1, **{**PLAIN, "alpha": 0.0}))
     assert telling_apart([both], others) == "alpha 0 and temperature below 1"
+
+
+def split(departs):
+    cases = [*loss_cases(packaged_family("loss")), *covering_cases(0)]
+    return [c for c in cases if departs(c)], [c for c in cases if not departs(c)]
+
+
+def test_where_most_cases_of_two_faults_lie_is_named():
+    failing, holding = split(lambda c: c.config.alpha not in (0.5, 1.0) or c.call.autocast)
+    found = telling_mostly(failing, holding)
+    assert found is not None
+    assert "alpha" in found.conditions
+    assert len(failing) / 2 <= found.failing < len(failing)
+    assert found.holding <= len(holding) / 5
+
+
+def test_a_condition_that_does_not_show_in_every_case_is_named_all_the_same():
+    failing, holding = split(lambda c: c.student_logits.shape[1] > 32 and len(c.id) % 2 == 0)
+    found = telling_mostly(failing, holding)
+    assert found is not None
+    assert "more than 32 tokens" in found.conditions
+
+
+def test_cases_at_random_have_nothing_in_common():
+    failing, holding = split(lambda c: hash_of(c.id) % 4 == 0)
+    assert telling_mostly(failing, holding) is None
+    assert telling_mostly(failing[:7], holding) is None

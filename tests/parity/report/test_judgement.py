@@ -3,7 +3,7 @@
 import pytest
 from msgspec import structs
 
-from sdpo.parity.explain.explanation_rows import Diagnosis
+from sdpo.parity.explain.explanation_rows import Diagnosis, MostlyWhere
 from sdpo.parity.render.text import front
 from sdpo.parity.report.judgement import diagnosis
 from sdpo.parity.report.report_rows import BundleRow, Rung, TrainerEffect
@@ -45,6 +45,11 @@ def test_the_lines_say_cause_weight_place_smallest_and_next():
     )
     assert lines["smallest"] == "P-L001 (2 x 3 x 16, alpha 0): loss 4, expected 1"
     assert lines["next"].startswith("compare tail with the reference (verl/trainer/")
+
+
+def test_where_most_failing_cases_lie_is_said():
+    where = said(mostly=MostlyWhere("not alpha 0.5", 2, 1))["where"]
+    assert where == "3 of 40 cases depart: 2 of them where not alpha 0.5, as 1 of 37 others"
 
 
 def test_a_condition_of_the_failing_cases_alone_is_said_so():
