@@ -80,6 +80,10 @@ class Claas:
         topk = vocabulary = teacher_logits.shape[-1]
         if config.full_logit_distillation:
             topk = min(config.distillation_topk or vocabulary, vocabulary)
+        elif not teacher_logits.isfinite().all():
+            raise NotImplementedError(
+                "takes a top-k of the teacher, in which nothing is impossible"
+            )
         student = student_logits / config.temperature
         log_probs = (teacher_logits.detach() / config.temperature).log_softmax(-1)
         values, ids = log_probs.topk(topk)

@@ -114,6 +114,16 @@ def test_float64_is_computed_in_float32(name):
     assert not torch.equal(wide[1], right[1])
 
 
+def test_a_gradient_below_the_rounding_of_float32_is_lost():
+    case = case_of(alpha=0.0)
+    student = case.teacher_logits.double()
+    teacher = student + 1e-12 * case.student_logits.double()
+    theirs = call(wrapper("trl-distillation"), case, student, teacher)[1]
+    right = transcribed(case, student, teacher)[1]
+    assert right.norm() > 0
+    assert 2 * (theirs - right).norm() > right.norm()
+
+
 def test_liger_sums_the_loss_in_float32_and_keeps_the_gradients_dtype():
     case = case_of(alpha=0.3)
     both = case.student_logits.double(), case.teacher_logits.double()

@@ -158,6 +158,12 @@ def test_a_topk_above_the_vocabulary_is_refused(name):
     refuses(name, case, "has no K above the vocabulary")
 
 
+def test_claas_is_given_no_impossible_token_as_one_of_the_topk():
+    case = case_of("claas", "sampled")
+    case.teacher_logits[0, 0, 0] = -torch.inf
+    refuses("claas", case, "takes a top-k of the teacher, in which nothing is impossible")
+
+
 @pytest.mark.parametrize("name", ["trl-distillation", "liger"])
 def test_logits_that_no_hidden_states_give_are_refused(name):
     case = case_of(name, "full_vocab")
