@@ -1,21 +1,59 @@
 """A limit on how long one call of a candidate may take."""
 
+import faulthandler
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import IO
+
+_LONGER = 1.5
+"""After how many times its limit a call that cannot be interrupted ends the process."""
+_calls: list[tuple[float, str]] = []
+_file: IO[str] | None = None
 
 
 class CallTimeoutError(BaseException):
     """A call did not return in time; no `except Exception` of a candidate catches it."""
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt what runs inside after some seconds; code that never returns to Python goes on.
+def end_what_hangs(file: Path) -> None:
+    """End this process where a call outlasts its limit by half: it could not be interrupted.
 
-    Without effect at 0, outside the main thread, and where the system has no alarms.
+    Python needs not get to run for that. `what_hung` reads from the file what it was.
+    """
+    global _file
+    _file = file.open("w+", encoding="utf-8")
+
+
+def what_hung(file: Path) -> str:
+    """What a process was ended for by `end_what_hangs`; empty if it was not."""
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    what, _, traceback = text.partition("\n")
+    return what if traceback.startswith("Timeout") else ""
+
+
+def _watch() -> None:
+    """Let the innermost call end the process if it takes too long; none if there is no call."""
+    faulthandler.cancel_dump_traceback_later()
+    if _file is None or not _calls:
+        return
+    seconds, what = _calls[-1]
+    _file.seek(0)
+    _file.truncate()
+    _file.write(f"{what}\n")
+    _file.flush()
+    faulthandler.dump_traceback_later(_LONGER * seconds + 1, exit=True, file=_file)
+
+
+@contextmanager
+def time_limit(seconds: float, what: str = "") -> Iterator[None]:
+    """Interrupt what runs inside, called `what`, after some seconds.
+
+    Code that never returns to Python goes on, unless `end_what_hangs` was called before. Without
+    effect at 0, outside the main thread, and where the system has no alarms.
 
     Raises:
         CallTimeoutError: the time is over.
@@ -30,8 +68,14 @@ def time_limit(seconds: float) -> Iterator[None]:
 
     handler = signal.signal(signal.SIGALRM, stop)
     timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    if _file is not None:
+        _calls.append((seconds, what))
+        _watch()
     try:
         yield
     finally:
+        if _file is not None:
+            _calls.pop()
+            _watch()
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, handler)

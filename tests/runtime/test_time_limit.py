@@ -1,11 +1,13 @@
 """A limit on how long a call may take."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from sdpo.runtime.time_limit import CallTimeoutError, time_limit
+from sdpo.runtime.time_limit import CallTimeoutError, time_limit, what_hung
 
 
 def test_what_takes_too_long_is_interrupted_though_it_catches_exceptions():
@@ -33,3 +35,28 @@ def test_an_alarm_of_somebody_else_goes_on_afterwards():
 def test_zero_is_no_limit():
     with time_limit(0):
         time.sleep(0.01)
+
+
+STUBBORN = """
+import signal, sys
+from pathlib import Path
+from sdpo.runtime.time_limit import end_what_hangs, time_limit
+
+end_what_hangs(Path(sys.argv[1]))
+with time_limit(0.2, "case outer"):
+    with time_limit(0.2, "case inner"):
+        pass
+    if sys.argv[2] == "hang":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        while True:
+            pass
+"""
+
+
+@pytest.mark.parametrize(("end", "code", "hung"), [("hang", 1, "case outer"), ("return", 0, "")])
+def test_what_cannot_be_interrupted_ends_its_process(end, code, hung, tmp_path):
+    file = tmp_path / "hanging.txt"
+    assert what_hung(file) == ""
+    command = [sys.executable, "-c", STUBBORN, str(file), end]
+    assert subprocess.run(command, check=False, timeout=60).returncode == code
+    assert what_hung(file) == hung

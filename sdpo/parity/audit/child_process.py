@@ -17,7 +17,9 @@ from msgspec import Struct
 from sdpo.parity.cases.failure import described
 from sdpo.runtime.atomic_write import write_atomically
 from sdpo.runtime.json_values import json_safe
+from sdpo.runtime.time_limit import end_what_hangs, what_hung
 
+_HANGING = "hanging.txt"
 _Request = TypeVar("_Request", bound=Struct)
 _Result = TypeVar("_Result", bound=Struct)
 
@@ -29,14 +31,17 @@ class Crash(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ended(NamedTuple):
-    """How a process ended: what it left, None if nothing, and its exit code."""
+    """How a process ended: what it left, None if nothing, its exit code, and what hung in it."""
 
     result: Any
     code: int
+    hung: str = ""
 
     @property
     def problem(self) -> str:
         """Say why there is no result; empty if there is one."""
+        if self.hung:
+            return f"{self.hung} did not return, and could not be interrupted"
         if self.result is None:
             return f"the process ended with exit code {self.code}"
         return self.result.crash if isinstance(self.result, Crash) else ""
@@ -61,7 +66,8 @@ def run_child(
         with log.open("ab") as output:
             process = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, check=False)
         if not result_file.exists():
-            return Ended(None, process.returncode)
+            hung = what_hung(result_file.with_name(_HANGING))
+            return Ended(None, process.returncode, hung)
         document = json.loads(result_file.read_text(encoding="utf-8"))
     kind = Crash if "crash" in document else result_type
     return Ended(msgspec.convert(document, kind), process.returncode)
@@ -82,6 +88,7 @@ def answer(
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     # Ctrl-C ends this process and those that it forks at once: the command says so, nobody else
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_what_hangs(Path(result_file).with_name(_HANGING))
     document = json.loads(Path(request_file).read_text(encoding="utf-8"))
     request = msgspec.convert(document, request_type)
     try:

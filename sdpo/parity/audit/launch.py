@@ -202,6 +202,9 @@ def lost(request: Request, ended: Ended) -> RunReport:
     """Report an audit whose process ended without a report."""
     if isinstance(ended.result, Crash):
         return unstarted(request, ended.result.crash)
+    if ended.hung:
+        limit = f"within {request.timeout:g} s (--timeout)"
+        return unstarted(request, f"{ended.hung} did not return {limit}; it cannot be interrupted")
     how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
     return unstarted(request, _ENDED.format(how=how))
 

@@ -167,7 +167,7 @@ class LossFunction:
                 f"{self.timeout:g} s (--timeout)",
             )
         try:
-            with time_limit(self.timeout):
+            with time_limit(self.timeout, f"case {case.id}"):
                 return checked_call(
                     self.function,
                     arguments,
