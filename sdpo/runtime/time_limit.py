@@ -19,17 +19,22 @@ class CallTimeoutError(BaseException):
     """A call did not return in time; no `except Exception` of a candidate catches it."""
 
 
-def end_what_hangs(file: Path) -> None:
-    """End this process where a call outlasts its limit by half: it could not be interrupted.
+@contextmanager
+def ending_what_hangs(file: Path) -> Iterator[None]:
+    """End this process where a call inside outlasts its limit by half: it was not interrupted.
 
     Python needs not get to run for that. `what_hung` reads from the file what it was.
     """
     global _file
-    _file = file.open("w+", encoding="utf-8")
+    with file.open("w+", encoding="utf-8") as _file:
+        try:
+            yield
+        finally:
+            _file = None
 
 
 def what_hung(file: Path) -> str:
-    """What a process was ended for by `end_what_hangs`; empty if it was not."""
+    """What a process was ended for by `ending_what_hangs`; empty if it was not."""
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     what, _, traceback = text.partition("\n")
     return what if traceback.startswith("Timeout") else ""
@@ -37,8 +42,10 @@ def what_hung(file: Path) -> str:
 
 def _watch() -> None:
     """Let the innermost call end the process if it takes too long; none if there is no call."""
+    if _file is None:
+        return
     faulthandler.cancel_dump_traceback_later()
-    if _file is None or not _calls:
+    if not _calls:
         return
     seconds, what = _calls[-1]
     _file.seek(0)
@@ -52,7 +59,7 @@ def _watch() -> None:
 def time_limit(seconds: float, what: str = "") -> Iterator[None]:
     """Interrupt what runs inside, called `what`, after some seconds.
 
-    Code that never returns to Python goes on, unless `end_what_hangs` was called before. Without
+    Code that never returns to Python goes on, but inside of `ending_what_hangs`. Without
     effect at 0, outside the main thread, and where the system has no alarms.
 
     Raises:
@@ -66,16 +73,14 @@ def time_limit(seconds: float, what: str = "") -> Iterator[None]:
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise CallTimeoutError(f"did not return within {seconds:g} s")
 
-    handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
-    if _file is not None:
-        _calls.append((seconds, what))
-        _watch()
+    handler, timer = signal.signal(signal.SIGALRM, stop), (0.0, 0.0)
+    _calls.append((seconds, what))
     try:
+        _watch()
+        timer = signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
-        if _file is not None:
-            _calls.pop()
-            _watch()
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, handler)
+        _calls.pop()
+        _watch()

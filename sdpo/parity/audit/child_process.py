@@ -17,7 +17,7 @@ from msgspec import Struct
 from sdpo.parity.cases.failure import described
 from sdpo.runtime.atomic_write import write_atomically
 from sdpo.runtime.json_values import json_safe
-from sdpo.runtime.time_limit import end_what_hangs, what_hung
+from sdpo.runtime.time_limit import ending_what_hangs, what_hung
 
 _HANGING = "hanging.txt"
 _Request = TypeVar("_Request", bound=Struct)
@@ -88,11 +88,11 @@ def answer(
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     # Ctrl-C ends this process and those that it forks at once: the command says so, nobody else
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    end_what_hangs(Path(result_file).with_name(_HANGING))
     document = json.loads(Path(request_file).read_text(encoding="utf-8"))
     request = msgspec.convert(document, request_type)
     try:
-        result = work(request)
+        with ending_what_hangs(Path(result_file).with_name(_HANGING)):
+            result = work(request)
     except ModuleNotFoundError as error:
         result = Crash(described(error))
     except Exception as error:
