@@ -70,6 +70,6 @@ def test_a_loss_is_asserted_in_two_lines_and_fails_with_the_diagnosis():
         assert_parity(narrow_losses.jensen_shannon_doubled, **knobs)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("DIVERGENT candidate=")
-    assert any(line.startswith("  matters:    gradient: norm x 2 (median)") for line in lines)
+    assert any("matters: " in line and "norm x 2 (median)" in line for line in lines)
     with pytest.raises(CapabilitiesError, match="assert_parity: unknown alhpa"):
         assert_parity(narrow_losses.jensen_shannon, alhpa={0.5})

@@ -99,10 +99,11 @@ def test_the_call_wins_over_the_marker_and_files_are_found(tmp_path):
 def test_a_failing_test_names_stage_fault_and_report(tmp_path):
     said = message(run_documents.divergent(), tmp_path).splitlines()
     assert said[0].startswith("DIVERGENT candidate=loss.py:f first=tail")
-    assert said[1] == "  aggregate: DIVERGENT, 1 of 1 over budget"
-    assert said[-3:] == [
-        "  explained by M07 mean over masked rows (24 of 25)",
-        "  also by M15 | mask (1 of 25)",
+    assert said[1] == (
+        "  looks like: M07 mean over masked rows (24 of 25); also M15 | mask (1 of 25)"
+    )
+    assert said[-2:] == [
+        "  aggregate: DIVERGENT, 1 of 1 over budget",
         f"  report: {tmp_path / 'report.md'}",
     ]
 

@@ -208,7 +208,10 @@ def _of_module(name: str, module: ModuleType) -> Any:
     defined = _functions_of(module)
     if not defined or set(defined) & set(NAMES):
         return module
-    losses = [function for function in defined if "loss" in function] or defined
+    losses = [function for function in defined if "loss" in function]
+    if not losses and any(callable(getattr(module, stage, None)) for stage in NAMES):
+        return module
+    losses = losses or defined
     if len(losses) == 1:
         return getattr(module, losses[0])
     names = ", ".join(f"{name.rstrip(':')}:{function}" for function in losses)

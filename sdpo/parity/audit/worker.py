@@ -4,6 +4,7 @@ The candidate's code runs here, away from the process that reports: it may print
 """
 
 import gc
+import resource
 import sys
 
 from rich.progress import TaskID
@@ -13,9 +14,14 @@ from sdpo.parity.audit.request import Request
 from sdpo.parity.report.run_report import RunReport
 from sdpo.runtime.progress import progress_bars
 
+_LARGEST_FILE = 1 << 28
+"""Bytes that a file may have which an audit's process writes, the candidate's log among them."""
+
 
 def main(request_file: str, result_file: str) -> None:
     """Read the request, audit with a progress bar on standard error, write the report."""
+    # what a candidate prints must not fill the disk; beyond this, printing raises
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_FILE, resource.RLIM_INFINITY))
     answer(request_file, result_file, Request, _audited)
 
 

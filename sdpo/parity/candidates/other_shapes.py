@@ -85,12 +85,14 @@ def needs_wrapping(function: Callable[..., Any], found: Matched) -> bool:
     parameters = signature_of(function).parameters
     places = [name for name, p in parameters.items() if p.kind in _POSITIONAL]
     named = all(argument in parameters for argument in LOGITS_ARGUMENTS)
+    # a function of any arguments is given the protocol's
+    anything = any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters.values())
     here = [meaning_of(name) for name in places[:4]]
     in_place = len(here) == len(LOGITS_ARGUMENTS) and all(
         meaning in ("", argument) for meaning, argument in zip(here, LOGITS_ARGUMENTS, strict=True)
     )
     hidden = {"student_weight", "teacher_weight"} & set(found.given.values())
-    return found.settings_class is not None or bool(hidden) or not (named or in_place)
+    return found.settings_class is not None or bool(hidden) or not (named or in_place or anything)
 
 
 def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:

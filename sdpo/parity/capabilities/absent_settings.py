@@ -192,8 +192,9 @@ def _with(case: LossCase, settings: Settings) -> LossCase:
 def _problem(settings: Settings, ragged: bool) -> LossCase:
     """A well-conditioned problem in float32, its rows of one length or not."""
     generator = torch.Generator().manual_seed(20260)
-    shape = (2, 3)
-    lengths = torch.tensor([[1], [3]]) if ragged else torch.tensor([[3], [3]])
+    shape = (3, 5)
+    # eight tokens in three rows: no mean is another one by a factor that a mistake may have
+    lengths = torch.tensor([[1], [3], [4]]) if ragged else torch.full((3, 1), 5)
     sampled = settings.get("full_logit_distillation") is False
     usual = {"distillation_topk": None, "is_clip": None, "alpha": 1.0 if sampled else 0.5}
     return LossCase(
@@ -202,7 +203,7 @@ def _problem(settings: Settings, ragged: bool) -> LossCase:
         student_logits=1.5 * torch.randn(*shape, _VOCABULARY, generator=generator),
         teacher_logits=1.5 * torch.randn(*shape, _VOCABULARY, generator=generator),
         responses=torch.randint(_VOCABULARY, shape, generator=generator),
-        response_mask=(torch.arange(3) < lengths).long(),
+        response_mask=(torch.arange(5) < lengths).long(),
         old_log_probs=-1 - torch.rand(shape, generator=generator),
     )
 

@@ -14,6 +14,7 @@ from sdpo.parity.cases.failure import missing
 from sdpo.parity.cases.loss_case import LossCase
 from sdpo.parity.cases.returned_values import CPU, loss_in, no_scalar
 from sdpo.parity.cases.stages import NAMES
+from sdpo.runtime.process_state import state_kept
 
 NO_GRAPH = "the loss has no graph to student_logits; expected a gradient"
 INTO_TEACHER = "gradient flows into teacher_logits; expected none"
@@ -168,7 +169,7 @@ def checked_call(
     """
     before = {name: tensor.detach().clone() for name, tensor in inputs.items()}
     student, teacher = leaves
-    with call.around():
+    with state_kept(), call.around():
         result = guarded("aggregate", function, *positional, **arguments)
     loss = scalar_of(result, student.device)
     changed = [name for name, tensor in inputs.items() if not same_bits(tensor, before[name])]

@@ -101,7 +101,7 @@ def test_random_and_stateful_candidates_never_pass(float32_goldens):
         ("absent_module:f", "absent_module"),
         (f"{CANDIDATES}:number", "int is no candidate"),
         (f"{CANDIDATES}:needs_a_secret", "needs the argument 'secret'"),
-        (f"{CANDIDATES}:takes_one_argument", "takes 1 arguments by position"),
+        (f"{CANDIDATES}:takes_one_argument", "cannot tell what to give result"),
     ],
 )
 def test_unknown_candidates_are_errors(name, words, goldens):

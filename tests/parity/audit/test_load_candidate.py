@@ -84,7 +84,7 @@ def test_a_file_that_defines_one_loss_needs_no_attribute(tmp_path, monkeypatch):
         encoding="utf-8",
     )
     candidate = load_candidate(str(path))
-    assert type(candidate) is FromLogits
+    assert isinstance(candidate, FromLogits)
     assert candidate.function.__name__ == "my_loss"
 
 
@@ -102,6 +102,18 @@ def test_a_file_that_imports_from_its_package_is_imported_as_a_part_of_it(tmp_pa
         encoding="utf-8",
     )
     candidate = load_candidate(f"{folder / 'distill.py'}:loss")
+    assert isinstance(candidate, FromLogits)
     assert candidate.function.__module__ == "rl_kit.losses.distill"
     for name in [name for name in sys.modules if name.startswith("rl_kit")]:
         monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize("arguments", ["*args, **kwargs", "*args, config"])
+def test_a_function_of_any_arguments_is_given_the_protocols(tmp_path, monkeypatch, arguments):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "of_any_arguments", None)
+    path = tmp_path / "of_any_arguments.py"
+    path.write_text(f"def loss({arguments}):\n    return 0.0\n", encoding="utf-8")
+    candidate = load_candidate(f"{path}:loss")
+    assert isinstance(candidate, FromLogits)
+    assert candidate.takes("config")

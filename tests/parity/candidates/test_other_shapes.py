@@ -21,6 +21,12 @@ def loaded(name):
     return candidate
 
 
+def lacks(name):
+    reach = loaded(name).reach
+    assert reach is not None
+    return reach.lacks
+
+
 @pytest.mark.parametrize("name", strange_losses.CORRECT)
 def test_a_correct_loss_of_any_shape_passes_on_many_cases(name):
     candidate = loaded(name)
@@ -42,13 +48,13 @@ def test_a_correct_loss_of_any_shape_passes_on_many_cases(name):
     [("without_mask", "tokens that do not count"), ("in_a_mapping", "temperature")],
 )
 def test_what_a_shape_cannot_say_is_lacking(name, lacking):
-    assert lacking in loaded(name).reach.lacks
-    assert lacking not in loaded("renamed").reach.lacks
+    assert lacking in lacks(name)
+    assert lacking not in lacks("renamed")
 
 
 def test_settings_reach_an_own_object_and_an_init():
     for name in ("with_settings", "Module", "Plain", "renamed"):
-        assert "temperature" not in loaded(name).reach.lacks, name
+        assert "temperature" not in lacks(name), name
 
 
 def test_what_cannot_be_told_is_refused_with_the_command_that_helps():

@@ -6,6 +6,7 @@ import pytest
 
 from sdpo.parity.audit.load_candidate import find, load_candidate
 from sdpo.parity.audit.run_loss_cases import judge_loss_case
+from sdpo.parity.candidates.loss_functions import FromLogits
 from sdpo.parity.candidates.wrapper_text import wrapper_text
 from sdpo.parity.cases.checked_call import CandidateError
 from sdpo.parity.compare.statuses import Status
@@ -34,6 +35,7 @@ def test_a_wrapper_without_open_marks_is_judged(tmp_path, name):
     file, text = written(tmp_path, name)
     assert "fill_in" not in text
     candidate = load_candidate(f"{file}:loss")
+    assert isinstance(candidate, FromLogits)
     assert judge_loss_case(candidate, CASE).status in (Status.MATCH, Status.PASS)
 
 
@@ -42,6 +44,7 @@ def test_an_open_mark_is_refused_in_one_line(tmp_path):
     assert text.count("fill_in(") == 1
     assert "# each open one is among: student_logits," in text
     candidate = load_candidate(f"{file}:loss")
+    assert isinstance(candidate, FromLogits)
     with pytest.raises(CandidateError, match="argument 'gizmo' is not filled in yet"):
         candidate.trace(CASE)
 

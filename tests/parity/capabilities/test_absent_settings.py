@@ -50,8 +50,9 @@ def test_a_rounded_loss_is_as_close_as_an_exact_one():
     assert "found by trying" in found.note
 
 
-def test_a_wrong_factor_does_not_make_another_mean():
-    found = found_by_trying(computing(factor=0.5), {"loss_agg_mode"}, {})
+@pytest.mark.parametrize("factor", [0.5, 2.0, 3.0, 1 / 3, 4.0])
+def test_a_wrong_factor_does_not_make_another_mean(factor):
+    found = found_by_trying(computing(factor=factor), {"loss_agg_mode"}, {})
     assert found.settings == {"loss_agg_mode": "token-mean"}
 
 

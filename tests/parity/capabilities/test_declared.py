@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-import sdpo
+from sdpo import capabilities
 from sdpo.parity.capabilities.declared import (
     Capabilities,
     CapabilitiesError,
@@ -18,7 +18,7 @@ from sdpo.parity.relations.transformed_cases import generated
 
 
 def test_a_decorator_says_what_a_loss_takes():
-    @sdpo.capabilities(alpha={0.5}, topk=False)
+    @capabilities(alpha={0.5}, topk=False)
     def loss(student_logits, teacher_logits, responses, response_mask):
         raise AssertionError
 
