@@ -110,7 +110,10 @@ def covers(run: RunReport) -> dict[str, str]:
 
 def _origin(run: RunReport) -> str:
     """Where the cases of a report come from."""
-    return "scripted" if run.trainer else "recorded"
+    if run.trainer:
+        return "scripted"
+    between = any("generated" in case.tags for case in run.cases)
+    return "recorded and generated" if between else "recorded"
 
 
 def names(stages: Iterable[str]) -> str:
