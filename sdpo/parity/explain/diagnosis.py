@@ -33,7 +33,7 @@ def diagnosis(observations: Sequence[Observation]) -> Diagnosis | None:
     counts = {name: sum(name in each for each in met) for name in CONDITIONS if name in every}
     rare = sorted((n for n in counts if 2 * counts[n] < len(met)), key=lambda n: counts[n])
     ratios, cosines = zip(*map(_gradients, failing), strict=True)
-    smallest = min(failing, key=lambda o: o.evaluated.case.student_logits.numel())
+    smallest = min(failing, key=_oddities)
     return Diagnosis(
         failing=len(failing),
         compared=len(observations),
@@ -86,6 +86,12 @@ def _middle(values: Sequence[float]) -> float | None:
 
 def _loss(values: Values) -> float | None:
     return float(values["aggregate"]) if "aggregate" in values else None
+
+
+def _oddities(observation: Observation) -> tuple[int, int]:
+    """How many special conditions a case fulfils, then its size: a reader wants few of both."""
+    case = observation.evaluated.case
+    return len(fulfilled(case)), case.student_logits.numel()
 
 
 def _settings(observation: Observation) -> str:

@@ -75,7 +75,7 @@ class Diagnosis(Row, frozen=True):
         gradient_ratio: the candidate's norm of the gradient ÷ the reference's, the median.
         gradient_cosine: cosine between the two gradients, the lowest.
         relative: the largest difference of loss or gradient ÷ the reference's value, in the norm.
-        smallest: the failing case with the fewest elements.
+        smallest: the failing case that fulfils the fewest conditions, then the smallest of those.
         settings: what is special about that case, in words.
         actual: the candidate's loss there.
         expected: the reference's loss there.
