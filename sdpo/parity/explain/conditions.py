@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from sdpo.parity.cases.loss_case import LossCase
+from sdpo.parity.truth.tolerances import TOLERANCES
 
 Condition = Callable[[LossCase], bool]
 FAR = 50
 _FEWEST = 8
 """Failing cases from which conditions that most of them share say something."""
-_OF_A_PAIR = 0.05
-"""How much better than one condition two must tell cases apart."""
 
 
 def _size(case: LossCase, axis: int) -> int:
@@ -205,7 +204,7 @@ def telling_mostly(failing: Sequence[LossCase], holding: Sequence[LossCase]) -> 
 
     best, pair = max(met, key=lambda n: gain(met[n])), max(pairs, key=lambda n: gain(pairs[n]))
     chosen = met[best]
-    if gain(pairs[pair]) > gain(chosen) + _OF_A_PAIR:
+    if gain(pairs[pair]) > gain(chosen) + TOLERANCES.pair_of_conditions_gain:
         best, chosen = pair, pairs[pair]
     fails, holds = (side.bit_count() for side in chosen)
     if 2 * fails < len(failing) or 5 * holds > len(holding):

@@ -209,6 +209,13 @@ class Tolerances:
         "truth/test_tolerances.py::test_a_probe_moves_the_loss_within_a_factor_of_five",
     )
 
+    # what failing cases have in common: `explain`
+    pair_of_conditions_gain: float = _number(
+        0.05,
+        "share of the cases by which two conditions must tell failing ones better than one does",
+        "explain/test_conditions.py::test_two_conditions_must_tell_clearly_better_than_one",
+    )
+
     # settings that a loss has no argument for: `capabilities`
     assumed_setting_distance: float = _number(
         0.001,

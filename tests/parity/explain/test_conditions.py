@@ -97,3 +97,16 @@ def test_cases_at_random_have_nothing_in_common():
     failing, holding = split(lambda c: hash_of(c.id) % 4 == 0)
     assert telling_mostly(failing, holding) is None
     assert telling_mostly(failing[:7], holding) is None
+
+
+@pytest.mark.parametrize(("others", "conditions"), [(2, 1), (3, 2)])
+def test_two_conditions_must_tell_clearly_better_than_one(others, conditions):
+    """Of forty holding cases so many have one of the two conditions, and as many the other."""
+    plain, warm = dict(PLAIN), {**PLAIN, "temperature": 0.7}
+    failing = [generated("both", 1, **{**warm, "alpha": 0.0}) for _ in range(10)]
+    holding = [generated("warm", 1, **warm) for _ in range(others)]
+    holding += [generated("alpha", 1, **{**plain, "alpha": 0.0}) for _ in range(others)]
+    holding += [generated("plain", 1, **plain) for _ in range(40 - len(holding))]
+    found = telling_mostly(failing, holding)
+    assert found is not None
+    assert len(found.conditions.split(" and ")) == conditions, found
