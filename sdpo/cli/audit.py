@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from sdpo.runtime.time_limit import TIMEOUT
+
 Stages = Annotated[str, typer.Option(help="Only these stages, separated by commas.", metavar="A,B")]
 Require = Annotated[
     str,
@@ -74,7 +76,7 @@ def audit(
         typer.Option(
             min=0, help="Longest time for one call of a loss; 0 for none.", metavar="SECONDS"
         ),
-    ] = 60.0,
+    ] = TIMEOUT,
     seed: Annotated[
         int, typer.Option(min=0, help="Of the cases that are generated between the recorded ones.")
     ] = 0,

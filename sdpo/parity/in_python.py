@@ -10,10 +10,11 @@ from pathlib import Path
 
 from sdpo.parity.audit.launch import run_worker
 from sdpo.parity.audit.report_files import cleared, write_reports
-from sdpo.parity.audit.request import MIN_CASES, TIMEOUT, Request, UsageError
+from sdpo.parity.audit.request import MIN_CASES, Request, UsageError
 from sdpo.parity.capabilities.declared import Capabilities, checked
 from sdpo.parity.render.text import front
 from sdpo.parity.report.run_report import RunReport
+from sdpo.runtime.time_limit import TIMEOUT
 
 __all__ = ["Candidate", "assert_parity", "audit", "candidate_name"]
 

@@ -27,6 +27,9 @@ def state_kept() -> Iterator[None]:
         torch.set_grad_enabled(grad)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        # as with threads, setting them is slow: it imports torch's compiler
+        now = torch.are_deterministic_algorithms_enabled()
+        if (now, torch.is_deterministic_algorithms_warn_only_enabled()) != (strict, warns):
+            torch.use_deterministic_algorithms(strict, warn_only=warns)
         os.fchdir(folder)
         os.close(folder)

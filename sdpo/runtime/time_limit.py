@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+TIMEOUT = 60
+"""Seconds that a call may take, unless asked otherwise."""
 _LONGER = 1.5
 """After how many times its limit a call that cannot be interrupted ends the process."""
 _calls: list[tuple[float, str]] = []

@@ -12,7 +12,7 @@ from typing import Any
 from sdpo.parity.candidates.implementations import Own, Transcription
 from sdpo.parity.candidates.live_verl import LiveVerl
 from sdpo.parity.candidates.log_prob_functions import FromLogProbs, is_from_log_probs
-from sdpo.parity.candidates.loss_functions import TIMEOUT, FromLogits, LossFunction
+from sdpo.parity.candidates.loss_functions import FromLogits, LossFunction
 from sdpo.parity.candidates.other_shapes import (
     matched,
     meaning_of,
@@ -31,6 +31,7 @@ from sdpo.parity.cases.checked_call import CandidateError, LossCandidate, guarde
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS
 from sdpo.parity.cases.stages import NAMES
 from sdpo.parity.trainers.recording.adapter_base import TrainerAdapter
+from sdpo.runtime.time_limit import TIMEOUT
 
 BUILT_IN = {"sdpo": Own, "reference": Transcription, "verl": LiveVerl}
 TRAINERS = {

@@ -8,9 +8,10 @@ from msgspec import Struct
 
 from sdpo.parity.capabilities.declared import Capabilities
 from sdpo.parity.cases.stages import NAMES
+from sdpo.runtime.time_limit import TIMEOUT
 
-MIN_CASES, TIMEOUT = 20, 60
-"""Cases that a pass takes at least, and seconds that a call may take, unless asked otherwise."""
+MIN_CASES = 20
+"""Cases that a pass takes at least, unless asked otherwise."""
 
 
 class UsageError(Exception):

@@ -220,18 +220,18 @@ def invariants(candidate: LossCandidate, progress: Progress = lambda *_: None) -
 
 def row_of(candidate: LossCandidate, relation: Relation) -> RelationRow:
     """Test one relation, and return its row in the report."""
-    reference = _of_reference(relation)
     if excuse := _excuse(candidate, relation):
+        reference = _of_reference(relation)
         untested = [
             ClaimOutcome(RelationStatus.NOT_COVERED, outcome.case, note=excuse)
             for outcome in reference
         ]
         return relation_row(relation, untested, reference)
-    claims = _claims_within(candidate, relation)
-    if claims is not None:
+    if (claims := _claims_within(candidate, relation)) is None:
+        claims, reference = claims_of(relation.name), _of_reference(relation)
+    else:
         reference = _outcomes(Transcription(), relation, claims)
-    outcomes = _outcomes(candidate, relation, claims or claims_of(relation.name))
-    pairs = zip(outcomes, reference, strict=True)
+    pairs = zip(_outcomes(candidate, relation, claims), reference, strict=True)
     return relation_row(relation, [blamed(*pair) for pair in pairs], reference)
 
 
