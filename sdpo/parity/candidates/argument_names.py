@@ -33,7 +33,7 @@ INPUT_NAMES = {
 }
 """What inputs are called; `labels` are the responses with -100 where nothing counts, and a hidden
 state with its weight stands for logits."""
-CONFIG_NAMES = ("config", "self_distillation_config")
+CONFIG_NAMES = ("config", "cfg", "args", "loss_config", "self_distillation_config")
 ALIASES = {
     "add_tail": "distillation_add_tail",
     "beta": "alpha",
@@ -63,3 +63,8 @@ OFFERED = {
     *ALIASES,
 }
 """Every name that a case has a value for."""
+
+
+def setting_of(name: str) -> str:
+    """Tell which setting a parameter of this name is, under verl's name; empty if none."""
+    return name if name in LOSS_SETTINGS else ALIASES.get(name, "")

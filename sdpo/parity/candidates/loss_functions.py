@@ -1,7 +1,8 @@
 """A loss function as a candidate: what it takes, how it is called; and its usual shape."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -25,11 +26,11 @@ from sdpo.parity.cases.callables import location_of, signature_of
 from sdpo.parity.cases.checked_call import CandidateError, NotCoveredError, checked_call
 from sdpo.parity.cases.fresh_inputs import another, as_called
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS, LossCase
-from sdpo.runtime.time_limit import CallTimeoutError, time_limit
+from sdpo.runtime.time_limit import TIMEOUT, CallTimeoutError, time_limit
 
 _OBSERVED = ("aggregate", "gradient")
-TIMEOUT, _MOST_HUNG = 60, 2
-"""Seconds that a call may take, and calls that do not return before none is made any more."""
+_MOST_HUNG = 2
+"""Calls that do not return before none is made any more."""
 _IDLE = {
     "sampled": {"alpha", "distillation_topk", "distillation_add_tail"},
     "full_vocab": {"distillation_add_tail"},
@@ -75,17 +76,23 @@ class LossFunction:
         aliases = [f"argument {a!r} is taken as {name!r}" for a, name in self.aliases.items()]
         return tuple(filter(None, [*self.renamed, *aliases, self.assumed.note]))
 
+    @contextmanager
+    def asked_anything(self) -> Iterator[None]:
+        """Refuse no case for a while, whatever it asks for."""
+        self.trying = True
+        try:
+            yield
+        finally:
+            self.trying = False
+
     @cached_property
     def assumed(self) -> Assumed:
         """What settings are that have no argument, found out by trying."""
         if any(self.takes_config(name) for name in CONFIG_NAMES):
             return Assumed({})
         absent = {name for name in self.needed if not self.gives(name)}
-        self.trying = True
-        try:
+        with self.asked_anything():
             return found_by_trying(self.trace, absent, self.declared.pinned)
-        finally:
-            self.trying = False
 
     @cached_property
     def never_none(self) -> frozenset[str]:
@@ -96,11 +103,8 @@ class LossFunction:
             for name, p in arguments.items()
             if p.default is not None and not re.search("None|Optional", str(p.annotation))
         }
-        self.trying = True
-        try:
+        with self.asked_anything():
             return failing_at_none(self.trace, silent & set(self.needed))
-        finally:
-            self.trying = False
 
     @cached_property
     def reach(self) -> Reach | None:

@@ -14,14 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdpo.parity.candidates.argument_names import ALIASES, INPUT_NAMES, LOGITS_ARGUMENTS
+from sdpo.parity.candidates.argument_names import (
+    CONFIG_NAMES,
+    INPUT_NAMES,
+    LOGITS_ARGUMENTS,
+    setting_of,
+)
 from sdpo.parity.cases.callables import signature_of
 from sdpo.parity.cases.checked_call import NotCoveredError
 from sdpo.parity.cases.loss_case import LOSS_SETTINGS
 
 _IGNORED = -100
 _LABELS = "labels"
-_CONFIGS = ("config", "cfg", "args", "loss_config", "self_distillation_config")
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -56,9 +60,7 @@ def meaning_of(name: str) -> str:
     for meaning, names in INPUT_NAMES.items():
         if name in names:
             return meaning
-    if name in _CONFIGS:
-        return "config"
-    return name if name in LOSS_SETTINGS else ALIASES.get(name, "")
+    return "config" if name in CONFIG_NAMES else setting_of(name)
 
 
 def matched(function: Callable[..., Any]) -> Matched:
@@ -108,16 +110,14 @@ def _is_settings_class(kind: object) -> bool:
     """Whether an annotation is a class of settings: all that it must be given is known."""
     if not inspect.isclass(kind) or kind.__module__ in ("builtins", "typing", "torch"):
         return False
-    names = _settings_of(kind)
-    return bool(names)
+    return bool(_settings_of(kind))
 
 
 def _settings_of(kind: Callable[..., object]) -> dict[str, str]:
     """Settings that a class takes, by its own names; none if it must be given anything else."""
     found: dict[str, str] = {}
     for name, p in signature_of(kind).parameters.items():
-        meaning = name if name in LOSS_SETTINGS else ALIASES.get(name, "")
-        if meaning:
+        if meaning := setting_of(name):
             found[name] = meaning
         elif p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             return {}

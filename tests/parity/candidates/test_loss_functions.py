@@ -103,3 +103,12 @@ def test_a_loss_that_hangs_is_an_error_and_soon_not_called_any_more():
     with pytest.raises(CandidateError, match="is not called again: 2 calls did not return"):
         candidate.trace(case)
     assert len(calls) == made
+
+
+@pytest.mark.parametrize("name", ["config", "cfg", "args", "loss_config"])
+def test_all_settings_may_arrive_in_one_argument_of_several_names(name):
+    scope = {}
+    arguments = "student_logits, teacher_logits, responses, response_mask"
+    exec(f"def loss({arguments}, {name}):\n    return {name}.alpha * student_logits.mean()", scope)
+    found = FromLogits("planted", scope["loss"]).trace(generated("any", 1, alpha=0.25))
+    assert found["aggregate"] == 0.25 * generated("any", 1).student_logits.mean()
