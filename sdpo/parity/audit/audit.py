@@ -33,6 +33,7 @@ from sdpo.parity.audit.run_loss_cases import (
 from sdpo.parity.candidates.implementations import WHOLE, Own
 from sdpo.parity.candidates.live_verl import LiveVerl
 from sdpo.parity.candidates.loss_functions import LossFunction
+from sdpo.parity.capabilities.reach import Reach
 from sdpo.parity.cases.checked_call import (
     CandidateError,
     LossCandidate,
@@ -53,7 +54,7 @@ from sdpo.parity.explain.explanations import ranked, united
 from sdpo.parity.explain.fault_coverage import FEW_TRIES, MOST_TRIES, certificate
 from sdpo.parity.explain.first_departure import FROM_LOG_PROBS, Departure, locate
 from sdpo.parity.explain.one_setting_only import departs_only
-from sdpo.parity.faults.catalogue import LOSS_FAULTS
+from sdpo.parity.faults.catalogue import possible_faults
 from sdpo.parity.generated_runs.run_generated import (
     GeneratedRun,
     cases_within,
@@ -197,9 +198,14 @@ def judge(
     return assemble(evidence, policy, partial(_departure, candidate, findings))
 
 
+def _reach(candidate: LossCandidate | TrainerAdapter) -> Reach | None:
+    """What a loss function takes; None for any other candidate."""
+    return candidate.reach if isinstance(candidate, LossFunction) else None
+
+
 def _lacking(candidate: LossCandidate | TrainerAdapter) -> list[str]:
     """What a loss function cannot be asked, in words."""
-    reach = candidate.reach if isinstance(candidate, LossFunction) else None
+    reach = _reach(candidate)
     return reach.lacks if reach else []
 
 
@@ -220,7 +226,7 @@ def _certified(
     found = certificate(candidate.stages, cases, after_log_probs=after_log_probs, tries=tries)
     if found is None or not {"aggregate", "gradient"} <= set(candidate.stages):
         return found
-    faults = {f.id for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs}
+    faults = {fault.id for fault in possible_faults(after_log_probs)}
     return structs.replace(found, conditional=conditional_faults(cases, faults))
 
 
@@ -271,7 +277,7 @@ class _GeneratedCases:
 
     def __init__(self, candidate: LossCandidate, request: Request) -> None:
         self.candidate, self.request = candidate, request
-        self.reach = candidate.reach if isinstance(candidate, LossFunction) else None
+        self.reach = _reach(candidate)
         cases = cases_within(self.reach, request.seed)
         self.forked = ForkedGenerated(self.run, cases) if worth_forking(len(cases)) else None
 

@@ -57,7 +57,7 @@ class Reach:
         modes = [_MODES[str(mode)] for mode in factors["mode"] if mode not in self.supports]
         if {"tail", "renormalised top-k"} <= set(modes):
             modes = ["top-k" if m == "tail" else m for m in modes if m != "renormalised top-k"]
-        few = [f"K but {self.fixed['distillation_topk']}"] if self._fixes_topk else []
+        few = [f"K but {k}"] if (k := self.fixed.get("distillation_topk")) else []
         alphas = [f"{value:g}" for value in self.taken["alpha"]]
         if "alpha" in self.fixed:
             alphas = [f"{self.fixed['alpha']:g}"]
@@ -66,10 +66,6 @@ class Reach:
         options = [word for factor, word in _WORDS.items() if left[factor]]
         means = [_COUNTS[len(left["aggregation"])]] if left["aggregation"] else []
         return [*modes, *few, *options, *means]
-
-    @property
-    def _fixes_topk(self) -> bool:
-        return self.fixed.get("distillation_topk") is not None
 
     @property
     def base_settings(self) -> dict[str, object]:
@@ -133,9 +129,8 @@ def reach_of(trace: Trace, fixed: Settings) -> Reach | None:
 
 def _is_rare(name: str, value: float) -> bool:
     """Whether no generated case has a setting at this value."""
-    if name == "distillation_topk":
-        return True
-    return name == "alpha" and value not in table().factors["alpha"]
+    unusual = name == "alpha" and value not in table().factors["alpha"]
+    return unusual or name == "distillation_topk"
 
 
 def _plain_rows(plain: Row) -> Iterator[Row]:
@@ -154,13 +149,9 @@ def _taken(takes: Callable[[Row], bool], base: Row, factor: str) -> Iterator[Val
         row = {**base, factor: value}
         if factor == "clip" and value != "none":
             row["ratio"] = "near 1"
-        if row == base or (table().allows(row) and takes(row)) or _untested(row):
+        # a row that breaks a rule cannot be tried beside this base
+        if row == base or not table().allows(row) or takes(row):
             yield value
-
-
-def _untested(row: Row) -> bool:
-    """Whether a row breaks a rule, so that its value cannot be tried beside this base."""
-    return not table().allows(row)
 
 
 def _supports(takes: Callable[[Row], bool], base: Row) -> dict[str, tuple[Value, ...]]:

@@ -19,7 +19,7 @@ from sdpo.parity.compare.evaluated_case import evaluate_case
 from sdpo.parity.compare.loss_stages import ORDER, compare_loss
 from sdpo.parity.compare.statuses import FAILING
 from sdpo.parity.explain.explanation_rows import Certificate
-from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
+from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault, possible_faults
 from sdpo.parity.faults.evaluate_fault import fault_trace
 
 F32 = torch.float32
@@ -56,7 +56,7 @@ def certificate(
     shown = set(stages) & set(ORDER)
     if not shown or not cases:
         return None
-    faults = [f for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs]
+    faults = possible_faults(after_log_probs)
     ordered = sorted(cases, key=lambda case: (case.coarsest_dtype != F32, _elements(case)))
     found = {f.id: _first_case_showing(f, shown, ordered, tries) for f in faults}
     survivors = [f.label for f in faults if found[f.id] is None]

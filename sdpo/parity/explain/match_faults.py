@@ -24,7 +24,7 @@ from sdpo.parity.compare.agreement import Values
 from sdpo.parity.compare.evaluated_case import EvaluatedCase, Observation
 from sdpo.parity.explain.explanation_rows import ExplanationSearch
 from sdpo.parity.explain.one_setting_only import condition
-from sdpo.parity.faults.catalogue import LOSS_FAULTS, Fault
+from sdpo.parity.faults.catalogue import Fault, possible_faults
 from sdpo.parity.faults.evaluate_fault import fault_trace
 from sdpo.parity.faults.reference_parts import LossPart
 from sdpo.parity.truth.tolerances import TOLERANCES
@@ -121,7 +121,7 @@ def explain(
     ordered = _in_order(observations)
     if not ordered or not ordered[0].diverges:
         return []
-    faults = [f for f in LOSS_FAULTS if f.after_log_probs or not after_log_probs]
+    faults = possible_faults(after_log_probs)
     search.faults = len(faults)
     single = [((fault,), explains((fault,), ordered)) for fault in faults]
     matches = [FaultMatch(fault, cases=cases) for fault, cases in single if cases]

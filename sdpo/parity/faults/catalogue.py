@@ -134,3 +134,12 @@ CATALOGUE = read_catalogue(
 )
 LOSS_FAULTS = tuple(fault for fault in CATALOGUE if fault.in_loss)
 BY_ID = {fault.id: fault for fault in CATALOGUE}
+
+
+def possible_faults(after_log_probs: bool) -> list[Fault]:
+    """List the faults of the loss that a candidate can have.
+
+    Args:
+        after_log_probs: it is given log-probs, so that only what comes after them is its own.
+    """
+    return [fault for fault in LOSS_FAULTS if fault.after_log_probs or not after_log_probs]

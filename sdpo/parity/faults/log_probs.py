@@ -72,11 +72,8 @@ def _lower(dtype: torch.dtype) -> _LogSoftmax:
     return lambda logits: logits.to(dtype).log_softmax(-1).to(logits.dtype)
 
 
-def _by(students: _LogSoftmax, teachers: _LogSoftmax) -> LossParts:
-    """Take log-probs of each side by another function: of sampled tokens and on the support."""
-
-    def whole(state: LossState) -> Pair:
-        return students(state.scaled_student), teachers(state.scaled_teacher)
+def _of(whole: Callable[[LossState], Pair]) -> LossParts:
+    """Take log-probs of the sampled tokens, and on the support, of other whole distributions."""
 
     def sampled(state: LossState) -> Pair:
         at = state.responses.unsqueeze(-1)
@@ -93,6 +90,11 @@ def _by(students: _LogSoftmax, teachers: _LogSoftmax) -> LossParts:
         )
 
     return {"log_probs": sampled, "support": on_support}
+
+
+def _by(students: _LogSoftmax, teachers: _LogSoftmax) -> LossParts:
+    """Take log-probs of each side by another function."""
+    return _of(lambda state: (students(state.scaled_student), teachers(state.scaled_teacher)))
 
 
 def _both(log_softmax: _LogSoftmax) -> LossParts:
@@ -122,22 +124,6 @@ def _tempered_afterwards(state: LossState) -> Pair:
     return student.log_softmax(-1) / temperature, teacher.log_softmax(-1) / temperature
 
 
-def _sampled_tempered_afterwards(state: LossState) -> Pair:
-    """Take the sampled tokens' log-probs that were divided by the temperature."""
-    at = state.responses.unsqueeze(-1)
-    student, teacher = _tempered_afterwards(state)
-    return student.gather(-1, at).squeeze(-1), teacher.gather(-1, at).squeeze(-1)
-
-
-def _support_tempered_afterwards(state: LossState) -> Pair:
-    """Take the support's log-probs that were divided by the temperature."""
-    student, teacher = _tempered_afterwards(state)
-    if not state.uses_topk:
-        return student, teacher
-    indices = state.support_indices
-    return student.gather(-1, indices), teacher.gather(-1, indices)
-
-
 FAULTS: FaultParts = {
     "M14": {"scaled_logits": _teacher_one_late},
     "M31": {"scaled_logits": _teacher_unscaled},
@@ -149,7 +135,7 @@ FAULTS: FaultParts = {
     "M37": {"scaled_logits": _both_one_late},
     "M38": {"log_probs": _labels_one_late},
     "M135": _by(_plain, _lower(torch.float32)),
-    "M139": {"log_probs": _sampled_tempered_afterwards, "support": _support_tempered_afterwards},
+    "M139": _of(_tempered_afterwards),
     "M140": _by(_lower(torch.bfloat16), _plain),
     "M141": _by(_plain, _lower(torch.bfloat16)),
     "M142": _both(_rounded_first),

@@ -7,16 +7,16 @@ import importlib
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, convert
+
 _TABLE = Path(__file__).with_name("neighbours.toml")
 
 
-@dataclass(frozen=True)
-class Neighbour:
+class Neighbour(Struct, frozen=True, forbid_unknown_fields=True):
     """A loss of another package.
 
     `install` are requirements that are installed without what they depend on; of a project that is
@@ -54,13 +54,7 @@ class Neighbour:
 def neighbours() -> Mapping[str, Neighbour]:
     """Read the packaged table; by name, in its order."""
     rows = tomllib.loads(_TABLE.read_text(encoding="utf-8"))["neighbour"]
-    plain = [{key: _kept(value) for key, value in row.items()} for row in rows]
-    return {row["name"]: Neighbour(**row) for row in plain}
-
-
-def _kept(value: Any) -> Any:
-    """A value of the table, which nobody changes."""
-    return tuple(value) if isinstance(value, list) else value
+    return {row.name: row for row in convert(rows, list[Neighbour])}
 
 
 def attribute_of(name: str, function: str = "") -> Any:

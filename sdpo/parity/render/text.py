@@ -80,10 +80,14 @@ def one_line(text: str) -> str:
 
 def front(run: RunReport) -> str:
     """First line, diagnosis and reasons: what a reader needs who reads nothing else."""
-    lines = [first_line(run)]
-    lines += [f"  {label + ':':<11} {one_line(said)}" for label, said in diagnosis(run)]
-    known = {run.message}
-    return "\n".join(lines + [f"  reason: {one_line(r)}" for r in run.reasons if r not in known])
+    reasons = [f"  reason: {one_line(r)}" for r in run.reasons if r != run.message]
+    return "\n".join([*_head(run), *reasons])
+
+
+def _head(run: RunReport, folder: str = "") -> list[str]:
+    """The first line and the diagnosis below it."""
+    labelled = [(f"{label}:", one_line(said)) for label, said in diagnosis(run, folder)]
+    return [first_line(run), *(f"  {label:<11} {said}" for label, said in labelled)]
 
 
 def text_report(run: RunReport, folder: str = "") -> str:
@@ -93,8 +97,7 @@ def text_report(run: RunReport, folder: str = "") -> str:
     """
     if not run.started:
         return first_line(run)
-    lines = [first_line(run)]
-    lines += [f"  {label + ':':<11} {one_line(said)}" for label, said in diagnosis(run, folder)]
+    lines = _head(run, folder)
     if run.first_stage_inferred:
         how = "by intervention" if run.ladder else "from the known fault that explains it"
         lines.append(f"  first stage inferred {how}; first observed at {run.first_observed}")
